@@ -1,0 +1,74 @@
+# Everything runs in the virtual environment .venv; PYTHON says which interpreter makes it.
+PYTHON ?= python3
+VENV   := .venv
+BIN    := $(VENV)/bin
+PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
+
+# The root links guides and models are the package's own folders: tools get these paths, never the root.
+CODE := pyrostoch $(wildcard tests examples)
+
+# make test PYTEST_ARGS="tests/test_house.py -x"; COVER=90 measures coverage and fails below that percentage.
+PYTEST_ARGS ?=
+COVER       ?=
+COVER_ARGS   = $(if $(COVER),--cov=pyrostoch --cov-report=term --cov-fail-under=$(COVER))
+DEMO_ARGS   ?=
+DIST        ?= dist
+
+# The tests' tensors are small: one thread is faster than many, and as repeatable.
+TEST_THREADS ?= 1
+
+MAKEFLAGS += --no-builtin-rules
+.DELETE_ON_ERROR:
+.DEFAULT_GOAL := help
+.PHONY: help venv demo test lint cov wheel clean distclean
+
+help:  ## print this list
+	@echo "usage: make TARGET [PYTHON=python3.12]"
+	@awk 'BEGIN { FS = ":.*## " } /^[a-z]+:.*## / { printf "  %-10s %s\n", $$1, $$2 }' Makefile
+
+venv: $(VENV)/.runtime  ## make .venv and install pyrostoch in it (editable)
+
+demo: $(VENV)/.runtime  ## train the five guides on the bundled digits, print the table, write runs/
+	$(BIN)/pyrostoch compare --data digits $(DEMO_ARGS)
+
+test: $(VENV)/.test  ## run the test suite (PYTEST_ARGS=..., COVER=90)
+	OMP_NUM_THREADS=$(TEST_THREADS) MKL_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest $(COVER_ARGS) $(PYTEST_ARGS)
+
+cov:  ## run the test suite and fail below 90 % coverage
+	@$(MAKE) --no-print-directory test COVER=90
+
+lint: $(VENV)/.test  ## ruff check, ruff format --check, mypy
+	$(BIN)/ruff check $(CODE)
+	$(BIN)/ruff format --check $(CODE)
+	$(BIN)/mypy -p pyrostoch
+
+wheel: $(VENV)/.test  ## build the wheel into dist/ (DIST=...)
+	rm -rf build
+	$(BIN)/python -m build --wheel --no-isolation --outdir "$(DIST)"
+	rm -rf build
+
+clean:  ## remove builds and caches (keeps .venv and runs/)
+	rm -rf build dist htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
+
+distclean: clean  ## clean, and remove .venv
+	rm -rf $(VENV)
+
+# The stamps: an interpreter, then the runtime, then the test tools. Only a change of the two files installs anew.
+$(VENV)/.created:
+	@command -v "$(PYTHON)" >/dev/null 2>&1 || { \
+	  echo "error: no interpreter '$(PYTHON)' found; install Python 3.11 or later, or say make PYTHON=/path/to/python" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+	  echo "error: pyrostoch needs Python 3.11 or later, but '$(PYTHON)' is $$("$(PYTHON)" --version 2>&1); say make PYTHON=python3.11" >&2; exit 1; }
+	@"$(PYTHON)" -c 'import ensurepip, venv' 2>/dev/null || { \
+	  echo "error: '$(PYTHON)' cannot make virtual environments; install its venv module (Debian, Ubuntu: apt install python3-venv)" >&2; exit 1; }
+	"$(PYTHON)" -m venv $(VENV)
+	@touch $@
+
+$(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
+	$(PIP) -e .
+	@touch $@
+
+$(VENV)/.test: $(VENV)/.runtime
+	$(PIP) -e ".[test]"
+	@touch $@

@@ -1,0 +1,67 @@
+"""Checks of users' input, with messages that repeat the user's case."""
+
+from __future__ import annotations
+
+import difflib
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+__all__ = ["batch_size", "check_choice", "check_finite", "check_positive", "name_list", "suggest"]
+
+
+def name_list(names: Iterable[str], limit: int = 8) -> str:
+    """Names in quotes, shortened where there are many."""
+    quoted = [repr(name) for name in names]
+    more = f", ... ({len(quoted) - limit} more)" if len(quoted) > limit else ""
+    return ", ".join(quoted[:limit]) + more
+
+
+def suggest(word: str, known: Iterable[str]) -> str:
+    """A `did you mean` for a misspelt word, or nothing."""
+    close = difflib.get_close_matches(word, list(known), n=1)
+    return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_choice(what: str, value: str, known: Iterable[str]) -> str:
+    """Return `value` if it is one of the known names, else raise a `ValueError` that lists them."""
+    names = list(known)
+    if value not in names:
+        raise ValueError(f"{what}: expected one of {name_list(names)}, got {value!r}{suggest(str(value), names)}")
+    return value
+
+
+def check_positive(what: str, value: float) -> float:
+    """Return `value` if it is a positive finite number, else raise a `ValueError`."""
+    if not (isinstance(value, (int, float)) and math.isfinite(value) and value > 0):
+        raise ValueError(f"{what}: expected a positive finite number, got {value!r}")
+    return value
+
+
+def batch_size(x: Any) -> int:
+    """Number of examples in a tensor, or in a tuple of tensors that share their first axis."""
+    first = x[0] if isinstance(x, (tuple, list)) else x
+    if not isinstance(first, Tensor) or first.dim() == 0:
+        raise TypeError(
+            f"inputs: expected a tensor (or a tuple of tensors) whose first axis counts the examples, got "
+            f"{type(first).__name__}" + (" without axes" if isinstance(first, Tensor) else "")
+        )
+    return len(first)
+
+
+def check_finite(what: str, x: Any) -> None:
+    """Raise a `ValueError` that counts and places the NaN and infinite entries of the inputs, if there are any."""
+    for index, part in enumerate(x if isinstance(x, (tuple, list)) else (x,)):
+        if not isinstance(part, Tensor) or not (part.is_floating_point() or part.is_complex()):
+            continue
+        bad = ~torch.isfinite(part)
+        if bad.any():
+            row = int(bad.flatten(1).any(1).nonzero()[0]) if part.dim() > 1 else int(bad.nonzero()[0])
+            which = f"{what}[{index}]" if isinstance(x, (tuple, list)) else what
+            raise ValueError(
+                f"{which}: expected finite values, got {int(bad.sum())} NaN or infinite entries in a tensor of shape "
+                f"{tuple(part.shape)}, the first in row {row}; drop or impute these rows"
+            )

@@ -1,0 +1,231 @@
+r"""KL divergences of a Gaussian weight that depend on one number: the ratio of its variance to its squared mean.
+
+For $q = N(\mu, \alpha\mu^2)$ the divergences to the log-uniform prior and to the ARD prior are functions of $\alpha$
+alone. They come in two forms: of ``log_alpha``, for multiplicative noise; and of the signal-to-noise ratio
+$\mu / \sigma = \pm\alpha^{-1/2}$, for a Gaussian with free mean and scale, where the divergence is a smooth even
+function that is 0 at $\mu = 0$. Both are twice differentiable everywhere, and neither overflows.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+from torch.nn.functional import softplus
+
+# Coefficients of P and Q (see kl_log_uniform), from the constant term up, fitted in 50 digits to the integral of
+# Dawson's function for log alpha in [-20, 20].
+_NUMERATOR_32 = (
+    0.5096883317597547,
+    -0.19609114214108378,
+    1.0294882772885927,
+    0.4188687884062993,
+    0.4477525630896272,
+    0.5780927299304807,
+    -0.08221355244272562,
+    0.07104235531054685,
+    -0.011041819183196439,
+)
+_DENOMINATOR_32 = (
+    0.2335841245971777,
+    0.29200357205244765,
+    0.5233115212367144,
+    0.8779194587979962,
+    0.8936969644474438,
+    0.7976376693744499,
+    0.5084734537495432,
+    0.18815773206955697,
+    0.03922577854150017,
+)
+_NUMERATOR_64 = (
+    0.9510722985876789,
+    -3.3658629705416976,
+    6.138860213054883,
+    -5.0483891191218735,
+    -0.07984196450880622,
+    6.553453919940769,
+    -7.467177620003789,
+    4.211783187082653,
+    1.6144515206739714,
+    -3.00252891263894,
+    2.605553587516264,
+    -0.1159540414202644,
+    -0.2833113956309635,
+    0.40696927637824754,
+    -0.08436050600223939,
+    0.008962695273590254,
+    0.0007945134867046808,
+)
+_DENOMINATOR_64 = (
+    0.4358651718191103,
+    -0.8299707226196025,
+    0.6618457822476604,
+    0.9585779157117386,
+    -1.4246845174461604,
+    1.1412866246416777,
+    0.9592375299839122,
+    -0.5597401839155075,
+    0.9939321090099378,
+    0.7239063401242739,
+    0.3257600867766912,
+    0.629013257649678,
+    0.3942628303580592,
+    0.22346337296583552,
+    0.12270915659491596,
+    0.03192771332603644,
+    0.005686444049467928,
+)
+# Where v = 1 / (1 + 12 alpha) is one half.
+_MIDPOINT = 12.0
+
+# The fit of Molchanov et al. 2017: k1, k2, k3.
+_K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
+
+# torch's softplus is x itself from this argument on; its default, 20, would cost an error of 2e-9.
+_LINEAR_FROM = 50.0
+
+
+def kl_log_uniform(log_alpha: Tensor) -> Tensor:
+    r"""Exact $KL(N(\mu, \alpha\mu^2) \,\|\, \text{LogUniform})$ in nats, elementwise.
+
+    With $s = 1/\sqrt{2\alpha}$ and Dawson's function $D$ it is
+    $2\int_0^s D(x)\,dx = s^2\,{}_2F_2(1, 1; \tfrac32, 2; -s^2)$,
+    which falls from about $-\tfrac12\log\alpha$ to 0 as $\alpha$ grows; its derivative in $\log\alpha$ is $-s D(s)$.
+    It is computed as $\tfrac12\log(1 + 1/\alpha) + v^2 P(2v - 1) / Q(2v - 1)$ with $v = 1 / (1 + 12\alpha)$:
+    two positive terms and one rational function, of degree 8 (float32; lower precisions are computed in float32) or
+    16 (float64). Relative error for $\log\alpha$ in [-20, 20]: below 1e-14 in float64, below 1e-6 in float32.
+
+    Args:
+        log_alpha: $\log\alpha$, any shape, any value (finite results far outside [-20, 20], and 0 at plus infinity).
+
+    Returns:
+        The divergences, in the shape and dtype of ``log_alpha``; twice differentiable.
+
+    Example:
+        >>> kl_log_uniform(torch.tensor([-8.0, 0.0, 8.0]))
+        tensor([4.6350e+00, 4.2669e-01, 1.6772e-04])
+
+    References:
+        Kingma, Salimans, Welling 2015, "Variational Dropout and the Local Reparameterization Trick" (the prior);
+        Hron, Matthews, Ghahramani 2018, "Variational Bayesian Dropout: Pitfalls and Fixes" (the integral).
+    """
+    t = _at_least_float32(log_alpha)
+    v = torch.sigmoid(-t - math.log(_MIDPOINT))
+    return (_kl_ard(t) + _excess(v)).to(log_alpha.dtype)
+
+
+def kl_log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
+    r"""The usual fit to ``kl_log_uniform``: off by up to 0.0094 nats, and by up to 3.4 % of the value.
+
+    $k_1(1 - \text{sigmoid}(k_2 + k_3 \log\alpha)) + \tfrac12\log(1 + 1/\alpha)$ with $k_1 = 0.63576$, $k_2 = 1.8732$,
+    $k_3 = 1.48695$. For comparison with published figures.
+
+    Args:
+        log_alpha: $\log\alpha$, any shape.
+
+    Returns:
+        The approximate divergences in nats, in the shape and dtype of ``log_alpha``.
+
+    Example:
+        >>> kl_log_uniform_molchanov(torch.tensor(0.0))
+        tensor(0.4312)
+
+    References:
+        Molchanov, Ashukha, Vetrov 2017, "Variational Dropout Sparsifies Deep Neural Networks", equation 14.
+    """
+    t = _at_least_float32(log_alpha)
+    return (_kl_ard(t) + _K1 * torch.sigmoid(-_K2 - _K3 * t)).to(log_alpha.dtype)
+
+
+def kl_ard(log_alpha: Tensor) -> Tensor:
+    r"""KL of $N(\mu, \alpha\mu^2)$ to ``ARD``, elementwise: $\tfrac12 \log(1 + 1/\alpha)$ nats.
+
+    It is $KL(N(\mu, \alpha\mu^2) \,\|\, N(0, \tau^2))$ at the best $\tau^2 = \mu^2 + \alpha\mu^2$.
+
+    Args:
+        log_alpha: $\log\alpha$, any shape.
+
+    Returns:
+        The divergences, in the shape and dtype of ``log_alpha``.
+
+    Example:
+        >>> kl_ard(torch.tensor(0.0))
+        tensor(0.3466)
+
+    References:
+        Tipping 2001, "Sparse Bayesian Learning and the Relevance Vector Machine";
+        Kharitonov, Molchanov, Vetrov 2018, "Variational Dropout via Empirical Bayes" (arXiv 1811.00596).
+    """
+    return _kl_ard(_at_least_float32(log_alpha)).to(log_alpha.dtype)
+
+
+def kl_log_uniform_of_snr(snr: Tensor) -> Tensor:
+    """``kl_log_uniform`` as a function of the signal-to-noise ratio ``loc / scale``; zero is no special case."""
+    split = _Split(snr)
+    return (split.half_log1p_square() + _excess(split.odds(2.0, _MIDPOINT))).to(snr.dtype)
+
+
+def kl_log_uniform_molchanov_of_snr(snr: Tensor) -> Tensor:
+    """``kl_log_uniform_molchanov`` as a function of the signal-to-noise ratio ``loc / scale``."""
+    split = _Split(snr)
+    return (split.half_log1p_square() + _K1 * split.odds(2 * _K3, math.exp(_K2))).to(snr.dtype)
+
+
+def kl_ard_of_snr(snr: Tensor) -> Tensor:
+    """``kl_ard`` as a function of the signal-to-noise ratio ``loc / scale``."""
+    return _Split(snr).half_log1p_square().to(snr.dtype)
+
+
+#: Each divergence as a function of log alpha, and of the signal-to-noise ratio.
+AlphaKL = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
+EXACT: AlphaKL = (kl_log_uniform, kl_log_uniform_of_snr)
+MOLCHANOV: AlphaKL = (kl_log_uniform_molchanov, kl_log_uniform_molchanov_of_snr)
+RELEVANCE: AlphaKL = (kl_ard, kl_ard_of_snr)
+
+
+def _at_least_float32(x: Tensor) -> Tensor:
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
+def _kl_ard(t: Tensor) -> Tensor:
+    return softplus(-t, threshold=_LINEAR_FROM) / 2
+
+
+class _Split:
+    """A ratio ``r`` as ``(r, 1)`` where it is at most 1, and as ``(1 / r, r)`` elsewhere.
+
+    The first of the two is never large, so that its powers do not overflow; both are smooth on either side.
+    """
+
+    def __init__(self, r: Tensor) -> None:
+        r = _at_least_float32(r)
+        self.large = r.abs() > 1
+        self.outside = torch.where(self.large, r, 1.0)
+        self.inside = torch.where(self.large, 1 / self.outside, r)
+
+    def half_log1p_square(self) -> Tensor:
+        """``log(1 + r**2) / 2``."""
+        return self.outside.abs().log() + torch.log1p(self.inside.square()) / 2
+
+    def odds(self, power: float, half: float) -> Tensor:
+        """``|r|**power / (|r|**power + half)``."""
+        x = self.inside.square() if power == 2 else self.inside.abs().pow(power)
+        return torch.where(self.large, 1.0, x) / torch.where(self.large, 1 + half * x, x + half)
+
+
+def _excess(v: Tensor) -> Tensor:
+    """What the log-uniform divergence has above the ARD one, as a function of ``v = 1 / (1 + 12 alpha)``."""
+    w = 2 * v - 1
+    if v.dtype == torch.float64:
+        return v.square() * (_polynomial(_NUMERATOR_64, w) / _polynomial(_DENOMINATOR_64, w))
+    return v.square() * (_polynomial(_NUMERATOR_32, w) / _polynomial(_DENOMINATOR_32, w))
+
+
+def _polynomial(coefficients: tuple[float, ...], w: Tensor) -> Tensor:
+    """Horner's rule."""
+    value = w * coefficients[-1] + coefficients[-2]
+    for coefficient in coefficients[-3::-1]:
+        value = value * w + coefficient
+    return value

@@ -1,0 +1,126 @@
+r"""Closed-form KL divergences of the laws of this room, registered with torch.
+
+``torch.distributions.kl_divergence(q, p)`` then finds them, directly and inside ``Independent``, and so does Pyro's
+mean-field ELBO. All are in nats, elementwise over the broadcast batch shape.
+
+Prior ``LogUniform`` ($\log p(w) = -\log|w| - c$, $c = 2.0541...$), for which the scale of a zero-mean posterior is
+immaterial:
+
+- Gaussians: the function of alpha in ``alpha_kl`` (exact, or the named fit); $N(0, \sigma^2)$: 0.
+- $U(-\varphi, \varphi)$: $-\log 2\varphi + E\log|w| + c = c - 1 - \log 2 = 0.3610$.
+- Two points: 0 **by convention**. A mass has no density, so the divergence is infinite, but by the same infinite
+  constant for every scale; as in Neklyudov et al. 2018 the constant is dropped.
+
+Prior ``ARD``, $-H(q) + \tfrac12\log(2\pi e E[w^2])$:
+
+- Gaussians: $\tfrac12\log(1 + 1/\alpha)$; $N(0, \sigma^2)$: 0.
+- $U(-\varphi, \varphi)$: $\tfrac12\log(\pi e / 6) = 0.1765$, the uniform law's distance from the Gaussian of its own
+  variance.
+
+Proper priors: $U(-\varphi, \varphi)$ against ``Normal`` and ``Laplace``; two points against two points. Two points
+against anything else are refused by name: the divergence is infinite.
+
+References:
+    Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017; Hron, Matthews, Ghahramani 2018;
+    Neklyudov, Molchanov, Ashukha, Vetrov 2018 (arXiv 1803.03764); Tipping 2001.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NoReturn
+
+import torch
+from torch import Tensor, broadcast_shapes
+from torch.distributions import Distribution, Laplace, Normal, register_kl
+
+from pyrostoch.distributions.alpha_kl import EXACT, MOLCHANOV, RELEVANCE, AlphaKL
+from pyrostoch.distributions.ard import ARD
+from pyrostoch.distributions.discrete import TwoPoint
+from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
+from pyrostoch.distributions.log_uniform import LOG_UNIFORM_CONSTANT, LogUniform
+from pyrostoch.distributions.symmetric import SymmetricLaw
+from pyrostoch.distributions.uniform import SymmetricUniform
+
+_UNIFORM_LOG_UNIFORM = LOG_UNIFORM_CONSTANT - 1 - math.log(2)
+_UNIFORM_ARD = math.log(math.pi * math.e / 6) / 2
+
+
+def alpha_kl_of(p: LogUniform | ARD) -> AlphaKL:
+    """The divergence that a prior of alpha alone asks for, as a function of log alpha and of ``loc / scale``."""
+    if isinstance(p, ARD):
+        return RELEVANCE
+    return MOLCHANOV if p.approximation == "molchanov" else EXACT
+
+
+def refuse_two_point(q: TwoPoint, p: Distribution) -> NoReturn:
+    """Refuse the infinite divergence of a two-point law from a law without those two atoms."""
+    raise ValueError(
+        f"KL({type(q).__name__} || {type(p).__name__}) is infinite: a law of two points puts probability where "
+        f"{type(p).__name__} has none. Use the LogUniform prior (its KL is 0 by convention), no prior, or a continuous "
+        "posterior (Gaussian or uniform)."
+    )
+
+
+@register_kl(MultiplicativeNormal, LogUniform)
+@register_kl(MultiplicativeNormal, ARD)
+def _multiplicative_alpha(q: MultiplicativeNormal, p: LogUniform | ARD) -> Tensor:
+    of_log_alpha, _ = alpha_kl_of(p)
+    return _over_batch(of_log_alpha(q.unexpanded_log_alpha), q, p)
+
+
+@register_kl(CenteredNormal, LogUniform)
+@register_kl(CenteredNormal, ARD)
+@register_kl(TwoPoint, LogUniform)
+def _zero(q: CenteredNormal | TwoPoint, p: LogUniform | ARD) -> Tensor:
+    return _constant(0.0, q, p)
+
+
+@register_kl(Normal, LogUniform)
+@register_kl(Normal, ARD)
+def _normal_alpha(q: Normal, p: LogUniform | ARD) -> Tensor:
+    _, of_snr = alpha_kl_of(p)
+    return _over_batch(of_snr(q.loc / q.scale), q, p)
+
+
+@register_kl(SymmetricUniform, LogUniform)
+def _uniform_log_uniform(q: SymmetricUniform, p: LogUniform) -> Tensor:
+    return _constant(_UNIFORM_LOG_UNIFORM, q, p)
+
+
+@register_kl(SymmetricUniform, ARD)
+def _uniform_ard(q: SymmetricUniform, p: ARD) -> Tensor:
+    return _constant(_UNIFORM_ARD, q, p)
+
+
+@register_kl(SymmetricUniform, Normal)
+def _uniform_normal(q: SymmetricUniform, p: Normal) -> Tensor:
+    r"""$\log(\sigma / \varphi) + \tfrac12\log(\pi / 2) + (\varphi^2 / 3 + \mu^2) / (2 \sigma^2)$."""
+    spread = ((q.scale / p.scale).square() / 3 + (p.loc / p.scale).square()) / 2
+    return (p.scale / q.scale).log() + math.log(math.pi / 2) / 2 + spread
+
+
+@register_kl(SymmetricUniform, Laplace)
+def _uniform_laplace(q: SymmetricUniform, p: Laplace) -> Tensor:
+    r"""$\log(b / \varphi) + E|w - m| / b$: the distance is $(\varphi^2 + m^2) / 2\varphi$, or $|m|$ beyond $\varphi$."""
+    centre = p.loc.abs()
+    inside = (q.scale + centre.square() / q.scale) / 2
+    distance = torch.where(centre <= q.scale, inside, centre)
+    return (p.scale / q.scale).log() + distance / p.scale
+
+
+@register_kl(TwoPoint, TwoPoint)
+def _two_point_two_point(q: TwoPoint, p: TwoPoint) -> Tensor:
+    """0 where the points are the same, else infinite."""
+    return torch.where(p.support.check(q.scale), 0.0, math.inf).to(q.scale.dtype)
+
+
+register_kl(TwoPoint, Distribution)(refuse_two_point)
+
+
+def _constant(value: float, q: CenteredNormal | SymmetricLaw, p: Distribution) -> Tensor:
+    return _over_batch(torch.full((), value, dtype=q.scale.dtype, device=q.scale.device), q, p)
+
+
+def _over_batch(kl: Tensor, q: Distribution, p: Distribution) -> Tensor:
+    return kl.expand(broadcast_shapes(q.batch_shape, p.batch_shape))

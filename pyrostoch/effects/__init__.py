@@ -1,0 +1,33 @@
+"""Interpretations: how the randomness of a network's weights is treated while its code runs.
+
+An interpretation is a Pyro handler, entered with `with`; the network's code does not change.
+
+| name | class | a random weight is ... |
+| --- | --- | --- |
+| `"shared"` | `SharedSample` | one draw for the whole batch |
+| `"local"` | `LocalReparameterization` | replaced by the law of its layer's output |
+| `"flipout"` | `Flipout` | one draw with signs flipped for each example |
+| `"mean"` | `MeanPropagation` | its mean |
+"""
+
+from __future__ import annotations
+
+from pyrostoch.effects.flipout import Flipout
+from pyrostoch.effects.interpretation import FREE, Interpretation, base_law
+from pyrostoch.effects.local import LocalReparameterization
+from pyrostoch.effects.mean import MeanPropagation
+from pyrostoch.effects.network import call_network, checkpoint, inside_network
+from pyrostoch.effects.shared import SharedSample
+
+__all__ = [
+    "FREE",
+    "Flipout",
+    "Interpretation",
+    "LocalReparameterization",
+    "MeanPropagation",
+    "SharedSample",
+    "base_law",
+    "call_network",
+    "checkpoint",
+    "inside_network",
+]

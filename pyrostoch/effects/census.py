@@ -1,0 +1,135 @@
+"""A census of a network: how each random weight is used, found by one pass that changes nothing.
+
+Treating a weight by the law of a layer's output is right only where that layer is the weight's one use. A weight that is
+tied, looped over, transposed or handed to attention would be silently wrong, so the uses are counted first, by identity.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.func import functional_call
+from torch.overrides import TorchFunctionMode, resolve_name
+
+from pyrostoch.effects.ops import bind
+
+__all__ = ["Use", "take_census", "tensors_in"]
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a weight: the function, its part in it, and how often the function applies it to one example.
+
+    Args:
+        function: Readable name of the torch function.
+        role: `"weight"` or `"bias"` of a linear or convolution, `"other"` elsewhere.
+        partner: Site whose weight shares the call (for a bias), or `None`.
+        applications: Applications to one example: conv positions or tokens; 1 for a plain linear layer.
+        spatial: Number of spatial dimensions; 0 for a linear layer.
+        batched: Whether the input had a batch axis.
+    """
+
+    function: str
+    role: str
+    partner: str | None = None
+    applications: int = 1
+    spatial: int = 0
+    batched: bool = True
+
+
+def tensors_in(tree: Any) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists and dictionaries."""
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, dict):
+        for item in tree.values():
+            yield from tensors_in(item)
+
+
+@dataclass
+class _CensusMode(TorchFunctionMode):
+    """Write down every function that reads a weight."""
+
+    weights: dict[str, Tensor]
+    uses: dict[str, list[Use]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        super().__init__()
+        self.uses = {name: [] for name in self.weights}
+        # `weights` keeps every tensor alive, so an id stands for one tensor throughout.
+        self._names = {id(value): name for name, value in self.weights.items()}
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        result = func(*args, **kwargs)
+        # Reading `weight.shape` or `weight.device` is no use of the weight.
+        if next(tensors_in(result), None) is None:
+            return result
+        op = bind(func, args, kwargs)
+        for tensor in tensors_in((args, kwargs)):
+            name = self._names.get(id(tensor))
+            if name is None:
+                continue
+            if op is None or not (tensor is op.weight or tensor is op.bias):
+                self.uses[name].append(Use(_readable(func), "other"))
+                continue
+            role = "weight" if tensor is op.weight else "bias"
+            partner = self._names.get(id(op.weight)) if role == "bias" else None
+            self.uses[name].append(
+                Use(_readable(func), role, partner, op.applications(result), op.spatial, op.batched())
+            )
+        return result
+
+
+def _readable(func: Callable[..., Any]) -> str:
+    return resolve_name(func) or getattr(func, "__name__", repr(func))
+
+
+def take_census(
+    net: nn.Module, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> dict[str, tuple[Use, ...]]:
+    """Count the uses of each weight in one pass of `net` that leaves buffers and random generators as they were.
+
+    Args:
+        net: The network.
+        weights: Sampled weights by parameter name.
+        args: Positional inputs of the network.
+        kwargs: Keyword inputs of the network.
+
+    Returns:
+        For each weight, its uses in order.
+
+    Raises:
+        RuntimeError: A weight was never used: the network reads something else in its place, so the drawn value would
+            have no effect and its KL would be paid for nothing.
+
+    Example:
+        >>> net = nn.Linear(2, 3)
+        >>> uses = take_census(net, {"weight": torch.ones(3, 2)}, (torch.ones(5, 2),), {})
+        >>> uses["weight"][0].role, uses["weight"][0].applications
+        ('weight', 1)
+    """
+    mode = _CensusMode(dict(weights))
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    devices = sorted({w.device.index for w in weights.values() if w.device.type == "cuda"})
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), warnings.catch_warnings(), mode:
+        warnings.simplefilter("ignore")  # the real pass follows and warns
+        functional_call(net, {**buffers, **weights}, args, kwargs)
+    unused = [name for name, uses in mode.uses.items() if not uses]
+    if unused:
+        raise RuntimeError(
+            f"random weight(s) {', '.join(map(repr, unused))} of {type(net).__name__} are drawn, but the network never "
+            "uses them in its forward pass (an unused branch, a cached copy, or a scripted module), so they cannot be "
+            "made random; exclude them by a prior rule such as {" + repr(unused[0]) + ": None}"
+        )
+    return {name: tuple(uses) for name, uses in mode.uses.items()}

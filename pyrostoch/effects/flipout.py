@@ -1,0 +1,84 @@
+"""Flipout: one draw of the weights' deviation, with signs flipped for each example."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from pyrostoch.distributions import SymmetricUniform, TwoPoint
+from pyrostoch.effects.interpretation import Interpretation
+from pyrostoch.effects.ops import LinearOp
+
+__all__ = ["Flipout"]
+
+
+class Flipout(Interpretation):
+    r"""Decorrelates the examples of a batch by random signs, for any law symmetric about its mean.
+
+    With one draw $\Delta = W - \mathbb{E} W$ and signs $r, s$ of each example's own,
+
+    $$ h = \mathbb{E}W * x + r \circ (\Delta * (s \circ x)), $$
+
+    so every example sees weights of the right law, $\mathbb{E}W + r s^T \circ \Delta$: marginally exact, for convolutions
+    too (the signs belong to channels, and every position of an example sees the same weights). Examples are uncorrelated
+    but not independent.
+
+    References:
+        Wen, Vicol, Ba, Tran, Grosse, "Flipout: efficient pseudo-independent weight perturbations on mini-batches", 2018.
+
+    Example:
+        >>> import pyro
+        >>> from pyrostoch.effects import call_network
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> def model(x):
+        ...     weight = pyro.sample("weight", dist.Normal(torch.zeros(1, 1), 1.0).to_event(2))
+        ...     return call_network(net, {"weight": weight}, (x,))
+        >>> with Flipout() as flipout:
+        ...     out = model(torch.ones(64, 1))
+        >>> out.abs().unique().numel(), out.unique().numel(), flipout.routes
+        (1, 2, {'weight': 'flipout'})
+    """
+
+    name = "flipout"
+
+    def treats(self, law: Distribution) -> bool:
+        """Whether the law is symmetric about its mean, with independent weights."""
+        return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform, dist.Laplace, dist.StudentT))
+
+    def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+        """Carry out the operation with flipped signs, or with the plain draw where there is no batch to flip over."""
+        sequence = op.spatial == 0 and math.prod(op.input.shape[1:-1]) > 1
+        if weight is None or sequence or not op.batched():
+            reason = "sequence" if sequence else "bias" if weight is None else "no batch"
+            for site in (weight, bias):
+                if site is not None:
+                    self.routes[site] = f"shared ({reason})"
+            return op(
+                op.input,
+                op.weight if weight is None else self.draw(weight),
+                op.bias if bias is None else self.draw(bias),
+            )
+        law = self.law(weight)
+        self.routes[weight] = "flipout"
+        if bias is not None:
+            self.routes[bias] = "shared (bias)"
+        offset = op.bias if bias is None else self.draw(bias)
+        if getattr(law, "zero_mean", False):
+            delta, mean = self.draw(weight), None
+        else:
+            delta, mean = self.draw(weight) - law.mean, op(op.input, law.mean, offset)
+        flipped = op(op.input * _signs(op.input, op.spatial), delta, None)
+        flipped = flipped * _signs(flipped, op.spatial)
+        if mean is not None:
+            return mean + flipped
+        return flipped if offset is None else flipped + offset.reshape(-1, *[1] * op.spatial)
+
+
+def _signs(values: Tensor, spatial: int) -> Tensor:
+    """Random signs, one for each example and channel (or feature), constant over positions."""
+    shape = (*values.shape[: values.dim() - spatial], *[1] * spatial)
+    return torch.randint(0, 2, shape, device=values.device).to(values.dtype) * 2 - 1

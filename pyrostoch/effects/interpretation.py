@@ -1,0 +1,150 @@
+"""What an interpretation is: a Pyro handler that knows the law of each drawn weight and treats network calls."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.util import site_is_subsample
+from torch import Tensor
+from torch.distributions import Distribution, Independent
+
+from pyrostoch.effects.census import Use, take_census
+from pyrostoch.effects.network import NetworkCall
+from pyrostoch.effects.ops import LinearOp
+
+__all__ = ["FREE", "Interpretation", "base_law"]
+
+# Key in a site's `infer`: nothing but the network reads this draw, so it may stay undrawn until it is needed.
+FREE = "pyrostoch_free"
+
+
+@dataclass
+class _Draw:
+    """A latent value as its site gave it, with its law; `pending` while it stands for a value not drawn yet."""
+
+    value: Tensor
+    law: Distribution
+    pending: bool = False
+    drawn: Tensor | None = None
+
+
+def base_law(fn: Any) -> Distribution:
+    """The elementwise law inside `Independent` wrappers."""
+    while isinstance(fn, Independent):
+        fn = fn.base_dist
+    return fn
+
+
+class Interpretation(Messenger):
+    """How random weights are treated while a network runs; enter it with `with`.
+
+    A subclass says which laws it can treat (`treats`) and how one linear operation is carried out (`carry`). Weights that
+    the network uses anywhere but in exactly one linear operation keep their drawn value, and `routes` says so.
+
+    Args:
+        lazy: Leave draws of pyrostoch's own guides undrawn until the network needs their value. Only for callers that
+            never read the sites' values.
+
+    Attributes:
+        routes: After a network call: for each site, the way it took, in words.
+    """
+
+    name = "shared"
+
+    def __init__(self, *, lazy: bool = False) -> None:
+        super().__init__()
+        self.lazy = lazy
+        self.routes: dict[str, str] = {}
+        # Strong references, compared by identity; one entry a site, so they do not pile up over steps.
+        self._draws: dict[str, _Draw] = {}
+        self._pending: set[str] = set()
+
+    def treats(self, law: Distribution) -> bool:
+        """Whether operations with a weight of this law can be carried out in this interpretation."""
+        return False
+
+    def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+        """Carry out one linear operation whose weight and/or bias are the named, deferred sites."""
+        raise RuntimeError(f"{type(self).__name__} defers no weight")
+
+    def law(self, site: str) -> Distribution:
+        """The elementwise law of a site."""
+        return self._draws[site].law
+
+    def draw(self, site: str) -> Tensor:
+        """The value of a site, drawn now if it was left undrawn."""
+        draw = self._draws[site]
+        if not draw.pending:
+            return draw.value
+        if draw.drawn is None:
+            draw.drawn = draw.law.rsample()
+        return draw.drawn
+
+    def __enter__(self) -> Any:
+        self._draws.clear()
+        self._pending.clear()
+        return super().__enter__()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if not self.lazy or msg["done"] or msg["is_observed"] or not msg["infer"].get(FREE):
+            return
+        law = base_law(msg["fn"])
+        if self.treats(law):
+            msg["value"] = law.mean.detach()  # a tensor of its own, for identity and shape; costs no noise
+            msg["done"] = True
+            self._pending.add(msg["name"])
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        if msg["is_observed"] or site_is_subsample(msg):
+            return
+        name, value = msg["name"], msg["value"]
+        known = self._draws.get(name)
+        # The model's site repeats the guide's value under the prior's law: the first law, the guide's, holds.
+        if known is None or known.value is not value:
+            self._draws[name] = _Draw(value, base_law(msg["fn"]), name in self._pending)
+            self._pending.discard(name)
+
+    def _pyro_network(self, msg: Any) -> None:
+        call: NetworkCall = msg["args"][0]
+        if call.carrier is not None:
+            return  # an interpretation further in has taken this call
+        uses = self._census(call)
+        deferred: dict[str, str] = {}
+        for parameter, value in call.weights.items():
+            site = call.sites[parameter]
+            known = self._draws.get(site)
+            if known is None or known.value is not value:
+                self.routes[site] = "shared (value given)"
+                continue
+            reason = self._why_not(known.law, uses.get(parameter, ()))
+            if reason is None:
+                deferred[parameter] = site
+            else:
+                self.routes[site] = f"shared ({reason})" if reason else "shared"
+                call.weights[parameter] = self.draw(site)
+        call.deferred = set(deferred)
+
+        def carrier(op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+            return self.carry(op, None if weight is None else deferred[weight], None if bias is None else deferred[bias])
+
+        call.carrier = carrier
+
+    def _why_not(self, law: Distribution, uses: tuple[Use, ...]) -> str | None:
+        """Why a weight keeps its drawn value: a reason, `""` for by design, or `None` where it is deferred."""
+        if not self.treats(law):
+            return "" if type(self).treats is Interpretation.treats else f"no rule for {type(law).__name__}"
+        if len(uses) != 1:
+            return f"used {len(uses)} times"
+        if uses[0].role == "other":
+            return f"used in {uses[0].function}"
+        return None
+
+    def _census(self, call: NetworkCall) -> dict[str, tuple[Use, ...]]:
+        key = (call.net.training, tuple(call.weights))
+        if key not in call.censuses:
+            call.censuses[key] = take_census(call.net, call.weights, call.args, call.kwargs)
+        census: dict[str, tuple[Use, ...]] = call.censuses[key]
+        return census
+

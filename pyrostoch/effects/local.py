@@ -1,0 +1,129 @@
+"""Local reparameterization: a weight is replaced by the law of its layer's output."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor
+from torch.distributions import Distribution, Normal
+
+from pyrostoch.distributions import SymmetricUniform, TwoPoint
+from pyrostoch.effects.interpretation import Interpretation
+from pyrostoch.effects.ops import LinearOp
+
+__all__ = ["LocalReparameterization"]
+
+# Below this variance a float32 root has a gradient too steep to multiply; it moves no output visibly.
+_FLOOR = {torch.float64: 1e-30}
+
+
+class LocalReparameterization(Interpretation):
+    r"""Draws the output of a layer instead of its weights, afresh for each example.
+
+    For independent weights $w_{ij}$ with mean $m$ and variance $v$, the output of a linear operation has mean
+    $m * x$ and variance $v * x^2$, and is drawn as
+
+    $$ h = m * x + \sqrt{v * x^2}\;\varepsilon, \qquad \varepsilon \sim N(0, 1). $$
+
+    Exact for Gaussian weights that are applied once to each example; two-point and uniform weights enter by their first
+    two moments (the output is then Gaussian only in the limit of many inputs). Where a weight is applied many times to an
+    example, drawing the outputs independently is a factorised approximation: over convolution positions it is made, and
+    the route says so (as in the published practice), unless `factorised=False`; over tokens of a sequence it is not made,
+    and one draw is shared instead.
+
+    Args:
+        factorised: Whether convolutions are treated too. `False` keeps every marginal prediction exact.
+        lazy: See `Interpretation`.
+
+    References:
+        Kingma, Salimans, Welling, "Variational dropout and the local reparameterization trick", 2015.
+
+    Example:
+        >>> import pyro
+        >>> from pyrostoch.effects import call_network
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> def model(x):
+        ...     weight = pyro.sample("weight", dist.Normal(torch.zeros(1, 1), 1.0).to_event(2))
+        ...     return call_network(net, {"weight": weight}, (x,))
+        >>> with LocalReparameterization() as local:
+        ...     out = model(torch.ones(3, 1))
+        >>> bool((out == out[0]).all()), local.routes
+        (False, {'weight': 'local (exact)'})
+    """
+
+    name = "local"
+
+    def __init__(self, *, factorised: bool = True, lazy: bool = False) -> None:
+        super().__init__(lazy=lazy)
+        self.factorised = factorised
+
+    def treats(self, law: Distribution) -> bool:
+        """Whether the law enters the output's law by its mean and variance."""
+        return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform))
+
+    def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+        """Draw the output from its law, or from one shared draw of the weight where that law would be a fiction."""
+        if self._repeated(op):
+            for site in (weight, bias):
+                if site is not None:
+                    self.routes[site] = "shared (sequence)" if op.spatial == 0 else "shared (convolution)"
+            return op(op.input, op.weight if weight is None else self.draw(weight), self._bias_value(op, bias))
+        mean = self._mean(op, weight, bias)
+        variance = self._variance(op, weight, bias)
+        for site in (weight, bias):
+            if site is not None:
+                self.routes[site] = self._describe(site, op, variance)
+        deviation = _root(variance)
+        noise = torch.randn(variance.shape, dtype=deviation.dtype, device=variance.device) * deviation
+        return noise.to(variance.dtype) if mean is None else mean + noise.to(mean.dtype)
+
+    def _repeated(self, op: LinearOp) -> bool:
+        if op.spatial == 0:
+            return math.prod(op.input.shape[1:-1]) > 1
+        return not self.factorised and not _single_position(op)
+
+    def _bias_value(self, op: LinearOp, bias: str | None) -> Tensor | None:
+        return op.bias if bias is None else self.draw(bias)
+
+    def _mean(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor | None:
+        loc = op.bias if bias is None else _mean_of(self.law(bias))
+        if weight is None:
+            return op(op.input, op.weight, loc)
+        if getattr(self.law(weight), "zero_mean", False):
+            # The whole product with the zero mean is left out; only a bias remains.
+            return None if loc is None else loc.reshape(-1, *[1] * op.spatial)
+        return op(op.input, self.law(weight).mean, loc)
+
+    def _variance(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+        spread = None if bias is None else self.law(bias).variance
+        if weight is None:
+            # Only the bias is random: its variance, the same everywhere, in the shape of the output.
+            return op(torch.zeros_like(op.input), torch.zeros_like(op.weight), spread)
+        return op(op.input.square(), self.law(weight).variance, spread)
+
+    def _describe(self, site: str, op: LinearOp, output: Tensor) -> str:
+        exact = isinstance(self.law(site), Normal)
+        applications = op.applications(output)
+        if applications > 1:
+            return f"local (factorised over {applications} positions)"
+        return "local (exact)" if exact else "local (matched moments)"
+
+
+def _mean_of(law: Distribution) -> Tensor | None:
+    return None if getattr(law, "zero_mean", False) else law.mean
+
+
+def _root(variance: Tensor) -> Tensor:
+    """Square root with a finite gradient at zero, taken in float32 where the variance has less."""
+    if variance.dtype in (torch.float16, torch.bfloat16):
+        variance = variance.float()
+    return variance.clamp_min(_FLOOR.get(variance.dtype, 1e-16)).sqrt()
+
+
+def _single_position(op: LinearOp) -> bool:
+    """Whether a convolution has one output position, found without computing it."""
+    with torch.no_grad():
+        meta = LinearOp(op.func, op.input.to("meta"), op.weight.to("meta"), None, op.rest)
+        return op.applications(meta(meta.input, meta.weight, None)) == 1

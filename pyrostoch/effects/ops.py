@@ -1,0 +1,112 @@
+"""Which torch functions apply a weight linearly, and how their arguments are named.
+
+A layer, a user's own module and a functional call all arrive at the same few functions; binding their arguments by name
+gives one description, `LinearOp`, that every interpretation understands.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+__all__ = ["LinearOp", "bind"]
+
+_CONV = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+_CONV_TRANSPOSE = ("input", "weight", "bias", "stride", "padding", "output_padding", "groups", "dilation")
+
+# F.conv2d is torch.conv2d, so one entry serves a module, F.* and torch.*.
+_ARGUMENTS: dict[Callable[..., Tensor], tuple[str, ...]] = {
+    F.linear: ("input", "weight", "bias"),
+    torch.conv1d: _CONV,
+    torch.conv2d: _CONV,
+    torch.conv3d: _CONV,
+    torch.conv_transpose1d: _CONV_TRANSPOSE,
+    torch.conv_transpose2d: _CONV_TRANSPOSE,
+    torch.conv_transpose3d: _CONV_TRANSPOSE,
+}
+_SPATIAL = {
+    torch.conv1d: 1,
+    torch.conv2d: 2,
+    torch.conv3d: 3,
+    torch.conv_transpose1d: 1,
+    torch.conv_transpose2d: 2,
+    torch.conv_transpose3d: 3,
+}
+
+
+@dataclass(frozen=True)
+class LinearOp:
+    """One call of a function that is linear in its weight and in its bias.
+
+    Args:
+        func: The torch function.
+        input: Its input, `(batch, ..., in)` for linear, `(batch, in, *space)` or `(in, *space)` for a convolution.
+        weight: The weight tensor itself (identity matters).
+        bias: The bias tensor itself, or `None`.
+        rest: The other arguments by name.
+    """
+
+    func: Callable[..., Tensor]
+    input: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    rest: dict[str, Any]
+
+    def __call__(self, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        """Apply the same function, with the same stride, padding, groups, ..., to other operands."""
+        return self.func(input, weight, bias, **self.rest)
+
+    @property
+    def spatial(self) -> int:
+        """Number of spatial dimensions: 0 for a linear layer, 1 to 3 for a convolution."""
+        return _SPATIAL.get(self.func, 0)
+
+    @property
+    def transposed(self) -> bool:
+        """Whether the weight's first axis holds the input channels."""
+        return _ARGUMENTS[self.func] is _CONV_TRANSPOSE
+
+    def applications(self, output: Tensor) -> int:
+        """How often one weight is applied to one example, given the call's output.
+
+        Conv positions (all axes behind the channels), or the tokens between the batch and the feature axis. An axis-1
+        input of a linear layer is one example.
+        """
+        if self.spatial:
+            return int(output.shape[-self.spatial :].numel())
+        return int(output.shape[1:-1].numel())
+
+    def batched(self) -> bool:
+        """Whether the input has a batch axis in front."""
+        return self.input.dim() > self.spatial + 1
+
+
+def bind(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> LinearOp | None:
+    """Describe a call of `func`, or return `None` where `func` is not linear in a weight.
+
+    Args:
+        func: The function a torch-function mode saw.
+        args: Its positional arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        The bound call, or `None`.
+
+    Example:
+        >>> x, w = torch.ones(2, 3), torch.ones(4, 3)
+        >>> bind(F.linear, (x,), {"weight": w}).weight is w
+        True
+        >>> bind(torch.add, (x, x), {}) is None
+        True
+    """
+    names = _ARGUMENTS.get(func)
+    if names is None:
+        return None
+    bound = dict(zip(names, args, strict=False))
+    bound.update(kwargs)
+    return LinearOp(func, bound.pop("input"), bound.pop("weight"), bound.pop("bias", None), bound)

@@ -1,0 +1,29 @@
+"""Shared sample: one draw of every weight for the whole batch."""
+
+from __future__ import annotations
+
+from pyrostoch.effects.interpretation import Interpretation
+
+__all__ = ["SharedSample"]
+
+
+class SharedSample(Interpretation):
+    """One draw of every weight for the whole batch: a draw of the joint posterior, right for any module.
+
+    The default of Pyro and of `torch.func.functional_call`. As an explicit interpretation it checks once that the
+    network uses every weight that is drawn, and it shields a call from interpretations further out.
+
+    Example:
+        >>> import pyro, torch, pyro.distributions as dist
+        >>> from pyrostoch.effects import call_network
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> def model(x):
+        ...     weight = pyro.sample("weight", dist.Normal(torch.zeros(1, 1), 1.0).to_event(2))
+        ...     return call_network(net, {"weight": weight}, (x,))
+        >>> with SharedSample() as shared:
+        ...     out = model(torch.ones(3, 1))
+        >>> bool((out == out[0]).all()), shared.routes
+        (True, {'weight': 'shared'})
+    """
+
+    name = "shared"

@@ -1,0 +1,28 @@
+"""Guides: variational posteriors over a model's sites.
+
+| guide | law of a weight |
+| --- | --- |
+| `Additive` | N(mu, sigma^2) |
+| `WeightwiseAlpha` | N(mu, alpha mu^2), an alpha for every weight |
+| `NeuronwiseAlpha` | the same, an alpha for every output neuron or channel |
+| `LayerwiseAlpha` | the same, an alpha for every weight tensor |
+| `VarianceOnly` | N(0, sigma^2), two points, or uniform: mean zero |
+| `PerSite` | different guides for different sites |
+| `Guide` | the base class for your own |
+"""
+
+from __future__ import annotations
+
+if __name__ != "pyrostoch.guides":
+    raise ImportError(
+        f"import pyrostoch.guides, not {__name__}: the folder at the repository's root is a link for readers, and a second "
+        "copy of its classes would not be recognised"
+    )
+
+from pyrostoch.guides.additive import Additive
+from pyrostoch.guides.alpha import LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha
+from pyrostoch.guides.base import Guide
+from pyrostoch.guides.per_site import PerSite
+from pyrostoch.guides.variance_only import VarianceOnly
+
+__all__ = ["Additive", "Guide", "LayerwiseAlpha", "NeuronwiseAlpha", "PerSite", "VarianceOnly", "WeightwiseAlpha"]

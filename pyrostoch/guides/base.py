@@ -1,0 +1,160 @@
+"""What a guide is: parameters that exist from the start, and the law they give each site."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import pyro
+import torch
+from pyro import distributions as dist
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints, transform_to
+
+from pyrostoch._checks import name_list
+from pyrostoch.effects import FREE
+from pyrostoch.model import Site, announce_parameters
+
+__all__ = ["Guide", "site_key"]
+
+
+def site_key(site: str) -> str:
+    """A site's name as a module name, which may not hold a dot."""
+    return site.replace(".", "/")
+
+
+class Guide(nn.Module):
+    """A mean-field guide: an independent law for each site of a model.
+
+    To put any Pyro distribution on the weights, subclass it and say which parameters a site has and what law they give:
+
+        class LaplaceGuide(Guide):
+            def initial(self, site):
+                return {"loc": site.init, "log_scale": torch.full_like(site.init, -5.0)}
+
+            def law(self, site, loc, log_scale):
+                return dist.Laplace(loc, log_scale.exp())
+
+    Positive scalars (a random prior scale, a random noise) get a log-normal law of their own, whatever the guide.
+
+    Args:
+        model: A `BayesianModel`, or any module with a `sites` property that maps names to `Site`s.
+        sites: Names of the sites this guide covers; all by default (see `PerSite`).
+
+    Raises:
+        TypeError: `model` has no `sites`.
+        ValueError: A named site does not exist.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> class LaplaceGuide(Guide):
+        ...     def initial(self, site):
+        ...         return {"loc": site.init, "log_scale": torch.full_like(site.init, -5.0)}
+        ...     def law(self, site, loc, log_scale):
+        ...         return dist.Laplace(loc, log_scale.exp())
+        >>> model = ps.BayesianModel(nn.Linear(2, 1), prior=ps.priors.Normal(),
+        ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
+        >>> {name: value.shape for name, value in LaplaceGuide(model)().items()}
+        {'weight': torch.Size([1, 2])}
+    """
+
+    #: Names of parameters that live on a logarithmic scale of ratios and take a learning rate of their own.
+    alpha_parameters: tuple[str, ...] = ("log_alpha",)
+
+    def __init__(self, model: nn.Module, *, sites: Iterable[str] | None = None) -> None:
+        super().__init__()
+        described = getattr(model, "sites", None)
+        if not isinstance(described, dict):
+            raise TypeError(
+                f"guide {type(self).__name__}: expected a BayesianModel (or a module with a `sites` dictionary), got "
+                f"{type(model).__name__}"
+            )
+        chosen = list(described) if sites is None else list(sites)
+        unknown = [name for name in chosen if name not in described]
+        if unknown:
+            raise ValueError(
+                f"guide {type(self).__name__}: no site(s) {name_list(unknown)} in the model, which has "
+                f"{name_list(described)}"
+            )
+        self.site_names = tuple(chosen)
+        self._supports = {name: described[name].support for name in chosen}
+        self.parameters_of = nn.ModuleDict()
+        for name in chosen:
+            site = described[name]
+            initial = self.initial(site) if site.support is constraints.real else _initial_scale(site)
+            self.parameters_of[site_key(name)] = nn.ParameterDict(
+                {key: nn.Parameter(value.detach().clone()) for key, value in initial.items()}
+            )
+
+    def initial(self, site: Site) -> dict[str, Tensor]:
+        """The site's variational parameters as they start, by name.
+
+        Args:
+            site: The site; `site.init` is the network's own value.
+
+        Returns:
+            Tensors, which become `nn.Parameter`s.
+        """
+        raise TypeError(f"{type(self).__name__} must implement initial(site)")
+
+    def law(self, site: str, **parameters: Tensor) -> Any:
+        """The elementwise law of a site, from its parameters by name.
+
+        Args:
+            site: The site's name.
+            parameters: What `initial` returned, as it stands now.
+
+        Returns:
+            A Pyro distribution of the site's shape.
+        """
+        raise TypeError(f"{type(self).__name__} must implement law(site, ...)")
+
+    def site_law(self, site: str) -> Distribution:
+        """The law of one site as it stands now, its axes declared as one event.
+
+        Args:
+            site: The site's name.
+
+        Returns:
+            A Pyro distribution.
+
+        Raises:
+            ValueError: The guide has no such site.
+        """
+        if site not in self._supports:
+            raise ValueError(f"guide {type(self).__name__}: no site {site!r}; it has {name_list(self._supports)}")
+        parameters = dict(self.parameters_of[site_key(site)].items())  # type: ignore[operator]
+        support = self._supports[site]
+        law = self.law(site, **parameters) if support is constraints.real else _scale_law(support, **parameters)
+        return law.to_event(len(law.batch_shape))
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The Pyro guide: draws every site; the data are ignored."""
+        announce_parameters(self, "guide")
+        return self.draw()
+
+    def draw(self) -> dict[str, Tensor]:
+        """Draw every site, by name."""
+        return {
+            name: pyro.sample(name, self.site_law(name), infer={FREE: self._supports[name] is constraints.real})
+            for name in self.site_names
+        }
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The guide's parameters by the learning rate they take: `"main"`, and `"alpha"` for logarithms of ratios."""
+        groups: dict[str, list[nn.Parameter]] = {"main": [], "alpha": []}
+        for name, parameter in self.named_parameters():
+            groups["alpha" if name.rpartition(".")[2] in self.alpha_parameters else "main"].append(parameter)
+        return groups
+
+
+def _initial_scale(site: Site) -> dict[str, Tensor]:
+    unconstrained = transform_to(site.support).inv(site.init)
+    return {"loc": unconstrained, "log_scale": torch.full_like(unconstrained, math.log(0.1))}
+
+
+def _scale_law(support: Any, loc: Tensor, log_scale: Tensor) -> Any:
+    if support in (constraints.positive, constraints.nonnegative):
+        return dist.LogNormal(loc, log_scale.exp())
+    return dist.TransformedDistribution(dist.Normal(loc, log_scale.exp()), [transform_to(support)])

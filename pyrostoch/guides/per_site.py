@@ -1,0 +1,95 @@
+"""Different guides for different sites."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
+
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyrostoch._checks import name_list
+from pyrostoch.guides.base import Guide
+from pyrostoch.model import announce_parameters
+
+__all__ = ["PerSite"]
+
+
+class PerSite(nn.Module):
+    """A guide made of guides: each covers the sites that its name pattern matches.
+
+    Args:
+        model: A `BayesianModel`.
+        rules: Guide classes (or `functools.partial`s of them) by name pattern, shell wildcards; the last match wins.
+        sites: Names of the sites covered; all by default.
+
+    Raises:
+        ValueError: A site is matched by no pattern, or a pattern covers no site.
+
+    Example:
+        >>> import functools, pyrostoch as ps
+        >>> net = nn.Sequential(nn.Linear(2, 8), nn.ReLU(), nn.Linear(8, 1))
+        >>> model = ps.BayesianModel(net, prior=ps.priors.LogUniform(),
+        ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
+        >>> guide = PerSite(model, {"*": ps.guides.Additive,
+        ...                         "0.*": functools.partial(ps.guides.VarianceOnly, family="uniform")})
+        >>> type(guide.site_law("0.weight").base_dist).__name__
+        'SymmetricUniform'
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        rules: Mapping[str, Callable[..., Guide]],
+        *,
+        sites: Iterable[str] | None = None,
+    ) -> None:
+        super().__init__()
+        names = list(model.sites) if sites is None else list(sites)  # type: ignore[arg-type]
+        rule_of = {name: [p for p in rules if fnmatch.fnmatchcase(name, p)] for name in names}
+        uncovered = [name for name, patterns in rule_of.items() if not patterns]
+        if uncovered:
+            raise ValueError(
+                f"PerSite: no pattern of {name_list(rules)} matches site(s) {name_list(uncovered)}; add a pattern '*'"
+            )
+        covered = {pattern: [name for name in names if rule_of[name][-1] == pattern] for pattern in rules}
+        idle = [pattern for pattern, hits in covered.items() if not hits]
+        if idle:
+            raise ValueError(f"PerSite: pattern(s) {name_list(idle)} cover no site of {name_list(names)}")
+        self.site_names = tuple(names)
+        self.parts = nn.ModuleList(make(model, sites=covered[pattern]) for pattern, make in rules.items())
+        self._part_of = {name: index for index, hits in enumerate(covered.values()) for name in hits}
+
+    def site_law(self, site: str) -> Distribution:
+        """The law of one site as it stands now.
+
+        Args:
+            site: The site's name.
+
+        Returns:
+            A Pyro distribution.
+
+        Raises:
+            ValueError: The guide has no such site.
+        """
+        if site not in self._part_of:
+            raise ValueError(f"guide PerSite: no site {site!r}; it has {name_list(self._part_of)}")
+        law: Distribution = self.parts[self._part_of[site]].site_law(site)  # type: ignore[operator]
+        return law
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The Pyro guide: draws every site."""
+        announce_parameters(self, "guide")
+        drawn: dict[str, Tensor] = {}
+        for part in self.parts:
+            drawn.update(part.draw())  # type: ignore[operator]
+        return {name: drawn[name] for name in self.site_names}
+
+    def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
+        """The parts' parameters by the learning rate they take."""
+        groups: dict[str, list[nn.Parameter]] = {"main": [], "alpha": []}
+        for part in self.parts:
+            for key, parameters in part.parameter_groups().items():  # type: ignore[operator]
+                groups[key].extend(parameters)
+        return groups

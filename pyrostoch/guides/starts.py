@@ -1,0 +1,41 @@
+"""Where variational parameters start."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from pyrostoch.model import Site
+
+__all__ = ["Start", "start_value"]
+
+#: A number for every site, or a function of the site.
+Start = float | Tensor | Callable[[Site], "float | Tensor"]
+
+
+def start_value(start: Start, site: Site, shape: torch.Size, what: str) -> Tensor:
+    """A starting value in a site's dtype, on its device, of the given shape.
+
+    Args:
+        start: Number, tensor, or function of the site.
+        site: The site.
+        shape: Shape wanted.
+        what: Name of the quantity, for the error.
+
+    Returns:
+        A tensor of that shape.
+
+    Raises:
+        ValueError: The value does not broadcast to the shape.
+    """
+    value = start(site) if callable(start) and not isinstance(start, Tensor) else start
+    tensor = torch.as_tensor(value, dtype=site.init.dtype, device=site.init.device)
+    try:
+        return tensor.expand(shape).clone()
+    except RuntimeError as error:
+        raise ValueError(
+            f"{what} at site {site.name!r}: expected a number or a shape that broadcasts to {tuple(shape)}, got "
+            f"{tuple(tensor.shape)}"
+        ) from error

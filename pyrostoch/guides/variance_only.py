@@ -1,0 +1,72 @@
+"""Guides of variance networks: laws symmetric about zero, with all information in their widths."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from pyrostoch._checks import check_choice
+from pyrostoch.distributions import CenteredNormal, SymmetricUniform, TwoPoint
+from pyrostoch.guides.base import Guide
+from pyrostoch.guides.starts import Start, start_value
+from pyrostoch.model import Site
+
+__all__ = ["VarianceOnly"]
+
+_FAMILIES: dict[str, type] = {"gaussian": CenteredNormal, "bernoulli": TwoPoint, "uniform": SymmetricUniform}
+
+
+class VarianceOnly(Guide):
+    r"""A symmetric law of mean zero for every weight: $w_{ij} = \phi_{ij}\,\varepsilon_{ij}$.
+
+    $\varepsilon$ is N(0, 1) (`"gaussian"`), $\pm 1$ with equal chance (`"bernoulli"`) or U(-1, 1) (`"uniform"`). The mean
+    says nothing, so mean propagation fails by design; averaging over draws works. The parameter is
+    $\phi$ itself and may change its sign, which changes nothing in the law.
+
+    Args:
+        model: A `BayesianModel`.
+        family: The law of epsilon.
+        init_scale: Starting phi; by default the network's own weights (their signs do not matter), which keeps the
+            output's variance where the network's initialisation put it.
+        sites: Names of the sites covered; all by default.
+
+    References:
+        Neklyudov, Molchanov, Ashukha, Vetrov, "Variance networks: when expectation does not meet your expectations",
+        2018 (arXiv 1803.03764).
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> model = ps.BayesianModel(nn.Linear(3, 2), prior=ps.priors.LogUniform(),
+        ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
+        >>> bool((VarianceOnly(model).site_law("weight").mean == 0).all())
+        True
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        family: Literal["gaussian", "bernoulli", "uniform"] = "gaussian",
+        init_scale: Start | None = None,
+        sites: Iterable[str] | None = None,
+    ) -> None:
+        self.family = check_choice("VarianceOnly family", family, _FAMILIES)
+        self._init_scale = init_scale
+        super().__init__(model, sites=sites)
+
+    def initial(self, site: Site) -> dict[str, Tensor]:
+        """`scale`, in the weight's shape."""
+        if self._init_scale is None:
+            return {"scale": site.init}
+        return {"scale": start_value(self._init_scale, site, site.init.shape, "init_scale")}
+
+    def law(self, site: str, **parameters: Tensor) -> Any:
+        """The family's law of width |scale|."""
+        # A width of exactly zero is no law; the floor is far below any weight that matters.
+        return _FAMILIES[self.family](parameters["scale"].abs().clamp_min(1e-12))
+
+    def extra_repr(self) -> str:
+        """The family."""
+        return f"family={self.family!r}"

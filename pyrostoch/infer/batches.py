@@ -1,0 +1,204 @@
+"""A data set as batches `(x, y)`, in an order that a seed and the number of the epoch fix."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+
+from pyrostoch._checks import batch_size as count_of
+
+__all__ = ["Batches", "Inputs", "as_batches", "order_of", "to_device"]
+
+Inputs = Tensor | tuple[Tensor, ...]
+
+
+def order_of(seed: int, epoch: int, count: int) -> Tensor:
+    """The order in which an epoch visits the examples, the same on every machine that runs the same torch.
+
+    Args:
+        seed: Seed of the run.
+        epoch: Number of the epoch.
+        count: Number of examples.
+
+    Returns:
+        A permutation of 0 ... count - 1.
+
+    Example:
+        >>> bool((order_of(0, 1, 5) == order_of(0, 1, 5)).all()), sorted(order_of(0, 2, 4).tolist())
+        (True, [0, 1, 2, 3])
+    """
+    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
+
+
+def to_device(x: Any, device: torch.device) -> Any:
+    """A tensor, or a tuple of tensors, on a device."""
+    if isinstance(x, tuple):
+        return tuple(part.to(device, non_blocking=True) for part in x)
+    return x.to(device, non_blocking=True)
+
+
+class Batches(ABC):
+    """A data set cut into batches.
+
+    Attributes:
+        num_data: Number of examples.
+        batch_size: Number of examples of a batch, the last of which may be shorter; `None` where a loader decides.
+        whole: The data set as one `(x, y)` where it lies in memory as tensors, else `None`.
+    """
+
+    num_data: int
+    batch_size: int | None
+    whole: tuple[Inputs, Tensor] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of batches of an epoch."""
+
+    @abstractmethod
+    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """The batches of one epoch: shuffled by `seed` and `number`, or as they lie where `seed` is `None`."""
+
+    def generators(self) -> list[torch.Generator]:
+        """Random generators other than torch's own that the order depends on."""
+        return []
+
+
+class _Indexed(Batches):
+    """Batches by index: of tensors that are sliced, or of a data set that is asked item by item."""
+
+    def __init__(self, count: int, batch_size: int) -> None:
+        self.num_data = count
+        self.batch_size = batch_size
+
+    def __len__(self) -> int:
+        return -(-self.num_data // int(self.batch_size or 1))
+
+    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """Slices of a permutation of the examples."""
+        order = torch.arange(self.num_data) if seed is None else order_of(seed, number, self.num_data)
+        yield from (self.pick(index) for index in order.split(int(self.batch_size or 1)))
+
+    @abstractmethod
+    def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
+        """The named examples."""
+
+
+class _Tensors(_Indexed):
+    def __init__(self, x: Inputs, y: Tensor, batch_size: int) -> None:
+        super().__init__(len(y), batch_size)
+        self.whole = (x, y)
+        self._x, self._y = x, y
+
+    def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
+        """Rows of the tensors, wherever they live."""
+        rows = tuple(part[index.to(part.device)] for part in (self._x if isinstance(self._x, tuple) else (self._x,)))
+        return rows if isinstance(self._x, tuple) else rows[0], self._y[index.to(self._y.device)]
+
+
+class _Items(_Indexed):
+    def __init__(self, dataset: Dataset[Any], batch_size: int) -> None:
+        super().__init__(len(dataset), batch_size)  # type: ignore[arg-type]
+        self._dataset = dataset
+
+    def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
+        """Items of the data set, collated as a `DataLoader` would."""
+        return _pair(default_collate([self._dataset[i] for i in index.tolist()]))
+
+
+class _Loader(Batches):
+    def __init__(self, loader: DataLoader[Any]) -> None:
+        self._loader = loader
+        self.batch_size = loader.batch_size
+        try:
+            self._steps = len(loader)
+            self.num_data = len(loader.dataset if loader.batch_size is None else loader.sampler)  # type: ignore[arg-type]
+        except TypeError as error:
+            raise TypeError(
+                "data: expected a DataLoader of known length, since schedules need the number of steps; give its data set "
+                "a __len__"
+            ) from error
+
+    def __len__(self) -> int:
+        return self._steps
+
+    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """The loader's batches, in the loader's own order."""
+        yield from (_pair(batch) for batch in self._loader)
+
+    def generators(self) -> list[torch.Generator]:
+        """The generators of the loader and of its sampler."""
+        found = [getattr(part, "generator", None) for part in (self._loader, self._loader.sampler)]
+        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+
+
+def as_batches(data: Any, batch_size: int, what: str = "data") -> Batches:
+    """Cut a data set into batches.
+
+    Args:
+        data: `(x, y)` tensors, where `x` may be a tuple of tensors; a `Dataset` of such items; or a `DataLoader`, which
+            keeps its own batches and order.
+        batch_size: Number of examples of a batch.
+        what: What the errors call the data.
+
+    Returns:
+        The batches.
+
+    Raises:
+        TypeError: The data are none of these.
+        ValueError: The data set is empty, or there are not as many inputs as targets.
+
+    Example:
+        >>> batches = as_batches((torch.zeros(5, 2), torch.arange(5)), 2)
+        >>> [y.tolist() for _, y in batches.epoch(None, 0)]
+        [[0, 1], [2, 3], [4]]
+    """
+    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
+        raise ValueError(f"batch_size: expected a whole number from 1 up, got {batch_size!r}")
+    batches: Batches
+    if isinstance(data, DataLoader):
+        batches = _Loader(data)
+    elif isinstance(data, TensorDataset) and len(data.tensors) > 1:
+        *inputs, y = data.tensors
+        batches = _Tensors(tuple(inputs) if len(inputs) > 1 else inputs[0], y, batch_size)
+    elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
+        batches = _Items(data, batch_size)
+    elif isinstance(data, (tuple, list)) and len(data) == 2:
+        batches = _of_tensors(data[0], data[1], batch_size, what)
+    else:
+        got = f"{type(data).__name__} of {len(data)}" if isinstance(data, (tuple, list)) else type(data).__name__
+        raise TypeError(
+            f"{what}: expected (x, y) tensors (several inputs as a tuple x), a map-style torch Dataset or a DataLoader, "
+            f"got {got}"
+        )
+    if batches.num_data == 0:
+        raise ValueError(f"{what}: expected at least one example, got an empty data set")
+    return batches
+
+
+def _of_tensors(x: Any, y: Any, batch_size: int, what: str) -> Batches:
+    if not isinstance(y, Tensor) or y.dim() == 0:
+        raise TypeError(f"{what}: expected targets y as a tensor with an axis of examples, got {type(y).__name__}")
+    x = tuple(x) if isinstance(x, list) else x
+    for part in x if isinstance(x, tuple) else (x,):
+        if count_of(part) != len(y):
+            raise ValueError(f"{what}: expected as many inputs as targets, got {len(part)} inputs and {len(y)} targets")
+    return _Tensors(x, y, batch_size)
+
+
+def _pair(batch: Any) -> tuple[Inputs, Tensor]:
+    """`(x, y)` from what a data set or loader yields: the last entry is the target."""
+    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
+        raise TypeError(
+            f"data: expected items (x, y), or (x1, x2, ..., y) for several inputs, as tensors; got {type(batch).__name__}"
+            + (f" of {[type(part).__name__ for part in batch]}" if isinstance(batch, (tuple, list)) else "")
+        )
+    *inputs, y = batch
+    x = inputs[0] if len(inputs) == 1 else tuple(inputs)
+    return tuple(x) if isinstance(x, list) else x, y

@@ -1,0 +1,70 @@
+"""What changes from step to step of a training run: the learning rate and the weight of the KL."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Literal
+
+from pyrostoch._checks import check_choice
+
+__all__ = ["SCHEDULES", "Schedule", "kl_weight", "rate_factor"]
+
+Schedule = Literal["linear", "cosine", "constant"]
+
+#: The factor of the learning rate, as a function of the share of the run that is done.
+SCHEDULES: dict[str, Callable[[float], float]] = {
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+    "constant": lambda done: 1.0,
+}
+
+
+def rate_factor(schedule: Schedule | str, step: int, steps: int) -> float:
+    r"""The factor of the learning rate at one step: 1 at the first, on its way to 0 at the end of the run.
+
+    With $t$ steps done of $T$: $1 - t/T$ (`"linear"`), $(1 + \cos \pi t/T)/2$ (`"cosine"`), or 1 (`"constant"`).
+
+    Args:
+        schedule: Its name.
+        step: Number of steps already made.
+        steps: Number of steps of the whole run.
+
+    Returns:
+        A number from 0 to 1.
+
+    Raises:
+        ValueError: The name is unknown.
+
+    Example:
+        >>> [rate_factor("linear", step, 4) for step in range(4)]
+        [1.0, 0.75, 0.5, 0.25]
+        >>> rate_factor("cosine", 2, 4)
+        0.5
+
+    References:
+        The cosine: Loshchilov, Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017.
+    """
+    return SCHEDULES[check_choice("schedule", schedule, SCHEDULES)](step / steps)
+
+
+def kl_weight(step: int, steps_per_epoch: int, warmup: float) -> float:
+    """The weight of the KL at one step: from 0 at the first, linearly to 1 after `warmup` epochs.
+
+    Args:
+        step: Number of steps already made.
+        steps_per_epoch: Steps of an epoch.
+        warmup: Length of the warm-up in epochs, which may be a fraction; 0 for none.
+
+    Returns:
+        A number from 0 to 1.
+
+    Example:
+        >>> [kl_weight(step, 2, warmup=2.0) for step in range(6)]
+        [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+
+    References:
+        Sonderby et al., "Ladder variational autoencoders", 2016.
+    """
+    length = warmup * steps_per_epoch
+    return 1.0 if step >= length else step / length

@@ -1,0 +1,95 @@
+"""Torch's layers with priors on their parameters, their signatures unchanged."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pyrostoch.layers.weights import RandomWeights
+from pyrostoch.priors import PriorSpec
+
+__all__ = [
+    "GRU",
+    "LSTM",
+    "Conv1d",
+    "Conv2d",
+    "Conv3d",
+    "ConvTranspose1d",
+    "ConvTranspose2d",
+    "ConvTranspose3d",
+    "Embedding",
+    "Linear",
+    "MultiheadAttention",
+]
+
+
+class Linear(RandomWeights, nn.Linear):
+    """`torch.nn.Linear` with priors; see `RandomWeights`.
+
+    Example:
+        >>> import torch, pyrostoch as ps
+        >>> layer = Linear(3, 2, prior={"weight": ps.priors.Normal(), "bias": ps.priors.Normal(scale=0.1)}, name="fc1")
+        >>> list(layer.sites)
+        ['fc1.weight', 'fc1.bias']
+        >>> bool((layer(torch.ones(1, 3)) == layer(torch.ones(1, 3))).any())
+        False
+    """
+
+
+class Conv1d(RandomWeights, nn.Conv1d):
+    """`torch.nn.Conv1d` with priors; see `RandomWeights`."""
+
+
+class Conv2d(RandomWeights, nn.Conv2d):
+    """`torch.nn.Conv2d` with priors; see `RandomWeights`."""
+
+
+class Conv3d(RandomWeights, nn.Conv3d):
+    """`torch.nn.Conv3d` with priors; see `RandomWeights`."""
+
+
+class ConvTranspose1d(RandomWeights, nn.ConvTranspose1d):
+    """`torch.nn.ConvTranspose1d` with priors; see `RandomWeights`."""
+
+
+class ConvTranspose2d(RandomWeights, nn.ConvTranspose2d):
+    """`torch.nn.ConvTranspose2d` with priors; see `RandomWeights`."""
+
+
+class ConvTranspose3d(RandomWeights, nn.ConvTranspose3d):
+    """`torch.nn.ConvTranspose3d` with priors; see `RandomWeights`."""
+
+
+class Embedding(RandomWeights, nn.Embedding):
+    """`torch.nn.Embedding` with priors; see `RandomWeights`. The row of `padding_idx` is drawn like the others.
+
+    Raises:
+        ValueError: A prior together with `max_norm`, by which torch would overwrite the drawn weights.
+    """
+
+    def __init__(self, *args: Any, prior: PriorSpec = None, name: str | None = None, **kwargs: Any) -> None:
+        super().__init__(*args, prior=prior, name=name, **kwargs)
+        if self.priors and self.max_norm is not None:
+            raise ValueError(
+                f"Embedding: max_norm={self.max_norm} overwrites rows of the weight when they are looked up, so a "
+                "weight with a prior would not keep its drawn value; leave out max_norm or the prior"
+            )
+
+
+class LSTM(RandomWeights, nn.LSTM):
+    """`torch.nn.LSTM` with priors; see `RandomWeights`. One draw serves every time step."""
+
+
+class GRU(RandomWeights, nn.GRU):
+    """`torch.nn.GRU` with priors; see `RandomWeights`. One draw serves every time step."""
+
+
+class MultiheadAttention(RandomWeights, nn.MultiheadAttention):
+    """`torch.nn.MultiheadAttention` with priors; see `RandomWeights`. One draw serves every token.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> list(MultiheadAttention(4, 2, prior=ps.priors.Normal(), name="attention").sites)
+        ['attention.in_proj_weight', 'attention.out_proj.weight']
+    """

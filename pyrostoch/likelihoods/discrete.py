@@ -1,0 +1,105 @@
+"""Likelihoods of classes and counts."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro import distributions as dist
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyrostoch.likelihoods.base import Likelihood, per_example
+
+__all__ = ["Bernoulli", "Categorical", "Poisson"]
+
+
+class Categorical(Likelihood):
+    """One of C classes; the network's output `(batch, ..., C)` are logits.
+
+    Example:
+        >>> Categorical()(torch.zeros(4, 2)).log_prob(torch.tensor([0, 1, 0, 1])).exp()
+        tensor([0.5000, 0.5000, 0.5000, 0.5000])
+    """
+
+    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+        """Categorical(logits=output)."""
+        if output.dim() < 2:
+            raise ValueError(
+                f"likelihood Categorical: expected logits of shape (batch, classes), got {tuple(output.shape)}"
+            )
+        return per_example(dist.Categorical(logits=output))
+
+    def check_shape(self, law: Distribution, target: Tensor) -> None:
+        """Refuse targets that are not one whole number an example."""
+        if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
+            raise TypeError(
+                f"likelihood Categorical: expected integer class labels, got {target.dtype}; one-hot or soft labels are "
+                "not supported, convert with y.argmax(-1) or y.long()"
+            )
+        super().check_shape(law, target)
+
+    def check_target(self, law: Distribution, target: Tensor) -> None:
+        """Refuse labels outside 0 ... C - 1."""
+        base = law.base_dist if hasattr(law, "base_dist") else law
+        classes = base.logits.shape[-1]
+        wrong = (target < 0) | (target >= classes)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"likelihood Categorical: expected labels from 0 to {classes - 1} (the network has {classes} outputs), "
+                f"got {int(wrong.sum())} outside, among them {int(target[wrong][0])}"
+            )
+
+
+class Bernoulli(Likelihood):
+    """Yes or no; the network's output `(batch,)`, `(batch, 1)` or `(batch, d)` are logits, d independent answers.
+
+    Example:
+        >>> Bernoulli()(torch.zeros(4, 1)).log_prob(torch.ones(4, 1)).shape
+        torch.Size([4])
+    """
+
+    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+        """Bernoulli(logits=output)."""
+        return per_example(dist.Bernoulli(logits=output))
+
+    def check_shape(self, law: Distribution, target: Tensor) -> None:
+        """Refuse integer targets (the density wants floats) and wrong shapes."""
+        if not target.is_floating_point():
+            raise TypeError(
+                f"likelihood Bernoulli: expected floating-point targets 0.0 or 1.0, got {target.dtype}; convert with y.float()"
+            )
+        super().check_shape(law, target)
+
+    def check_target(self, law: Distribution, target: Tensor) -> None:
+        """Refuse targets other than 0 and 1."""
+        super().check_target(law, target)
+        wrong = (target != 0) & (target != 1)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"likelihood Bernoulli: expected targets 0 or 1, got {int(wrong.sum())} others, among them "
+                f"{float(target[wrong][0]):g}"
+            )
+
+
+class Poisson(Likelihood):
+    """Counts; the network's output is the logarithm of the rate, `(batch,)` or `(batch, d)`.
+
+    Example:
+        >>> Poisson()(torch.zeros(3, 1)).mean.squeeze(-1)
+        tensor([1., 1., 1.])
+    """
+
+    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+        """Poisson(exp(output))."""
+        return per_example(dist.Poisson(output.exp()))
+
+    def check_target(self, law: Distribution, target: Tensor) -> None:
+        """Refuse targets that are not counts."""
+        super().check_target(law, target)
+        wrong = (target < 0) | (target != target.floor())
+        if bool(wrong.any()):
+            raise ValueError(
+                f"likelihood Poisson: expected counts 0, 1, 2, ..., got {int(wrong.sum())} others, among them "
+                f"{float(target[wrong][0]):g}"
+            )

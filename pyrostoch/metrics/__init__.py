@@ -1,0 +1,30 @@
+"""Metrics over streams: constant memory, float64 sums, on any device, nats throughout."""
+
+from __future__ import annotations
+
+from pyrostoch.metrics.accuracy import Accuracy
+from pyrostoch.metrics.brier import Brier
+from pyrostoch.metrics.calibration import Calibration, Reliability
+from pyrostoch.metrics.classification import Classification, ClassificationScores
+from pyrostoch.metrics.nll import NegativeLogLikelihood
+from pyrostoch.metrics.regression import Regression, RegressionScores
+from pyrostoch.metrics.running import Estimate, RunningMean
+from pyrostoch.metrics.uncertainty import EntropyDecomposition, MomentAverage, PredictiveAverage, decompose_entropy
+
+__all__ = [
+    "Accuracy",
+    "Brier",
+    "Calibration",
+    "Classification",
+    "ClassificationScores",
+    "EntropyDecomposition",
+    "Estimate",
+    "MomentAverage",
+    "NegativeLogLikelihood",
+    "PredictiveAverage",
+    "Regression",
+    "RegressionScores",
+    "Reliability",
+    "RunningMean",
+    "decompose_entropy",
+]

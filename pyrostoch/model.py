@@ -1,0 +1,300 @@
+"""A network with random weights as a Pyro model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.messenger import Messenger
+from pyro.poutine.runtime import am_i_wrapped, effectful
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints, transform_to
+
+from pyrostoch._checks import batch_size, check_finite, name_list
+from pyrostoch.effects import base_law, call_network
+from pyrostoch.likelihoods import as_likelihood
+from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, is_bias
+
+__all__ = ["BayesianModel", "Site", "announce_parameters", "latent_sites"]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """A latent variable of a model, as a guide sees it.
+
+    Args:
+        name: Name of the Pyro site; for a weight, its parameter's name.
+        init: Where a guide starts: the network's own value, or a typical value of the prior.
+        support: Its support (real for weights, positive for scales).
+        role: `"weight"`, `"bias"`, or `"scale"` for a random scale of a prior or a likelihood.
+        prior: Text of the prior.
+        improper: Whether the prior is improper.
+        out_axis: Axis of `init` that counts output neurons or channels.
+        layer: Type of the module that holds the weight.
+    """
+
+    name: str
+    init: Tensor
+    support: Any
+    role: str
+    prior: str
+    improper: bool = False
+    out_axis: int = 0
+    layer: str = ""
+
+
+class BayesianModel(nn.Module):
+    r"""Any `nn.Module` as a Pyro model: named weights get priors, the output a likelihood.
+
+    $$ w \sim p(w), \qquad y_i \sim p(y \mid \mathrm{net}_w(x_i)), \quad i = 1 \dots N. $$
+
+    Called as `model(x, y)` inside Pyro it draws the weights by `pyro.sample`, runs the untouched network with them in place
+    of its parameters, and observes `y` in a plate that scales the batch to all N examples. Any Pyro inference works on it:
+    `SVI`, `Trace_ELBO`, NUTS, `Predictive`, `AutoNormal`, `poutine.condition`.
+
+    The parameters that get a prior are frozen in `net` (`requires_grad=False`): draws stand in for them, and they only
+    tell guides where to start. A parameter without a prior stays an ordinary trained parameter.
+
+    Args:
+        net: The network. Several inputs are passed as a tuple `x`.
+        prior: A prior, a Pyro distribution, rules by name pattern, a callable, or `None`; see `pyrostoch.priors.assign`.
+        likelihood: A likelihood, or a function from the network's output to a distribution.
+        num_data: Number N of training examples; the ELBO is that of the whole data set.
+        penalty: A function of `net` that returns a penalty in nats for the whole data set, added to the loss; it may read
+            the parameters that have no prior.
+
+    Raises:
+        ValueError: `num_data` is missing or not positive, a rule matches nothing, a parameter cannot be made random.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
+        >>> model = BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.1), num_data=100)
+        >>> list(model.sites)
+        ['0.weight', '2.weight']
+        >>> x, y = torch.zeros(10, 2), torch.zeros(10, 1)
+        >>> trace = poutine.trace(model).get_trace(x, y)
+        >>> [name for name, node in trace.nodes.items() if node["type"] == "sample"]
+        ['0.weight', '2.weight', 'data', 'obs']
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        *,
+        prior: PriorSpec = None,
+        likelihood: Any = None,
+        num_data: int | None = None,
+        penalty: Callable[[nn.Module], Tensor] | None = None,
+    ) -> None:
+        super().__init__()
+        if not isinstance(net, nn.Module):
+            raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+        if likelihood is None:
+            raise ValueError("likelihood is missing: give one of pyrostoch.likelihoods, such as Categorical()")
+        if not isinstance(num_data, int) or isinstance(num_data, bool) or num_data < 1:
+            raise ValueError(
+                f"num_data: expected the number of training examples, got {num_data!r}; it scales the likelihood of a "
+                "batch against the KL of the weights and is never guessed"
+            )
+        self.net = net
+        self.likelihood = as_likelihood(likelihood)
+        self.num_data = num_data
+        self.penalty = penalty
+        priors = assign(net, prior)
+        self._parameter_of = {clean_name(name): name for name in priors}
+        # A module's name may not hold a dot.
+        self.priors = nn.ModuleDict({_key(clean_name(name)): p for name, p in priors.items()})
+        self._censuses: dict[Any, Any] = {}
+        self._describe_sites()  # refuses what cannot be drawn before anything is changed
+        for name in priors:
+            net.get_parameter(name).requires_grad_(False)
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """The latent variables, by name in the order they are drawn, starting from the network's present values."""
+        return self._describe_sites()
+
+    def prior(self, site: str) -> Prior:
+        """The prior of a weight site.
+
+        Args:
+            site: Name of the site.
+
+        Returns:
+            The site's own prior.
+        """
+        if site not in self._parameter_of:
+            raise ValueError(f"site {site!r}: expected one of the random weights {name_list(self._parameter_of)}")
+        prior = self.priors[_key(site)]
+        if not isinstance(prior, Prior):
+            raise TypeError(f"site {site!r}: expected a Prior, got {type(prior).__name__}")
+        return prior
+
+    @property
+    def improper(self) -> bool:
+        """Whether any prior is improper, so that the ELBO is defined up to a constant per weight."""
+        return any(site.improper for site in self.sites.values())
+
+    def draw(self) -> dict[str, Tensor]:
+        """Draw every random weight, by site name: the part of the model that needs no data."""
+        weights = {}
+        for site, parameter in self._parameter_of.items():
+            shape = self.net.get_parameter(parameter).shape
+            law: Any = self.prior(site).law(site, shape)
+            weights[site] = pyro.sample(site, law.to_event(len(shape)))
+        return weights
+
+    def outputs(self, x: Any, weights: dict[str, Tensor]) -> Any:
+        """The network's output on `x` with the given draw, under the interpretation in force."""
+        inputs = x if isinstance(x, tuple) else (x,)
+        values = {self._parameter_of[site]: weights[site] for site in self._parameter_of}
+        sites = {parameter: site for site, parameter in self._parameter_of.items()}
+        return call_network(self.net, values, inputs, sites=sites, censuses=self._censuses)
+
+    def observation(self, x: Any) -> Distribution:
+        """Draw the weights and return the law of the observations given them; nothing is observed or drawn from it.
+
+        Args:
+            x: Inputs.
+
+        Returns:
+            A distribution with one batch axis, the examples.
+        """
+        announce_parameters(self, "model")
+        weights = self.draw()
+        quantities = self.likelihood.draw()
+        return self.likelihood(self.outputs(x, weights), quantities)
+
+    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+        """The Pyro model.
+
+        Args:
+            x: Inputs; the first axis counts the examples.
+            y: Targets; `None` draws them.
+
+        Returns:
+            The observed or drawn targets.
+
+        Raises:
+            ValueError: Shapes do not fit, the batch is larger than `num_data`, or (with Pyro's validation on) an input is
+                not finite or a target is out of range.
+        """
+        count = batch_size(x)
+        if y is not None:
+            self._check_sizes(count, y)
+        if pyro.settings.get("validate_poutine"):
+            check_finite("inputs x", x)
+        law = self.observation(x)
+        if y is not None:
+            self.likelihood.check_shape(law, y)
+            if pyro.settings.get("validate_poutine"):
+                self.likelihood.check_target(law, y)
+            if self.penalty is not None:
+                pyro.factor("penalty", -self.penalty(self.net))
+        size = self.num_data if y is not None else count
+        device = y.device if y is not None else _device(x)
+        with pyro.plate("data", size=size, subsample=torch.arange(count, device=device)):
+            drawn: Tensor = pyro.sample("obs", law, obs=y)
+        return drawn
+
+    def _check_sizes(self, count: int, y: Tensor) -> None:
+        if not isinstance(y, Tensor):
+            raise TypeError(f"targets y: expected a tensor, got {type(y).__name__}")
+        if count == 0:
+            raise ValueError("inputs x: expected at least one example, got an empty batch")
+        if len(y) != count:
+            raise ValueError(f"inputs and targets: expected as many of each, got {count} inputs and {len(y)} targets")
+        if count > self.num_data:
+            raise ValueError(
+                f"num_data: expected the size of the whole training set, got {self.num_data}, which is smaller than a batch "
+                f"of {count}"
+            )
+
+    def _describe_sites(self) -> dict[str, Site]:
+        start = {site: self.net.get_parameter(name).detach() for site, name in self._parameter_of.items()}
+        described = {}
+        with _StartValues(start), poutine.trace() as tracer:
+            self.draw()
+            self.likelihood.draw()
+        for name, node in latent_sites(tracer.trace):
+            law = base_law(node["fn"])
+            init = node["value"].detach().clone()
+            if name not in start:
+                described[name] = Site(name, init, law.support, "scale", type(law).__name__)
+                continue
+            prior = self.prior(name)
+            layer = self.net.get_submodule(self._parameter_of[name].rpartition(".")[0])
+            described[name] = Site(
+                name,
+                init,
+                law.support,
+                "bias" if is_bias(name) else "weight",
+                repr(prior),
+                prior.improper,
+                1 if getattr(layer, "transposed", False) and init.dim() > 2 else 0,
+                type(layer).__name__,
+            )
+        return described
+
+
+class _StartValues(Messenger):
+    """Gives weights their starting value and scales a typical one, so that improper priors need no draw."""
+
+    def __init__(self, start: dict[str, Tensor]) -> None:
+        super().__init__()
+        self.start = start
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.start:
+            value = self.start[msg["name"]]
+        else:
+            law = base_law(msg["fn"])
+            value = law.mean
+            if not bool(torch.isfinite(value).all()):
+                value = transform_to(law.support)(torch.zeros(law.batch_shape, dtype=value.dtype, device=value.device))
+        msg["value"] = value
+        msg["done"] = True
+
+
+def latent_sites(trace: Any) -> Iterator[tuple[str, Any]]:
+    """The latent sample sites of a trace, in order, without those of subsampling plates."""
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample" and not node["is_observed"] and type(node["fn"]).__name__ != "_Subsample":
+            yield name, node
+
+
+def announce_parameters(module: nn.Module, prefix: str) -> None:
+    """Tell Pyro's handlers of a module's trained parameters, without putting them into the global parameter store.
+
+    `pyro.infer.SVI` finds what to optimise by the `param` messages it sees; the parameters stay where they live.
+
+    Args:
+        module: The module.
+        prefix: Put before each parameter's name.
+    """
+    if not am_i_wrapped():
+        return
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            value = parameter.detach()
+            value.unconstrained = lambda parameter=parameter: parameter
+            full = f"{prefix}.{name}"
+            _parameter(value, constraint=constraints.real, event_dim=0, name=full)
+
+
+@effectful(type="param")
+def _parameter(value: Tensor, **_: Any) -> Tensor:
+    return value
+
+
+def _key(site: str) -> str:
+    return site.replace(".", "/")
+
+
+def _device(x: Any) -> torch.device:
+    return (x[0] if isinstance(x, tuple) else x).device

@@ -1,0 +1,22 @@
+"""Networks: plain torch modules, to be made Bayesian by `BayesianModel`.
+
+| name | network |
+| --- | --- |
+| `MLP` | fully connected, on flattened inputs |
+| `LeNet5` | the convolutional network 20-50-500-10, with batch normalisation |
+| `build` | one of these by its name, for given input and output sizes |
+"""
+
+from __future__ import annotations
+
+if __name__ != "pyrostoch.models":
+    raise ImportError(
+        f"import pyrostoch.models, not {__name__}: the folder at the repository's root is a link for readers, and a "
+        "second copy of its classes would not be recognised"
+    )
+
+from pyrostoch.models.lenet import LeNet5
+from pyrostoch.models.mlp import MLP
+from pyrostoch.models.registry import NAMES, build
+
+__all__ = ["MLP", "NAMES", "LeNet5", "build"]

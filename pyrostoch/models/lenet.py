@@ -1,0 +1,85 @@
+"""LeNet5 as the variance networks use it."""
+
+from __future__ import annotations
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+__all__ = ["LeNet5"]
+
+_KERNEL = 5
+_SMALLEST = 16
+
+
+class LeNet5(nn.Module):
+    r"""Convolution 20@5x5, pooling, convolution 50@5x5, pooling, 800-500-10: valid padding, no biases, ReLU.
+
+    Batch normalisation stands behind every layer but the last. Weights start from $U(\pm 1/\sqrt{\text{fan-in}})$.
+
+    Args:
+        in_channels: Channels of the images.
+        num_classes: Number of outputs.
+        image_size: Height and width of the images in pixels, at least 16; a pair where they differ.
+        widths: Channels of the two convolutions, and neurons of the hidden dense layer.
+        batch_norm: Whether there is batch normalisation.
+
+    Raises:
+        ValueError: The images are too small for two convolutions and two poolings, or a width is not positive.
+
+    References:
+        LeCun, Bottou, Bengio, Haffner 1998.
+        Neklyudov et al., "Variance networks: when expectation does not meet your expectations", 2018.
+
+    Example:
+        >>> import torch
+        >>> net = LeNet5(in_channels=3, image_size=32)
+        >>> net(torch.zeros(2, 3, 32, 32)).shape, net.dense1
+        (torch.Size([2, 10]), Linear(in_features=1250, out_features=500, bias=False))
+    """
+
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        image_size: int | tuple[int, int] = 28,
+        widths: tuple[int, int, int] = (20, 50, 500),
+        batch_norm: bool = True,
+    ) -> None:
+        super().__init__()
+        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+        if min(height, width) < _SMALLEST:
+            raise ValueError(
+                f"LeNet5: expected images of at least {_SMALLEST} x {_SMALLEST} pixels, got {height} x {width}; use "
+                "pyrostoch.models.MLP for smaller ones"
+            )
+        if len(widths) != 3 or min(in_channels, num_classes, *widths) < 1:
+            raise ValueError(
+                f"LeNet5: expected positive numbers of channels and classes and three positive widths, got "
+                f"in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}"
+            )
+        first, second, dense = widths
+        self.image_shape = (in_channels, height, width)
+        # Torch's own initialisation of both kinds of layer is U(+-1/sqrt(fan_in)).
+        self.conv1 = nn.Conv2d(in_channels, first, _KERNEL, bias=False)
+        self.bn1 = nn.BatchNorm2d(first) if batch_norm else nn.Identity()
+        self.conv2 = nn.Conv2d(first, second, _KERNEL, bias=False)
+        self.bn2 = nn.BatchNorm2d(second) if batch_norm else nn.Identity()
+        self.dense1 = nn.Linear(second * _left(height) * _left(width), dense, bias=False)
+        self.bn3 = nn.BatchNorm1d(dense) if batch_norm else nn.Identity()
+        self.dense2 = nn.Linear(dense, num_classes, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map images `(batch, channels, height, width)` to `(batch, num_classes)`."""
+        if tuple(x.shape[1:]) != self.image_shape:
+            expected = ", ".join(map(str, self.image_shape))
+            raise ValueError(f"LeNet5: expected images of shape (batch, {expected}), got {tuple(x.shape)}")
+        h = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
+        h = F.max_pool2d(F.relu(self.bn2(self.conv2(h))), 2)
+        h = F.relu(self.bn3(self.dense1(h.flatten(1))))
+        logits: Tensor = self.dense2(h)
+        return logits
+
+
+def _left(pixels: int) -> int:
+    """Pixels of one axis that are left behind two convolutions and two poolings."""
+    return ((pixels - _KERNEL + 1) // 2 - _KERNEL + 1) // 2

@@ -1,0 +1,37 @@
+"""Priors of weights: fixed, learnt or random scale, improper, and the rules that hand them out.
+
+| prior | what it is |
+| --- | --- |
+| `Normal`, `Laplace`, `StudentT`, `ScaleMixture` | fixed numbers |
+| `EmpiricalBayes` | N(0, s^2) with s fitted |
+| `Hierarchical` | N(0, s^2) with s random |
+| `LogUniform`, `ARD` | improper: the ELBO is defined up to a constant per weight |
+| `None` | no prior: the parameter is fitted by maximum likelihood |
+
+Any Pyro distribution over single weights serves too.
+"""
+
+from __future__ import annotations
+
+from pyrostoch.priors.base import FromDistribution, Prior, PriorSpec, as_prior
+from pyrostoch.priors.laws import ARD, Laplace, LogUniform, Normal, ScaleMixture, StudentT
+from pyrostoch.priors.rules import assign, clean_name, is_bias
+from pyrostoch.priors.scales import EmpiricalBayes, Hierarchical
+
+__all__ = [
+    "ARD",
+    "EmpiricalBayes",
+    "FromDistribution",
+    "Hierarchical",
+    "Laplace",
+    "LogUniform",
+    "Normal",
+    "Prior",
+    "PriorSpec",
+    "ScaleMixture",
+    "StudentT",
+    "as_prior",
+    "assign",
+    "clean_name",
+    "is_bias",
+]

@@ -1,0 +1,119 @@
+"""What a prior is: a module that gives the law of each weight of a site."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution, Independent, constraints
+
+__all__ = ["FromDistribution", "Prior", "PriorSpec", "as_prior"]
+
+
+class Prior(nn.Module):
+    """The prior of a site's weights.
+
+    Each site holds a copy of its own, so numbers that belong to a prior move with the model (`.to`), are saved with it,
+    and a learnt or random scale is the site's own. A subclass implements `law`.
+
+    Attributes:
+        improper: Whether the prior has no finite integral, so that an ELBO is defined up to a constant per weight.
+    """
+
+    improper = False
+
+    def law(self, name: str, shape: torch.Size) -> Distribution:
+        """The elementwise law of a site's weights, with batch shape `shape`.
+
+        Args:
+            name: The site's name; a random scale is a site named after it.
+            shape: Shape of the weights.
+
+        Returns:
+            A Pyro distribution of batch shape `shape` and no event axes.
+        """
+        raise TypeError(f"{type(self).__name__} must implement law(name, shape)")
+
+    def for_parameter(self, parameter: Tensor) -> Prior:
+        """A copy for one parameter, on its device and in its dtype."""
+        return copy.deepcopy(self).to(device=parameter.device, dtype=parameter.dtype)
+
+    def extra_repr(self) -> str:
+        """The prior's numbers, for its text."""
+        return ", ".join(f"{name}={_text(value)}" for name, value in self.named_buffers(recurse=False))
+
+    def __repr__(self) -> str:
+        return f"{type(self).__name__}({self.extra_repr()})"
+
+
+PriorSpec = Prior | Distribution | Callable[[str, Tensor], Any] | dict[str, Any] | None
+
+
+def _text(value: Tensor) -> str:
+    return f"{value.item():.6g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
+
+
+class FromDistribution(Prior):
+    """Any Pyro or torch distribution as the prior of every weight of a site.
+
+    Its parameters become buffers, so that they move with the model.
+
+    Args:
+        distribution: A distribution whose shape broadcasts to that of the weights.
+
+    Raises:
+        TypeError: The distribution is not continuous on real vectors or scalars.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> FromDistribution(dist.Cauchy(0.0, 1.0)).law("w", torch.Size([2, 3])).batch_shape
+        torch.Size([2, 3])
+    """
+
+    def __init__(self, distribution: Distribution) -> None:
+        super().__init__()
+        while isinstance(distribution, Independent):
+            distribution = distribution.base_dist
+        if distribution.event_shape or distribution.support is constraints.boolean:
+            raise TypeError(f"prior: expected a distribution over single weights, got {distribution}")
+        self._kind = type(distribution)
+        self._names = [
+            name
+            for name in distribution.arg_constraints
+            if name in distribution.__dict__ or isinstance(getattr(self._kind, name, None), property)
+        ]
+        for name in self._names:
+            self.register_buffer(name, torch.as_tensor(getattr(distribution, name)).detach().clone())
+        try:
+            self.law("", distribution.batch_shape)
+            self._whole = None
+        except TypeError:
+            # Not built from its named parameters alone (a mixture, a transformed law): kept as it is.
+            self._whole = distribution
+
+    def law(self, name: str, shape: torch.Size) -> Distribution:
+        """The distribution, expanded to the weights."""
+        if getattr(self, "_whole", None) is not None:
+            return self._whole.expand(shape)
+        return self._kind(**{name: getattr(self, name) for name in self._names}).expand(shape)
+
+    def __repr__(self) -> str:
+        return f"{self._kind.__name__}({self.extra_repr()})"
+
+
+def as_prior(spec: Any) -> Prior | None:
+    """A prior from what a user may give for one: a `Prior`, a distribution, or `None`.
+
+    Raises:
+        TypeError: It is none of these.
+    """
+    if spec is None or isinstance(spec, Prior):
+        return spec
+    if isinstance(spec, Distribution):
+        return FromDistribution(spec)
+    raise TypeError(
+        f"prior: expected a prior (pyrostoch.priors.*), a Pyro distribution or None, got {type(spec).__name__}"
+    )

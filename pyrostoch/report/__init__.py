@@ -1,0 +1,8 @@
+"""Pictures and a self-contained HTML page from the record of a run (`results.json`)."""
+
+from __future__ import annotations
+
+from pyrostoch.report.html import render, write
+from pyrostoch.report.plots import accuracy_by_samples, posterior, reliability, training
+
+__all__ = ["accuracy_by_samples", "posterior", "reliability", "render", "training", "write"]

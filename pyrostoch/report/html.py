@@ -1,0 +1,257 @@
+"""The report of a run: one HTML page that needs nothing but itself."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pyrostoch.report import plots
+from pyrostoch.report.record import check, is_regression, mode_title, modes, number, row_of
+from pyrostoch.report.style import CSS
+from pyrostoch.report.svg import inline_svg
+from pyrostoch.report.tables import comparison_table, format_number, mode_table, site_table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["render", "write"]
+
+# A gap this wide between the mean network and the averaged one is no noise on any test set worth having.
+LESSON_GAP = 0.1
+
+
+def render(results: Mapping[str, Any]) -> str:
+    """The report as a page of HTML with its style and pictures inside; it loads nothing.
+
+    Parts that the record lacks are left out; NaN and infinite numbers are shown as such.
+
+    Args:
+        results: The record read from `results.json` (schema 1, kind `compare` or `train`).
+
+    Returns:
+        The page.
+
+    Raises:
+        ValueError: The schema or kind is unknown, or there is no guide.
+
+    Example:
+        >>> guide = {"name": "additive", "rows": [{"mode": "mean", "accuracy": 0.5}]}
+        >>> render({"schema": 1, "kind": "train", "guides": [guide]})[:15]
+        '<!DOCTYPE html>'
+    """
+    check(results)
+    guides = results["guides"]
+    title = _page_title(results)
+    parts = [_head(results, title), _comparison(results)]
+    if any((guide.get("history") or {}).get("epoch") for guide in guides):
+        parts.append(
+            _section(
+                "training",
+                "Training",
+                "The ELBO is the data term minus the KL. All three are sums over the whole training set, in nats; the "
+                "first fifth of the epochs may lie outside the panels.",
+                _plot(plots.training, results, "training", "The ELBO, its data term and its KL over the epochs"),
+            )
+        )
+    if any((guide.get("by_samples") or {}).get("samples") for guide in guides):
+        score = "NLL" if is_regression(results) else "accuracy"
+        parts.append(
+            _section(
+                "samples",
+                f"{score[0].upper()}{score[1:]} against the number of samples",
+                f"Test {score} when predictions are averaged over draws of the weights, with one standard error; the "
+                "dashed line is the network with every weight at its mean. Each panel has its own scale.",
+                _plot(plots.accuracy_by_samples, results, "samples", f"Test {score} against the number of samples"),
+            )
+        )
+    parts += [_guide(results, guide, i) for i, guide in enumerate(guides)]
+    parts.append(_footer(results))
+    body = "\n".join(parts)
+    return (
+        '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">\n'
+        f"<title>{escape(title)}</title>\n<style>\n{CSS}\n</style>\n</head>\n<body>\n{body}\n</body>\n</html>\n"
+    )
+
+
+def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
+    """Write the report, whole or not at all: a failure leaves a former file as it was.
+
+    Args:
+        results: The record read from `results.json`.
+        path: The file to write; its folder is made if need be.
+
+    Returns:
+        The path.
+
+    Raises:
+        ValueError: The record is not readable.
+        OSError: The folder cannot be written, or the disk is full.
+
+    Example:
+        >>> import tempfile
+        >>> with tempfile.TemporaryDirectory() as folder:
+        ...     path = write({"schema": 1, "kind": "train", "guides": [{"name": "additive"}]}, folder + "/report.html")
+        ...     path.read_text(encoding="utf-8")[:15]
+        '<!DOCTYPE html>'
+    """
+    path = Path(path)
+    page = render(results)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    # In the same folder, because a rename is atomic within one file system only.
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        with temporary.open("w", encoding="utf-8") as file:
+            file.write(page)
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return path
+
+
+def _page_title(results: Mapping[str, Any]) -> str:
+    data = results.get("data") or {}
+    name = str(data.get("title") or data.get("name") or "a data set")
+    guides = results["guides"]
+    if len(guides) == 1:
+        return f"{guides[0].get('title') or guides[0]['name']} on {name}"
+    return f"{len(guides)} guides on {name}"
+
+
+def _head(results: Mapping[str, Any], title: str) -> str:
+    data, model = results.get("data") or {}, results.get("model") or {}
+    task = str(data.get("task") or "")
+    if task == "classification" and data.get("classes"):
+        task = f"{data['classes']} classes"
+    sizes = [f"{format_number(data[key], 0)} {key}" for key in ("train", "test") if key in data]
+    random = ", ".join(f"<code>{escape(str(name))}</code>" for name in model.get("random") or [])
+    parameters = f"{format_number(model['parameters'], 0)} parameters" if "parameters" in model else ""
+    facts = {
+        "Data": [escape(str(data.get("title") or data.get("name") or "")), *sizes, escape(task)],
+        "Network": [escape(str(model.get("name") or "")), escape(str(model.get("description") or "")), parameters],
+        "Random": [random],
+        "Prior": [escape(str((results.get("prior") or {}).get("text") or ""))],
+        "Estimator": [escape(str(results.get("estimator") or ""))],
+        "Training": [
+            f"{escape(str(results[key]))} {words}" if key != "batch_size" else f"batches of {escape(str(results[key]))}"
+            for key, words in (("epochs", "epochs"), ("batch_size", ""))
+            if key in results
+        ],
+    }
+    rows = ((name, ", ".join(part for part in values if part)) for name, values in facts.items())
+    listing = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows if value)
+    command = f'<p class="command"><code>{escape(str(results["command"]))}</code></p>' if results.get("command") else ""
+    links = "".join(
+        f'<a href="#guide-{i}">{escape(str(guide.get("title") or guide["name"]))}</a>'
+        for i, guide in enumerate(results["guides"])
+    )
+    nav = f"<nav>{links}</nav>" if len(results["guides"]) > 1 else ""
+    return f"<header><h1>{escape(title)}</h1>{command}<dl>{listing}</dl>{nav}</header>"
+
+
+def _section(key: str, title: str, words: str, *content: str) -> str:
+    words = f"<p>{words}</p>" if words else ""
+    return f'<section id="{key}"><h2>{escape(title)}</h2>\n{words}\n{"".join(content)}</section>'
+
+
+def _plot(draw: Callable[[Any], Figure], record: Mapping[str, Any], key: str, label: str) -> str:
+    return f'<div class="scroll" tabindex="0">{inline_svg(draw(record), key, label)}</div>'
+
+
+def _comparison(results: Mapping[str, Any]) -> str:
+    used = modes(results)
+    several = len(results["guides"]) > 1
+    words = (
+        "ELBO, data term and KL are sums over the whole training set (higher ELBO is better, within one prior); test "
+        "scores are read out through the mean of the weights or by averaging the predictions of several draws"
+    )
+    words += "; the best of a column is bold." if several else "."
+    content = [comparison_table(results)]
+    if _improper(results):
+        content.append(
+            '<p class="note"><strong>The prior is improper.</strong> It has no normalising constant, so the ELBO is '
+            "defined up to a constant per weight: compare it between guides over the same random weights and the same "
+            "prior, never between networks or priors, and do not read it as a bound on the evidence.</p>"
+        )
+    content += _lessons(results, used)
+    return _section("comparison", "Comparison" if several else "Result", words, *content)
+
+
+def _improper(results: Mapping[str, Any]) -> bool:
+    parts = [results.get("prior") or {}, *(guide.get("decomposition") or {} for guide in results["guides"])]
+    return any(part.get("improper") for part in parts)
+
+
+def _lessons(results: Mapping[str, Any], used: list[str]) -> list[str]:
+    """A sentence for each guide whose mean network knows much less than its average."""
+    averaged = next((mode for mode in reversed(used) if mode.startswith("mc")), None)
+    if averaged is None or is_regression(results):
+        return []
+    lessons = []
+    classes = number((results.get("data") or {}).get("classes"))
+    for guide in results["guides"]:
+        mean = number(row_of(guide, "mean").get("accuracy"))
+        average = number(row_of(guide, averaged).get("accuracy"))
+        if mean is None or average is None or not average - mean > LESSON_GAP:
+            continue
+        chance = f" (chance is {format_number(1 / classes, 1, 100.0)} %)" if classes else ""
+        lessons.append(
+            f"<p><strong>{escape(str(guide.get('title') or guide['name']))}</strong> scores "
+            f"{format_number(mean, 1, 100.0)} % through its mean{chance} and {format_number(average, 1, 100.0)} % by "
+            f"{escape(mode_title(averaged))}: what it has learnt is in the variances of its weights, not in their "
+            "means.</p>"
+        )
+    return lessons
+
+
+def _guide(results: Mapping[str, Any], guide: Mapping[str, Any], index: int) -> str:
+    key = f"guide-{index}"
+    decomposition = guide.get("decomposition") or {}
+    words = []
+    if decomposition:
+        words.append(
+            f"ELBO {format_number(decomposition.get('elbo'), 1)} nats = data term "
+            f"{format_number(decomposition.get('data'), 1)} − KL {format_number(decomposition.get('kl'), 1)}"
+            + (f" over {format_number(decomposition['num_data'], 0)} examples" if "num_data" in decomposition else "")
+            + "."
+        )
+    if guide.get("checkpoint"):
+        words.append(f"Checkpoint: <code>{escape(str(guide['checkpoint']))}</code>.")
+    content = []
+    if scores := mode_table(results, guide):
+        content.append(f"<h3>Test scores by way of prediction</h3>{scores}")
+    if sites := site_table(decomposition):
+        content.append(
+            "<h3>KL site by site</h3><p>An exact KL is a closed form; a Monte Carlo one carries its standard error. "
+            f"The estimator is how the weight was sampled in training.</p>{sites}"
+        )
+    if guide.get("reliability"):
+        content.append(
+            "<h3>Calibration</h3><p>Points on the diagonal: a confidence of 80 % comes true 80 % of the time. Below it "
+            "the network is overconfident. Beneath: test examples a bin, on a logarithmic scale.</p>"
+            + _plot(plots.reliability, guide, f"{key}-reliability", "Accuracy against confidence")
+        )
+    if plots.histograms(guide):
+        content.append(
+            "<h3>Posterior noise by layer</h3><p>α is the ratio of a weight's variance to its squared mean, σ its "
+            "standard deviation; logarithms are natural.</p>"
+            + _plot(plots.posterior, guide, f"{key}-posterior", "Histograms of the posterior noise by layer")
+        )
+    return _section(key, str(guide.get("title") or guide["name"]), " ".join(words), *content)
+
+
+def _footer(results: Mapping[str, Any]) -> str:
+    versions = ", ".join(f"{name} {version}" for name, version in (results.get("versions") or {}).items())
+    parts = [str(results[key]) for key in ("date",) if results.get(key)]
+    parts += [versions] if versions else []
+    parts += [f"device {results['device']}"] if results.get("device") else []
+    parts += [f"seed {results['seed']}"] if results.get("seed") is not None else []
+    text = " · ".join(map(escape, parts))
+    if number(results.get("seconds")) is not None:
+        text += f" · {format_number(results['seconds'], 1)} s in all"
+    return f"<footer>{text}</footer>"

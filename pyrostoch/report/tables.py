@@ -1,0 +1,207 @@
+"""The tables of the report: the guides side by side, one guide's scores by mode, and its ELBO site by site."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+from pyrostoch.report.record import is_regression, mode_title, modes, number, row_of
+
+__all__ = ["comparison_table", "format_number", "mode_table", "site_table"]
+
+ABSENT = "–"
+
+
+def format_number(value: Any, digits: int, scale: float = 1.0) -> str:
+    """A number for a reader, as HTML: digits in groups, a true minus sign, NaN and infinity marked, a dash for nothing.
+
+    Args:
+        value: A number of the record.
+        digits: Digits after the point.
+        scale: Factor, 100 for per cent.
+
+    Returns:
+        HTML.
+
+    Example:
+        >>> format_number(-1234.56, 1), format_number(None, 2)
+        ('−1,234.6', '–')
+    """
+    x = number(value)
+    if x is None:
+        return ABSENT
+    if math.isnan(x):
+        return '<span class="bad">NaN</span>'
+    if math.isinf(x):
+        return f'<span class="bad">{"−" if x < 0 else ""}∞</span>'
+    text = f"{scale * x:,.{digits}f}"
+    # A rounded zero has no sign.
+    if not text.strip("-0.,"):
+        text = text.lstrip("-")
+    return text.replace("-", "−")
+
+
+def _with_error(value: Any, error: Any, digits: int, scale: float = 1.0) -> str:
+    text, x = format_number(value, digits, scale), number(error)
+    if number(value) is None or x is None or x == 0.0:
+        return text
+    return f'{text}<span class="err">± {format_number(x, digits, scale)}</span>'
+
+
+def _table(head: Sequence[str], body: Sequence[str], name: str) -> str:
+    heads = "".join(f"<tr>{row}</tr>" for row in head)
+    rows = "\n".join(f"<tr>{row}</tr>" for row in body)
+    table = f'<table class="{name}"><thead>{heads}</thead>\n<tbody>{rows}</tbody></table>'
+    return f'<div class="scroll" tabindex="0">{table}</div>'
+
+
+def _heads(titles: Sequence[str]) -> str:
+    return "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
+
+
+def _span(title: str, columns: int) -> str:
+    return f'<th scope="colgroup" colspan="{columns}">{html.escape(title)}</th>'
+
+
+class _Column:
+    """A column of scores of which the best is set in bold."""
+
+    def __init__(self, title: str, values: list[Any], errors: list[Any], digits: int, scale: float, better: Callable):
+        finite = [round(scale * x, digits) for x in map(number, values) if x is not None and math.isfinite(x)]
+        best = better(finite) if len(values) > 1 and finite else None
+        self.title = title
+        self.cells = []
+        for value, error in zip(values, errors, strict=True):
+            x = number(value)
+            bold = best is not None and x is not None and math.isfinite(x) and round(scale * x, digits) == best
+            text = _with_error(value, error, digits, scale)
+            self.cells.append(f'<td class="best">{text}</td>' if bold else f"<td>{text}</td>")
+
+
+def comparison_table(results: Mapping[str, Any]) -> str:
+    """The guides side by side: the ELBO and its terms, the score in each predictive mode, NLL, calibration, seconds.
+
+    Args:
+        results: The record.
+
+    Returns:
+        HTML; the best score of a column is bold where there are several guides.
+
+    Example:
+        >>> guide = {"name": "additive", "rows": [{"mode": "mean", "accuracy": 0.5}]}
+        >>> "50.00" in comparison_table({"schema": 1, "kind": "train", "guides": [guide]})
+        True
+    """
+    guides, used = results["guides"], modes(results)
+    regression = is_regression(results)
+    key, digits, scale, better = ("rmse", 4, 1.0, min) if regression else ("accuracy", 2, 100.0, max)
+
+    def column(title: str, mode: str, key: str, digits: int, scale: float, better: Callable) -> _Column:
+        rows = [row_of(guide, mode) for guide in guides]
+        errors = [row.get(f"{key}_stderr") for row in rows]
+        return _Column(title, [row.get(key) for row in rows], errors, digits, scale, better)
+
+    scores = [column(mode_title(mode), mode, key, digits, scale, better) for mode in used]
+    quality: list[_Column] = []
+    if used:
+        quality = [column("NLL", used[-1], "nll", 4, 1.0, min)]
+        if not regression:
+            quality.append(column("ECE", used[-1], "ece", 4, 1.0, min))
+    top = '<th rowspan="2" scope="col">Guide</th>' + _span("Whole training set, nats", 3)
+    if used:
+        top += _span("Test RMSE" if regression else "Test accuracy, %", len(scores))
+        last = "By mean" if used[-1] == "mean" else f"By {mode_title(used[-1])}"
+        top += _span(last, len(quality))
+    top += '<th rowspan="2" scope="col">Training, s</th>'
+    titles = ["ELBO", "Data term", "KL", *(c.title for c in scores), *(c.title for c in quality)]
+    body = []
+    for i, guide in enumerate(guides):
+        parts = guide.get("decomposition") or {}
+        cells = [
+            f'<th scope="row"><a href="#guide-{i}">{html.escape(str(guide.get("title") or guide["name"]))}</a></th>',
+            f"<td>{_with_error(parts.get('elbo'), parts.get('elbo_stderr'), 1)}</td>",
+            f"<td>{format_number(parts.get('data'), 1)}</td>",
+            f"<td>{format_number(parts.get('kl'), 1)}</td>",
+            *(c.cells[i] for c in scores),
+            *(c.cells[i] for c in quality),
+            f"<td>{format_number(guide.get('seconds'), 1)}</td>",
+        ]
+        body.append("".join(cells))
+    return _table([top, _heads(titles)], body, "all comparison")
+
+
+def mode_table(results: Mapping[str, Any], guide: Mapping[str, Any]) -> str:
+    """All scores of one guide, a row for each predictive mode.
+
+    Args:
+        results: The record.
+        guide: The guide's part of it.
+
+    Returns:
+        HTML, empty where the guide has no scores.
+
+    Example:
+        >>> guide = {"name": "additive", "rows": [{"mode": "mc:20", "accuracy": 0.5, "nll": 0.7}]}
+        >>> "20 samples" in mode_table({"schema": 1, "kind": "train", "guides": [guide]}, guide)
+        True
+    """
+    rows = guide.get("rows") or []
+    if not rows:
+        return ""
+    columns: list[tuple[str, str, int, float]]
+    if is_regression(results):
+        columns = [("RMSE", "rmse", 4, 1.0), ("NLL, nats", "nll", 4, 1.0)]
+    else:
+        columns = [
+            ("Accuracy, %", "accuracy", 2, 100.0),
+            ("NLL, nats", "nll", 4, 1.0),
+            ("Brier", "brier", 4, 1.0),
+            ("ECE", "ece", 4, 1.0),
+        ]
+    body = []
+    for row in rows:
+        cells = "".join(
+            f"<td>{_with_error(row.get(key), row.get(f'{key}_stderr'), digits, scale)}</td>"
+            for _, key, digits, scale in columns
+        )
+        title = html.escape(mode_title(str(row.get("mode"))))
+        body.append(f'<th scope="row">{title}</th>{cells}<td>{format_number(row.get("seconds"), 2)}</td>')
+    return _table([_heads(["Prediction", *(title for title, *_ in columns), "Seconds"])], body, "modes")
+
+
+def site_table(decomposition: Mapping[str, Any]) -> str:
+    """The ELBO of one guide term by term: data, the KL of each site, and penalties.
+
+    Args:
+        decomposition: The guide's `decomposition`.
+
+    Returns:
+        HTML.
+
+    Example:
+        >>> "fc1.weight" in site_table({"kl": 3.0, "sites": [{"site": "fc1.weight", "kl": 3.0, "method": "exact"}]})
+        True
+    """
+    body = []
+    for site in decomposition.get("sites") or []:
+        kl, weights = number(site.get("kl")), number(site.get("weights"))
+        each = kl / weights if kl is not None and weights else None
+        error = site.get("stderr") if site.get("method") != "exact" else None
+        method, route = str(site.get("method") or ABSENT), str(site.get("route") or ABSENT)
+        body.append(
+            f'<th scope="row"><code>{html.escape(str(site.get("site")))}</code></th>'
+            f"<td>{format_number(weights, 0)}</td><td>{_with_error(kl, error, 1)}</td>"
+            f"<td>{format_number(each, 3)}</td>"
+            f'<td class="text">{html.escape(method)}</td><td class="text">{html.escape(route)}</td>'
+        )
+    penalty = decomposition.get("penalty")
+    for name, value in penalty.items() if isinstance(penalty, Mapping) else ():
+        body.append(
+            f'<th scope="row"><code>{html.escape(str(name))}</code></th><td></td><td>{format_number(value, 1)}</td>'
+            '<td></td><td class="text">penalty</td><td></td>'
+        )
+    heads = _heads(["Site", "Weights", "KL, nats", "KL a weight"])
+    heads += '<th scope="col" class="text">KL by</th><th scope="col" class="text">Estimator</th>'
+    return _table([heads], body, "sites") if body else ""
