@@ -1,10 +1,37 @@
-"""pyrostoch: stochastic and Bayesian neural networks as Pyro models."""
+"""pyrostoch: stochastic and Bayesian neural networks as Pyro models.
+
+The way through the house: `BayesianModel` makes any `torch.nn.Module` a Pyro model, a guide from `guides` stands for its
+posterior, `fit` trains it (or `pyro.infer.SVI` with `ELBO`), and `decompose`, `predict`, `compare` and `to_arviz` read it.
+"""
 
 from __future__ import annotations
 
-from pyrostoch import distributions, effects, guides, likelihoods, priors
+from pyrostoch import data, distributions, effects, guides, layers, likelihoods, metrics, models, priors
 from pyrostoch._version import __version__
-from pyrostoch.infer import ELBO
+from pyrostoch.diagnose import from_mcmc, to_arviz
+from pyrostoch.infer import ELBO, accuracy_by_samples, compare, decompose, fit, load, predict, save
 from pyrostoch.model import BayesianModel
 
-__all__ = ["ELBO", "BayesianModel", "__version__", "distributions", "effects", "guides", "likelihoods", "priors"]
+__all__ = [
+    "ELBO",
+    "BayesianModel",
+    "__version__",
+    "accuracy_by_samples",
+    "compare",
+    "data",
+    "decompose",
+    "distributions",
+    "effects",
+    "fit",
+    "from_mcmc",
+    "guides",
+    "layers",
+    "likelihoods",
+    "load",
+    "metrics",
+    "models",
+    "predict",
+    "priors",
+    "save",
+    "to_arviz",
+]

@@ -52,19 +52,20 @@ class BayesianModel(nn.Module):
 
     $$ w \sim p(w), \qquad y_i \sim p(y \mid \mathrm{net}_w(x_i)), \quad i = 1 \dots N. $$
 
-    Called as `model(x, y)` inside Pyro it draws the weights by `pyro.sample`, runs the untouched network with them in place
-    of its parameters, and observes `y` in a plate that scales the batch to all N examples. Any Pyro inference works on it:
-    `SVI`, `Trace_ELBO`, NUTS, `Predictive`, `AutoNormal`, `poutine.condition`.
+    Called as `model(x, y)` inside Pyro it draws the weights by `pyro.sample`, runs the untouched network with them in
+    place of its parameters, and observes `y` in a plate that scales the batch to all N examples. Any Pyro inference
+    works on it: `SVI`, `Trace_ELBO`, NUTS, `Predictive`, `AutoNormal`, `poutine.condition`.
 
     The parameters that get a prior are frozen in `net` (`requires_grad=False`): draws stand in for them, and they only
     tell guides where to start. A parameter without a prior stays an ordinary trained parameter.
 
     Args:
         net: The network. Several inputs are passed as a tuple `x`.
-        prior: A prior, a Pyro distribution, rules by name pattern, a callable, or `None`; see `pyrostoch.priors.assign`.
-        likelihood: A likelihood, or a function from the network's output to a distribution.
+        prior: A prior, a Pyro distribution, rules by name pattern, a callable, or `None`; see
+        `pyrostoch.priors.assign`. likelihood: A likelihood, or a function from the network's output to a distribution.
         num_data: Number N of training examples; the ELBO is that of the whole data set.
-        penalty: A function of `net` that returns a penalty in nats for the whole data set, added to the loss; it may read
+        penalty: A function of `net` that returns a penalty in nats for the whole data set, added to the loss; it may
+        read
             the parameters that have no prior.
 
     Raises:
@@ -156,7 +157,7 @@ class BayesianModel(nn.Module):
         sites = {parameter: site for site, parameter in self._parameter_of.items()}
         return call_network(self.net, values, inputs, sites=sites, censuses=self._censuses)
 
-    def observation(self, x: Any) -> Distribution:
+    def observation(self, x: Any) -> Any:
         """Draw the weights and return the law of the observations given them; nothing is observed or drawn from it.
 
         Args:
@@ -181,7 +182,8 @@ class BayesianModel(nn.Module):
             The observed or drawn targets.
 
         Raises:
-            ValueError: Shapes do not fit, the batch is larger than `num_data`, or (with Pyro's validation on) an input is
+            ValueError: Shapes do not fit, the batch is larger than `num_data`, or (with Pyro's validation on) an input
+            is
                 not finite or a target is out of range.
         """
         count = batch_size(x)
@@ -281,7 +283,7 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
         return
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            value = parameter.detach()
+            value: Any = parameter.detach()
             value.unconstrained = lambda parameter=parameter: parameter
             full = f"{prefix}.{name}"
             _parameter(value, constraint=constraints.real, event_dim=0, name=full)

@@ -195,9 +195,9 @@ def test_mean_propagation():
 
         pyro.sample("weight", LogUniform())
     with MeanPropagation():
-        assert pyro.sample("s", dist.TransformedDistribution(dist.Normal(1.0, 1.0), dist.transforms.ExpTransform())) == (
-            torch.tensor(1.0).exp()
-        )
+        assert pyro.sample(
+            "s", dist.TransformedDistribution(dist.Normal(1.0, 1.0), dist.transforms.ExpTransform())
+        ) == (torch.tensor(1.0).exp())
 
 
 def test_gradient_of_local_draws_matches_finite_differences():
@@ -218,7 +218,9 @@ def test_gradient_of_local_draws_matches_finite_differences():
 def test_gradient_is_finite_where_the_variance_vanishes(dtype):
     net = nn.Linear(3, 2, bias=False, dtype=dtype)
     scale = torch.full((2, 3), 0.1, dtype=dtype, requires_grad=True)
-    run(net, {"weight": CenteredNormal(scale)}, torch.zeros(4, 3, dtype=dtype), LocalReparameterization()).sum().backward()
+    run(
+        net, {"weight": CenteredNormal(scale)}, torch.zeros(4, 3, dtype=dtype), LocalReparameterization()
+    ).sum().backward()
     assert torch.isfinite(scale.grad).all()
 
 

@@ -71,8 +71,12 @@ def test_reaches_the_evidence_where_the_guide_holds_the_posterior():
     x = torch.diag(torch.tensor([1.0, 2.0, -0.5], **F64))
     y = torch.tensor([[0.3], [-1.0], [2.0]], **F64)
     precision = x.square().sum(0) / 0.25 + 1 / 0.64
-    guide = ps.guides.Additive(model, init_loc=lambda s: (x.T @ y)[:, 0] / 0.25 / precision, init_scale=lambda s: precision.rsqrt())
-    evidence = dist.MultivariateNormal(torch.zeros(3, **F64), 0.64 * x @ x.T + 0.25 * torch.eye(3, **F64)).log_prob(y[:, 0])
+    guide = ps.guides.Additive(
+        model, init_loc=lambda s: (x.T @ y)[:, 0] / 0.25 / precision, init_scale=lambda s: precision.rsqrt()
+    )
+    evidence = dist.MultivariateNormal(torch.zeros(3, **F64), 0.64 * x @ x.T + 0.25 * torch.eye(3, **F64)).log_prob(
+        y[:, 0]
+    )
     # Trace_ELBO's terms cancel draw by draw; with the closed KL only the mean does.
     assert -Trace_ELBO().loss(model, guide, x, y) == pytest.approx(evidence.item(), abs=1e-10)
     found = -losses(ps.ELBO("local"), model, guide, x, y, 4000)
@@ -260,7 +264,10 @@ def test_a_step_reads_nothing_back_from_the_device(monkeypatch):
 def test_mismatched_sites_are_named():
     model, x, y = regression()
     other = ps.BayesianModel(
-        nn.Sequential(nn.Linear(3, 1, **F64)), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(), num_data=12
+        nn.Sequential(nn.Linear(3, 1, **F64)),
+        prior=ps.priors.Normal(),
+        likelihood=ps.likelihoods.Gaussian(),
+        num_data=12,
     )
     with pytest.raises(ValueError, match=r"no draw for the model's site\(s\) 'weight'"):
         ps.ELBO().differentiable_loss(model, ps.guides.Additive(other), x, y)

@@ -33,7 +33,10 @@ FLOORS: dict[str, int] = {
 
 # The rooms that see a neighbour on their own floor.
 NEIGHBOURS = {
+    # Within floor 3: priors, then likelihoods, then the model, then layers.
+    ("likelihoods", "priors"),
     ("layers", "priors"),
+    ("layers", "likelihoods"),
     ("layers", "model"),
     ("model", "priors"),
     ("model", "likelihoods"),

@@ -11,6 +11,7 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.distributions import Delta, Laplace, LogNormal, Normal, StudentT, TorchDistribution, Uniform
+from pyro.distributions.torch_distribution import ExpandedDistribution
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence, register_kl
@@ -45,7 +46,7 @@ CENTERED = CenteredNormal(SCALE)
 UNIFORM = SymmetricUniform(SCALE)
 POINTS = TwoPoint(SCALE)
 NORMAL = Normal(_f(0.3), _f(0.9))
-LAPLACE = Laplace(_f(0.3, -0.3, 0.0), _f(0.8))
+LAPLACE = Laplace(_f(0.9, -0.3, 0.0), _f(0.8))
 
 CONTINUOUS = {"Normal": GAUSSIAN, "Multiplicative": MULTIPLICATIVE, "Centered": CENTERED, "Uniform": UNIFORM}
 CLOSED = {
@@ -158,6 +159,21 @@ def test_a_normal_with_zero_mean_has_a_finite_gradient() -> None:
         gradients = torch.autograd.grad(value.sum(), (loc, scale))
         assert value[0] == 0 and gradients[0][0] == 0 and gradients[1][0] == 0
         assert all(g.isfinite().all() for g in gradients) and gradients[0][2] > 0 > gradients[1][2]
+
+
+@pytest.mark.parametrize("prior", [LogUniform(), LogUniform("molchanov"), ARD()])
+def test_multiplicative_noise_of_zero_mean_still_has_its_alpha(prior: ImproperPrior) -> None:
+    loc, log_alpha = torch.zeros(3, dtype=F64, requires_grad=True), LOG_ALPHA.clone().requires_grad_()
+    value = kl_divergence(MultiplicativeNormal(loc, log_alpha), prior)
+    torch.testing.assert_close(value, kl_divergence(MultiplicativeNormal(LOC, LOG_ALPHA), prior))
+    assert (torch.autograd.grad(value.sum(), log_alpha)[0] < 0).all()
+
+
+@pytest.mark.parametrize("prior", [LogUniform(), ARD()])
+def test_a_variance_network_pays_nothing_and_computes_nothing(prior: ImproperPrior) -> None:
+    scale = SCALE.clone().requires_grad_()
+    assert not kl_divergence(CenteredNormal(scale), prior).requires_grad
+    assert kl_divergence(CenteredNormal(scale), NORMAL).requires_grad
 
 
 def test_the_named_fit_is_used_where_it_is_asked_for() -> None:
@@ -313,6 +329,9 @@ def test_joint_laws() -> None:
     full = dist.MultivariateNormal(LOC, SCALE.square().diag())
     torch.testing.assert_close(kl_sum(full, p), expected)
     torch.testing.assert_close(kl_sum(full.expand((4,)), p), 4 * expected)
+    with pytest.raises(ValueError, match=r"KL\(TwoPoint \|\| MultivariateNormal\) is infinite"):
+        kl_sum(POINTS.to_event(1), p, POINTS.sample())
+    assert not has_closed_form(q.to_event(1).mask(False), p.mask(False))
     assert not has_closed_form(LAPLACE.to_event(1), p)
     w = LAPLACE.sample()
     torch.testing.assert_close(kl_sum(LAPLACE.to_event(1), p, w), LAPLACE.log_prob(w).sum() - p.log_prob(w))
@@ -336,6 +355,13 @@ def test_masks() -> None:
     assert not has_closed_form(q, NORMAL)
     w = GAUSSIAN.sample()
     torch.testing.assert_close(kl_sum(q, NORMAL, w), GAUSSIAN.log_prob(w)[mask].sum() - NORMAL.log_prob(w).sum())
+
+
+def test_pyros_expanded_laws() -> None:
+    q, p = ExpandedDistribution(GAUSSIAN, (4, 3)), ExpandedDistribution(NORMAL, (4, 3))
+    expected = 4 * kl_divergence(GAUSSIAN, NORMAL).sum()
+    for pair in ((q, p), (q, NORMAL), (q.to_event(2), p.to_event(1))):
+        torch.testing.assert_close(kl_sum(*pair), expected)
 
 
 def test_formulas_that_torch_registers_for_more_than_they_hold() -> None:

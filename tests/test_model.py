@@ -64,7 +64,10 @@ def test_conditioning_and_predictive():
     x, _ = data()
     weights = {"0.weight": torch.zeros(4, 2), "2.weight": torch.zeros(1, 4)}
     trace = poutine.trace(poutine.condition(model, weights)).get_trace(x, None)
-    assert torch.allclose(trace.nodes["obs"]["fn"].base_dist.loc, (torch.tanh(model.net[0].bias) @ torch.zeros(4) + model.net[2].bias).expand(20, 1))
+    assert torch.allclose(
+        trace.nodes["obs"]["fn"].base_dist.loc,
+        (torch.tanh(model.net[0].bias) @ torch.zeros(4) + model.net[2].bias).expand(20, 1),
+    )
     guide = ps.guides.Additive(model)
     samples = Predictive(model, guide=guide, num_samples=7)(x)
     assert samples["obs"].shape == (7, 20, 1)

@@ -43,6 +43,6 @@ class ARD(ImproperPrior):
         """Refused: the prior is defined through the posterior that it is compared with."""
         raise ValueError(
             "ARD has no density of its own: its scale is set by the posterior. Train with pyrostoch's ELBO, which uses "
-            "its closed-form KL (Gaussian and uniform guides); with Trace_ELBO and TraceMeanField_ELBO use EmpiricalBayes "
-            "or LogUniform, with NUTS EmpiricalBayes or a fixed proper prior."
+            "its closed-form KL (Gaussian and uniform guides); with Trace_ELBO and TraceMeanField_ELBO use "
+            "EmpiricalBayes or LogUniform, with NUTS EmpiricalBayes or a fixed proper prior."
         )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -40,12 +41,16 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
         (True, False)
     """
     inner_q, inner_p = _peel(q), _peel(p)
+    formula = _dispatch_kl(type(inner_q.core), type(inner_p.core))
+    if formula is refuse_two_point:
+        refuse_two_point(inner_q.core, inner_p.core)
     if isinstance(inner_q.core, Delta) or (inner_q.mask is None) != (inner_p.mask is None):
         return False
     if inner_q.core.event_shape == inner_p.core.event_shape:
-        return _is_registered(inner_q.core, inner_p.core)
-    # Joint laws of different depth, such as Normal(...).to_event(1) against a MultivariateNormal: only a trial can
-    # tell.
+        return formula is not NotImplemented and _holds(formula, inner_q.core, inner_p.core)
+    if inner_q.mask is not None:
+        return False
+    # Laws of different depth, such as Normal(...).to_event(1) against a MultivariateNormal: only a trial can tell.
     try:
         kl_divergence(q, p)
     except NotImplementedError:
@@ -83,8 +88,7 @@ def kl_sum(q: Distribution, p: Distribution, value: Tensor | None = None) -> Ten
         return _drawn(q, p, value)
     inner_q, inner_p = _peel(q), _peel(p)
     if inner_q.core.event_shape != inner_p.core.event_shape:
-        terms = kl_divergence(q, p)
-        return _total(terms.expand(torch.broadcast_shapes(q.batch_shape, p.batch_shape)))
+        return _total(kl_divergence(q, p))
 
     depth = len(inner_q.core.event_shape)
     shape = torch.broadcast_shapes(_shape_above(q, depth), _shape_above(p, depth))
@@ -136,13 +140,8 @@ def _shape_above(law: Distribution, depth: int) -> Size:
     return shape[: len(shape) - depth]
 
 
-def _is_registered(q: Distribution, p: Distribution) -> bool:
-    formula = _dispatch_kl(type(q), type(p))
-    if formula is NotImplemented:
-        return False
-    if formula is refuse_two_point:
-        refuse_two_point(q, p)
-    # Two of torch's formulas apply to fewer pairs than they are registered for.
+def _holds(formula: Callable, q: Distribution, p: Distribution) -> bool:
+    """Whether a registered formula serves this pair: two of torch's are registered for more than they hold."""
     if formula is _KL_REGISTRY[ExponentialFamily, ExponentialFamily]:
         return type(q) is type(p)
     if isinstance(q, TransformedDistribution) and isinstance(p, TransformedDistribution):

@@ -9,7 +9,7 @@ immaterial:
 - Gaussians: the function of alpha in ``alpha_kl`` (exact, or the named fit); $N(0, \sigma^2)$: 0.
 - $U(-\varphi, \varphi)$: $-\log 2\varphi + E\log|w| + c = c - 1 - \log 2 = 0.3610$.
 - Two points: 0 **by convention**. A mass has no density, so the divergence is infinite, but by the same infinite
-  constant for every scale; as in Neklyudov et al. 2018 the constant is dropped.
+  constant for every scale, which is dropped.
 
 Prior ``ARD``, $-H(q) + \tfrac12\log(2\pi e E[w^2])$:
 
@@ -102,7 +102,7 @@ def _uniform_normal(q: SymmetricUniform, p: Normal) -> Tensor:
 
 @register_kl(SymmetricUniform, Laplace)
 def _uniform_laplace(q: SymmetricUniform, p: Laplace) -> Tensor:
-    r"""$\log(b / \varphi) + E|w - m| / b$: the distance is $(\varphi^2 + m^2) / 2\varphi$, or $|m|$ beyond $\varphi$."""
+    r"""$\log(b / \varphi) + E|w - m| / b$: the distance is $(\varphi^2 + m^2) / 2\varphi$, $|m|$ beyond $\varphi$."""
     centre = p.loc.abs()
     inside = (q.scale + centre.square() / q.scale) / 2
     distance = torch.where(centre <= q.scale, inside, centre)

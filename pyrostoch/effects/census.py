@@ -1,7 +1,8 @@
 """A census of a network: how each random weight is used, found by one pass that changes nothing.
 
-Treating a weight by the law of a layer's output is right only where that layer is the weight's one use. A weight that is
-tied, looped over, transposed or handed to attention would be silently wrong, so the uses are counted first, by identity.
+Treating a weight by the law of a layer's output is right only where that layer is the weight's one use. A weight that
+is tied, looped over, transposed or handed to attention would be silently wrong, so the uses are counted first, by
+identity.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from pyrostoch.effects.active import entered
 from pyrostoch.effects.ops import bind
 
 __all__ = ["Use", "take_census", "tensors_in"]
@@ -122,7 +124,7 @@ def take_census(
     mode = _CensusMode(dict(weights))
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
     devices = sorted({w.device.index for w in weights.values() if w.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), warnings.catch_warnings(), mode:
+    with torch.random.fork_rng(devices=devices), torch.no_grad(), warnings.catch_warnings(), entered(None), mode:
         warnings.simplefilter("ignore")  # the real pass follows and warns
         functional_call(net, {**buffers, **weights}, args, kwargs)
     unused = [name for name, uses in mode.uses.items() if not uses]

@@ -23,12 +23,13 @@ class Flipout(Interpretation):
 
     $$ h = \mathbb{E}W * x + r \circ (\Delta * (s \circ x)), $$
 
-    so every example sees weights of the right law, $\mathbb{E}W + r s^T \circ \Delta$: marginally exact, for convolutions
-    too (the signs belong to channels, and every position of an example sees the same weights). Examples are uncorrelated
-    but not independent.
+    so every example sees weights of the right law, $\mathbb{E}W + r s^T \circ \Delta$: marginally exact, for
+    convolutions too (the signs belong to channels, and every position of an example sees the same weights). Examples
+    are uncorrelated but not independent.
 
     References:
-        Wen, Vicol, Ba, Tran, Grosse, "Flipout: efficient pseudo-independent weight perturbations on mini-batches", 2018.
+        Wen, Vicol, Ba, Tran, Grosse, "Flipout: efficient pseudo-independent weight perturbations on mini-batches",
+        2018.
 
     Example:
         >>> import pyro

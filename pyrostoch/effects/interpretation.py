@@ -40,8 +40,8 @@ def base_law(fn: Any) -> Distribution:
 class Interpretation(Messenger):
     """How random weights are treated while a network runs; enter it with `with`.
 
-    A subclass says which laws it can treat (`treats`) and how one linear operation is carried out (`carry`). Weights that
-    the network uses anywhere but in exactly one linear operation keep their drawn value, and `routes` says so.
+    A subclass says which laws it can treat (`treats`) and how one linear operation is carried out (`carry`). Weights
+    that the network uses anywhere but in exactly one linear operation keep their drawn value, and `routes` says so.
 
     Args:
         lazy: Leave draws of pyrostoch's own guides undrawn until the network needs their value. Only for callers that
@@ -127,7 +127,9 @@ class Interpretation(Messenger):
         call.deferred = set(deferred)
 
         def carrier(op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
-            return self.carry(op, None if weight is None else deferred[weight], None if bias is None else deferred[bias])
+            return self.carry(
+                op, None if weight is None else deferred[weight], None if bias is None else deferred[bias]
+            )
 
         call.carrier = carrier
 
@@ -147,4 +149,3 @@ class Interpretation(Messenger):
             call.censuses[key] = take_census(call.net, call.weights, call.args, call.kwargs)
         census: dict[str, tuple[Use, ...]] = call.censuses[key]
         return census
-

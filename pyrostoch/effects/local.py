@@ -28,10 +28,10 @@ class LocalReparameterization(Interpretation):
     $$ h = m * x + \sqrt{v * x^2}\;\varepsilon, \qquad \varepsilon \sim N(0, 1). $$
 
     Exact for Gaussian weights that are applied once to each example; two-point and uniform weights enter by their first
-    two moments (the output is then Gaussian only in the limit of many inputs). Where a weight is applied many times to an
-    example, drawing the outputs independently is a factorised approximation: over convolution positions it is made, and
-    the route says so (as in the published practice), unless `factorised=False`; over tokens of a sequence it is not made,
-    and one draw is shared instead.
+    two moments (the output is then Gaussian only in the limit of many inputs). Where a weight is applied many times to
+    an example, drawing the outputs independently is a factorised approximation: over convolution positions it is made,
+    and the route says so (as in the published practice), unless `factorised=False`; over tokens of a sequence it is not
+    made, and one draw is shared instead.
 
     Args:
         factorised: Whether convolutions are treated too. `False` keeps every marginal prediction exact.

@@ -1,14 +1,13 @@
 """The call of a network with drawn weights in place of its parameters, as an effect that interpretations handle.
 
-`call_network` is to a network what `pyro.sample` is to a random variable: it says what is computed, and the interpretation
-in force says how the weights' randomness is treated. Without one, the drawn values are used as they are.
+`call_network` is to a network what `pyro.sample` is to a random variable: it says what is computed, and the
+interpretation in force says how the weights' randomness is treated. Without one, the drawn values are used as they are.
 """
 
 from __future__ import annotations
 
 import contextlib
 import sys
-import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any
@@ -21,27 +20,13 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from pyrostoch.effects.active import active_call, entered
 from pyrostoch.effects.ops import LinearOp, bind
 
-__all__ = ["NetworkCall", "call_network", "checkpoint", "inside_network"]
+__all__ = ["NetworkCall", "call_network", "checkpoint"]
 
 # How one linear operation with deferred weights is carried out: (operation, name of weight, name of bias) -> output.
 Carrier = Callable[[LinearOp, str | None, str | None], Tensor]
-
-_ACTIVE = threading.local()
-
-
-def _stack() -> list[NetworkCall]:
-    if not hasattr(_ACTIVE, "calls"):
-        _ACTIVE.calls = []
-    calls: list[NetworkCall] = _ACTIVE.calls
-    return calls
-
-
-def inside_network() -> bool:
-    """Whether a network is being called with its weights already drawn, so that its layers must not draw again."""
-    return bool(_stack())
-
 
 class NetworkCall:
     """One call of a network, open to be changed by an interpretation before it runs.
@@ -76,14 +61,9 @@ class NetworkCall:
     def run(self) -> Any:
         """Call the network once, the mode around nothing but the call."""
         mode = _NetworkMode(self, count=True)
-        calls = _stack()
-        calls.append(self)
         self.mode = mode
-        try:
-            with mode:
-                output = functional_call(self.net, self.weights, self.args, self.kwargs)
-        finally:
-            calls.pop()
+        with entered(self), mode:
+            output = functional_call(self.net, self.weights, self.args, self.kwargs)
         mode.check_hits()
         return output
 
@@ -105,13 +85,8 @@ class NetworkCall:
         # The swap and the mode of the forward pass have ended by the time of the backward pass: put them back.
         mode = _NetworkMode(self, count=False)
         mode.protected = True
-        calls = _stack()
-        calls.append(self)
-        try:
-            with _reparametrize_module(self.net, self.weights, tie_weights=True), mode:
-                yield
-        finally:
-            calls.pop()
+        with entered(self), _reparametrize_module(self.net, self.weights, tie_weights=True), mode:
+            yield
 
 
 class _NetworkMode(TorchFunctionMode):
@@ -241,7 +216,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         >>> bool(torch.allclose(x.grad, torch.cos(x)))
         True
     """
-    calls = _stack()
-    if not calls:
+    call = active_call()
+    if call is None:
         return torch_checkpoint(function, *args, use_reentrant=False, **kwargs)
-    return torch_checkpoint(function, *args, use_reentrant=False, context_fn=calls[-1].checkpoint_contexts, **kwargs)
+    return torch_checkpoint(function, *args, use_reentrant=False, context_fn=call.checkpoint_contexts, **kwargs)

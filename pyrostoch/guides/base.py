@@ -10,7 +10,7 @@ import pyro
 import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints, transform_to
+from torch.distributions import constraints
 
 from pyrostoch._checks import name_list
 from pyrostoch.effects import FREE
@@ -78,11 +78,12 @@ class Guide(nn.Module):
                 f"{name_list(described)}"
             )
         self.site_names = tuple(chosen)
-        self._supports = {name: described[name].support for name in chosen}
+        # Kinds and not the constraints themselves, whose identity a copy would lose.
+        self._kinds = {name: _kind(described[name]) for name in chosen}
         self.parameters_of = nn.ModuleDict()
         for name in chosen:
             site = described[name]
-            initial = self.initial(site) if site.support is constraints.real else _initial_scale(site)
+            initial = self.initial(site) if self._kinds[name] == "real" else _initial_scale(site)
             self.parameters_of[site_key(name)] = nn.ParameterDict(
                 {key: nn.Parameter(value.detach().clone()) for key, value in initial.items()}
             )
@@ -110,7 +111,7 @@ class Guide(nn.Module):
         """
         raise TypeError(f"{type(self).__name__} must implement law(site, ...)")
 
-    def site_law(self, site: str) -> Distribution:
+    def site_law(self, site: str) -> Any:
         """The law of one site as it stands now, its axes declared as one event.
 
         Args:
@@ -122,11 +123,10 @@ class Guide(nn.Module):
         Raises:
             ValueError: The guide has no such site.
         """
-        if site not in self._supports:
-            raise ValueError(f"guide {type(self).__name__}: no site {site!r}; it has {name_list(self._supports)}")
+        if site not in self._kinds:
+            raise ValueError(f"guide {type(self).__name__}: no site {site!r}; it has {name_list(self._kinds)}")
         parameters = dict(self.parameters_of[site_key(site)].items())  # type: ignore[operator]
-        support = self._supports[site]
-        law = self.law(site, **parameters) if support is constraints.real else _scale_law(support, **parameters)
+        law = self.law(site, **parameters) if self._kinds[site] == "real" else _scale_law(**parameters)
         return law.to_event(len(law.batch_shape))
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
@@ -136,10 +136,8 @@ class Guide(nn.Module):
 
     def draw(self) -> dict[str, Tensor]:
         """Draw every site, by name."""
-        return {
-            name: pyro.sample(name, self.site_law(name), infer={FREE: self._supports[name] is constraints.real})
-            for name in self.site_names
-        }
+        marks: dict[str, Any] = {name: {FREE: kind == "real"} for name, kind in self._kinds.items()}
+        return {name: pyro.sample(name, self.site_law(name), infer=marks[name]) for name in self.site_names}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The guide's parameters by the learning rate they take: `"main"`, and `"alpha"` for logarithms of ratios."""
@@ -149,12 +147,20 @@ class Guide(nn.Module):
         return groups
 
 
+def _kind(site: Site) -> str:
+    if site.support is constraints.real:
+        return "real"
+    if site.support in (constraints.positive, constraints.nonnegative):
+        return "positive"
+    raise ValueError(
+        f"site {site.name!r}: guides of this library cover real and positive sites, its support is {site.support}; give it "
+        "another prior, or write the guide in Pyro"
+    )
+
+
 def _initial_scale(site: Site) -> dict[str, Tensor]:
-    unconstrained = transform_to(site.support).inv(site.init)
-    return {"loc": unconstrained, "log_scale": torch.full_like(unconstrained, math.log(0.1))}
+    return {"loc": site.init.log(), "log_scale": torch.full_like(site.init, math.log(0.1))}
 
 
-def _scale_law(support: Any, loc: Tensor, log_scale: Tensor) -> Any:
-    if support in (constraints.positive, constraints.nonnegative):
-        return dist.LogNormal(loc, log_scale.exp())
-    return dist.TransformedDistribution(dist.Normal(loc, log_scale.exp()), [transform_to(support)])
+def _scale_law(loc: Tensor, log_scale: Tensor) -> Any:
+    return dist.LogNormal(loc, log_scale.exp())

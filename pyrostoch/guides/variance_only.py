@@ -21,8 +21,8 @@ _FAMILIES: dict[str, type] = {"gaussian": CenteredNormal, "bernoulli": TwoPoint,
 class VarianceOnly(Guide):
     r"""A symmetric law of mean zero for every weight: $w_{ij} = \phi_{ij}\,\varepsilon_{ij}$.
 
-    $\varepsilon$ is N(0, 1) (`"gaussian"`), $\pm 1$ with equal chance (`"bernoulli"`) or U(-1, 1) (`"uniform"`). The mean
-    says nothing, so mean propagation fails by design; averaging over draws works. The parameter is
+    $\varepsilon$ is N(0, 1) (`"gaussian"`), $\pm 1$ with equal chance (`"bernoulli"`) or U(-1, 1) (`"uniform"`). The
+    mean says nothing, so mean propagation fails by design; averaging over draws works. The parameter is
     $\phi$ itself and may change its sign, which changes nothing in the law.
 
     Args:

@@ -2,6 +2,31 @@
 
 from __future__ import annotations
 
+from pyrostoch.infer.checkpoint import load, save
+from pyrostoch.infer.compare import Comparison, ComparisonRow, accuracy_by_samples, compare
+from pyrostoch.infer.decompose import Decomposition, SiteRow, decompose
 from pyrostoch.infer.elbo import ELBO
+from pyrostoch.infer.fit import fit
+from pyrostoch.infer.history import Fit
+from pyrostoch.infer.predict import Prediction, predict
+from pyrostoch.infer.safefile import CheckpointError
+from pyrostoch.infer.trainer import NonFiniteLossError
 
-__all__ = ["ELBO"]
+__all__ = [
+    "ELBO",
+    "CheckpointError",
+    "Comparison",
+    "ComparisonRow",
+    "Decomposition",
+    "Fit",
+    "NonFiniteLossError",
+    "Prediction",
+    "SiteRow",
+    "accuracy_by_samples",
+    "compare",
+    "decompose",
+    "fit",
+    "load",
+    "predict",
+    "save",
+]

@@ -73,17 +73,19 @@ class Batches(ABC):
 class _Indexed(Batches):
     """Batches by index: of tensors that are sliced, or of a data set that is asked item by item."""
 
-    def __init__(self, count: int, batch_size: int) -> None:
+    def __init__(self, count: int, batch_size: int, device: torch.device | None = None) -> None:
         self.num_data = count
-        self.batch_size = batch_size
+        self.batch_size: int = batch_size
+        self._device = device
 
     def __len__(self) -> int:
-        return -(-self.num_data // int(self.batch_size or 1))
+        return -(-self.num_data // self.batch_size)
 
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
         """Slices of a permutation of the examples."""
         order = torch.arange(self.num_data) if seed is None else order_of(seed, number, self.num_data)
-        yield from (self.pick(index) for index in order.split(int(self.batch_size or 1)))
+        # To the data's device once an epoch, so that no step waits for a copy of its indices.
+        yield from (self.pick(index) for index in order.to(self._device).split(self.batch_size))
 
     @abstractmethod
     def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
@@ -92,14 +94,14 @@ class _Indexed(Batches):
 
 class _Tensors(_Indexed):
     def __init__(self, x: Inputs, y: Tensor, batch_size: int) -> None:
-        super().__init__(len(y), batch_size)
+        super().__init__(len(y), batch_size, y.device)
         self.whole = (x, y)
         self._x, self._y = x, y
 
     def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
         """Rows of the tensors, wherever they live."""
         rows = tuple(part[index.to(part.device)] for part in (self._x if isinstance(self._x, tuple) else (self._x,)))
-        return rows if isinstance(self._x, tuple) else rows[0], self._y[index.to(self._y.device)]
+        return rows if isinstance(self._x, tuple) else rows[0], self._y[index]
 
 
 class _Items(_Indexed):
@@ -118,11 +120,13 @@ class _Loader(Batches):
         self.batch_size = loader.batch_size
         try:
             self._steps = len(loader)
-            self.num_data = len(loader.dataset if loader.batch_size is None else loader.sampler)  # type: ignore[arg-type]
+            # A sampler may leave examples out; without batch_size it is the loader's own and counts batches.
+            counted: Any = loader.dataset if loader.batch_size is None else loader.sampler
+            self.num_data = len(counted)
         except TypeError as error:
             raise TypeError(
-                "data: expected a DataLoader of known length, since schedules need the number of steps; give its data set "
-                "a __len__"
+                "data: expected a DataLoader of known length, since schedules need the number of steps; give its data "
+                "set a __len__"
             ) from error
 
     def __len__(self) -> int:
@@ -174,8 +178,8 @@ def as_batches(data: Any, batch_size: int, what: str = "data") -> Batches:
     else:
         got = f"{type(data).__name__} of {len(data)}" if isinstance(data, (tuple, list)) else type(data).__name__
         raise TypeError(
-            f"{what}: expected (x, y) tensors (several inputs as a tuple x), a map-style torch Dataset or a DataLoader, "
-            f"got {got}"
+            f"{what}: expected (x, y) tensors (several inputs as a tuple x), a map-style torch Dataset or a "
+            f"DataLoader, got {got}"
         )
     if batches.num_data == 0:
         raise ValueError(f"{what}: expected at least one example, got an empty data set")
@@ -196,7 +200,8 @@ def _pair(batch: Any) -> tuple[Inputs, Tensor]:
     """`(x, y)` from what a data set or loader yields: the last entry is the target."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
         raise TypeError(
-            f"data: expected items (x, y), or (x1, x2, ..., y) for several inputs, as tensors; got {type(batch).__name__}"
+            "data: expected items (x, y), or (x1, x2, ..., y) for several inputs, as tensors; got "
+            + type(batch).__name__
             + (f" of {[type(part).__name__ for part in batch]}" if isinstance(batch, (tuple, list)) else "")
         )
     *inputs, y = batch

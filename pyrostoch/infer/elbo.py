@@ -49,10 +49,11 @@ def interpretation(estimator: str, *, lazy: bool = False) -> Interpretation:
 class ELBO(PyroELBO):
     r"""The evidence lower bound of the whole data set, in nats, as a loss to minimise.
 
-    $$ -\mathrm{ELBO} = -\frac{N}{B}\sum_{i \in B} \log p(y_i \mid x_i, w) + \beta\,\mathrm{KL}(q(w) \,\|\, p(w)) + \mathrm{penalty}. $$
+    $$ -\mathrm{ELBO} = -\frac{N}{B}\sum_{i \in B} \log p(y_i \mid x_i, w) + \beta\,\mathrm{KL}(q(w) \,\|\, p(w)) +
+    \mathrm{penalty}. $$
 
-    Each site's KL is a closed form where one is registered, else the Monte-Carlo estimate from the draw (`decompose` says
-    which). A `pyro.infer.ELBO`: use it in `pyro.infer.SVI`, or as an `nn.Module` by `ELBO()(model, guide)`, whose
+    Each site's KL is a closed form where one is registered, else the Monte-Carlo estimate from the draw (`decompose`
+    says which). A `pyro.infer.ELBO`: use it in `pyro.infer.SVI`, or as an `nn.Module` by `ELBO()(model, guide)`, whose
     `forward` is the differentiable loss. With Pyro's validation off, a step reads no value back from the device. The KL
     weight scales both sides of every latent site, so that annealing it anneals what it says.
 
@@ -123,5 +124,5 @@ class ELBO(PyroELBO):
         """Put gradients on the parameters and return the detached loss, for `SVI.step`."""
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
-            loss.backward()  # type: ignore[no-untyped-call]
+            loss.backward()
         return loss.detach()

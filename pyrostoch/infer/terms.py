@@ -113,7 +113,9 @@ def _site_term(name: str, model_node: Any, guide_node: Any, how: Interpretation)
     if has_closed_form(law, prior):
         kl = kl_sum(law, prior)
         if guide_node["mask"] is not None:
-            raise ValueError(f"site {name!r}: poutine.mask on a latent site is not supported; select sites by prior rules")
+            raise ValueError(
+                f"site {name!r}: poutine.mask on a latent site is not supported; select sites by prior rules"
+            )
         return SiteTerm(kl * guide_node["scale"], True, improper, size)
     if not law.has_rsample:
         raise ValueError(

@@ -2,13 +2,14 @@
 
 | layer | what it is |
 | --- | --- |
-| `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d`, `Embedding`, `LSTM`, `GRU`, `MultiheadAttention` | torch's layer of that name, its signature plus `prior=` and `name=` |
+| `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d` | torch's layer of that name, with `prior=` and `name=` |
+| `Embedding`, `LSTM`, `GRU`, `MultiheadAttention` | the same; one draw serves every token or time step |
 | `RandomWeights` | the mixin that makes any layer one of these |
 | `Stochastic` | a module of your own that holds such layers, as guides want it |
 | `MCDropout`, `MCDropout2d` | dropout that is on while sampling and off under mean propagation |
 
 Inside a `BayesianModel` the model draws the weights; used alone in a Pyro model a layer draws its own.
-"""  # noqa: E501
+"""
 
 from __future__ import annotations
 

@@ -9,11 +9,9 @@ from typing import Any
 
 import pyro
 from torch import Tensor, nn
-from torch.overrides import _get_current_function_mode_stack
 
 from pyrostoch._checks import name_list
 from pyrostoch.effects import call_network, inside_network
-from pyrostoch.effects.census import _CensusMode
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel, Site, announce_parameters
 from pyrostoch.priors import Prior, PriorSpec, assign
@@ -25,8 +23,9 @@ class RandomWeights(nn.Module):
     """Mixin: a torch layer whose parameters have priors. Put it before the layer among the bases.
 
     Inside a `BayesianModel` the model draws the weights and the sites are named by the parameters' paths. Used alone in
-    a Pyro model, the layer draws its own weights when it is called, as sites `<name>.<parameter>` (`<parameter>` without
-    a name), and calls itself under the interpretation in force, as a network of one layer. Call it outside plates.
+    a Pyro model, the layer draws its own weights when it is called, as sites `<name>.<parameter>` (`<parameter>`
+    without a name), and calls itself under the interpretation in force, as a network of one layer. Call it
+    outside plates.
 
     Parameters with a prior are frozen: draws stand in for them, and their values tell guides where to start. The
     `state_dict` is that of torch's own layer; the priors are rebuilt by the constructor. A layer without a prior is
@@ -46,8 +45,7 @@ class RandomWeights(nn.Module):
         ValueError: A rule matches no parameter, or a parameter cannot be made random.
 
     Example:
-        >>> import pyrostoch as ps
-        >>> from torch import nn
+        >>> import torch, pyrostoch as ps
         >>> class Bilinear(RandomWeights, nn.Bilinear):
         ...     '''A bilinear layer with random weights.'''
         >>> layer = Bilinear(2, 3, 4, prior=ps.priors.Normal(), name="pair")
@@ -75,7 +73,7 @@ class RandomWeights(nn.Module):
         """Show the constructor of torch's layer with the two arguments that are added to it."""
         super().__init_subclass__(**kwargs)
         layer = next((base for base in cls.__bases__ if not issubclass(base, RandomWeights)), None)
-        if layer is None or "__init__" in vars(cls):
+        if layer is None:
             return
         taken = list(inspect.signature(layer).parameters.values())
         at = len(taken) - (bool(taken) and taken[-1].kind is inspect.Parameter.VAR_KEYWORD)
@@ -109,13 +107,14 @@ class RandomWeights(nn.Module):
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Torch's layer with drawn weights: those of the model around it, or draws of its own."""
-        if not self.priors or _weights_are_given():
+        if not self.priors or inside_network():
             return super().forward(*args, **kwargs)
         learnt = [name for name, prior in self.priors.items() if next(prior.parameters(), None) is not None]
         if learnt:
             raise ValueError(
                 f"layer {self.name or type(self).__name__!r}: the prior of {name_list(learnt)} has a number to be "
-                "fitted, which a model owns; put the layer into a BayesianModel, or give it a fixed or a Hierarchical prior"
+                "fitted, which a model owns; put the layer into a BayesianModel, or give it a fixed prior or a "
+                "Hierarchical one"
             )
         announce_parameters(self, self.name or "layer")
         sites = {parameter: self._site(parameter) for parameter in self.priors}
@@ -133,8 +132,3 @@ class RandomWeights(nn.Module):
         for prior in self.priors.values():
             prior._apply(fn)
         return super()._apply(fn, recurse)
-
-
-def _weights_are_given() -> bool:
-    """Whether a network around the layer has drawn its weights: during a call of it, or during its census."""
-    return inside_network() or any(isinstance(mode, _CensusMode) for mode in _get_current_function_mode_stack())

@@ -75,7 +75,9 @@ class Noise(nn.Module):
         self.prior: FromDistribution | None = None
         if isinstance(value, Distribution):
             if learn:
-                raise ValueError(f"{site}: expected a start value with learn=True, got a distribution; give one or the other")
+                raise ValueError(
+                    f"{site}: expected a start value with learn=True, got a distribution; give one or the other"
+                )
             self.prior = FromDistribution(value)
         elif learn:
             self.log_value = nn.Parameter(torch.tensor(math.log(check_positive(site, value))))

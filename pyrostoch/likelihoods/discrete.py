@@ -41,7 +41,7 @@ class Categorical(Likelihood):
 
     def check_target(self, law: Distribution, target: Tensor) -> None:
         """Refuse labels outside 0 ... C - 1."""
-        base = law.base_dist if hasattr(law, "base_dist") else law
+        base: Any = law.base_dist if hasattr(law, "base_dist") else law
         classes = base.logits.shape[-1]
         wrong = (target < 0) | (target >= classes)
         if bool(wrong.any()):

@@ -25,7 +25,7 @@ class Prior(nn.Module):
 
     improper = False
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """The elementwise law of a site's weights, with batch shape `shape`.
 
         Args:
@@ -89,12 +89,12 @@ class FromDistribution(Prior):
             self.register_buffer(name, torch.as_tensor(getattr(distribution, name)).detach().clone())
         try:
             self.law("", distribution.batch_shape)
-            self._whole = None
+            self._whole: Any = None
         except TypeError:
             # Not built from its named parameters alone (a mixture, a transformed law): kept as it is.
             self._whole = distribution
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """The distribution, expanded to the weights."""
         if getattr(self, "_whole", None) is not None:
             return self._whole.expand(shape)

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from pyro import distributions as dist
 from torch import Tensor
-from torch.distributions import Distribution
-
 from pyrostoch import distributions as laws
 from pyrostoch.priors.base import Prior
 
@@ -17,6 +15,13 @@ __all__ = ["ARD", "Laplace", "LogUniform", "Normal", "ScaleMixture", "StudentT"]
 
 class _Fixed(Prior):
     """A prior whose numbers are buffers, checked once by its law's own constraints."""
+
+    df: Tensor
+    loc: Tensor
+    scale: Tensor
+    mix: Tensor
+    scale1: Tensor
+    scale2: Tensor
 
     def __init__(self, **numbers: float | Tensor) -> None:
         super().__init__()
@@ -41,7 +46,7 @@ class Normal(_Fixed):
     def __init__(self, loc: float | Tensor = 0.0, scale: float | Tensor = 1.0) -> None:
         super().__init__(loc=loc, scale=scale)
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """N(loc, scale^2), expanded."""
         return dist.Normal(self.loc, self.scale).expand(shape)
 
@@ -61,7 +66,7 @@ class Laplace(_Fixed):
     def __init__(self, loc: float | Tensor = 0.0, scale: float | Tensor = 1.0) -> None:
         super().__init__(loc=loc, scale=scale)
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """Laplace(loc, scale), expanded."""
         return dist.Laplace(self.loc, self.scale).expand(shape)
 
@@ -82,7 +87,7 @@ class StudentT(_Fixed):
     def __init__(self, df: float | Tensor, loc: float | Tensor = 0.0, scale: float | Tensor = 1.0) -> None:
         super().__init__(df=df, loc=loc, scale=scale)
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """StudentT(df, loc, scale), expanded."""
         return dist.StudentT(self.df, self.loc, self.scale).expand(shape)
 
@@ -108,7 +113,7 @@ class ScaleMixture(_Fixed):
     ) -> None:
         super().__init__(mix=mix, scale1=scale1, scale2=scale2)
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """The mixture, expanded."""
         return laws.ScaleMixture(self.mix, self.scale1, self.scale2).expand(shape)
 
@@ -116,8 +121,8 @@ class ScaleMixture(_Fixed):
 class LogUniform(Prior):
     """The improper prior p(|w|) ~ 1/|w| of variational dropout: it favours no scale.
 
-    With a Gaussian guide N(mu, alpha mu^2) its KL depends on alpha alone, and is exact here. It cannot be sampled, and has
-    no proper posterior: NUTS is refused.
+    With a Gaussian guide N(mu, alpha mu^2) its KL depends on alpha alone, and is exact here. It cannot be sampled, and
+    has no proper posterior: NUTS is refused.
 
     Args:
         approximation: `None` for the exact KL, or `"molchanov"` for the sigmoid fit of Molchanov et al. (2017).
@@ -137,7 +142,7 @@ class LogUniform(Prior):
         self.approximation = approximation
         self.law("", torch.Size())
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """The log-uniform law, expanded."""
         return laws.LogUniform(approximation=self.approximation).expand(shape)
 
@@ -162,6 +167,6 @@ class ARD(Prior):
 
     improper = True
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """The ARD law, expanded."""
         return laws.ARD().expand(shape)

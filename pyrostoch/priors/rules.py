@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import nn
 from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
@@ -32,19 +31,17 @@ def is_bias(name: str) -> bool:
 
 def owners(net: nn.Module) -> dict[str, nn.Module]:
     """The module that holds each parameter, by the parameter's (first) name."""
-    return {
-        name: net.get_submodule(name.rpartition(".")[0]) for name, _ in net.named_parameters(remove_duplicate=True)
-    }
+    return {name: net.get_submodule(name.rpartition(".")[0]) for name, _ in net.named_parameters(remove_duplicate=True)}
 
 
 def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:
     """Give each parameter its prior.
 
     A single prior goes to every parameter except biases and those of normalisation layers. A dictionary maps name
-    patterns (shell wildcards) to priors; the last match wins; a pattern that matches a bias by name asks for it, while a
-    normalisation layer is reached only by a pattern that spells out its module (`"bn1.weight"`, `"bn1.*"`). A callable
-    gets each parameter's name and value and returns a prior or `None`. A layer's own `prior=` (see `pyrostoch.layers`)
-    holds where `spec` is `None` or does not reach it.
+    patterns (shell wildcards) to priors; the last match wins; a pattern that matches a bias by name asks for it, while
+    a normalisation layer is reached only by a pattern that spells out its module (`"bn1.weight"`, `"bn1.*"`). A
+    callable gets each parameter's name and value and returns a prior or `None`. A layer's own `prior=` (see
+    `pyrostoch.layers`) holds where `spec` is `None` or does not reach it.
 
     Args:
         net: The network.
@@ -93,7 +90,6 @@ def _by_pattern(
     chosen: dict[str, Prior | None],
 ) -> None:
     for pattern, value in rules.items():
-        prior: Callable[[str, Tensor], Any] = value if _is_rule(value) else lambda name, parameter, v=value: v
         matched = False
         for name, parameter in parameters.items():
             clean = clean_name(name)
@@ -103,7 +99,7 @@ def _by_pattern(
             spelt_out = pattern == clean or pattern.rpartition(".")[0] == module
             if isinstance(holders[name], _NORMALISATION) and not (spelt_out and module):
                 continue
-            chosen[name] = as_prior(prior(clean, parameter))
+            chosen[name] = as_prior(value(clean, parameter) if _is_rule(value) else value)
             matched = True
         if not matched:
             raise ValueError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import pyro
 import torch
@@ -34,7 +35,7 @@ class EmpiricalBayes(Prior):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(check_positive("EmpiricalBayes scale", scale))))
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """N(0, s^2), expanded."""
         return dist.Normal(torch.zeros_like(self.log_scale), self.log_scale.exp()).expand(shape)
 
@@ -64,7 +65,7 @@ class Hierarchical(Prior):
         if not bool(support.check(torch.tensor(1.0))) or bool(support.check(torch.tensor(-1.0))):
             raise ValueError(f"Hierarchical scale: expected a distribution on the positive numbers, got {self.scale!r}")
 
-    def law(self, name: str, shape: torch.Size) -> Distribution:
+    def law(self, name: str, shape: torch.Size) -> Any:
         """N(0, s^2) given a draw of s, expanded."""
         scale = pyro.sample(f"{name}.prior_scale", self.scale.law(name, torch.Size()))
         return dist.Normal(torch.zeros_like(scale), scale).expand(shape)

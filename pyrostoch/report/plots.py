@@ -67,7 +67,12 @@ def _frame(axes: Axes, series: Sequence[list[float]]) -> None:
     low, high = min(late), max(late)
     sizes = [abs(y) for y in late if y != 0.0]
     if sizes and max(sizes) > LINEAR_RATIO * min(sizes):
-        axes.set_yscale("symlog", linthresh=max(min(sizes), max(sizes) / 1000.0))
+        from matplotlib.ticker import SymmetricalLogLocator
+
+        linear = max(min(sizes), max(sizes) / 1000.0)
+        axes.set_yscale("symlog", linthresh=linear)
+        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=[1, 2, 5]))
+        axes.yaxis.set_major_formatter("{x:,g}")
         axes.set_ylim(low - 0.15 * abs(low), high + 0.15 * abs(high))
         return
     pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
@@ -117,7 +122,7 @@ def training(results: Mapping[str, Any]) -> Figure:
         if warm > 0.0:
             start = min(floats(guide["history"]["epoch"])[0] for _, guide in guides)
             handles.append(axes.axvspan(start, warm, color=GREY, alpha=0.15, linewidth=0))
-    # A legend drops labels that begin with an underscore.
+    # Legends of older matplotlibs drop labels that begin with an underscore.
     labels = [_title(guide).lstrip("_") or "guide" for _, guide in guides] + ["KL warm-up"]
     legend = figure.legend(
         handles, labels[: len(handles)], loc="outside lower center", ncols=3, frameon=False, fontsize=9, handlelength=3
@@ -213,7 +218,6 @@ def accuracy_by_samples(results: Mapping[str, Any]) -> Figure:
         samples, values = floats(scores["samples"]), floats(scores.get(key) or [])
         values += [math.nan] * (len(samples) - len(values))
         errors = floats(scores.get("stderr") or []) or [0.0] * len(samples)
-        errors = [e if math.isfinite(e) else 0.0 for e in errors]
         axes.errorbar(
             samples, values, yerr=errors, color=COLOURS[i % len(COLOURS)], marker="o", markersize=4, capsize=2
         )
@@ -229,14 +233,14 @@ def accuracy_by_samples(results: Mapping[str, Any]) -> Figure:
 
 
 def _ticks(axes: Axes, samples: list[float], percent: bool) -> None:
-    from matplotlib.ticker import FixedLocator, NullLocator, PercentFormatter
+    from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
     axes.set_xscale("log")
     axes.xaxis.set_major_locator(FixedLocator(samples))
     axes.xaxis.set_minor_locator(NullLocator())
     axes.xaxis.set_major_formatter("{x:g}")
     if percent:
-        axes.yaxis.set_major_formatter(PercentFormatter(1.0))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda y, _: f"{100 * y:.4g} %"))
 
 
 def histograms(guide: Mapping[str, Any]) -> list[tuple[Mapping[str, Any], list[float], list[float]]]:
@@ -271,7 +275,7 @@ def posterior(guide: Mapping[str, Any]) -> Figure:
         raise ValueError(f"guide {guide.get('name')!r} has no posterior histogram to draw")
     figure, grid = _panels(len(entries), 3, 3.3, 2.2)
     for position, (axes, (entry, edges, counts)) in enumerate(zip(grid, entries, strict=True)):
-        axes.stairs(counts, edges, fill=True, color=COLOURS[0], alpha=0.8)
+        axes.stairs(counts, edges, fill=True, color=COLOURS[0])
         axes.set_ylim(bottom=0)
         quantity = str(entry.get("quantity", "")).replace("alpha", "α").replace("sigma", "σ")
         _name(axes, str(entry.get("site", "")), quantity, "count" if position % 3 == 0 else "")

@@ -19,13 +19,13 @@ h3 { font-size: 1.05rem; margin: 1.6rem 0 .3rem; }
 p { margin: .4rem 0 .8rem; max-width: 48rem; }
 a { color: var(--accent); }
 code { font: .9em ui-monospace, Menlo, Consolas, monospace; overflow-wrap: anywhere; }
-.soft, .err { color: var(--soft); }
-.err { display: block; font-size: .8em; }
+.err { display: block; font-size: .8em; color: var(--soft); }
 .bad { color: #d55e00; font-weight: 600; }
 .best { font-weight: 700; }
+.best .err { font-weight: 400; }
 .note { background: var(--note); border-left: 4px solid var(--note-line); padding: .6rem .9rem; border-radius: 3px; }
 .command { background: var(--tint); border-radius: 4px; padding: .5rem .8rem; max-width: none; }
-nav a { margin-right: 1rem; white-space: nowrap; }
+nav a { display: inline-block; margin-right: 1rem; }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .2rem 1.2rem; margin: 1rem 0; }
 dt { color: var(--soft); }
 dd { margin: 0; overflow-wrap: anywhere; }
@@ -35,12 +35,12 @@ th, td { padding: .35rem .7rem; text-align: right; border-bottom: 1px solid var(
   white-space: nowrap; }
 th { font-weight: 600; }
 thead th { color: var(--soft); font-size: .85rem; }
-thead th[colspan] { text-align: center; }
-th:first-child, td.text { text-align: left; }
+thead tr th[colspan] { text-align: center; }
+tbody th, thead tr:first-child th:first-child, .text { text-align: left; }
 tbody th { position: sticky; left: 0; background: var(--paper); white-space: normal; min-width: 7.5rem; }
-tbody th .soft { display: block; font-weight: 400; font-size: .85em; }
 .all { width: 100%; }
 svg { width: 100%; height: auto; display: block; }
+svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text:not([style*="fill"]) { fill: currentColor; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }
 @media (max-width: 40rem) { body { padding: 1rem .8rem 3rem; } dl { grid-template-columns: 1fr; gap: 0; }

@@ -44,7 +44,8 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    text = re.sub(r"<metadata>.*?</metadata>", "", text[text.index("<svg ") :], flags=re.DOTALL)
+    # The metadata links to vocabularies, and the style sheet would reach the whole page.
+    text = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->", "", text[text.index("<svg ") :], flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]*)"', rf'id="{key}-\1"', text)
     text = re.sub(r"url\(#([^)]*)\)", rf"url(#{key}-\1)", text)
     text = re.sub(r'xlink:href="#([^"]*)"', rf'href="#{key}-\1"', text)
@@ -53,6 +54,6 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     width = float(view.group(1)) if view else 0.0
     # Points to the pixels of a browser; wide pictures scroll on a phone and keep their text legible.
-    style = f"max-width:{width * 4 / 3:.0f}px;min-width:{min(width, 560):.0f}px"
+    style = f"max-width:{width * 4 / 3:.0f}px;min-width:{min(width, 720):.0f}px"
     head = f'<svg role="img" aria-label="{html.escape(label)}" style="{style}" {view.group(0) if view else ""}'
     return re.sub(r"\s*\n\s*", "\n", f"{head}{text[text.index('>') :]}").strip()

@@ -189,7 +189,8 @@ def site_table(decomposition: Mapping[str, Any]) -> str:
         kl, weights = number(site.get("kl")), number(site.get("weights"))
         each = kl / weights if kl is not None and weights else None
         error = site.get("stderr") if site.get("method") != "exact" else None
-        method, route = str(site.get("method") or ABSENT), str(site.get("route") or ABSENT)
+        method = str(site.get("method") or ABSENT).replace("monte carlo", "Monte Carlo")
+        route = str(site.get("route") or ABSENT)
         body.append(
             f'<th scope="row"><code>{html.escape(str(site.get("site")))}</code></th>'
             f"<td>{format_number(weights, 0)}</td><td>{_with_error(kl, error, 1)}</td>"

@@ -1,0 +1,30 @@
+"""A Bayesian network trained by hand with pyro.infer.SVI: the script a Pyro user already has."""
+
+import pyro
+import torch
+
+import pyrostoch as ps
+
+pyro.set_rng_seed(0)
+digits = ps.data.load("digits")
+net = ps.models.MLP(64, hidden=(100, 100), out_features=10)
+model = ps.BayesianModel(
+    net,
+    prior={"fc2.weight": ps.priors.LogUniform()},  # the rest is fitted by maximum likelihood
+    likelihood=ps.likelihoods.Categorical(),
+    num_data=len(digits.x_train),
+)
+guide = ps.guides.LayerwiseAlpha(model)
+svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), ps.ELBO(estimator="local"))
+
+for epoch in range(1, 31):
+    loss = 0.0
+    for batch in torch.randperm(len(digits.x_train)).split(100):
+        share = len(batch) / len(digits.x_train)
+        loss += share * float(svi.step(digits.x_train[batch], digits.y_train[batch]))
+    if epoch % 10 == 0:
+        print(f"epoch {epoch}: ELBO {-loss:.1f} nats")
+
+train, test = (digits.x_train, digits.y_train), (digits.x_test, digits.y_test)
+print(ps.decompose(model, guide, train, num_samples=5))
+print(ps.compare(model, guide, test, modes=("mean", "mc:1", "mc:20")))

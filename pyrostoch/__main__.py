@@ -1,0 +1,8 @@
+"""The command line, by `python -m pyrostoch`."""
+
+from __future__ import annotations
+
+from pyrostoch.cli import main
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,7 @@
+"""The command line: `pyrostoch compare`, `train`, `evaluate`, `decompose`, `report`, `info`, `download`."""
+
+from __future__ import annotations
+
+from pyrostoch.cli.app import app, main
+
+__all__ = ["app", "main"]

@@ -1,0 +1,118 @@
+"""The options that several commands share."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+__all__ = [
+    "Batch",
+    "Data",
+    "DataDir",
+    "Device",
+    "Dtype",
+    "Epochs",
+    "Estimator",
+    "Hidden",
+    "InitLogAlpha",
+    "Lr",
+    "LrAlpha",
+    "Model",
+    "Name",
+    "OneGuide",
+    "Out",
+    "Prior",
+    "Quiet",
+    "Random",
+    "Resume",
+    "RunName",
+    "Seed",
+    "SomeGuides",
+    "Split",
+]
+
+_TRAIN = "Training"
+_RUN = "Run"
+
+Data = Annotated[
+    str | None,
+    typer.Option(
+        "--data", help="Data set: digits (default), mnist, fashion-mnist, cifar10, uci:<name>.", metavar="NAME"
+    ),
+]
+DataDir = Annotated[
+    str | None,
+    typer.Option("--data-dir", help="Folder of the data; else the variable PYROSTOCH_DATA.", metavar="DIR"),
+]
+Split = Annotated[int | None, typer.Option("--split", help="Train/test split of a UCI set, from 0.")]
+Model = Annotated[str | None, typer.Option("--model", help="Network: mlp (default) or lenet5.", metavar="NAME")]
+Hidden = Annotated[
+    str | None, typer.Option("--hidden", help="Widths of an MLP's hidden layers, such as 100,100.", metavar="WIDTHS")
+]
+Random = Annotated[
+    str | None,
+    typer.Option(
+        "--random",
+        help="Names of the random weights (shell patterns, by commas); default fc2.weight, or dense1.weight of lenet5.",
+        metavar="PATTERN",
+    ),
+]
+Prior = Annotated[
+    str | None,
+    typer.Option(
+        "--prior",
+        help="log-uniform (default), normal[:scale], laplace[:scale], ard, empirical-bayes[:scale], hierarchical.",
+        metavar="NAME",
+    ),
+]
+Estimator = Annotated[
+    str | None,
+    typer.Option(
+        "--estimator", help="local (default), shared, flipout or marginal.", metavar="NAME", rich_help_panel=_TRAIN
+    ),
+]
+Epochs = Annotated[
+    int | None, typer.Option("--epochs", help="Passes through the training data.", min=1, rich_help_panel=_TRAIN)
+]
+Batch = Annotated[int | None, typer.Option("--batch-size", help="Examples a step.", min=1, rich_help_panel=_TRAIN)]
+Lr = Annotated[
+    float | None, typer.Option("--lr", help="Learning rate at the start, falling to 0.", rich_help_panel=_TRAIN)
+]
+LrAlpha = Annotated[
+    float | None, typer.Option("--lr-alpha", help="Learning rate of the log alphas.", rich_help_panel=_TRAIN)
+]
+InitLogAlpha = Annotated[
+    float | None, typer.Option("--init-log-alpha", help="Where the log alphas start.", rich_help_panel=_TRAIN)
+]
+Seed = Annotated[
+    int | None, typer.Option("--seed", help="Seed of network, order of data and noise.", min=0, rich_help_panel=_TRAIN)
+]
+Device = Annotated[
+    str | None, typer.Option("--device", help="auto (default), cpu or cuda.", metavar="NAME", rich_help_panel=_TRAIN)
+]
+Dtype = Annotated[
+    str | None, typer.Option("--dtype", help="float32 (default) or float64.", metavar="NAME", rich_help_panel=_TRAIN)
+]
+Out = Annotated[
+    str | None,
+    typer.Option("--out", help="Folder of the run; default runs/<name>.", metavar="DIR", rich_help_panel=_RUN),
+]
+Name = Annotated[
+    str | None,
+    typer.Option("--name", help="Name of the run's folder below runs/.", metavar="NAME", rich_help_panel=_RUN),
+]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut short.", rich_help_panel=_RUN)]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the final table only.", rich_help_panel=_RUN)]
+OneGuide = Annotated[
+    str | None,
+    typer.Option(
+        "--guide",
+        help="additive (default), weightwise, neuronwise, layerwise, variance, variance-bernoulli, variance-uniform.",
+        metavar="NAME",
+    ),
+]
+SomeGuides = Annotated[
+    list[str] | None, typer.Option("--guide", help="Only this guide; may be repeated.", metavar="NAME")
+]
+RunName = Annotated[str, typer.Argument(help="Folder of a run, or its name below runs/.", metavar="RUN")]

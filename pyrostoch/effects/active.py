@@ -1,0 +1,49 @@
+"""Which network calls are on their way, innermost last."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pyrostoch.effects.network import NetworkCall
+
+__all__ = ["active_call", "entered", "inside_network"]
+
+_STATE = threading.local()
+
+
+def _calls() -> list[NetworkCall | None]:
+    if not hasattr(_STATE, "calls"):
+        _STATE.calls = []
+    calls: list[NetworkCall | None] = _STATE.calls
+    return calls
+
+
+@contextlib.contextmanager
+def entered(call: NetworkCall | None) -> Iterator[None]:
+    """Mark a network call as under way; `None` stands for a census, which has weights but no interpretation."""
+    calls = _calls()
+    calls.append(call)
+    try:
+        yield
+    finally:
+        calls.pop()
+
+
+def inside_network() -> bool:
+    """Whether a network is being called with its weights already drawn, so that its layers must not draw again.
+
+    Example:
+        >>> inside_network()
+        False
+    """
+    return bool(_calls())
+
+
+def active_call() -> NetworkCall | None:
+    """The innermost network call under way; `None` outside any, and during a census."""
+    calls = _calls()
+    return calls[-1] if calls else None

@@ -1,0 +1,335 @@
+"""Posterior draws and what they predict: the law of the observations for one draw, and averages over many."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+from torch.distributions import Bernoulli, Categorical, Distribution
+
+from pyrostoch._checks import check_choice, check_finite, name_list
+from pyrostoch.effects import Interpretation, MeanPropagation, base_law
+from pyrostoch.infer.batches import Batches, Inputs, to_device
+from pyrostoch.infer.elbo import interpretation
+from pyrostoch.likelihoods import Likelihood
+from pyrostoch.metrics import MomentAverage, PredictiveAverage
+from pyrostoch.metrics.uncertainty import LogMeanExp
+from pyrostoch.model import latent_sites
+
+__all__ = [
+    "MODES",
+    "DrawAverage",
+    "Mode",
+    "check_targets",
+    "class_log_probs",
+    "draw_laws",
+    "evaluating",
+    "home_of",
+    "observe",
+    "parse_mode",
+    "same_device",
+    "seeded",
+    "visit",
+]
+
+_DEFAULT_SAMPLES = 20
+
+
+@dataclass(frozen=True)
+class Mode:
+    """A way to predict.
+
+    Args:
+        interpretation: Makes the interpretation under which guide and network run.
+        sampled: Whether it draws, so that a number of samples makes sense.
+    """
+
+    interpretation: Callable[[], Interpretation]
+    sampled: bool
+
+
+#: The predictive modes by name.
+MODES: dict[str, Mode] = {
+    "mean": Mode(MeanPropagation, sampled=False),
+    "mc": Mode(lambda: interpretation("marginal", lazy=True), sampled=True),
+}
+
+
+def parse_mode(mode: str, num_samples: int | None = None) -> tuple[str, int]:
+    """Split a mode such as `"mc:20"` into its name and its number of samples.
+
+    Args:
+        mode: A name in `MODES`, with `:K` behind it where it draws.
+        num_samples: The number of samples, where it does not stand in `mode`; 20 by default.
+
+    Returns:
+        The mode's name and its number of passes.
+
+    Raises:
+        ValueError: The mode is unknown, its number is no positive whole number, or two numbers contradict each other.
+
+    Example:
+        >>> parse_mode("mc:5"), parse_mode("mc"), parse_mode("mean")
+        (('mc', 5), ('mc', 20), ('mean', 1))
+    """
+    name, colon, text = str(mode).partition(":")
+    known = [f"{key}:K" if colon and value.sampled else key for key, value in MODES.items()]
+    if name not in MODES:
+        check_choice("mode", mode, known)
+    if not MODES[name].sampled:
+        if colon or num_samples is not None:
+            raise ValueError(
+                f"mode {name!r} draws nothing: leave num_samples out, got {mode!r} and num_samples={num_samples}"
+            )
+        return name, 1
+    if colon and not (text.isdecimal() and int(text) > 0):
+        raise ValueError(f"mode {mode!r}: expected a whole number of samples from 1 up behind the colon, got {text!r}")
+    if num_samples is None:
+        return name, int(text) if colon else _DEFAULT_SAMPLES
+    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
+        raise ValueError(f"num_samples: expected a whole number from 1 up, got {num_samples!r}")
+    if colon and int(text) != num_samples:
+        raise ValueError(f"mode {mode!r} and num_samples={num_samples} contradict each other: give one of them")
+    return name, num_samples
+
+
+@contextlib.contextmanager
+def evaluating(*modules: Any) -> Iterator[None]:
+    """Put modules into evaluation mode, without gradients, and every submodule back into its own mode afterwards.
+
+    Randomness of weights is a matter of the interpretation; dropout and BatchNorm never take part in it.
+
+    Args:
+        modules: Model and guide; what is no `nn.Module` is left alone.
+
+    Example:
+        >>> net = nn.Dropout(0.5)
+        >>> with evaluating(net):
+        ...     print(net.training)
+        False
+        >>> net.training
+        True
+    """
+    found = {id(m): (m, m.training) for top in modules if isinstance(top, nn.Module) for m in top.modules()}
+    try:
+        for top in modules:
+            if isinstance(top, nn.Module):
+                top.eval()
+        with torch.no_grad():
+            yield
+    finally:
+        for module, training in found.values():
+            module.training = training
+
+
+def home_of(model: Any, guide: Any, device: str | torch.device | None = None) -> torch.device | None:
+    """The device on which model and guide live, or `None` where they hold no tensor.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        device: Where the caller wants to compute.
+
+    Raises:
+        ValueError: They live elsewhere than on `device`.
+    """
+    modules = [module for module in (guide, model) if isinstance(module, nn.Module)]
+    tensors = (tensor for module in modules for tensor in (*module.parameters(), *module.buffers()))
+    home = next((tensor.device for tensor in tensors), None)
+    if device is None or home is None:
+        return home if device is None else torch.device(device)
+    if not same_device(home, torch.device(device)):
+        raise ValueError(
+            f"device {str(device)!r}: the model is on {home}; move model and guide first, model.to({str(device)!r})"
+        )
+    return home
+
+
+def same_device(one: torch.device, other: torch.device) -> bool:
+    """Whether two devices are the same; an index left out is 0."""
+    return (one.type, one.index or 0) == (other.type, other.index or 0)
+
+
+def visit(batches: Batches, device: torch.device | None) -> Iterator[tuple[Inputs, Tensor]]:
+    """One pass over a data set as it lies, each batch checked to be finite and moved to a device."""
+    for x, y in batches.epoch(None, 0):
+        check_finite("inputs x", x)
+        yield (x, y) if device is None else (to_device(x, device), to_device(y, device))
+
+
+@contextlib.contextmanager
+def seeded(seed: int | None, device: torch.device | None) -> Iterator[None]:
+    """Draw from a seed and put torch's random state back afterwards; without a seed, do nothing.
+
+    Args:
+        seed: The seed.
+        device: Where the draws are made.
+    """
+    if seed is None:
+        yield
+        return
+    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
+        torch.manual_seed(seed)
+        yield
+
+
+def observe(model: Any, guide_trace: Any, x: Any) -> Distribution:
+    """The law of the observations for one draw from the guide.
+
+    Run it inside the interpretation in which the guide was traced.
+
+    Args:
+        model: A Pyro model with a method `observation(x)`.
+        guide_trace: Trace of the guide.
+        x: Inputs.
+
+    Returns:
+        A distribution with one batch axis, the examples.
+
+    Raises:
+        TypeError: The model has no `observation`.
+        ValueError: A latent variable of the model is not in the draw, or the law's batch shape is not the examples.
+    """
+    observation = getattr(model, "observation", None)
+    if not callable(observation):
+        raise TypeError(
+            f"model: expected a BayesianModel, or a Pyro model with a method observation(x) that draws the latent "
+            f"variables and returns the law of the observations, got {type(model).__name__}"
+        )
+    trace = poutine.trace(poutine.replay(observation, trace=guide_trace)).get_trace(x)
+    missing = [name for name, _ in latent_sites(trace) if name not in guide_trace.nodes]
+    if missing:
+        drawn = [name for name, _ in latent_sites(guide_trace)]
+        raise ValueError(
+            f"guide: no draw for the model's site(s) {name_list(missing)}; the guide has {name_list(drawn) or 'none'}. "
+            "Build the guide from this model"
+        )
+    law: Any = trace.nodes["_RETURN"]["value"]
+    if not isinstance(law, Distribution) or len(law.batch_shape) != 1:
+        found = f"batch shape {tuple(law.batch_shape)}" if isinstance(law, Distribution) else type(law).__name__
+        raise ValueError(
+            f"model.observation: expected a distribution with one batch axis, the examples, got {found}; declare the "
+            "other axes as event axes with to_event"
+        )
+    return law
+
+
+def draw_laws(model: Any, guide: Any, x: Any, name: str, draws: int) -> Iterator[tuple[Distribution, dict[str, str]]]:
+    """One law of the observations a draw, each from a draw of its own, with the routes the sites took.
+
+    Args:
+        model: A Pyro model with a method `observation(x)`.
+        guide: A Pyro guide.
+        x: Inputs of one batch.
+        name: A name in `MODES`.
+        draws: Number of draws.
+    """
+    for _ in range(draws):
+        how = MODES[name].interpretation()
+        with how:
+            law = observe(model, poutine.trace(guide).get_trace(x), x)
+        yield law, how.routes
+
+
+def class_log_probs(law: Distribution) -> Tensor | None:
+    """Log-probabilities of the classes, `(n, ..., C)` in float64; `None` where the law is not one of classes.
+
+    One Bernoulli an example counts as two classes, no and yes.
+
+    Args:
+        law: A law of observations.
+    """
+    base = base_law(law)
+    if isinstance(base, Categorical):
+        return base.logits.to(torch.float64).log_softmax(-1)
+    if isinstance(base, Bernoulli) and base.logits.numel() == law.batch_shape[0]:
+        logits = base.logits.to(torch.float64).reshape(-1)
+        return torch.stack([torch.zeros_like(logits), logits], dim=-1).log_softmax(-1)
+    return None
+
+
+def check_targets(model: Any, law: Distribution, y: Tensor) -> None:
+    """Refuse targets that do not fit the observations' law, as the model itself does.
+
+    Args:
+        model: The model; its `likelihood` checks, where it has one.
+        law: The law of the observations.
+        y: Targets.
+    """
+    likelihood = getattr(model, "likelihood", None)
+    if isinstance(likelihood, Likelihood):
+        likelihood.check_shape(law, y)
+        likelihood.check_target(law, y)
+
+
+class DrawAverage:
+    """The average of a batch's predictions over draws, in memory independent of their number.
+
+    Args:
+        model: The model, which checks targets.
+        y: Targets whose log density is averaged too.
+
+    Attributes:
+        classes: After the first draw: whether the observations are classes.
+        log_density: Log of the mean density of the targets over the draws, nats, shape (n,).
+    """
+
+    def __init__(self, model: Any, y: Tensor | None = None) -> None:
+        self._model, self.y = model, y
+        self._classes = PredictiveAverage()
+        self._moments = MomentAverage()
+        self._density = LogMeanExp()
+        self._shape = torch.Size()
+        self.classes = False
+
+    def update(self, law: Distribution) -> None:
+        """Add one draw.
+
+        Args:
+            law: The law of the observations for that draw.
+        """
+        if self.y is not None:
+            if not self._density.draws:
+                check_targets(self._model, law, self.y)
+            self._density.update(law.log_prob(self.y))
+        log_probs = class_log_probs(law)
+        if log_probs is not None:
+            self.classes, self._shape = True, log_probs.shape
+            self._classes.update(log_probs.flatten(0, -2))
+            return
+        try:
+            mean, variance = law.mean, law.variance
+        except NotImplementedError as error:
+            raise ValueError(
+                f"likelihood: {type(base_law(law)).__name__} has no known mean or variance, so there is nothing to "
+                "report; use a law with both"
+            ) from error
+        self._moments.update(mean, variance)
+
+    @property
+    def log_probs(self) -> Tensor:
+        """Log of the mean probabilities, (n, ..., C)."""
+        return self._classes.log_probs.reshape(self._shape)
+
+    @property
+    def log_density(self) -> Tensor:
+        """Log of the mean density of the targets, (n,)."""
+        return self._density.compute()
+
+    def results(self) -> dict[str, Tensor]:
+        """The averages by the name of the field of a `Prediction`."""
+        found: dict[str, Tensor] = {} if self.y is None else {"log_density": self.log_density}
+        if self.classes:
+            found["log_probs"] = self.log_probs
+            for name in ("total", "aleatoric", "epistemic"):
+                found[name] = getattr(self._classes, name).reshape(self._shape[:-1])
+        else:
+            found["mean"], found["variance"] = self._moments.mean, self._moments.variance
+            found |= {"total": found["variance"], "aleatoric": self._moments.aleatoric}
+            found["epistemic"] = self._moments.epistemic
+        return found

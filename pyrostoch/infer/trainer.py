@@ -1,0 +1,201 @@
+"""The steps of a training run, an epoch at a time without waiting for the device, and the account of a NaN loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from pyrostoch.infer.batches import Batches, to_device
+from pyrostoch.infer.elbo import ELBO
+from pyrostoch.infer.schedule import kl_weight, rate_factor
+from pyrostoch.infer.settings import Settings
+from pyrostoch.infer.state import TrainingState, parameter_names
+from pyrostoch.infer.terms import Terms
+from pyrostoch.model import BayesianModel
+
+__all__ = ["NonFiniteLossError", "Trainer"]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss, or a parameter, has become NaN or infinite.
+
+    Args:
+        epoch: The epoch, counted from 1.
+        step: The step of that epoch, counted from 1.
+        where: What was not finite there: terms, sites, parameters, inputs.
+        message: The whole story.
+
+    Example:
+        >>> NonFiniteLossError(3, 17, ["the data term"], "epoch 3, step 17: ...").where
+        ['the data term']
+    """
+
+    def __init__(self, epoch: int, step: int, where: list[str], message: str) -> None:
+        super().__init__(message)
+        self.epoch, self.step, self.where = epoch, step, where
+
+
+class Trainer:
+    """Model, guide and their optimiser, trained epoch by epoch.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        batches: The training data.
+        settings: The settings of the run.
+        device: Where model and guide live.
+        order_seed: Seed of the order of the examples.
+
+    Raises:
+        ValueError: There is nothing to train.
+    """
+
+    def __init__(
+        self,
+        model: BayesianModel,
+        guide: nn.Module,
+        batches: Batches,
+        settings: Settings,
+        device: torch.device,
+        order_seed: int,
+    ) -> None:
+        self.model, self.guide, self.batches = model, guide, batches
+        self.settings, self.device, self.order_seed = settings, device, order_seed
+        self.elbo = ELBO(settings.estimator)
+        self.names = parameter_names(model, guide)
+        if not self.names:
+            raise ValueError(
+                "fit: nothing to train: neither the guide nor the model has a parameter with requires_grad=True"
+            )
+        self.optimizer, self._rates = self._make_optimizer()
+        self.state = TrainingState(model, guide, self.optimizer, self.names, device, batches.generators())
+
+    def _make_optimizer(self) -> tuple[torch.optim.Adam, list[float]]:
+        """Adam over two groups, log alphas apart, and the rate each group starts from."""
+        settings = self.settings
+        groups = self.guide.parameter_groups() if hasattr(self.guide, "parameter_groups") else {}  # type: ignore[operator]
+        alphas = {id(parameter) for parameter in groups.get("alpha", ())}
+        lr_alpha = settings.lr if settings.lr_alpha is None else settings.lr_alpha
+        parted: list[tuple[list[nn.Parameter], float]] = [
+            ([p for p in self.names if id(p) not in alphas], settings.lr),
+            ([p for p in self.names if id(p) in alphas], lr_alpha),
+        ]
+        used = [(parameters, rate) for parameters, rate in parted if parameters]
+        return torch.optim.Adam([{"params": p, "lr": rate} for p, rate in used]), [rate for _, rate in used]
+
+    def run_epoch(self, number: int, check: Callable[[Any, Tensor], None] | None = None) -> dict[str, Any]:
+        """Train for one epoch; nothing is read from the device before its end.
+
+        Args:
+            number: The epoch, counted from 1.
+            check: Called with each batch before it is used.
+
+        Returns:
+            The terms of the epoch, means over its steps weighted by the batches' sizes.
+
+        Raises:
+            NonFiniteLossError: A loss or a parameter is not finite; everything is back where the epoch began.
+        """
+        start = self.state.capture()
+        rows: list[Tensor] = []
+        sizes: list[int] = []
+        for x, y in self.batches.epoch(self.order_seed, number):
+            if check is not None:
+                check(x, y)
+            rows.append(self._step(x, y, number, len(rows)))
+            sizes.append(len(y))
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = torch.stack(rows).cpu().double()
+        bad = (~torch.isfinite(terms).all(1)).nonzero()
+        if len(bad) or self._wrong_parameters():
+            self._explain(number, int(bad[0]) if len(bad) else len(rows), len(rows), start)
+        share = torch.tensor(sizes, dtype=torch.float64)
+        loss, data, kl, penalty = ((terms * share[:, None]).sum(0) / share.sum()).tolist()
+        row = {"epoch": number, "loss": loss, "elbo": data - kl - penalty, "data": data, "kl": kl, "penalty": penalty}
+        return {**row, "kl_weight": self.elbo.kl_weight, "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _step(self, x: Any, y: Tensor, number: int, index: int) -> Tensor:
+        """One step of the optimiser; returns loss, data term, KL and penalty as a tensor on the device."""
+        self._prepare(number, index)
+        x, y = to_device(x, self.device), to_device(y, self.device)
+        self.optimizer.zero_grad(set_to_none=True)
+        data: Any = 0.0
+        kl: Any = 0.0
+        penalty: Any = 0.0
+        for _ in range(self.settings.num_particles):
+            terms = self._terms(x, y)
+            data, kl, penalty = data + terms.data, kl + terms.kl, penalty + terms.penalty
+        particles = self.settings.num_particles
+        data, kl, penalty = data / particles, kl / particles, penalty / particles
+        loss = kl * self.elbo.kl_weight + penalty - data
+        loss.backward()
+        if self.settings.clip is not None:
+            nn.utils.clip_grad_norm_(list(self.names), self.settings.clip)
+        self.optimizer.step()
+        return torch.stack([self._number(value) for value in (loss, data, kl, penalty)])
+
+    def _prepare(self, number: int, index: int) -> None:
+        """Set the learning rates and the weight of the KL for a step."""
+        each = len(self.batches)
+        step, steps = (number - 1) * each + index, self.settings.epochs * each
+        factor = rate_factor(self.settings.schedule, min(step, steps), steps)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self.elbo.kl_weight = kl_weight(step, each, self.settings.kl_warmup)
+
+    def _terms(self, x: Any, y: Tensor) -> Terms:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            return self.elbo.terms(self.model, self.guide, x, y)
+
+    def _number(self, value: Tensor | float) -> Tensor:
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        if isinstance(value, Tensor):
+            return value.detach().to(dtype)
+        return torch.full((), value, dtype=dtype, device=self.device)
+
+    def _wrong_parameters(self) -> list[str]:
+        """Names of the parameters that are not finite; the device is asked once."""
+        finite = torch.stack([torch.isfinite(parameter.detach()).all() for parameter in self.names]).tolist()
+        return [name for name, good in zip(self.names.values(), finite, strict=True) if not good]
+
+    def _explain(self, number: int, bad: int, steps: int, start: dict[str, Tensor]) -> NoReturn:
+        """Run the epoch again up to the bad step, look there for what is not finite, roll back, and raise."""
+        self.state.restore(start)
+        where: list[str] = []
+        for index, (x, y) in enumerate(self.batches.epoch(self.order_seed, number)):
+            if index == bad:
+                where = self._what_is_wrong(x, y, number, index)
+                break
+            self._step(x, y, number, index)
+        if not where:
+            where = [f"parameter {name!r}" for name in self._wrong_parameters()]
+        self.state.restore(start)
+        self.optimizer.zero_grad(set_to_none=True)
+        step = min(bad + 1, steps)
+        found = ", ".join(where) if where else "nothing when the epoch was run again, so it does not repeat"
+        moment = "" if bad < steps else ", after its update"
+        raise NonFiniteLossError(
+            number,
+            step,
+            where,
+            f"epoch {number}, step {step} of {steps}{moment}: NaN or infinite: {found}. Model and guide are back where "
+            + (f"epoch {number - 1} left them" if number > 1 else "they started")
+            + "; try a smaller lr, clip=1.0, kl_warmup, or a smaller initial scale",
+        )
+
+    def _what_is_wrong(self, x: Any, y: Tensor, number: int, index: int) -> list[str]:
+        """What is not finite at a step that has not been made: inputs, parameters, terms."""
+        self._prepare(number, index)
+        x, y = to_device(x, self.device), to_device(y, self.device)
+        parts = x if isinstance(x, tuple) else (x,)
+        wrong = [] if all(bool(torch.isfinite(part).all()) for part in parts) else ["inputs x of this batch"]
+        wrong += [f"parameter {name!r}" for name in self._wrong_parameters()]
+        for _ in range(self.settings.num_particles):
+            terms = self._terms(x, y)
+            values: dict[str, Tensor | float] = {"data term": terms.data, "penalty": terms.penalty}
+            values |= {f"KL of site {name!r}": site.kl for name, site in terms.sites.items()}
+            wrong += [name for name, value in values.items() if not bool(torch.isfinite(self._number(value)))]
+        return list(dict.fromkeys(wrong))

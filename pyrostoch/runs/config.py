@@ -1,0 +1,153 @@
+"""The settings that decide a run, as they stand in its record."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pyrostoch._checks import check_choice, check_positive, name_list, suggest
+from pyrostoch.infer.elbo import ESTIMATORS
+from pyrostoch.models import NAMES as MODELS
+from pyrostoch.runs.names import GUIDES, parse_prior
+
+__all__ = ["DTYPES", "Config"]
+
+DTYPES = ("float32", "float64")
+
+#: Where a setting of a field's type is of the right kind.
+_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("a text", lambda value: isinstance(value, str)),
+    "str | None": ("a text or null", lambda value: value is None or isinstance(value, str)),
+    "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
+    "float": ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)),
+    "tuple[str, ...]": ("texts", lambda value: all(isinstance(item, str) for item in _items(value))),
+    "tuple[int, ...]": ("whole numbers", lambda value: all(type(item) is int for item in _items(value))),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Everything that decides what a run computes.
+
+    Args:
+        kind: `"compare"` or `"train"`.
+        guides: Names of the guides trained, in this order.
+        data: Name of the data set.
+        split: Number of its train/test split, for UCI sets.
+        model: `"mlp"` or `"lenet5"`.
+        hidden: Widths of the hidden layers of an MLP; empty for other networks.
+        random: Pattern(s) of the random weights' names, separated by commas.
+        prior: Their prior, as `parse_prior` reads it.
+        estimator: `"local"`, `"shared"`, `"flipout"` or `"marginal"`.
+        epochs: Passes through the training data.
+        batch_size: Examples a step.
+        lr: Learning rate at the start, falling linearly to 0.
+        lr_alpha: Learning rate of the log alphas.
+        init_log_alpha: Where the log alphas start.
+        seed: Seed of the initial network, of the order of the data, of the noise and of the scores' draws.
+        device: `"cpu"`, `"cuda"`, ...
+        dtype: `"float32"` or `"float64"`.
+        data_dir: Folder of the data. Decides nothing, so it may differ when a run is resumed.
+
+    Raises:
+        ValueError: A setting is out of range; it is named.
+
+    Example:
+        >>> config = Config("train", ("additive",), "digits", 0, "mlp", (50, 50), "fc2.weight", "log-uniform", "local",
+        ...                 2, 100, 0.01, 0.1, -3.0, 0, "cpu", "float32")
+        >>> Config.from_dict(config.to_dict()) == config
+        True
+    """
+
+    kind: str
+    guides: tuple[str, ...]
+    data: str
+    split: int
+    model: str
+    hidden: tuple[int, ...]
+    random: str
+    prior: str
+    estimator: str
+    epochs: int
+    batch_size: int
+    lr: float
+    lr_alpha: float
+    init_log_alpha: float
+    seed: int
+    device: str
+    dtype: str
+    data_dir: str | None = None
+
+    def __post_init__(self) -> None:
+        for field in dataclasses.fields(self):
+            words, fits = _KINDS[str(field.type)]
+            value = getattr(self, field.name)
+            if not fits(value):
+                raise ValueError(f"{field.name}: expected {words}, got {value!r}")
+        check_choice("kind", self.kind, ("compare", "train"))
+        for name in self.guides:
+            check_choice("guide", name, GUIDES)
+        if not self.guides or len(set(self.guides)) < len(self.guides):
+            raise ValueError(f"guides: expected at least one, and each once, got {name_list(self.guides) or 'none'}")
+        check_choice("model", self.model, MODELS)
+        check_choice("estimator", self.estimator, ESTIMATORS)
+        check_choice("dtype", self.dtype, DTYPES)
+        parse_prior(self.prior)
+        for name in ("epochs", "batch_size", "lr", "lr_alpha"):
+            check_positive(name, getattr(self, name))
+        if not 0 <= self.seed < 2**63:
+            raise ValueError(f"seed: expected a whole number from 0 up, got {self.seed}")
+        if not math.isfinite(self.init_log_alpha):
+            raise ValueError(f"init_log_alpha: expected a finite number, got {self.init_log_alpha}")
+        if self.model != "mlp" and self.hidden:
+            raise ValueError(f"hidden={list(self.hidden)}: only model 'mlp' takes widths, this one is {self.model!r}")
+        if any(width < 1 for width in self.hidden):
+            raise ValueError(f"hidden: expected positive widths, got {list(self.hidden)}")
+        if not self.patterns:
+            raise ValueError("random: expected a pattern of weights' names, such as fc2.weight, got none")
+
+    @property
+    def patterns(self) -> list[str]:
+        """The patterns in `random`, one by one."""
+        return [part.strip() for part in self.random.split(",") if part.strip()]
+
+    def to_dict(self) -> dict[str, Any]:
+        """The settings as plain data."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+    @classmethod
+    def from_dict(cls, content: Mapping[str, Any]) -> Config:
+        """The settings from plain data, all of them and nothing else.
+
+        Args:
+            content: What `to_dict` gave.
+
+        Returns:
+            The settings.
+
+        Raises:
+            ValueError: A setting is unknown, missing, or of a wrong kind; it is named.
+        """
+        if not isinstance(content, Mapping):
+            raise ValueError(f"settings: expected a dictionary, got {type(content).__name__}")
+        names = [field.name for field in dataclasses.fields(cls)]
+        unknown = [name for name in content if name not in names]
+        if unknown:
+            raise ValueError(f"settings: unknown {name_list(unknown)}{suggest(str(unknown[0]), names)}")
+        missing = [name for name in names if name not in content]
+        if missing:
+            raise ValueError(f"settings: missing {name_list(missing)}")
+        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+
+    def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
+        """The settings that decide and differ: name to (own, other's)."""
+        names = (field.name for field in dataclasses.fields(self) if field.name != "data_dir")
+        pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
+        return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def _items(value: Any) -> Any:
+    return value if isinstance(value, tuple) else (object(),)

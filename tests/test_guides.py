@@ -1,0 +1,202 @@
+"""Guides: the laws they give, their parameters from the start, and what a user may do with the base class."""
+
+from __future__ import annotations
+
+import copy
+import functools
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from torch import nn
+
+import pyrostoch as ps
+from pyrostoch.guides import Guide
+
+F64 = {"dtype": torch.float64}
+
+
+def model_of(net=None, prior=None):
+    net = nn.Sequential(nn.Conv2d(2, 4, 3), nn.Flatten(), nn.Linear(16, 3)) if net is None else net
+    return ps.BayesianModel(
+        net,
+        prior=ps.priors.LogUniform() if prior is None else prior,
+        likelihood=ps.likelihoods.Categorical(),
+        num_data=9,
+    )
+
+
+CASES = {
+    "additive": (lambda m: ps.guides.Additive(m, init_scale=0.2), lambda w: w, lambda w: torch.full_like(w, 0.2)),
+    "weightwise": (
+        lambda m: ps.guides.WeightwiseAlpha(m, init_log_alpha=-2.0),
+        lambda w: w,
+        lambda w: w.abs() * torch.e**-1,
+    ),
+    "neuronwise": (
+        lambda m: ps.guides.NeuronwiseAlpha(m, init_log_alpha=-2.0),
+        lambda w: w,
+        lambda w: w.abs() * torch.e**-1,
+    ),
+    "layerwise": (
+        lambda m: ps.guides.LayerwiseAlpha(m, init_log_alpha=-2.0),
+        lambda w: w,
+        lambda w: w.abs() * torch.e**-1,
+    ),
+    "variance": (ps.guides.VarianceOnly, torch.zeros_like, torch.abs),
+    "bernoulli": (functools.partial(ps.guides.VarianceOnly, family="bernoulli"), torch.zeros_like, torch.abs),
+    "uniform": (
+        functools.partial(ps.guides.VarianceOnly, family="uniform"),
+        torch.zeros_like,
+        lambda w: w.abs() / 3**0.5,
+    ),
+}
+ALPHA_SHAPES = {
+    "weightwise": {"0.weight": (4, 2, 3, 3), "2.weight": (3, 16)},
+    "neuronwise": {"0.weight": (4, 1, 1, 1), "2.weight": (3, 1)},
+    "layerwise": {"0.weight": (1, 1, 1, 1), "2.weight": (1, 1)},
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_the_law_starts_where_the_network_stands(case):
+    make, mean, spread = CASES[case]
+    model = model_of()
+    guide = make(model)
+    for name in ("0.weight", "2.weight"):
+        weight = model.net.get_parameter(name).detach()
+        law = guide.site_law(name)
+        assert law.event_shape == weight.shape and law.batch_shape == ()
+        assert torch.allclose(law.base_dist.mean, mean(weight))
+        assert torch.allclose(law.base_dist.stddev, spread(weight), rtol=1e-5)
+
+
+@pytest.mark.parametrize("case", ALPHA_SHAPES)
+def test_alphas_are_shared_as_named(case):
+    guide = CASES[case][0](model_of())
+    for name, shape in ALPHA_SHAPES[case].items():
+        assert guide.parameters_of[name.replace(".", "/")]["log_alpha"].shape == shape
+    groups = guide.parameter_groups()
+    assert len(groups["alpha"]) == 2 and len(groups["main"]) == 2
+
+
+def test_a_neuron_of_a_transposed_convolution_is_its_output_channel():
+    guide = ps.guides.NeuronwiseAlpha(model_of(nn.ConvTranspose2d(3, 5, 2)))
+    assert guide.parameters_of["weight"]["log_alpha"].shape == (1, 5, 1, 1)
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_parameters_exist_at_construction_and_round_trip(case):
+    make = CASES[case][0]
+    model = model_of()
+    guide = make(model)
+    other = make(model)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.1)
+    other.load_state_dict(guide.state_dict())
+    twin = copy.deepcopy(guide)
+    for name in guide.site_names:
+        for clone in (other, twin):
+            assert torch.equal(clone.site_law(name).base_dist.variance, guide.site_law(name).base_dist.variance)
+    next(twin.parameters()).data.zero_()
+    assert next(guide.parameters()).abs().sum() > 0
+    assert guide.double().site_law("2.weight").base_dist.variance.dtype == torch.float64
+
+
+def test_two_guides_of_one_class_share_nothing():
+    model = model_of()
+    first, second = ps.guides.Additive(model), ps.guides.Additive(model)
+    first()
+    second()
+    assert not {id(p) for p in first.parameters()} & {id(p) for p in second.parameters()}
+    assert len(pyro.get_param_store()) == 0
+
+
+def test_trained_weights_are_the_start():
+    net = nn.Linear(2, 3)
+    model = model_of(net)
+    net.weight.data.fill_(7.0)  # loaded after the model was made
+    assert (ps.guides.Additive(model).site_law("weight").base_dist.mean == 7).all()
+
+
+def test_starts_may_be_numbers_or_functions():
+    model = model_of()
+    guide = ps.guides.Additive(model, init_loc=0.5, init_scale=lambda site: 0.1 if site.name == "0.weight" else 0.3)
+    assert (guide.site_law("0.weight").base_dist.mean == 0.5).all()
+    assert torch.allclose(guide.site_law("0.weight").base_dist.stddev, torch.tensor(0.1))
+    assert torch.allclose(guide.site_law("2.weight").base_dist.stddev, torch.tensor(0.3))
+    alpha = ps.guides.NeuronwiseAlpha(
+        model,
+        init_log_alpha=lambda site: torch.arange(float(site.init.shape[0])).view(-1, *[1] * (site.init.dim() - 1)),
+    )
+    assert alpha.parameters_of["2/weight"]["log_alpha"].flatten().tolist() == [0, 1, 2]
+    with pytest.raises(ValueError, match=r"init_scale at site '0.weight': expected a number or a shape"):
+        ps.guides.Additive(model, init_scale=torch.ones(7))
+    with pytest.raises(ValueError, match="expected positive standard deviations"):
+        ps.guides.Additive(model, init_scale=-1.0)
+
+
+def test_ten_lines_put_any_distribution_on_the_weights():
+    class LaplaceGuide(Guide):
+        def initial(self, site):
+            return {"loc": site.init, "log_scale": torch.full_like(site.init, -3.0)}
+
+        def law(self, site, loc, log_scale):
+            return dist.Laplace(loc, log_scale.exp())
+
+    model = model_of(prior=ps.priors.Normal())
+    guide = LaplaceGuide(model)
+    for estimator in ("local", "shared", "flipout"):
+        loss = ps.ELBO(estimator)(model, guide)
+        loss(torch.randn(5, 2, 4, 4), torch.zeros(5, dtype=torch.long)).backward()
+        assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in guide.parameters())
+
+
+def test_per_site():
+    model = model_of()
+    guide = ps.guides.PerSite(
+        model,
+        {"*": ps.guides.Additive, "2.*": functools.partial(ps.guides.VarianceOnly, family="uniform")},
+    )
+    assert type(guide.site_law("0.weight").base_dist).__name__ == "Normal"
+    assert type(guide.site_law("2.weight").base_dist).__name__ == "SymmetricUniform"
+    assert list(guide()) == ["0.weight", "2.weight"]
+    loss = ps.ELBO()(model, guide)
+    loss(torch.randn(5, 2, 4, 4), torch.zeros(5, dtype=torch.long)).backward()
+    assert all(p.grad is not None for p in guide.parameters())
+    with pytest.raises(ValueError, match=r"no pattern of '2.\*' matches site\(s\) '0.weight'"):
+        ps.guides.PerSite(model, {"2.*": ps.guides.Additive})
+    with pytest.raises(ValueError, match="'nothing' cover no site"):
+        ps.guides.PerSite(model, {"*": ps.guides.Additive, "nothing": ps.guides.Additive})
+
+
+def test_positive_scales_get_a_log_normal_law_whatever_the_guide():
+    model = model_of(prior=ps.priors.Hierarchical())
+    for make, _, _ in (CASES["additive"], CASES["layerwise"]):
+        guide = make(model)
+        assert type(guide.site_law("0.weight.prior_scale")).__name__ == "LogNormal"
+        assert (guide()["0.weight.prior_scale"] > 0).all()
+        loss = ps.ELBO()(model, guide)
+        loss(torch.randn(5, 2, 4, 4), torch.zeros(5, dtype=torch.long)).backward()
+        assert all(torch.isfinite(p.grad).all() for p in guide.parameters())
+
+
+def test_bad_use():
+    with pytest.raises(TypeError, match="guide Additive: expected a BayesianModel"):
+        ps.guides.Additive(nn.Linear(2, 2))
+    with pytest.raises(ValueError, match=r"no site\(s\) 'x' in the model"):
+        ps.guides.Additive(model_of(), sites=["x"])
+    with pytest.raises(ValueError, match="did you mean 'gaussian'"):
+        ps.guides.VarianceOnly(model_of(), family="gausian")
+    with pytest.raises(ValueError, match="guide Additive: no site 'x'"):
+        ps.guides.Additive(model_of()).site_law("x")
+
+
+def test_a_scale_that_crosses_zero_keeps_a_law():
+    model = model_of(nn.Linear(2, 2, bias=False))
+    guide = ps.guides.VarianceOnly(model, init_scale=0.0)
+    assert torch.isfinite(guide()["weight"]).all()
+    loss = ps.ELBO()(model, guide)(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))
+    assert torch.isfinite(loss)
