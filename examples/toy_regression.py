@@ -30,7 +30,9 @@ figure = Figure(figsize=(7, 4), layout="constrained")
 axes = figure.subplots()
 line = grid[:, 0].numpy()
 axes.fill_between(line, mean - 2 * total, mean + 2 * total, color="#56B4E9", alpha=0.3, label="±2 sd, total")
-axes.fill_between(line, mean - 2 * epistemic, mean + 2 * epistemic, color="#0072B2", alpha=0.4, label="±2 sd, epistemic")
+axes.fill_between(
+    line, mean - 2 * epistemic, mean + 2 * epistemic, color="#0072B2", alpha=0.4, label="±2 sd, epistemic"
+)
 axes.plot(line, mean, color="#0072B2", label="predictive mean")
 axes.plot(line, torch.sin(2 * grid[:, 0]).numpy(), color="black", linestyle="--", linewidth=1, label="truth")
 axes.scatter(x[:, 0].numpy(), y[:, 0].numpy(), s=10, color="black", label="data")

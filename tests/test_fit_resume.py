@@ -5,6 +5,7 @@ Run as a script it is the run to be killed: see `Killed`.
 
 from __future__ import annotations
 
+import importlib
 import os
 import random
 import signal
@@ -217,6 +218,7 @@ MOMENTS = [("before write", 2), ("before replace", 1), ("after replace", 1), ("a
 
 def main(path: Path) -> None:
     """Run until the run is finished, in processes that are killed: first at exact moments, then at random ones."""
+    importlib.import_module("torch._dynamo")  # the first step of an optimiser would load it, in every child
     kills, attempt, rng = 0, 0, random.Random(0)
     while True:
         child = os.fork()
@@ -227,7 +229,7 @@ def main(path: Path) -> None:
             os._exit(0)
         if attempt >= len(MOMENTS):
             # Longer and longer, so that a slow machine comes to an end too.
-            time.sleep(rng.uniform(0.1, 0.3) * (attempt - len(MOMENTS) + 1) ** 0.7)
+            time.sleep(rng.uniform(0.05, 0.3) * (attempt - len(MOMENTS) + 1))
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         attempt += 1
