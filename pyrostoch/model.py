@@ -17,7 +17,7 @@ from torch.distributions import Distribution, constraints, transform_to
 from pyrostoch._checks import batch_size, check_finite, name_list
 from pyrostoch.effects import base_law, call_network
 from pyrostoch.likelihoods import as_likelihood
-from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, is_bias
+from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, is_bias, owners
 
 __all__ = ["BayesianModel", "Site", "announce_parameters", "latent_sites"]
 
@@ -62,11 +62,11 @@ class BayesianModel(nn.Module):
     Args:
         net: The network. Several inputs are passed as a tuple `x`.
         prior: A prior, a Pyro distribution, rules by name pattern, a callable, or `None`; see
-        `pyrostoch.priors.assign`. likelihood: A likelihood, or a function from the network's output to a distribution.
+            `pyrostoch.priors.assign`.
+        likelihood: A likelihood, or a function from the network's output to a distribution.
         num_data: Number N of training examples; the ELBO is that of the whole data set.
         penalty: A function of `net` that returns a penalty in nats for the whole data set, added to the loss; it may
-        read
-            the parameters that have no prior.
+            read the parameters that have no prior.
 
     Raises:
         ValueError: `num_data` is missing or not positive, a rule matches nothing, a parameter cannot be made random.
@@ -107,13 +107,18 @@ class BayesianModel(nn.Module):
         self.num_data = num_data
         self.penalty = penalty
         priors = assign(net, prior)
+        parameters = dict(net.named_parameters(remove_duplicate=True))
         self._parameter_of = {clean_name(name): name for name in priors}
         # A module's name may not hold a dot.
         self.priors = nn.ModuleDict({_key(clean_name(name)): p for name, p in priors.items()})
         self._censuses: dict[Any, Any] = {}
         self._describe_sites()  # refuses what cannot be drawn before anything is changed
-        for name in priors:
-            net.get_parameter(name).requires_grad_(False)
+        for name, holder in owners(net).items():
+            if name in priors:
+                parameters[name].requires_grad_(False)
+            elif name.rpartition(".")[2] in getattr(holder, "priors", {}):
+                # A layer's own prior, overruled here: the weight is an ordinary parameter again.
+                parameters[name].requires_grad_(True)
 
     @property
     def sites(self) -> dict[str, Site]:

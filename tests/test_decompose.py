@@ -129,8 +129,8 @@ def test_the_improper_prior_is_said_and_its_closed_kl_equals_its_monte_carlo_est
     ratios = law.log_prob(draws) - prior.log_prob(draws)
     assert within(found.kl, ratios.mean().item(), ratios.std().item() / math.sqrt(4000))
     assert found.improper and found.sites[0].improper and found.sites[0].method == "exact"
-    assert "weight is improper" in str(found) and "up to a constant per weight" in str(found)
-    assert "improper" not in str(decompose(*_setup()))
+    assert "Improper prior on 'weight'" in str(found) and "up to a constant per weight" in str(found)
+    assert "mproper" not in str(decompose(*_setup()))
 
 
 def _setup(**kwargs):
@@ -296,5 +296,5 @@ def test_it_reads_as_a_table_and_as_plain_data():
     assert {"site", "kl", "method", "stderr", "weights", "route"} <= set(plain["sites"][0])
     assert plain["elbo"] == found.elbo and plain["sites"][0]["route"] == "local (exact)"
     text = str(found)
-    for part in ("ELBO of 12 examples, 3 draw(s)", "data term", "= ELBO", "weight", "local (exact)", "±"):
+    for part in ("ELBO of 12 examples, 3 draw(s)", "data term", "= ELBO", "exact", "weight", "local (exact)", "±"):
         assert part in text

@@ -130,7 +130,9 @@ def test_without_a_prior_it_is_plain_training(clip: float | None, penalised: boo
     model = ps.BayesianModel(
         net, likelihood=ps.likelihoods.Categorical(), num_data=count, penalty=penalty if penalised else None
     )
-    result = run(model, ps.guides.Additive(model), (x, y), epochs=epochs, lr=rate, clip=clip, seed=seed, schedule=schedule)
+    result = run(
+        model, ps.guides.Additive(model), (x, y), epochs=epochs, lr=rate, clip=clip, seed=seed, schedule=schedule
+    )
 
     optimizer = torch.optim.Adam(twin.parameters(), lr=rate)
     torch.manual_seed(seed)
@@ -139,7 +141,9 @@ def test_without_a_prior_it_is_plain_training(clip: float | None, penalised: boo
         summed = paid = 0.0
         for index, rows in enumerate(order_of(seed, epoch, count).split(size)):
             done = (3 * (epoch - 1) + index) / (3 * epochs)
-            optimizer.param_groups[0]["lr"] = rate * (1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2)
+            optimizer.param_groups[0]["lr"] = rate * (
+                1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
+            )
             optimizer.zero_grad()
             cross_entropy = F.cross_entropy(twin(x[rows]), y[rows], reduction="sum")
             cost = penalty(twin) if penalised else torch.tensor(0.0)

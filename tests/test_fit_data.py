@@ -110,7 +110,9 @@ def test_several_inputs_reach_the_network_as_several() -> None:
     finals = []
     for data in ((((X, X[:, :1]), Y)), TensorDataset(X, X[:, :1], Y)):
         torch.manual_seed(0)
-        model = ps.BayesianModel(Two(), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Categorical(), num_data=COUNT)
+        model = ps.BayesianModel(
+            Two(), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Categorical(), num_data=COUNT
+        )
         guide = ps.guides.Additive(model)
         fit(model, guide, data, epochs=1, batch_size=5, seed=0, progress=False)
         finals.append(state(guide))

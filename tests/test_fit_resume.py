@@ -22,11 +22,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer import safefile
+from pyrostoch.infer.checkpoint import save
 from pyrostoch.infer.fit import fit
 from pyrostoch.infer.safefile import CheckpointError, read_file
 
 EPOCHS = 6
+KILLED_EPOCHS = 25
 
 
 def data(count: int = 90, seed: int = 0) -> tuple[Tensor, Tensor]:
@@ -179,9 +180,6 @@ def test_epochs_may_not_be_raised_once_the_best_parameters_are_back(tmp_path: Pa
 
 def test_a_file_of_save_is_no_run(tmp_path: Path) -> None:
     model, guide = build()
-    safefile.write_file(tmp_path / "model", {}, {})
-    from pyrostoch.infer.checkpoint import save
-
     save(tmp_path / "model", model, guide)
     with pytest.raises(CheckpointError, match="expected one of a training run"):
         train(tmp_path / "model", (model, guide))
@@ -194,7 +192,9 @@ class Killed:
         self.left = count
         for name in ("write", "replace", "fsync"):
             if moment.endswith(name):
-                setattr(os, name, self.around(getattr(os, name), before=moment.startswith("before"), half=name == "write"))
+                setattr(
+                    os, name, self.around(getattr(os, name), before=moment.startswith("before"), half=name == "write")
+                )
         if moment == "step":
             torch.optim.Adam.step = self.around(torch.optim.Adam.step, before=True, half=False)  # type: ignore[method-assign]
 
@@ -225,11 +225,11 @@ def main(path: Path) -> None:
         if child == 0:
             if attempt < len(MOMENTS):
                 Killed(*MOMENTS[attempt])
-            train(path)
+            train(path, epochs=KILLED_EPOCHS)
             os._exit(0)
         if attempt >= len(MOMENTS):
             # Longer and longer, so that a slow machine comes to an end too.
-            time.sleep(rng.uniform(0.05, 0.3) * (attempt - len(MOMENTS) + 1))
+            time.sleep(rng.uniform(0.04, 0.12) * (attempt - len(MOMENTS) + 1))
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]
         attempt += 1
@@ -241,7 +241,7 @@ def main(path: Path) -> None:
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed_at_any_moment_and_resumed_it_ends_bit_for_bit_the_same(tmp_path: Path) -> None:
-    train(tmp_path / "whole")
+    train(tmp_path / "whole", epochs=KILLED_EPOCHS)
     root = Path(__file__).resolve().parents[1]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "MKL_NUM_THREADS": "1"}
     environment["PYTHONPATH"] = str(root)
@@ -249,7 +249,7 @@ def test_killed_at_any_moment_and_resumed_it_ends_bit_for_bit_the_same(tmp_path:
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr
     kills, code = map(int, done.stdout.split())
-    assert code == 0 and kills >= len(MOMENTS), done.stderr
+    assert code == 0 and kills >= len(MOMENTS) + 2, done.stderr
     assert same(tmp_path / "whole", tmp_path / "killed")
 
 

@@ -175,6 +175,15 @@ def test_bad_constructions(change, message):
         ps.BayesianModel(mlp(), **arguments)
 
 
+def test_a_layers_own_prior_may_be_overruled():
+    layer = ps.layers.Linear(2, 1, prior=ps.priors.Normal())
+    assert not layer.weight.requires_grad
+    model = model_of(nn.Sequential(layer), prior={"0.weight": None})
+    assert not model.sites and layer.weight.requires_grad
+    ps.ELBO()(model, ps.guides.Additive(model))(*data()).backward()
+    assert layer.weight.grad.abs().sum() > 0
+
+
 def test_a_failed_construction_changes_nothing():
     net = mlp()
     with pytest.raises(ValueError):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import gc
-import json
 import math
 import weakref
 
@@ -16,8 +15,8 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyrostoch as ps
-from pyrostoch.infer.draws import DrawAverage, parse_mode
-from pyrostoch.infer.predict import Prediction, predict
+from pyrostoch.infer.draws import DrawAverage
+from pyrostoch.infer.predict import predict
 
 F64 = {"dtype": torch.float64}
 NOISE = 0.3
@@ -45,40 +44,6 @@ def kept_draws(model, guide, x, count):
             weights = guide()
             laws.append(model.likelihood(torch.func.functional_call(model.net, weights, (x,))))
     return laws
-
-
-@pytest.mark.parametrize(
-    ("given", "expected"),
-    [
-        (("mc", None), ("mc", 20)),
-        (("mc", 7), ("mc", 7)),
-        (("mc:5", None), ("mc", 5)),
-        (("mc:5", 5), ("mc", 5)),
-        (("mean", None), ("mean", 1)),
-    ],
-)
-def test_modes(given, expected):
-    assert parse_mode(*given) == expected
-
-
-@pytest.mark.parametrize(
-    ("mode", "num_samples", "message"),
-    [
-        ("mc:5", 10, "'mc:5' and num_samples=10 contradict"),
-        ("mc:0", None, "from 1 up"),
-        ("mc:", None, "from 1 up"),
-        ("mc:2.5", None, "got '2.5'"),
-        ("mc", 0, "num_samples: .* got 0"),
-        ("mc", True, "num_samples: .* got True"),
-        ("mean", 3, "draws nothing"),
-        ("mean:3", None, "draws nothing"),
-        ("means", None, "expected one of 'mean', 'mc', got 'means'; did you mean 'mean'"),
-        ("md:3", None, "'mc:K', got 'md:3'"),
-    ],
-)
-def test_wrong_modes_are_refused(mode, num_samples, message):
-    with pytest.raises(ValueError, match=message):
-        parse_mode(mode, num_samples)
 
 
 def test_mean_is_the_network_with_mean_weights():
@@ -117,6 +82,18 @@ def test_mc_has_the_exact_moments_of_linear_regression(joint):
     assert relative.max() < 0.2
     assert ((found.log_density - exact).abs() < 5 * relative + 1e-3).all()
     assert found.routes == {"weight": "shared" if joint else "local (exact)"}
+
+
+def test_every_marginal_is_exact_where_a_weight_is_used_at_many_positions():
+    net = nn.Sequential(nn.Conv1d(1, 1, 1, bias=False, **F64), nn.Flatten(), nn.Linear(5, 1, bias=False, **F64))
+    nn.init.ones_(net[2].weight)
+    prior = {"0.*": ps.priors.Normal()}
+    model = ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Gaussian(NOISE), num_data=4)
+    guide = ps.guides.Additive(model, init_loc=0.0, init_scale=0.4)
+    found = predict(model, guide, torch.ones(4, 1, 5, **F64), mode="mc:1500")
+    # The sum over five positions has 25 variances of the one weight; drawn apart they would have 5.
+    assert found.epistemic.mean().item() == pytest.approx(25 * 0.4**2, rel=5 * math.sqrt(2 / 1500))
+    assert found.routes == {"0.weight": "shared (convolution)"}
 
 
 def test_joint_averages_equal_naive_ones_over_kept_draws():
@@ -328,71 +305,6 @@ def test_autoguides_and_random_scales():
     auto = AutoNormal(model)
     auto(x, y)
     assert predict(model, auto, x, mode="mc:3").routes == {"weight": "shared (no rule for Delta)"}
-
-
-def _nan():
-    x = torch.zeros(4, 3, **F64)
-    x[2, 1] = math.nan
-    return x
-
-
-@pytest.mark.parametrize(
-    ("x", "options", "error", "message"),
-    [
-        (_nan(), {}, ValueError, "inputs x: .* 1 NaN or infinite .* row 2"),
-        (torch.zeros(0, 3, **F64), {}, ValueError, "at least one example"),
-        ("text", {}, TypeError, "got str"),
-        (torch.zeros(4, 3, **F64), {"batch_size": 0}, ValueError, "batch_size: .* got 0"),
-        (torch.zeros(4, 3, **F64), {"y": torch.zeros(3, 1)}, ValueError, "4 targets, one an example, got 3"),
-        (torch.zeros(4, 3, **F64), {"y": torch.zeros(4, **F64)}, ValueError, r"targets of shape \(4, 1\)"),
-        (torch.zeros(4, 3, **F64), {"y": torch.full((4, 1), math.nan)}, ValueError, "4 target.* NaN"),
-        (torch.zeros(4, 3, **F64), {"device": "meta"}, ValueError, "device 'meta': the model is on cpu"),
-        (torch.zeros(4, 3, device="meta"), {}, ValueError, "inputs x are on meta, .* give device='cpu'"),
-        (torch.zeros(4, 3, **F64), {"mode": "moment"}, ValueError, "mode: expected one of"),
-    ],
-)
-def test_bad_inputs_are_refused(x, options, error, message):
-    model, guide = linear()
-    with pytest.raises(error, match=message):
-        predict(model, guide, x, **options)
-
-
-def test_unfit_models_and_guides_are_refused():
-    model, guide = linear()
-    x = torch.zeros(4, 3, **F64)
-    with pytest.raises(TypeError, match="method observation.*got Linear"):
-        predict(nn.Linear(3, 1), guide, x)
-    net = nn.Sequential(nn.Linear(3, 1, **F64))
-    other = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(), num_data=4)
-    with pytest.raises(ValueError, match="no draw for the model's site.* '0.weight'; the guide has 'weight'"):
-        predict(other, guide, x, mode="mean")
-    batched = ps.likelihoods.Likelihood()
-    batched.law = lambda output, **_: dist.Normal(output, 1.0)
-    with pytest.raises(ValueError, match=r"one batch axis, the examples, got batch shape \(4, 1\)"):
-        predict(*linear(likelihood=batched), x)
-    with pytest.raises(ValueError, match="LowRank.* has no known mean or variance"):
-        LowRank = type("LowRank", (dist.Normal,), {"mean": property(_not_known)})
-        predict(*linear(likelihood=lambda out: LowRank(out, 1.0)), x)
-
-
-def _not_known(self):
-    raise NotImplementedError
-
-
-def test_a_prediction_reads_as_a_table_and_as_plain_data():
-    model, guide = classifier()
-    found = predict(model, guide, torch.randn(4, 3, **F64), y=torch.tensor([0, 1, 2, 0]), mode="mc:2")
-    text = str(found)
-    for part in ("4 examples, 3 classes, mode 'mc' (2 samples)", "epistemic entropy, nats", "log density"):
-        assert part in text
-    plain = json.loads(json.dumps(found.to_dict()))
-    assert torch.allclose(torch.tensor(plain["log_probs"], **F64), found.log_probs) and plain["num_samples"] == 2
-    assert "variance" in str(predict(*linear(), torch.zeros(2, 3, **F64), mode="mean"))
-    with pytest.raises(AttributeError):
-        found.mode = "mean"
-    assert isinstance(found, Prediction)
-    with pytest.raises(ValueError, match="expected 4 labels"):
-        found.log_prob(torch.zeros(3, dtype=torch.long))
 
 
 def test_a_draw_is_one_law_of_the_observations_under_replay():

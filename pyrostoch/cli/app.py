@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pyrostoch.cli import options as opt
-from pyrostoch.cli.errors import guarded
+from pyrostoch.cli.errors import DEBUG, guarded
 
 __all__ = ["app", "main"]
 
@@ -48,7 +48,7 @@ def _top(
         bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
     ] = False,
 ) -> None:
-    pass
+    DEBUG.set(debug)
 
 
 @app.command()
@@ -126,13 +126,15 @@ def evaluate(
     from pyrostoch.cli.screen import console, scores
     from pyrostoch.runs import Run
     from pyrostoch.runs.scores import score
+    from pyrostoch.runs.threads import suited_threads
 
     opened = Run.open(run)
     names = [mode.strip() for mode in modes.split(",") if mode.strip()]
     rows = []
     for name in opened.finished(guide or ()):
         party = opened.party(name, data_dir=data_dir, device=device)
-        found = score(party, names, seed=opened.config.seed if seed is None else seed)
+        with suited_threads(party.model.net):
+            found = score(party, names, seed=opened.config.seed if seed is None else seed)
         rows += [(name, row) for row in found.rows]
     console().print(scores(rows))
 
@@ -151,10 +153,13 @@ def decompose(
     from pyrostoch.runs import Run
     from pyrostoch.runs.names import GUIDES
     from pyrostoch.runs.scores import terms
+    from pyrostoch.runs.threads import suited_threads
 
     opened, screen = Run.open(run), console()
     for name in opened.finished(guide or ()):
-        found = terms(opened.party(name, data_dir=data_dir, device=device), samples, seed=opened.config.seed)
+        party = opened.party(name, data_dir=data_dir, device=device)
+        with suited_threads(party.model.net):
+            found = terms(party, samples, seed=opened.config.seed)
         screen.print(f"[bold]{GUIDES[name].title}[/bold]")
         screen.print(f"{found}\n", markup=False, soft_wrap=True)
 

@@ -6,14 +6,18 @@ import errno
 import functools
 import os
 from collections.abc import Callable
+from contextvars import ContextVar
 from typing import Any
 
 import typer
 
-__all__ = ["complain", "guarded"]
+__all__ = ["DEBUG", "complain", "guarded"]
 
 #: Faults of input, files or settings, whose message says what to do.
 _EXPECTED = (ValueError, OSError, FloatingPointError, ImportError)
+#: Whether `--debug` was given.
+DEBUG: ContextVar[bool] = ContextVar("debug", default=False)
+
 _USAGE = 2
 _INTERRUPTED = 130
 
@@ -61,8 +65,4 @@ def _message(error: BaseException) -> str:
 
 
 def _debugging() -> bool:
-    import click
-
-    context = click.get_current_context(silent=True)
-    asked = context is not None and bool(context.find_root().params.get("debug"))
-    return asked or os.environ.get("PYROSTOCH_DEBUG", "") not in ("", "0")
+    return DEBUG.get() or os.environ.get("PYROSTOCH_DEBUG", "") not in ("", "0")

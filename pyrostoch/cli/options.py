@@ -37,9 +37,7 @@ _RUN = "Run"
 
 Data = Annotated[
     str | None,
-    typer.Option(
-        "--data", help="Data set: digits (default), mnist, fashion-mnist, cifar10, uci:<name>.", metavar="NAME"
-    ),
+    typer.Option("--data", help="digits (default), mnist, fashion-mnist, cifar10 or uci:<name>.", metavar="NAME"),
 ]
 DataDir = Annotated[
     str | None,

@@ -132,8 +132,8 @@ class Screen(Watch):
                 ("", "improper: the ELBO is defined up to a constant per weight; compare it within this run only")
             )
         training = (
-            f"{config.epochs} epochs, batches of {config.batch_size}, lr {config.lr:g} (log alpha {config.lr_alpha:g}), "
-            f"estimator {config.estimator}, seed {config.seed}, {config.device}, {config.dtype}"
+            f"{config.epochs} epochs, batches of {config.batch_size}, lr {config.lr:g} (log alpha {config.lr_alpha:g})"
+            f", estimator {config.estimator}, seed {config.seed}, {config.device}, {config.dtype}"
         )
         return [*lines, ("guides", ", ".join(config.guides)), ("training", training), ("output", self._out)]
 
@@ -180,10 +180,12 @@ def comparison(record: dict[str, Any]) -> Table:
     for name in ("nll",) if regression else ("nll", "ece"):
         columns.append((name.upper(), [_row(entry, best_mode).get(name) for entry in entries], 3, min))
     columns.append(("seconds", [entry["seconds"] for entry in entries], 1, None))
-    score = "RMSE" if regression else "test accuracy, %"
-    title = f"ELBO, data term, KL: nats, whole training set. {score}: by mean, 1 and 20 samples. "
-    title += f"{'NLL' if regression else 'NLL, ECE'}: {_short(best_mode)}"
-    table = Table(box=box.SIMPLE_HEAD, caption=title, caption_justify="left", pad_edge=False, padding=(0, 1))
+    score = "test RMSE" if regression else "test accuracy, %"
+    words = (
+        f"ELBO, data term and KL: nats, whole training set. {', '.join(map(_short, modes))}: {score}. "
+        f"{'NLL' if regression else 'NLL and ECE'}: by {_short(best_mode)}."
+    )
+    table = Table(box=box.SIMPLE_HEAD, caption=words, caption_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("guide", no_wrap=True)
     cells = []
     for name, values, places, choose in columns:

@@ -46,6 +46,10 @@ class Flipout(Interpretation):
 
     name = "flipout"
 
+    def __init__(self, *, lazy: bool = False) -> None:
+        # Every weight's draw is needed, and before the call, so that a checkpointed part recomputes the same noise.
+        super().__init__()
+
     def treats(self, law: Distribution) -> bool:
         """Whether the law is symmetric about its mean, with independent weights."""
         return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform, dist.Laplace, dist.StudentT))

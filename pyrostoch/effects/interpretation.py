@@ -65,6 +65,10 @@ class Interpretation(Messenger):
         """Whether operations with a weight of this law can be carried out in this interpretation."""
         return False
 
+    def refuses(self, use: Use) -> str | None:
+        """Why a weight keeps its drawn value in this one linear use: a reason, or `None`."""
+        return None
+
     def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
         """Carry out one linear operation whose weight and/or bias are the named, deferred sites."""
         raise RuntimeError(f"{type(self).__name__} defers no weight")
@@ -141,7 +145,7 @@ class Interpretation(Messenger):
             return f"used {len(uses)} times"
         if uses[0].role == "other":
             return f"used in {uses[0].function}"
-        return None
+        return self.refuses(uses[0])
 
     def _census(self, call: NetworkCall) -> dict[str, tuple[Use, ...]]:
         key = (call.net.training, tuple(call.weights))

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from pyrostoch.distributions import SymmetricUniform, TwoPoint
+from pyrostoch.effects.census import Use
 from pyrostoch.effects.interpretation import Interpretation
 from pyrostoch.effects.ops import LinearOp
 
@@ -62,6 +63,14 @@ class LocalReparameterization(Interpretation):
     def treats(self, law: Distribution) -> bool:
         """Whether the law enters the output's law by its mean and variance."""
         return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform))
+
+    def refuses(self, use: Use) -> str | None:
+        """What shares one draw, made before the call so that a checkpointed part recomputes the same noise."""
+        if use.applications == 1:
+            return None
+        if use.spatial == 0:
+            return "sequence"
+        return None if self.factorised else "convolution"
 
     def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
         """Draw the output from its law, or from one shared draw of the weight where that law would be a fiction."""

@@ -39,7 +39,7 @@ _SPATIAL = {
 }
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)  # torch.compile hashes it before its fields are set
 class LinearOp:
     """One call of a function that is linear in its weight and in its bias.
 

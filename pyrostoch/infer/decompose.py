@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from pyro import poutine
 
-from pyrostoch._checks import check_choice
+from pyrostoch._checks import check_choice, name_list
 from pyrostoch.effects import SharedSample
 from pyrostoch.infer.batches import as_batches
 from pyrostoch.infer.draws import check_targets, evaluating, home_of, observe, visit
@@ -81,8 +81,8 @@ class Decomposition(Record):
 
     def __str__(self) -> str:
         rows = [("data term", self.data, _error(self.data_stderr))]
-        rows += [("- KL", -self.kl, _error(self.kl_stderr))]
-        rows += [(f"- {name}", -value, "") for name, value in self.penalty.items()]
+        rows += [("- KL", 0.0 - self.kl, _error(self.kl_stderr) if self.kl_samples else "exact")]
+        rows += [(f"- {name}", 0.0 - value, "") for name, value in self.penalty.items()]
         rows += [("= ELBO", self.elbo, _error(self.elbo_stderr))]
         lines = [f"ELBO of {self.num_data} examples, {self.num_samples} draw(s)", table(("", "nats", ""), rows), ""]
         sites = [
@@ -93,10 +93,10 @@ class Decomposition(Record):
         if self.kl_samples:
             lines.append(f"KLs by Monte Carlo: {self.kl_samples} draws of the guide.")
         if self.improper:
-            names = ", ".join(row.site for row in self.sites if row.improper)
+            names = name_list(row.site for row in self.sites if row.improper)
             lines.append(
-                f"The prior of {names} is improper: KL and ELBO are defined up to a constant per weight. Compare them "
-                "only under the same prior."
+                f"Improper prior on {names}:\nKL and ELBO are defined up to a constant per weight; compare them only under "
+                "the same prior."
             )
         return "\n".join(lines)
 

@@ -16,6 +16,8 @@ from pyrostoch._checks import check_choice, check_finite, name_list
 from pyrostoch.effects import Interpretation, MeanPropagation, base_law
 from pyrostoch.infer.batches import Batches, Inputs, to_device
 from pyrostoch.infer.elbo import interpretation
+from pyrostoch.infer.heldout import mode
+from pyrostoch.infer.state import forked
 from pyrostoch.likelihoods import Likelihood
 from pyrostoch.metrics import MomentAverage, PredictiveAverage
 from pyrostoch.metrics.uncertainty import LogMeanExp
@@ -60,12 +62,12 @@ MODES: dict[str, Mode] = {
 }
 
 
-def parse_mode(mode: str, num_samples: int | None = None) -> tuple[str, int]:
+def parse_mode(text: str, num_samples: int | None = None) -> tuple[str, int]:
     """Split a mode such as `"mc:20"` into its name and its number of samples.
 
     Args:
-        mode: A name in `MODES`, with `:K` behind it where it draws.
-        num_samples: The number of samples, where it does not stand in `mode`; 20 by default.
+        text: A name in `MODES`, with `:K` behind it where it draws.
+        num_samples: The number of samples, where it does not stand in `text`; 20 by default.
 
     Returns:
         The mode's name and its number of passes.
@@ -77,24 +79,24 @@ def parse_mode(mode: str, num_samples: int | None = None) -> tuple[str, int]:
         >>> parse_mode("mc:5"), parse_mode("mc"), parse_mode("mean")
         (('mc', 5), ('mc', 20), ('mean', 1))
     """
-    name, colon, text = str(mode).partition(":")
+    name, colon, count = str(text).partition(":")
     known = [f"{key}:K" if colon and value.sampled else key for key, value in MODES.items()]
     if name not in MODES:
-        check_choice("mode", mode, known)
+        check_choice("mode", text, known)
     if not MODES[name].sampled:
         if colon or num_samples is not None:
             raise ValueError(
-                f"mode {name!r} draws nothing: leave num_samples out, got {mode!r} and num_samples={num_samples}"
+                f"mode {name!r} draws nothing: leave num_samples out, got {text!r} and num_samples={num_samples}"
             )
         return name, 1
-    if colon and not (text.isdecimal() and int(text) > 0):
-        raise ValueError(f"mode {mode!r}: expected a whole number of samples from 1 up behind the colon, got {text!r}")
+    if colon and not (count.isdecimal() and int(count) > 0):
+        raise ValueError(f"mode {text!r}: expected a whole number of samples from 1 up behind the colon, got {count!r}")
     if num_samples is None:
-        return name, int(text) if colon else _DEFAULT_SAMPLES
+        return name, int(count) if colon else _DEFAULT_SAMPLES
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
         raise ValueError(f"num_samples: expected a whole number from 1 up, got {num_samples!r}")
-    if colon and int(text) != num_samples:
-        raise ValueError(f"mode {mode!r} and num_samples={num_samples} contradict each other: give one of them")
+    if colon and int(count) != num_samples:
+        raise ValueError(f"mode {text!r} and num_samples={num_samples} contradict each other: give one of them")
     return name, num_samples
 
 
@@ -115,16 +117,8 @@ def evaluating(*modules: Any) -> Iterator[None]:
         >>> net.training
         True
     """
-    found = {id(m): (m, m.training) for top in modules if isinstance(top, nn.Module) for m in top.modules()}
-    try:
-        for top in modules:
-            if isinstance(top, nn.Module):
-                top.eval()
-        with torch.no_grad():
-            yield
-    finally:
-        for module, training in found.values():
-            module.training = training
+    with mode(False, *(module for module in modules if isinstance(module, nn.Module))), torch.no_grad():
+        yield
 
 
 def home_of(model: Any, guide: Any, device: str | torch.device | None = None) -> torch.device | None:
@@ -173,8 +167,7 @@ def seeded(seed: int | None, device: torch.device | None) -> Iterator[None]:
     if seed is None:
         yield
         return
-    with torch.random.fork_rng(devices=[device] if device is not None and device.type == "cuda" else []):
-        torch.manual_seed(seed)
+    with forked(torch.device("cpu") if device is None else device, seed):
         yield
 
 

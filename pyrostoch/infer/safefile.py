@@ -127,7 +127,8 @@ def read_file(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], d
 def _damaged(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         start = file.read(8)
-    if start[:2] == b"PK" or start[:1] == b"\x80":
+    # A safetensors file begins with a length of eight bytes, the high ones zero.
+    if start[4:8] != bytes(4) and (start[:2] == b"PK" or start[:1] == b"\x80"):
         return (
             f"checkpoint {path}: expected a safetensors file, got a pickle, perhaps of torch.save; unpickling runs "
             "code, so it was not opened. Load its state_dict yourself, then write it by pyrostoch.save"

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 from pyrostoch.priors.base import FromDistribution, Prior, PriorSpec, as_prior
 from pyrostoch.priors.laws import ARD, Laplace, LogUniform, Normal, ScaleMixture, StudentT
-from pyrostoch.priors.rules import assign, clean_name, is_bias
+from pyrostoch.priors.rules import assign, clean_name, is_bias, owners
 from pyrostoch.priors.scales import EmpiricalBayes, Hierarchical
 
 __all__ = [
@@ -34,4 +34,5 @@ __all__ = [
     "assign",
     "clean_name",
     "is_bias",
+    "owners",
 ]

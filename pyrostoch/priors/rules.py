@@ -31,7 +31,8 @@ def is_bias(name: str) -> bool:
 
 def owners(net: nn.Module) -> dict[str, nn.Module]:
     """The module that holds each parameter, by the parameter's (first) name."""
-    return {name: net.get_submodule(name.rpartition(".")[0]) for name, _ in net.named_parameters(remove_duplicate=True)}
+    modules = dict(net.named_modules(remove_duplicate=False))  # scripted modules have no get_submodule
+    return {name: modules[name.rpartition(".")[0]] for name, _ in net.named_parameters(remove_duplicate=True)}
 
 
 def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:

@@ -140,7 +140,8 @@ class Config:
         missing = [name for name in names if name not in content]
         if missing:
             raise ValueError(f"settings: missing {name_list(missing)}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in content.items()})
+        settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
+        return cls(**settings)
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
         """The settings that decide and differ: name to (own, other's)."""

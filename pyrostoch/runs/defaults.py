@@ -43,8 +43,8 @@ _RECIPES: dict[tuple[str, str], _Recipe] = {
 }
 _ALIKE = {"fashion-mnist": "mnist"}
 
-#: The weights that are random unless the user says otherwise: those of a hidden layer. A variance-only law at the output
-#: cannot learn classes, since its logits would be symmetric about their biases.
+#: The weights that are random unless the user says otherwise: those of a hidden layer. A variance-only law at the
+#: output cannot learn classes, since its logits would be symmetric about their biases.
 _RANDOM = {"lenet5": "dense1.weight"}
 
 

@@ -25,6 +25,7 @@ from pyrostoch.runs.folder import RECORD, SCHEMA, RunError, read_record, try_wri
 from pyrostoch.runs.names import GUIDES
 from pyrostoch.runs.parties import Party, assemble, describe_network, load_split, make_model
 from pyrostoch.runs.scores import CURVE, MODES, noise, score, terms
+from pyrostoch.runs.threads import suited_threads
 
 __all__ = ["POSTERIOR", "Watch", "execute"]
 
@@ -61,8 +62,9 @@ def execute(
 ) -> dict[str, Any]:
     """Train and score the guides of a run, one after the other from the same initial network, and record it all.
 
-    The folder then holds `results.json`, `<guide>.safetensors` of each guide, and `posterior.nc` of the guide with the
-    highest ELBO. The record is written after each guide. The test part is looked at once for each, after its last epoch.
+    The folder then holds `results.json`, `<guide>.safetensors` of each guide, and `posterior.nc` of the guide with
+    the highest ELBO. The record is written after each guide. The test part is looked at once for each, after its last
+    epoch.
 
     Args:
         config: The settings.
@@ -79,13 +81,28 @@ def execute(
         OSError: The folder cannot be written.
         NonFiniteLossError: A loss became NaN; what was done before is kept.
     """
-    watch = watch or Watch()
-    begin = perf_counter()
     folder = Path(out)
     done = _look_into(folder, config, resume)
     split = load_split(config)
     model = make_model(config, split)
     try_writing(folder)
+    with suited_threads(model.net):
+        return _carry_on(config, folder, split, model, done, resume=resume, command=command, watch=watch or Watch())
+
+
+def _carry_on(
+    config: Config,
+    folder: Path,
+    split: DataSplit,
+    model: BayesianModel,
+    done: dict[str, Any] | None,
+    *,
+    resume: bool,
+    command: str,
+    watch: Watch,
+) -> dict[str, Any]:
+    """Do what is left to do of a run."""
+    begin = perf_counter()
     record = done or _outline(config, split, model, command)
     before = float(record["seconds"])
     write_record(folder, record)
@@ -125,7 +142,8 @@ def _look_into(folder: Path, config: Config, resume: bool) -> dict[str, Any] | N
         return None
     if not resume:
         raise RunError(
-            f"run folder {folder}: it is not empty; add --resume to go on with the run in it, or choose another with --out"
+            f"run folder {folder}: it is not empty; add --resume to go on with the run in it, or choose another "
+            "with --out"
         )
     if not (folder / RECORD).is_file():
         raise RunError(f"run folder {folder}: it holds other files and no {RECORD}; choose another with --out")

@@ -172,7 +172,7 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not isinstance(entries, list) or not all(
         isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries
     ):
-        raise RunError(f"run {folder}: {RECORD} is damaged (its 'guides' are no list of named entries); run again")
+        raise RunError(f"run {folder}: {RECORD} is damaged (its data or guides are not described); run again")
     return record
 
 
@@ -194,8 +194,8 @@ def recorded(folder: Path, kind: str) -> dict[str, Any]:
     config: dict[str, Any] = read_record(folder)["config"]
     if config.get("kind") != kind:
         raise RunError(
-            f"run folder {folder}: it holds a run of `pyrostoch {config.get('kind')}`, not of `pyrostoch {kind}`; resume it "
-            "by its own command, or choose another folder with --out"
+            f"run folder {folder}: it holds a run of `pyrostoch {config.get('kind')}`, not of `pyrostoch {kind}`; "
+            "resume it by its own command, or choose another folder with --out"
         )
     return {name: value for name, value in config.items() if name != "kind"}
 

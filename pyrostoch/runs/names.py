@@ -58,7 +58,7 @@ def parse_prior(text: str) -> priors.Prior:
     """A prior from its name, with its scale behind a colon where it has one.
 
     Args:
-        text: `log-uniform`, `ard`, `hierarchical`, or `normal`, `laplace`, `empirical-bayes` with `:scale`, 1 by default.
+        text: `log-uniform`, `ard`, `hierarchical`; or `normal`, `laplace`, `empirical-bayes` with a `:scale`, else 1.
 
     Returns:
         The prior.

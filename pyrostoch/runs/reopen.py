@@ -100,8 +100,8 @@ class Run:
         there = {part: self.record["data"].get(part) for part in facts}
         if facts != there:
             raise RunError(
-                f"run {self.folder}: it was trained on {there['train']} and scored on {there['test']} examples, the data "
-                f"in {split.source} have {facts['train']} and {facts['test']}; give the same data with --data-dir"
+                f"run {self.folder}: it was trained on {there['train']} and scored on {there['test']} examples, the "
+                f"data in {split.source} have {facts['train']} and {facts['test']}; give the same data with --data-dir"
             )
         party = assemble(config, split, guide)
         load(self.folder / f"{guide}.safetensors", party.model, party.guide)

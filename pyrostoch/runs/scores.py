@@ -118,8 +118,8 @@ def lesson(record: dict[str, Any]) -> list[str]:
         if first is not None and last is not None and last - first > _GAP:
             chance = 100 / record["data"]["classes"]
             found.append(
-                f"{entry['name']}: {100 * first:.1f} % by its mean (chance: {chance:.0f} %), {100 * last:.1f} % by 20 samples: "
-                "what it knows is in the variances of its weights."
+                f"{entry['name']}: {100 * first:.1f} % by its mean (chance: {chance:.0f} %), {100 * last:.1f} % by 20 "
+                "samples: what it knows is in the variances of its weights."
             )
     return found
 
@@ -136,7 +136,7 @@ def noise(guide: nn.Module, sites: Sequence[str]) -> list[dict[str, Any]]:
     """
     found = []
     for site in sites:
-        parameters = dict(guide.parameters_of[site_key(site)].items())  # type: ignore[union-attr, operator, index]
+        parameters = dict(guide.parameters_of[site_key(site)].items())  # type: ignore[union-attr, index]
         if "log_alpha" in parameters:
             quantity, values = "log alpha", parameters["log_alpha"]
         elif "log_scale" in parameters:
