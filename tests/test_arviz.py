@@ -261,6 +261,12 @@ def test_nuts_under_an_improper_prior_is_refused_by_name(prior):
     refusal = f"{type(prior).__name__} is an improper prior and has no samples.*proper prior"
     with pytest.raises(ValueError, match=refusal):
         MCMC(NUTS(model), num_samples=2, warmup_steps=1, disable_progbar=True).run(x, y)
+    chain = types.SimpleNamespace(get_samples=lambda group_by_chain: {"weight": torch.zeros(1, 5, 1, 3)})
+    with pytest.raises(ValueError, match="prior of 'weight' is improper"):
+        from_mcmc(chain, model, (x, y))
+    chain.get_samples = lambda group_by_chain: {}
+    with pytest.raises(ValueError, match="expected samples, got none"):
+        from_mcmc(chain, regression()[0], (x, y))
 
 
 def test_from_arviz_1_on_it_is_a_datatree(monkeypatch):

@@ -171,7 +171,7 @@ def test_a_random_prior_scale_makes_its_weights_kl_monte_carlo():
     found = decompose(model, guide, data, num_samples=400)
     rows = {row.site: row for row in found.sites}
     assert {row.method for row in rows.values()} == {"monte carlo"}
-    scale = guide.site_law("weight.prior_scale")
+    scale = guide.site_law("weight_prior_scale")
     center, width = scale.base_dist.loc.item(), scale.base_dist.scale.item()
     mean, variance = moments(guide)
     # Given s the KL is closed; its mean over a log-normal s needs E log s and E s^-2.
@@ -180,7 +180,7 @@ def test_a_random_prior_scale_makes_its_weights_kl_monte_carlo():
     row = rows["weight"]
     assert within(row.kl, truth, row.stderr) and row.stderr > 0
     truth = quadrature(scale, dist.HalfNormal(torch.tensor(1.0, **F64)), 1e-6, 12.0)
-    row = rows["weight.prior_scale"]
+    row = rows["weight_prior_scale"]
     assert within(row.kl, truth, row.stderr)
     # The two estimates move together, so the error of their sum is not that of independent ones.
     assert found.kl_stderr != pytest.approx(math.hypot(*(row.stderr for row in found.sites)), rel=1e-3)

@@ -194,7 +194,7 @@ def test_monte_carlo_kl_where_there_is_no_closed_form():
 def test_hierarchical_and_learnt_scales():
     model, x, y = regression(prior=ps.priors.Hierarchical())
     guide = ps.guides.Additive(model)
-    assert list(model.sites) == ["weight.prior_scale", "weight"]
+    assert list(model.sites) == ["weight_prior_scale", "weight"]
     ours = losses(ps.ELBO("shared"), model, guide, x, y, 2000)
     with torch.no_grad():
         theirs = torch.tensor([Trace_ELBO().loss(model, guide, x, y) for _ in range(2000)], **F64)

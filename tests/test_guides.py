@@ -176,8 +176,8 @@ def test_positive_scales_get_a_log_normal_law_whatever_the_guide():
     model = model_of(prior=ps.priors.Hierarchical())
     for make, _, _ in (CASES["additive"], CASES["layerwise"]):
         guide = make(model)
-        assert type(guide.site_law("0.weight.prior_scale")).__name__ == "LogNormal"
-        assert (guide()["0.weight.prior_scale"] > 0).all()
+        assert type(guide.site_law("0.weight_prior_scale")).__name__ == "LogNormal"
+        assert (guide()["0.weight_prior_scale"] > 0).all()
         loss = ps.ELBO()(model, guide)
         loss(torch.randn(5, 2, 4, 4), torch.zeros(5, dtype=torch.long)).backward()
         assert all(torch.isfinite(p.grad).all() for p in guide.parameters())

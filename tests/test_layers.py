@@ -254,7 +254,7 @@ def test_interpretations_apply_to_a_layer_alone():
 
 def test_hierarchical_prior_alone():
     layer = layers.Linear(2, 1, prior=Hierarchical(), name="a")
-    assert list(layer.sites) == ["a.weight.prior_scale", "a.weight"]
+    assert list(layer.sites) == ["a.weight_prior_scale", "a.weight"]
     model = Alone(CASES["linear"], layer)
     guide = ps.guides.Additive(model)
     loss = ps.ELBO().differentiable_loss(model, guide, torch.randn(5, 2), torch.zeros(5, 1))

@@ -207,3 +207,11 @@ def test_a_failed_construction_changes_nothing():
 def test_bad_data(x, y, message):
     with pytest.raises((ValueError, TypeError), match=message):
         model_of()(x, y)
+
+
+def test_a_random_prior_scale_suits_autoguides_too():
+    from pyro.infer.autoguide import AutoNormal
+
+    model = model_of(prior=ps.priors.Hierarchical())
+    guide = AutoNormal(model)
+    assert torch.isfinite(torch.tensor(Trace_ELBO().loss(model, guide, *data())))

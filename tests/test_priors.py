@@ -58,7 +58,7 @@ def test_numbers_keep_double_precision():
 def test_hierarchical_scale_is_a_site():
     with pyro.poutine.trace() as tracer:
         law = priors.Hierarchical(dist.HalfNormal(2.0)).law("fc.weight", torch.Size([2]))
-    assert torch.equal(law.scale[0], tracer.trace.nodes["fc.weight.prior_scale"]["value"])
+    assert torch.equal(law.scale[0], tracer.trace.nodes["fc.weight_prior_scale"]["value"])
     with pytest.raises(ValueError, match="expected a distribution on the positive numbers"):
         priors.Hierarchical(dist.Normal(0.0, 1.0))
 
@@ -147,6 +147,8 @@ def test_scripted_parts_are_refused_by_name():
 def test_bad_priors():
     with pytest.raises(TypeError, match="expected a distribution over single weights"):
         priors.as_prior(dist.MultivariateNormal(torch.zeros(2), torch.eye(2)))
+    with pytest.raises(TypeError, match=r"got torch's Normal; take pyro.distributions.Normal"):
+        priors.as_prior(torch.distributions.Normal(0.0, 1.0))
     with pytest.raises(ValueError):
         priors.Normal(0.0, -1.0)
     with pytest.raises(ValueError, match="approximation"):

@@ -222,11 +222,15 @@ def _carry_out(kind: str, params: dict[str, Any]) -> None:
     config, folder = _place(kind, given, params)
     screen = Screen(config, str(folder), params["quiet"])
     try:
+        # A folder that cannot be written has been found out before anything is finished.
         record = execute(config, folder, resume=params["resume"], command=command, watch=screen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"what is finished is kept in {folder}; go on with: pyrostoch {kind} --resume --out {folder}"
         ) from None
+    except (FloatingPointError, OSError) as error:
+        error.add_note(f"The guides finished before are kept in {folder}.")
+        raise
     finally:
         screen.close()
     write(record, folder / "report.html")

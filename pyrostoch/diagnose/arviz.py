@@ -152,7 +152,7 @@ def from_mcmc(
 
     Raises:
         TypeError: `mcmc` has no samples to give.
-        ValueError: As for `to_arviz`.
+        ValueError: A prior is improper, the run has no samples, or as for `to_arviz`.
 
     Example:
         >>> import warnings, pyrostoch as ps
@@ -174,6 +174,12 @@ def from_mcmc(
     _check_count("thin", thin)
     if not callable(getattr(mcmc, "get_samples", None)):
         raise TypeError(f"mcmc: expected a pyro.infer.MCMC after its run, got {type(mcmc).__name__}")
+    improper = [site.name for site in getattr(model, "sites", {}).values() if site.improper]
+    if improper:
+        raise ValueError(
+            f"model: the prior of {name_list(improper)} is improper, so there is no posterior to sample by MCMC; "
+            "give proper priors (Normal, Laplace, StudentT, ScaleMixture)"
+        )
     samples: dict[str, Tensor] = {
         name: values[:, ::thin] for name, values in mcmc.get_samples(group_by_chain=True).items()
     }

@@ -5,26 +5,23 @@ from __future__ import annotations
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from pyrostoch.effects.network import NetworkCall
+from typing import Any
 
 __all__ = ["active_call", "entered", "inside_network"]
 
 _STATE = threading.local()
 
 
-def _calls() -> list[NetworkCall | None]:
+def _calls() -> list[Any]:
     if not hasattr(_STATE, "calls"):
         _STATE.calls = []
-    calls: list[NetworkCall | None] = _STATE.calls
+    calls: list[Any] = _STATE.calls
     return calls
 
 
 @contextlib.contextmanager
-def entered(call: NetworkCall | None) -> Iterator[None]:
-    """Mark a network call as under way; `None` stands for a census, which has weights but no interpretation."""
+def entered(call: Any) -> Iterator[None]:
+    """Mark a `NetworkCall` as under way; `None` stands for a census, which has weights but no interpretation."""
     calls = _calls()
     calls.append(call)
     try:
@@ -43,7 +40,7 @@ def inside_network() -> bool:
     return bool(_calls())
 
 
-def active_call() -> NetworkCall | None:
+def active_call() -> Any:
     """The innermost network call under way; `None` outside any, and during a census."""
     calls = _calls()
     return calls[-1] if calls else None

@@ -95,8 +95,8 @@ class Decomposition(Record):
         if self.improper:
             names = name_list(row.site for row in self.sites if row.improper)
             lines.append(
-                f"Improper prior on {names}:\nKL and ELBO are defined up to a constant per weight; compare them only under "
-                "the same prior."
+                f"Improper prior on {names}:\nKL and ELBO are defined up to a constant per weight; compare them only "
+                "under the same prior."
             )
         return "\n".join(lines)
 

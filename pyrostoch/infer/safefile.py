@@ -127,8 +127,8 @@ def read_file(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], d
 def _damaged(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         start = file.read(8)
-    # A safetensors file begins with a length of eight bytes, the high ones zero.
-    if start[4:8] != bytes(4) and (start[:2] == b"PK" or start[:1] == b"\x80"):
+    # A safetensors file may begin with the byte of a pickle too: with a small length, in eight bytes.
+    if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[2:8] != bytes(6)):
         return (
             f"checkpoint {path}: expected a safetensors file, got a pickle, perhaps of torch.save; unpickling runs "
             "code, so it was not opened. Load its state_dict yourself, then write it by pyrostoch.save"

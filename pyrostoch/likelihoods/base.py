@@ -117,8 +117,8 @@ class FromOutput(Likelihood):
     def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """What the function makes of the output."""
         law = self.make(output)
-        if not isinstance(law, Distribution):
-            raise TypeError(f"likelihood function: expected a distribution, got {type(law).__name__}")
+        if not hasattr(law, "to_event"):
+            raise TypeError(f"likelihood function: expected a Pyro distribution (pyro.distributions), got {law!r:.60}")
         return per_example(law)
 
 

@@ -57,7 +57,7 @@ def _text(value: Tensor) -> str:
 
 
 class FromDistribution(Prior):
-    """Any Pyro or torch distribution as the prior of every weight of a site.
+    """Any Pyro distribution as the prior of every weight of a site.
 
     Its parameters become buffers, so that they move with the model.
 
@@ -65,7 +65,7 @@ class FromDistribution(Prior):
         distribution: A distribution whose shape broadcasts to that of the weights.
 
     Raises:
-        TypeError: The distribution is not continuous on real vectors or scalars.
+        TypeError: It is no Pyro distribution, or not one over single real weights.
 
     Example:
         >>> import pyro.distributions as dist
@@ -75,6 +75,11 @@ class FromDistribution(Prior):
 
     def __init__(self, distribution: Distribution) -> None:
         super().__init__()
+        if not hasattr(distribution, "to_event"):
+            raise TypeError(
+                f"prior: expected a Pyro distribution, got torch's {type(distribution).__name__}; take "
+                f"pyro.distributions.{type(distribution).__name__}"
+            )
         while isinstance(distribution, Independent):
             distribution = distribution.base_dist
         if distribution.event_shape or distribution.support is constraints.boolean:

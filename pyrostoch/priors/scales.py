@@ -45,7 +45,7 @@ class EmpiricalBayes(Prior):
 
 
 class Hierarchical(Prior):
-    """N(0, s^2) with one random s a site, `<site>.prior_scale`, under a prior of its own.
+    """N(0, s^2) with one random s a site, `<site>_prior_scale`, under a prior of its own.
 
     Args:
         scale: Prior of s, a distribution on the positive numbers; half-Cauchy(1) by default.
@@ -67,7 +67,7 @@ class Hierarchical(Prior):
 
     def law(self, name: str, shape: torch.Size) -> Any:
         """N(0, s^2) given a draw of s, expanded."""
-        scale = pyro.sample(f"{name}.prior_scale", self.scale.law(name, torch.Size()))
+        scale = pyro.sample(f"{name}_prior_scale", self.scale.law(name, torch.Size()))
         return dist.Normal(torch.zeros_like(scale), scale).expand(shape)
 
     def extra_repr(self) -> str:

@@ -169,10 +169,9 @@ def read_record(folder: Path) -> dict[str, Any]:
             "pyrostoch that wrote it"
         )
     entries = record.get("guides")
-    if not isinstance(entries, list) or not all(
-        isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries
-    ):
-        raise RunError(f"run {folder}: {RECORD} is damaged (its data or guides are not described); run again")
+    whole = isinstance(entries, list) and all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries)
+    if not whole or not isinstance(record.get("data"), dict) or "seconds" not in record:
+        raise RunError(f"run {folder}: {RECORD} is damaged (parts of it are missing); run again into another folder")
     return record
 
 
