@@ -24,8 +24,8 @@ print(az.loo(svi))
 
 # The posterior of a network has many equivalent modes: start the chain where the guide stands.
 start = {name: guide.site_law(name).mean.detach() for name in guide.site_names}
-kernel = NUTS(model, init_strategy=init_to_value(values=start), max_tree_depth=6)
-mcmc = MCMC(kernel, num_samples=300, warmup_steps=200, disable_progbar=True)
+kernel = NUTS(model, init_strategy=init_to_value(values=start), max_tree_depth=5)
+mcmc = MCMC(kernel, num_samples=200, warmup_steps=150, disable_progbar=True)
 mcmc.run(x, y)
 nuts = ps.from_mcmc(mcmc, model, (x, y))
 print(az.loo(nuts))

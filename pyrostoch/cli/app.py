@@ -217,19 +217,19 @@ def _carry_out(kind: str, params: dict[str, Any]) -> None:
     command = " ".join([f"pyrostoch {kind}", *(f"--{key.replace('_', '-')} {value}" for key, value in given.items())])
     if "hidden" in given:
         given["hidden"] = _widths(given["hidden"])
-    if kind == "train" and not (params["resume"] and "guide" not in given):
-        given["guides"] = (given.pop("guide", "additive"),)
+    if "guide" in given:
+        given["guides"] = (given.pop("guide"),)
     config, folder = _place(kind, given, params)
     screen = Screen(config, str(folder), params["quiet"])
     try:
-        # A folder that cannot be written has been found out before anything is finished.
         record = execute(config, folder, resume=params["resume"], command=command, watch=screen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"what is finished is kept in {folder}; go on with: pyrostoch {kind} --resume --out {folder}"
         ) from None
     except (FloatingPointError, OSError) as error:
-        error.add_note(f"The guides finished before are kept in {folder}.")
+        if screen.finished:
+            error.add_note(f"Finished before, and kept in {folder}: {', '.join(screen.finished)}.")
         raise
     finally:
         screen.close()
@@ -245,7 +245,8 @@ def _carry_out(kind: str, params: dict[str, Any]) -> None:
 def _place(kind: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[Any, Path]:
     """Settings and folder of a run; a resumed run's own settings stand where none are given."""
     from pyrostoch.runs import settle
-    from pyrostoch.runs.folder import claim, latest, recorded
+    from pyrostoch.runs.folder import claim, latest
+    from pyrostoch.runs.reopen import recorded
 
     resume, out = params["resume"], params["out"]
     if out is not None:

@@ -42,15 +42,16 @@ class Screen(Watch):
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
         self._current = ""
+        self.finished: list[str] = []
 
     def started(self, record: dict[str, Any]) -> None:
         """Print what the run will do, and put up the bars."""
+        self.finished = [entry["name"] for entry in record["guides"]]
         if self._quiet:
             return
         self._console.print(facts(self._lines(record)))
-        finished = [entry["name"] for entry in record["guides"]]
-        if finished:
-            self._console.print(f"Finished before: {', '.join(finished)}.")
+        if self.finished:
+            self._console.print(f"Finished before: {', '.join(self.finished)}.")
         self._console.print()
         if not self._console.is_terminal:
             return
@@ -64,7 +65,7 @@ class Screen(Watch):
             TextColumn("{task.fields[note]}"),
             console=self._console,
         )
-        names = [name for name in self._config.guides if name not in finished]
+        names = [name for name in self._config.guides if name not in self.finished]
         epochs = self._config.epochs
         if len(names) > 1:
             self._bars["all"] = self._progress.add_task("all guides", total=epochs * len(names), note="")
@@ -97,6 +98,7 @@ class Screen(Watch):
 
     def scored(self, entry: dict[str, Any]) -> None:
         """Say how the guide has done."""
+        self.finished.append(entry["name"])
         elbo = float(entry["decomposition"]["elbo"])
         if self._progress is not None:
             self._progress.update(self._bars[entry["name"]], note=f"ELBO {elbo:,.1f}")

@@ -78,7 +78,7 @@ def settle(kind: str, given: Mapping[str, Any]) -> Config:
     hidden = tuple(chosen.get("hidden", recipe.hidden))
     batch_size = chosen.get("batch_size", 100)
     defaults: dict[str, Any] = {
-        "guides": COMPARED,
+        "guides": COMPARED if kind == "compare" else COMPARED[:1],
         "split": 0,
         "random": _RANDOM.get(model) or ("fc2.weight" if len(hidden) > 1 else "fc1.weight"),
         "prior": "log-uniform",

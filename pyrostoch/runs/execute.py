@@ -24,6 +24,7 @@ from pyrostoch.runs.config import Config
 from pyrostoch.runs.folder import RECORD, SCHEMA, RunError, read_record, try_writing, write_record
 from pyrostoch.runs.names import GUIDES
 from pyrostoch.runs.parties import Party, assemble, describe_network, load_split, make_model
+from pyrostoch.runs.reopen import settings_of
 from pyrostoch.runs.scores import CURVE, MODES, noise, score, terms
 from pyrostoch.runs.threads import suited_threads
 
@@ -148,11 +149,7 @@ def _look_into(folder: Path, config: Config, resume: bool) -> dict[str, Any] | N
     if not (folder / RECORD).is_file():
         raise RunError(f"run folder {folder}: it holds other files and no {RECORD}; choose another with --out")
     record = read_record(folder)
-    try:
-        other = Config.from_dict(record["config"])
-    except ValueError as error:
-        raise RunError(f"run folder {folder}: {RECORD} cannot be resumed: {error}") from error
-    if different := other.differences(config):
+    if different := settings_of(folder, record).differences(config):
         words = "; ".join(f"{name} was {then!r} and is now {now!r}" for name, (then, now) in different.items())
         raise RunError(
             f"run folder {folder}: it holds a run of other settings: {words}. Give the settings it was begun with (or "

@@ -19,7 +19,6 @@ __all__ = [
     "latest",
     "named",
     "read_record",
-    "recorded",
     "try_writing",
     "write_record",
 ]
@@ -173,30 +172,6 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not whole or not isinstance(record.get("data"), dict) or "seconds" not in record:
         raise RunError(f"run {folder}: {RECORD} is damaged (parts of it are missing); run again into another folder")
     return record
-
-
-def recorded(folder: Path, kind: str) -> dict[str, Any]:
-    """The settings of the run begun in a folder; none where nothing was begun.
-
-    Args:
-        folder: The folder.
-        kind: The kind of run that is to go on.
-
-    Returns:
-        Settings by name.
-
-    Raises:
-        RunError: The record is damaged, or of another kind of run.
-    """
-    if not (folder / RECORD).is_file():
-        return {}
-    config: dict[str, Any] = read_record(folder)["config"]
-    if config.get("kind") != kind:
-        raise RunError(
-            f"run folder {folder}: it holds a run of `pyrostoch {config.get('kind')}`, not of `pyrostoch {kind}`; "
-            "resume it by its own command, or choose another folder with --out"
-        )
-    return {name: value for name, value in config.items() if name != "kind"}
 
 
 def _write(path: Path, content: bytes) -> None:

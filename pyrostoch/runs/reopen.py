@@ -14,7 +14,50 @@ from pyrostoch.runs.defaults import choose_device
 from pyrostoch.runs.folder import RECORD, RunError, named, read_record
 from pyrostoch.runs.parties import Party, assemble, load_split
 
-__all__ = ["Run"]
+__all__ = ["Run", "recorded", "settings_of"]
+
+
+def settings_of(folder: Path, record: dict[str, Any]) -> Config:
+    """The settings that stand in a record.
+
+    Args:
+        folder: The run's folder, for the message.
+        record: The record.
+
+    Returns:
+        The settings.
+
+    Raises:
+        RunError: They are not whole, or of another version.
+    """
+    try:
+        return Config.from_dict(record["config"])
+    except ValueError as error:
+        raise RunError(f"run {folder}: {RECORD} is damaged, or of another version: {error}") from error
+
+
+def recorded(folder: Path, kind: str) -> dict[str, Any]:
+    """The settings of the run begun in a folder, by name; none where nothing was begun.
+
+    Args:
+        folder: The folder.
+        kind: The kind of run that is to go on.
+
+    Returns:
+        Settings by name.
+
+    Raises:
+        RunError: The record is damaged, or of another kind of run.
+    """
+    if not (folder / RECORD).is_file():
+        return {}
+    config = settings_of(folder, read_record(folder))
+    if config.kind != kind:
+        raise RunError(
+            f"run folder {folder}: it holds a run of `pyrostoch {config.kind}`, not of `pyrostoch {kind}`; resume it by "
+            "its own command, or choose another folder with --out"
+        )
+    return {name: value for name, value in vars(config).items() if name != "kind"}
 
 
 @dataclass(frozen=True)
@@ -47,11 +90,7 @@ class Run:
         """
         folder = named(run)
         record = read_record(folder)
-        try:
-            config = Config.from_dict(record["config"])
-        except ValueError as error:
-            raise RunError(f"run {folder}: {RECORD} is damaged, or of another version: {error}") from error
-        return cls(folder, record, config)
+        return cls(folder, record, settings_of(folder, record))
 
     def finished(self, only: Sequence[str] = ()) -> list[str]:
         """Names of the guides that are done.
