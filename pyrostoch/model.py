@@ -174,7 +174,7 @@ class BayesianModel(nn.Module):
         announce_parameters(self, "model")
         weights = self.draw()
         quantities = self.likelihood.draw()
-        return self.likelihood(self.outputs(x, weights), quantities)
+        return self.likelihood(_full_precision(self.outputs(x, weights)), quantities)
 
     def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
         """The Pyro model.
@@ -297,6 +297,12 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
 @effectful(type="param")
 def _parameter(value: Tensor, **_: Any) -> Tensor:
     return value
+
+
+def _full_precision(output: Any) -> Any:
+    """A network's output under autocast, in float32: densities and their sums need more than 8 bits."""
+    half = isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16)
+    return output.float() if half else output
 
 
 def _key(site: str) -> str:

@@ -157,6 +157,18 @@ def test_kl_weight_scales_the_kl_and_nothing_else():
     assert scaled.kl.item() == pytest.approx(0.5 * terms.kl.item())
 
 
+def test_densities_under_autocast_are_in_float32():
+    net = nn.Linear(3, 1)
+    model, x, y = regression(net=net)
+    x, y = x.float(), y.float()
+    guide = ps.guides.Additive(model, init_scale=1e-6)
+    full = ps.ELBO().terms(model, guide, x, y)
+    with torch.autocast("cpu", torch.bfloat16):
+        half = ps.ELBO().terms(model, guide, x, y)
+    assert half.data.dtype == torch.float32
+    assert half.data.item() == pytest.approx(full.data.item(), rel=0.02)
+
+
 def test_particles_are_averaged():
     model, x, y = regression()
     guide = ps.guides.Additive(model, init_scale=0.5)
@@ -271,6 +283,9 @@ def test_mismatched_sites_are_named():
     )
     with pytest.raises(ValueError, match=r"no draw for the model's site\(s\) 'weight'"):
         ps.ELBO().differentiable_loss(model, ps.guides.Additive(other), x, y)
+    improper, _, _ = regression(prior=ps.priors.LogUniform())
+    with pytest.raises(ValueError, match=r"no draw for the model's site\(s\) 'weight'"):
+        ps.ELBO().differentiable_loss(improper, ps.guides.Additive(other), x, y)
     both = nn.Sequential(nn.Linear(3, 1, **F64))
     few = ps.BayesianModel(both, prior=None, likelihood=ps.likelihoods.Gaussian(), num_data=12)
     with pytest.raises(ValueError, match=r"site\(s\) '0.weight' do not exist in the model"):

@@ -102,6 +102,17 @@ def test_resumed_is_uninterrupted(variant: str, tmp_path: Path) -> None:
         assert torch.equal(value, tensors(tmp_path / "whole")[f"guide.{name}"])
 
 
+def test_the_best_parameters_survive_an_interrupt_after_their_epoch(tmp_path: Path) -> None:
+    options = {**VARIANTS["held-out"](), "epochs": 30, "patience": 3}
+    whole = train(tmp_path / "whole", **options)
+    assert whole.stopped.startswith("early")
+    with pytest.raises(KeyboardInterrupt):
+        train(tmp_path / "parts", callback=stop_at(whole.best_epoch + 1), **options)
+    resumed = train(tmp_path / "parts", **options)
+    assert (resumed.stopped, resumed.best_epoch) == (whole.stopped, whole.best_epoch)
+    assert same(tmp_path / "whole", tmp_path / "parts")
+
+
 def test_an_interrupt_inside_an_epoch_costs_that_epoch_only(tmp_path: Path) -> None:
     train(tmp_path / "whole")
     model, guide = build()

@@ -116,7 +116,10 @@ def test_targets_that_are_refused(likelihood, output, target, message):
         (lambda: lk.StudentT(0.0), "df"),
         (lambda: lk.as_likelihood(nn.Linear(1, 1)), "likelihood: expected"),
         (lambda: lk.as_likelihood(lambda out: out)(OUT), "expected a Pyro distribution"),
-        (lambda: lk.as_likelihood(lambda out: torch.distributions.Normal(out, 1.0))(OUT), "expected a Pyro distribution"),
+        (
+            lambda: lk.as_likelihood(lambda out: torch.distributions.Normal(out, 1.0))(OUT),
+            "expected a Pyro distribution",
+        ),
     ],
 )
 def test_bad_use(make, message):

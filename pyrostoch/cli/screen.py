@@ -133,8 +133,9 @@ class Screen(Watch):
             lines.append(
                 ("", "improper: the ELBO is defined up to a constant per weight; compare it within this run only")
             )
+        epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
         training = (
-            f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}, batches of {config.batch_size}, lr {config.lr:g} (log alpha {config.lr_alpha:g})"
+            f"{epochs}, batches of {config.batch_size}, lr {config.lr:g} (log alpha {config.lr_alpha:g})"
             f", estimator {config.estimator}, seed {config.seed}, {config.device}, {config.dtype}"
         )
         return [*lines, ("guides", ", ".join(config.guides)), ("training", training), ("output", self._out)]

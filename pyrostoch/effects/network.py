@@ -28,6 +28,7 @@ __all__ = ["NetworkCall", "call_network", "checkpoint"]
 # How one linear operation with deferred weights is carried out: (operation, name of weight, name of bias) -> output.
 Carrier = Callable[[LinearOp, str | None, str | None], Tensor]
 
+
 class NetworkCall:
     """One call of a network, open to be changed by an interpretation before it runs.
 

@@ -7,7 +7,7 @@ from typing import Any
 
 from pyrostoch.records import Record, table
 
-__all__ = ["COLUMNS", "Fit", "History"]
+__all__ = ["COLUMNS", "Fit", "History", "append"]
 
 #: What is kept of each epoch; `validation` is there only where held-out data were given.
 COLUMNS = ("epoch", "loss", "elbo", "data", "kl", "penalty", "kl_weight", "lr", "seconds", "validation")

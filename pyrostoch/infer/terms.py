@@ -61,7 +61,14 @@ def draw_traces(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str,
     """Traces of the model and of the guide, the model run on the guide's draw under an interpretation."""
     with how:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
-        model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        try:
+            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+        except ValueError:
+            # A site that the guide leaves out may fail to be drawn from its prior: name the cause, not the symptom.
+            known = getattr(model, "sites", None)
+            if isinstance(known, dict):
+                _check_covered(known, dict(latent_sites(guide_trace)))
+            raise
     return model_trace, guide_trace
 
 
@@ -140,7 +147,7 @@ def _scaled(node: Any, log_prob: Tensor) -> Tensor:
     return (log_prob * node["scale"]).sum()
 
 
-def _check_match(latents: dict[str, Any], draws: dict[str, Any]) -> None:
+def _check_covered(latents: dict[str, Any], draws: dict[str, Any]) -> None:
     missing = [name for name in latents if name not in draws]
     if missing:
         raise ValueError(
@@ -148,6 +155,10 @@ def _check_match(latents: dict[str, Any], draws: dict[str, Any]) -> None:
             f"{', '.join(map(repr, draws)) or 'none'}. Build the guide from this model, or exclude the sites by a prior "
             "rule {name: None}"
         )
+
+
+def _check_match(latents: dict[str, Any], draws: dict[str, Any]) -> None:
+    _check_covered(latents, draws)
     extra = [name for name, node in draws.items() if name not in latents and not node["infer"].get("is_auxiliary")]
     if extra:
         raise ValueError(

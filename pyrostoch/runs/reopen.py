@@ -54,8 +54,8 @@ def recorded(folder: Path, kind: str) -> dict[str, Any]:
     config = settings_of(folder, read_record(folder))
     if config.kind != kind:
         raise RunError(
-            f"run folder {folder}: it holds a run of `pyrostoch {config.kind}`, not of `pyrostoch {kind}`; resume it by "
-            "its own command, or choose another folder with --out"
+            f"run folder {folder}: it holds a run of `pyrostoch {config.kind}`, not of `pyrostoch {kind}`; resume it "
+            "by its own command, or choose another folder with --out"
         )
     return {name: value for name, value in vars(config).items() if name != "kind"}
 

@@ -1,0 +1,264 @@
+"""The command line, inside this process: what it prints, writes and refuses."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from typer.testing import CliRunner
+
+import pyrostoch
+from pyrostoch.cli import app
+from pyrostoch.cli.screen import Screen
+from pyrostoch.runs.names import COMPARED
+
+QUICK = ("--epochs", "2", "--hidden", "12,10", "--device", "cpu")
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder, with no data set but the bundled one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
+    monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
+
+
+def call(*args: str, code: int = 0) -> str:
+    """Run a command; its output with all space and line breaks made single spaces."""
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
+    return " ".join(result.output.split())
+
+
+@pytest.fixture(scope="module")
+def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
+    """A finished comparison, and what it printed."""
+    folder = tmp_path_factory.mktemp("compared") / "run"
+    return folder, call("compare", "--data", "digits", *QUICK, "--out", str(folder))
+
+
+@pytest.fixture
+def run(compared: tuple[Path, str], tmp_path: Path) -> Path:
+    """A copy of it, to be broken."""
+    shutil.copytree(compared[0], tmp_path / "copy")
+    return tmp_path / "copy"
+
+
+def test_compare_says_what_it_does_and_found(compared: tuple[Path, str]) -> None:
+    folder, output = compared
+    record = json.loads((folder / "results.json").read_text())
+    assert "prior LogUniform(), one for all guides improper" in output
+    assert "random fc2.weight" in output and "2 epochs" in output
+    assert "guide ELBO data KL mean 1 sample 20 samples NLL ECE seconds" in output
+    for entry in record["guides"]:
+        line = re.search(rf" {entry['name']} (-[\d,.]+) (-[\d,.]+) ([\d,.]+) ([\d.]+) [\d.]+ ([\d.]+) [\d.]+ ", output)
+        assert line, entry["name"]
+        elbo, data, kl, mean, many = (float(text.replace(",", "")) for text in line.groups())
+        terms, rows = entry["decomposition"], {row["mode"]: row for row in entry["rows"]}
+        assert [elbo, data, kl] == [pytest.approx(terms[key], abs=0.051) for key in ("elbo", "data", "kl")]
+        assert [mean, many] == [pytest.approx(100 * rows[key]["accuracy"], abs=0.0051) for key in ("mean", "mc:20")]
+    assert "variance: 10.0 % by its mean (chance: 10 %)" in output or "variance: 9." in output
+    assert record["command"].startswith("pyrostoch compare --data digits --hidden 12,10 --epochs 2")
+    files = {"results.json", "report.html", "posterior.nc", *(f"{guide}.safetensors" for guide in COMPARED)}
+    assert {path.name for path in folder.iterdir()} == files
+
+
+def test_evaluate_repeats_the_record(compared: tuple[Path, str]) -> None:
+    folder, _ = compared
+    record = json.loads((folder / "results.json").read_text())
+    output = call("evaluate", str(folder))
+    for entry in record["guides"]:
+        for row in entry["rows"]:
+            numbers = f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_stderr']:.2f} {row['nll']:.4f}"
+            assert f"{entry['name']} {row['mode']} {numbers}" in output
+    some = call("evaluate", str(folder), "--modes", "mc:3, mean", "--guide", "variance")
+    assert re.search(r"variance mc:3 .* variance mean ", some) and "additive" not in some
+
+
+def test_decompose_goes_site_by_site(compared: tuple[Path, str]) -> None:
+    folder, _ = compared
+    output = call("decompose", str(folder), "--samples", "3", "--guide", "layerwise")
+    assert "Layer-wise alpha ELBO of 1437 examples, 3 draw(s)" in output
+    assert re.search(r"fc2.weight 120 [\d.]+ exact local \(exact\)", output)
+
+
+def test_report_is_written_again(run: Path) -> None:
+    before = (run / "report.html").read_text()
+    (run / "report.html").unlink()
+    assert "report.html" in call("report", str(run))
+    assert (run / "report.html").read_text() == before
+
+
+def test_train_and_resume_by_default_names(tmp_path: Path) -> None:
+    call("train", "--guide", "variance", *QUICK, "--quiet")
+    call("train", "--guide", "variance", *QUICK, "--quiet", "--seed", "1")
+    assert sorted(p.name for p in (tmp_path / "runs").iterdir()) == [
+        "digits-mlp-train-variance",
+        "digits-mlp-train-variance-2",
+    ]
+    output = call("train", "--guide", "variance", "--resume")
+    assert "Finished before: variance" in output and "seed 1" in output
+    assert "variance mc:20" in call("evaluate", "digits-mlp-train-variance")
+    record = json.loads(Path("runs/digits-mlp-train-variance/results.json").read_text())
+    assert (record["kind"], record["posterior_of"]) == ("train", "variance")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ("--prior", "normal:0.5", "--estimator", "flipout", "--dtype", "float64"),
+        ("--prior", "hierarchical", "--guide", "weightwise", "--random", "fc1.weight,fc2.*"),
+        ("--guide", "variance-bernoulli", "--estimator", "shared"),
+        ("--guide", "variance-uniform", "--estimator", "marginal", "--batch-size", "300"),
+    ],
+)
+def test_choices_reach_the_run(options: tuple[str, ...]) -> None:
+    call("train", *QUICK, "--epochs", "1", "--name", "x", "--quiet", *options)
+    config = json.loads(Path("runs/x/results.json").read_text())["config"]
+    for key, value in zip(options[::2], options[1::2], strict=True):
+        found = config["guides"][0] if key == "--guide" else config[key[2:].replace("-", "_")]
+        assert str(found) == value
+
+
+def test_resume_takes_its_settings_from_the_run(run: Path) -> None:
+    assert "Finished before: additive" in call("compare", "--resume", "--out", str(run))
+    output = call("compare", "--resume", "--out", str(run), "--epochs", "5", code=2)
+    assert "epochs was 2 and is now 5" in output
+    output = call("train", "--resume", "--out", str(run), code=2)
+    assert "holds a run of `pyrostoch compare`, not of `pyrostoch train`" in output
+
+
+def test_resume_of_nothing_starts(tmp_path: Path) -> None:
+    call("train", *QUICK, "--epochs", "1", "--quiet", "--resume", "--out", "fresh")
+    assert (tmp_path / "fresh" / "additive.safetensors").is_file()
+
+
+def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(self: Any, row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Screen, "epoch", press)
+        output = call("train", *QUICK, "--out", "mine", code=130)
+    assert "interrupted: what is finished is kept in mine; go on with: pyrostoch train --resume --out mine" in output
+    call("evaluate", "mine", code=2)
+    assert "additive" in call("train", "--resume", "--out", "mine")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("compare", "--data", "mnsit"), "There is no data set 'mnsit'. Did you mean 'mnist'?"),
+        (("compare", "--data", "uci:yach"), "no data set 'uci:yach'. Did you mean 'uci:yacht'?"),
+        (("compare", "--data", "mnist"), "train-images-idx3-ubyte.gz or train-images-idx3-ubyte"),
+        (("compare", "--data", "cifar10", "--data-dir", "nowhere"), "nowhere"),
+        (
+            ("compare", "--model", "lenet"),
+            "model: expected one of 'mlp', 'lenet5', got 'lenet'; did you mean 'lenet5'?",
+        ),
+        (("compare", "--model", "lenet5"), "expected images of at least 16 x 16 pixels, got 8 x 8"),
+        (("compare", "--prior", "loguniform"), "did you mean 'log-uniform'?"),
+        (("compare", "--estimator", "lokal"), "did you mean 'local'?"),
+        (("compare", "--device", "tpu"), "device: expected one of 'auto', 'cpu', 'cuda', got 'tpu'"),
+        (("compare", "--dtype", "float16"), "dtype: expected one of 'float32', 'float64', got 'float16'"),
+        (("compare", "--lr", "0"), "lr: expected a positive finite number, got 0"),
+        (("compare", "--hidden", "10;10"), "hidden: expected whole numbers separated by commas"),
+        (("compare", "--random", "fc9.weight"), "fc9.weight"),
+        (("compare", "--split", "3"), "digits has one standard split"),
+        (("compare", "--batch-size", "1436"), "batch_size=1436 leaves a last batch of one example"),
+        (("train", "--guide", "layer"), "guide: expected one of"),
+        (("evaluate", "nothing"), "run 'nothing': there is no such folder; runs/ holds none"),
+        (("download", "digits", "--data-dir", "d"), "Only mnist and fashion-mnist can be downloaded"),
+        (("download", "mnist"), "say where to put the files with --data-dir"),
+    ],
+)
+def test_wrong_input_is_explained(args: tuple[str, ...], message: str) -> None:
+    output = call(*args, code=2)
+    assert output.startswith("error: ") or " error: " in output
+    assert message in output and "Traceback" not in output
+
+
+def test_usage_errors() -> None:
+    assert "No such option: --epoch" in call("compare", "--epoch", "3", code=2)
+    assert "compare" in call("--help") and call("--version") == pyrostoch.__version__
+
+
+def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
+    for args in (("--debug", "evaluate", "nothing"),):
+        assert isinstance(CliRunner().invoke(app, args).exception, FileNotFoundError)
+    monkeypatch.setenv("PYROSTOCH_DEBUG", "1")
+    assert isinstance(CliRunner().invoke(app, ["evaluate", "nothing"]).exception, FileNotFoundError)
+
+
+def test_broken_checkpoints_are_refused(run: Path) -> None:
+    path = run / "additive.safetensors"
+    content = path.read_bytes()
+    path.write_bytes(content[: len(content) // 2])
+    assert "is truncated or something else" in call("evaluate", str(run), code=2)
+    torch.save({"a": torch.zeros(1)}, path)
+    assert "got a pickle" in call("evaluate", str(run), code=2)
+    shutil.copy(run / "weightwise.safetensors", path)
+    assert "expected the guide Additive(), got WeightwiseAlpha()" in call("decompose", str(run), code=2)
+    path.unlink()
+    assert "there is no such file" in call("evaluate", str(run), "--guide", "additive", code=2)
+    (run / "results.json").write_text("{")
+    assert "results.json is damaged" in call("report", str(run), code=2)
+
+
+def test_truncated_checkpoint_is_not_resumed_from(run: Path) -> None:
+    path = run / "results.json"
+    record = json.loads(path.read_text())
+    record["guides"] = record["guides"][:1]
+    path.write_text(json.dumps(record))
+    broken = run / "weightwise.safetensors"
+    broken.write_bytes(broken.read_bytes()[:1000])
+    assert "is truncated or something else" in call("compare", "--resume", "--out", str(run), code=2)
+    assert [entry["name"] for entry in json.loads(path.read_text())["guides"]] == ["additive"]
+
+
+def test_folders_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    assert "it is not empty; add --resume" in call("compare", "--out", str(run), code=2)
+    assert "cannot be written to: Not a directory" in call("compare", "--out", "file/run", code=2)
+    assert "there is a file of this name" in call("compare", "--out", "file", code=2)
+
+
+def test_nan_loss_is_named_and_what_was_done_is_kept(tmp_path: Path) -> None:
+    output = call("compare", *QUICK, "--lr-alpha", "1e38", "--out", "run", code=2)
+    assert re.search(r"error: epoch 1, step \d+ of 15.*NaN or infinite: .*fc2.weight", output)
+    assert "Finished before, and kept in run: additive." in output
+    record = json.loads(Path("run/results.json").read_text())
+    assert [entry["name"] for entry in record["guides"]] == ["additive"]
+    assert "additive mean" in call("evaluate", "run")
+
+
+def test_nan_loss_late_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def spoil(self: Any, row: dict[str, Any]) -> None:
+        if row["epoch"] == 1:
+            row_of_weights.append(load_file("run/additive.safetensors"))
+
+    row_of_weights: list[dict[str, torch.Tensor]] = []
+    monkeypatch.setattr(Screen, "epoch", spoil)
+    output = call("train", *QUICK, "--batch-size", "1437", "--lr", "1e6", "--out", "run", code=2)
+    assert "error: epoch 2, step 1 of 1" in output
+    assert "The checkpoint run/additive.safetensors holds the end of epoch 1." in output
+    now = load_file("run/additive.safetensors")
+    assert all(torch.equal(value, now[name]) for name, value in row_of_weights[0].items())
+
+
+def test_info_lists_what_there_is(tmp_path: Path) -> None:
+    output = call("info")
+    assert f"pyrostoch {pyrostoch.__version__}" in output and f"torch {torch.__version__}" in output
+    assert "digits bundled" in output and "mnist not found" in output and "no data folder" in output
+    raw = tmp_path / "MNIST" / "raw"
+    raw.mkdir(parents=True)
+    for name in ("train-images-idx3", "train-labels-idx1", "t10k-images-idx3", "t10k-labels-idx1"):
+        (raw / f"{name}-ubyte").touch()
+    assert f" mnist {raw}" in call("info", "--data-dir", str(tmp_path))
+    assert "(no such folder)" in call("info", "--data-dir", "nowhere")

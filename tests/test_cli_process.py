@@ -1,0 +1,71 @@
+"""The command line as a process of its own: killed, on a full disk, and by `python -m`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+ROOT = Path(__file__).resolve().parent.parent
+TRAIN = ("train", "--guide", "weightwise", "--hidden", "12,10", "--epochs", "150", "--device", "cpu", "--quiet")
+
+
+def start(folder: Path, *args: str, before: str = "") -> subprocess.Popen[str]:
+    """Start the command line in a folder."""
+    env = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    env.pop("PYROSTOCH_DATA", None)
+    command = [sys.executable, "-m", "pyrostoch", *args]
+    if before:
+        command = [sys.executable, "-c", f"{before}\nfrom pyrostoch.cli import main\nmain()", *args]
+    return subprocess.Popen(
+        command, cwd=folder, env=env, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, encoding="utf-8"
+    )
+
+
+def test_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+    checkpoint = tmp_path / "killed" / "weightwise.safetensors"
+    process = start(tmp_path, *TRAIN, "--out", "killed")
+    limit = time.monotonic() + 60
+    while not checkpoint.exists() and process.poll() is None and time.monotonic() < limit:
+        time.sleep(0.01)
+    time.sleep(0.2)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert process.returncode == -signal.SIGKILL, "the run was over before it was killed"
+    for args in (("--resume", "--out", "killed"), (*TRAIN[1:], "--out", "whole")):
+        process = start(tmp_path, "train", *args)
+        _, errors = process.communicate(timeout=120)
+        assert process.returncode == 0, errors
+    one, other = load_file(checkpoint), load_file(tmp_path / "whole" / "weightwise.safetensors")
+    assert one.keys() == other.keys()
+    assert [name for name in one if not torch.equal(one[name], other[name])] == []
+
+
+@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs limits on the size of files")
+def test_full_disk_is_told_before_training(tmp_path: Path) -> None:
+    # A limit on the size of files fails a write half-way, as a full disk does.
+    limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
+    process = start(tmp_path, *TRAIN, "--out", "run", before=limit)
+    _, errors = process.communicate(timeout=60)
+    assert process.returncode == 2
+    assert errors.startswith("error: run folder run: cannot be written to: ")
+    assert "free some space, or choose another with --out" in errors and "Traceback" not in errors
+    assert list((tmp_path / "run").iterdir()) == []
+
+
+@pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
+def test_read_only_folder_is_told_before_training(tmp_path: Path) -> None:
+    tmp_path.chmod(0o500)
+    try:
+        process = start(tmp_path, *TRAIN, "--out", str(tmp_path / "run"))
+        _, errors = process.communicate(timeout=60)
+    finally:
+        tmp_path.chmod(0o700)
+    assert process.returncode == 2 and "Permission denied" in errors and "Traceback" not in errors
