@@ -12,7 +12,7 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints, transform_to
+from torch.distributions import constraints, transform_to
 
 from pyrostoch._checks import batch_size, check_finite, name_list
 from pyrostoch.effects import base_law, call_network
@@ -218,8 +218,8 @@ class BayesianModel(nn.Module):
             raise ValueError(f"inputs and targets: expected as many of each, got {count} inputs and {len(y)} targets")
         if count > self.num_data:
             raise ValueError(
-                f"num_data: expected the size of the whole training set, got {self.num_data}, which is smaller than a batch "
-                f"of {count}"
+                f"num_data: expected the size of the whole training set, got {self.num_data}, which is smaller than a "
+                f"batch of {count}"
             )
 
     def _describe_sites(self) -> dict[str, Site]:

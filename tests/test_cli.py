@@ -64,7 +64,7 @@ def test_compare_says_what_it_does_and_found(compared: tuple[Path, str]) -> None
         assert [elbo, data, kl] == [pytest.approx(terms[key], abs=0.051) for key in ("elbo", "data", "kl")]
         assert [mean, many] == [pytest.approx(100 * rows[key]["accuracy"], abs=0.0051) for key in ("mean", "mc:20")]
     assert "variance: 10.0 % by its mean (chance: 10 %)" in output or "variance: 9." in output
-    assert record["command"].startswith("pyrostoch compare --data digits --hidden 12,10 --epochs 2")
+    assert record["command"].startswith("pyrostoch compare --data digits --epochs 2 --hidden 12,10")
     files = {"results.json", "report.html", "posterior.nc", *(f"{guide}.safetensors" for guide in COMPARED)}
     assert {path.name for path in folder.iterdir()} == files
 
@@ -155,12 +155,12 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     ("args", "message"),
     [
         (("compare", "--data", "mnsit"), "There is no data set 'mnsit'. Did you mean 'mnist'?"),
-        (("compare", "--data", "uci:yach"), "no data set 'uci:yach'. Did you mean 'uci:yacht'?"),
+        (("compare", "--data", "uci:yach"), "UCI yach (none of the standard sets bostonHousing, "),
         (("compare", "--data", "mnist"), "train-images-idx3-ubyte.gz or train-images-idx3-ubyte"),
         (("compare", "--data", "cifar10", "--data-dir", "nowhere"), "nowhere"),
         (
             ("compare", "--model", "lenet"),
-            "model: expected one of 'mlp', 'lenet5', got 'lenet'; did you mean 'lenet5'?",
+            "model: expected one of 'mlp', 'lenet5', got 'lenet'; did you mean",
         ),
         (("compare", "--model", "lenet5"), "expected images of at least 16 x 16 pixels, got 8 x 8"),
         (("compare", "--prior", "loguniform"), "did you mean 'log-uniform'?"),
@@ -190,8 +190,9 @@ def test_usage_errors() -> None:
 
 
 def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    for args in (("--debug", "evaluate", "nothing"),):
-        assert isinstance(CliRunner().invoke(app, args).exception, FileNotFoundError)
+    asked = CliRunner().invoke(app, ["--debug", "evaluate", "nothing"])
+    assert isinstance(asked.exception, FileNotFoundError)
+    assert isinstance(CliRunner().invoke(app, ["evaluate", "nothing"]).exception, SystemExit)
     monkeypatch.setenv("PYROSTOCH_DEBUG", "1")
     assert isinstance(CliRunner().invoke(app, ["evaluate", "nothing"]).exception, FileNotFoundError)
 
@@ -230,7 +231,7 @@ def test_folders_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
 
 
 def test_nan_loss_is_named_and_what_was_done_is_kept(tmp_path: Path) -> None:
-    output = call("compare", *QUICK, "--lr-alpha", "1e38", "--out", "run", code=2)
+    output = call("compare", *QUICK, "--lr-alpha", "1e30", "--out", "run", code=2)
     assert re.search(r"error: epoch 1, step \d+ of 15.*NaN or infinite: .*fc2.weight", output)
     assert "Finished before, and kept in run: additive." in output
     record = json.loads(Path("run/results.json").read_text())
@@ -241,15 +242,15 @@ def test_nan_loss_is_named_and_what_was_done_is_kept(tmp_path: Path) -> None:
 def test_nan_loss_late_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def spoil(self: Any, row: dict[str, Any]) -> None:
         if row["epoch"] == 1:
-            row_of_weights.append(load_file("run/additive.safetensors"))
+            seen.append(load_file("run/additive.safetensors"))
 
-    row_of_weights: list[dict[str, torch.Tensor]] = []
+    seen: list[dict[str, torch.Tensor]] = []
     monkeypatch.setattr(Screen, "epoch", spoil)
     output = call("train", *QUICK, "--batch-size", "1437", "--lr", "1e6", "--out", "run", code=2)
     assert "error: epoch 2, step 1 of 1" in output
     assert "The checkpoint run/additive.safetensors holds the end of epoch 1." in output
     now = load_file("run/additive.safetensors")
-    assert all(torch.equal(value, now[name]) for name, value in row_of_weights[0].items())
+    assert all(torch.equal(value, now[name]) for name, value in seen[0].items())
 
 
 def test_info_lists_what_there_is(tmp_path: Path) -> None:

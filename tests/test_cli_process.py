@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file
 
 ROOT = Path(__file__).resolve().parent.parent
-TRAIN = ("train", "--guide", "weightwise", "--hidden", "12,10", "--epochs", "150", "--device", "cpu", "--quiet")
+TRAIN = ("train", "--guide", "weightwise", "--hidden", "12,10", "--epochs", "60", "--batch-size", "500", "--quiet")
 
 
 def start(folder: Path, *args: str, before: str = "") -> subprocess.Popen[str]:
@@ -35,7 +35,7 @@ def test_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
     limit = time.monotonic() + 60
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < limit:
         time.sleep(0.01)
-    time.sleep(0.2)
+    time.sleep(0.05)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run was over before it was killed"

@@ -107,7 +107,7 @@ def test_local_draws_differ_between_examples_and_shared_ones_do_not():
     assert (shared == shared[0]).all()
     assert run(net, laws, x, LocalReparameterization()).unique(dim=0).shape[0] == 50
     flipped = run(net, laws, x, Flipout())
-    # Three signs out, two in: 2^5 rows at most, of which a common sign gives the same; more than the 2^2 of the inputs alone.
+    # Three signs out, two in: at most 2^5 different rows, and more than the 2^2 of the inputs' signs alone.
     assert 2**2 < flipped.unique(dim=0).shape[0] <= 2**5
 
 

@@ -27,14 +27,16 @@ class Interrupt(Watch):
     """Presses Ctrl-C at one epoch of one guide."""
 
     def __init__(self, guide: str, epoch: int) -> None:
-        self.where, self.now, self.begun = (guide, epoch), "", []
+        self.where, self.now, self.begun = (guide, epoch), "", list[str]()
+        self.seen: list[tuple[str, int]] = []
 
     def guide(self, name: str) -> None:
         self.now = name
         self.begun.append(name)
 
     def epoch(self, row: dict[str, Any]) -> None:
-        if (self.now, row["epoch"]) == self.where:
+        self.seen.append((self.now, row["epoch"]))
+        if self.seen[-1] == self.where:
             raise KeyboardInterrupt
 
     def scoring(self, name: str) -> None:
@@ -145,6 +147,8 @@ def test_interrupted_run_ends_as_the_whole_one(
     watch = Interrupt("", 0)
     found = execute(config, folder, resume=True, watch=watch)
     assert watch.begun == list(COMPARED[COMPARED.index(where[0]) :])
+    made = where[1] or config.epochs
+    assert [epoch for guide, epoch in watch.seen if guide == where[0]] == list(range(made + 1, config.epochs + 1))
     assert {name: (folder / f"{name}.safetensors").stat().st_mtime_ns for name in times} == times
     for guide in COMPARED:
         one, other = (load_file(path / f"{guide}.safetensors") for path in (whole, folder))

@@ -15,8 +15,8 @@ from __future__ import annotations
 
 if __name__ != "pyrostoch.guides":
     raise ImportError(
-        f"import pyrostoch.guides, not {__name__}: the folder at the repository's root is a link for readers, and a second "
-        "copy of its classes would not be recognised"
+        f"import pyrostoch.guides, not {__name__}: the folder at the repository's root is a link for readers, and a "
+        "second copy of its classes would not be recognised"
     )
 
 from pyrostoch.guides.additive import Additive

@@ -73,7 +73,7 @@ class WeightwiseAlpha(_Alpha):
 
 
 class NeuronwiseAlpha(_Alpha):
-    r"""$w_{ij} \sim N(\mu_{ij}, \alpha_i \mu_{ij}^2)$: an alpha for every output neuron (output channel of a convolution).
+    r"""$w_{ij} \sim N(\mu_{ij}, \alpha_i \mu_{ij}^2)$: an alpha for every output neuron (of a convolution: channel).
 
     Args:
         model: A `BayesianModel`.

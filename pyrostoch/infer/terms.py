@@ -152,8 +152,8 @@ def _check_covered(latents: dict[str, Any], draws: dict[str, Any]) -> None:
     if missing:
         raise ValueError(
             f"guide: no draw for the model's site(s) {', '.join(map(repr, missing))}; the guide has "
-            f"{', '.join(map(repr, draws)) or 'none'}. Build the guide from this model, or exclude the sites by a prior "
-            "rule {name: None}"
+            f"{', '.join(map(repr, draws)) or 'none'}. Build the guide from this model, or exclude the sites by a "
+            "prior rule {name: None}"
         )
 
 

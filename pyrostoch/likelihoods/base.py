@@ -55,9 +55,8 @@ class Likelihood(nn.Module):
     def check_target(self, law: Distribution, target: Tensor) -> None:
         """Refuse targets outside the law's support. Reads values, so it synchronises a GPU."""
         if target.is_floating_point() and not bool(torch.isfinite(target).all()):
-            raise ValueError(
-                f"likelihood {type(self).__name__}: {int((~torch.isfinite(target)).sum())} target(s) are NaN or infinite"
-            )
+            bad = int((~torch.isfinite(target)).sum())
+            raise ValueError(f"likelihood {type(self).__name__}: {bad} target(s) are NaN or infinite")
 
 
 class Noise(nn.Module):

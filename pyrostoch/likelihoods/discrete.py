@@ -34,8 +34,8 @@ class Categorical(Likelihood):
         """Refuse targets that are not one whole number an example."""
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise TypeError(
-                f"likelihood Categorical: expected integer class labels, got {target.dtype}; one-hot or soft labels are "
-                "not supported, convert with y.argmax(-1) or y.long()"
+                f"likelihood Categorical: expected integer class labels, got {target.dtype}; one-hot or soft labels "
+                "are not supported, convert with y.argmax(-1) or y.long()"
             )
         super().check_shape(law, target)
 
@@ -67,7 +67,8 @@ class Bernoulli(Likelihood):
         """Refuse integer targets (the density wants floats) and wrong shapes."""
         if not target.is_floating_point():
             raise TypeError(
-                f"likelihood Bernoulli: expected floating-point targets 0.0 or 1.0, got {target.dtype}; convert with y.float()"
+                f"likelihood Bernoulli: expected floating-point targets 0.0 or 1.0, got {target.dtype}; convert with "
+                "y.float()"
             )
         super().check_shape(law, target)
 

@@ -7,6 +7,7 @@ from typing import Any, Literal
 import torch
 from pyro import distributions as dist
 from torch import Tensor
+
 from pyrostoch import distributions as laws
 from pyrostoch.priors.base import Prior
 
