@@ -1,7 +1,7 @@
 """pyrostoch: stochastic and Bayesian neural networks as Pyro models.
 
-`BayesianModel` makes any `torch.nn.Module` a Pyro model, a guide from `guides` stands for its posterior, `fit` trains it
-(or `pyro.infer.SVI` with `ELBO`), and `decompose`, `predict`, `compare` and `to_arviz` read it.
+`BayesianModel` makes any `torch.nn.Module` a Pyro model, a guide from `guides` stands for its posterior, `fit` trains
+it (or `pyro.infer.SVI` with `ELBO`), and `decompose`, `predict`, `compare` and `to_arviz` read it.
 """
 
 from __future__ import annotations

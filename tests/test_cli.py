@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import re
 import shutil
@@ -10,11 +11,12 @@ from typing import Any
 
 import pytest
 import torch
+from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import pyrostoch
-from pyrostoch.cli import app
+from pyrostoch.cli import app, screen
 from pyrostoch.cli.screen import Screen
 from pyrostoch.runs.names import COMPARED
 
@@ -232,7 +234,7 @@ def test_folders_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
 
 def test_nan_loss_is_named_and_what_was_done_is_kept(tmp_path: Path) -> None:
     output = call("compare", *QUICK, "--lr-alpha", "1e30", "--out", "run", code=2)
-    assert re.search(r"error: epoch 1, step \d+ of 15.*NaN or infinite: .*fc2.weight", output)
+    assert re.search(r"error: epoch 1, step \d+ of 15: NaN or infinite: data term", output)
     assert "Finished before, and kept in run: additive." in output
     record = json.loads(Path("run/results.json").read_text())
     assert [entry["name"] for entry in record["guides"]] == ["additive"]
@@ -247,7 +249,7 @@ def test_nan_loss_late_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: py
     seen: list[dict[str, torch.Tensor]] = []
     monkeypatch.setattr(Screen, "epoch", spoil)
     output = call("train", *QUICK, "--batch-size", "1437", "--lr", "1e6", "--out", "run", code=2)
-    assert "error: epoch 2, step 1 of 1" in output
+    assert "error: epoch 2, step 1 of 1" in output and "KL of site 'fc2.weight'" in output
     assert "The checkpoint run/additive.safetensors holds the end of epoch 1." in output
     now = load_file("run/additive.safetensors")
     assert all(torch.equal(value, now[name]) for name, value in seen[0].items())
@@ -263,3 +265,13 @@ def test_info_lists_what_there_is(tmp_path: Path) -> None:
         (raw / f"{name}-ubyte").touch()
     assert f" mnist {raw}" in call("info", "--data-dir", str(tmp_path))
     assert "(no such folder)" in call("info", "--data-dir", "nowhere")
+
+
+def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = io.StringIO()
+    monkeypatch.setattr(screen, "console", lambda: Console(file=shown, force_terminal=True, width=100, highlight=False))
+    call("compare", *QUICK, "--out", "run")
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
+    assert re.search(r"all guides +━+ +10/10 .* left 0:00:00", text)
+    for guide in COMPARED:
+        assert re.search(rf"{guide} +━+ +2/2 .* left 0:00:00 ELBO -[\d,.]+", text), guide

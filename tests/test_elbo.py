@@ -184,6 +184,25 @@ def test_penalty_is_a_term_of_its_own():
     terms = ps.ELBO().terms(model, ps.guides.Additive(model), x, y)
     assert terms.penalty.item() == pytest.approx(7.0 * net.bias.square().sum().item())
     assert "penalty" not in terms.sites
+    guide = ps.guides.Additive(model)
+    torch.manual_seed(0)
+    with_penalty = ps.ELBO()(model, guide)(x, y)
+    model.penalty = None
+    torch.manual_seed(0)
+    without = ps.ELBO()(model, guide)(x, y)
+    assert (with_penalty - without).item() == pytest.approx(7.0 * net.bias.square().sum().item())
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_the_first_pass_with_its_census_draws_what_every_other_pass_draws(estimator):
+    net = nn.Sequential(nn.Linear(3, 8, **F64), nn.Dropout(0.5), nn.Linear(8, 1, **F64))
+    model, x, y = regression(net=net)
+    loss = ps.ELBO(estimator)(model, ps.guides.Additive(model, init_scale=0.3))
+    values = []
+    for _ in range(2):
+        torch.manual_seed(5)
+        values.append(loss(x, y).item())
+    assert values[0] == values[1]
 
 
 def test_monte_carlo_kl_where_there_is_no_closed_form():

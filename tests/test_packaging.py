@@ -29,7 +29,12 @@ build_meta.build_sdist(out)
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build wheel and source archive from a copy, links included, so that the checkout stays clean."""
     copy, out = tmp_path_factory.mktemp("copy") / "pyrostoch", tmp_path_factory.mktemp("dist")
-    skip = shutil.ignore_patterns(".*", "runs", "build", "dist", "benchmarks", "*.egg-info", "__pycache__")
+    everywhere = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__")
+    outputs = {"runs", "build", "dist", "benchmarks"}  # at the root only: the package has a room called runs
+
+    def skip(folder: str, names: list[str]) -> set[str]:
+        return everywhere(folder, names) | (outputs & set(names) if Path(folder) == ROOT else set())
+
     shutil.copytree(ROOT, copy, symlinks=True, ignore=skip)
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
     result = subprocess.run(

@@ -33,7 +33,7 @@ def main() -> None:
 
 def _version(asked: bool) -> None:
     if asked:
-        from pyrostoch import __version__
+        from pyrostoch._version import __version__
 
         typer.echo(__version__)
         raise typer.Exit

@@ -13,7 +13,7 @@ _PACKAGES = ("torch", "pyro-ppl", "numpy", "arviz", "safetensors", "matplotlib",
 
 def versions() -> list[tuple[str, str]]:
     """Names and versions of pyrostoch, Python and the packages that it uses."""
-    from pyrostoch import __version__
+    from pyrostoch._version import __version__
 
     found = [("pyrostoch", __version__), ("Python", f"{platform.python_version()} on {platform.platform()}")]
     for name in _PACKAGES:

@@ -153,8 +153,8 @@ def _kind(site: Site) -> str:
     if site.support in (constraints.positive, constraints.nonnegative):
         return "positive"
     raise ValueError(
-        f"site {site.name!r}: guides of this library cover real and positive sites, its support is {site.support}; give "
-        "it another prior, or write the guide in Pyro"
+        f"site {site.name!r}: guides of this library cover real and positive sites, its support is {site.support}; "
+        "give it another prior, or write the guide in Pyro"
     )
 
 

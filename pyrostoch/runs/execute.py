@@ -34,6 +34,8 @@ POSTERIOR = "posterior.nc"
 
 # Draws in the file for ArviZ: fewer where the weights are many, to keep it near 64 MB.
 _MOST_DRAWS, _FEWEST_DRAWS, _POSTERIOR_NUMBERS = 200, 20, 16_000_000
+# Test examples, the first ones, whose likelihood and predictions it holds: every draw is a pass over them.
+_POSTERIOR_EXAMPLES = 1000
 
 
 class Watch:
@@ -64,8 +66,8 @@ def execute(
     """Train and score the guides of a run, one after the other from the same initial network, and record it all.
 
     The folder then holds `results.json`, `<guide>.safetensors` of each guide, and `posterior.nc` of the guide with
-    the highest ELBO. The record is written after each guide. The test part is looked at once for each, after its last
-    epoch.
+    the highest ELBO, which looks at the first 1,000 test examples. The record is written after each guide. The test
+    part is scored once for each, after its last epoch.
 
     Args:
         config: The settings.
@@ -245,7 +247,8 @@ def _write_posterior(party: Party, path: Path, seed: int) -> int:
 
         weights = sum(site.init.numel() for site in party.model.sites.values())
         draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, _POSTERIOR_NUMBERS // weights))
-        found = to_arviz(party.model, party.guide, party.test, draws=draws, seed=seed)
+        x, y = (part[:_POSTERIOR_EXAMPLES] for part in party.test)
+        found = to_arviz(party.model, party.guide, (x, y), draws=draws, seed=seed)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
             found.to_netcdf(str(temporary))
