@@ -46,5 +46,5 @@ def not_found(
         lines.append("No folder was searched: no data folder was given and PYROSTOCH_DATA is not set.")
     lines.append("Say where the data are with --data-dir DIR (data_dir= in Python) or the variable PYROSTOCH_DATA.")
     if downloadable:
-        lines.append(f"To fetch them: python -c \"from pyrostoch.data import download; download('{name}', 'DIR')\"")
+        lines.append(f"To fetch them: pyrostoch download {name} --data-dir DIR (pyrostoch.data.download in Python)")
     return DataNotFoundError("\n".join(lines))
