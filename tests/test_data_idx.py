@@ -144,4 +144,4 @@ def test_one_missing_file_means_not_found_with_files_folders_and_advice(tmp_path
         assert f"{part}-labels-idx1-ubyte.gz or {part}-labels-idx1-ubyte" in text
     assert str(tmp_path / "MNIST" / "raw") + "\n" in text
     assert str(tmp_path / "raw") + "  (no such folder)" in text
-    assert "--data-dir" in text and "PYROSTOCH_DATA" in text and "download('mnist', 'DIR')" in text
+    assert "--data-dir" in text and "PYROSTOCH_DATA" in text and "pyrostoch download mnist --data-dir DIR" in text
