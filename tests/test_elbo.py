@@ -157,6 +157,18 @@ def test_kl_weight_scales_the_kl_and_nothing_else():
     assert scaled.kl.item() == pytest.approx(0.5 * terms.kl.item())
 
 
+def test_local_draws_no_weight_that_nobody_reads():
+    """The generator moves by the noise of the output alone: what eager and staged steps must agree on."""
+    model, x, y = regression()
+    loss = ps.ELBO("local")(model, ps.guides.Additive(model))
+    torch.manual_seed(0)
+    loss(x, y)
+    after = torch.get_rng_state()
+    torch.manual_seed(0)
+    torch.randn(12, 1, **F64)
+    assert torch.equal(after, torch.get_rng_state())
+
+
 def test_densities_under_autocast_are_in_float32():
     net = nn.Linear(3, 1)
     model, x, y = regression(net=net)
