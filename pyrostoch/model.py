@@ -15,11 +15,14 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyrostoch._checks import batch_size, check_finite, name_list
-from pyrostoch.effects import base_law, call_network
+from pyrostoch.effects import INDEPENDENT, base_law, call_network
 from pyrostoch.likelihoods import as_likelihood
 from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, is_bias, owners
 
-__all__ = ["BayesianModel", "Site", "announce_parameters", "latent_sites"]
+__all__ = ["BayesianModel", "Site", "announce_parameters", "draw_weight", "latent_sites"]
+
+# Sites that a model has besides its weights.
+_OWN_SITES = {"data", "obs", "penalty"}
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +112,25 @@ class BayesianModel(nn.Module):
         priors = assign(net, prior)
         parameters = dict(net.named_parameters(remove_duplicate=True))
         self._parameter_of = {clean_name(name): name for name in priors}
-        # A module's name may not hold a dot.
+        taken = sorted({clean_name(name) for name in priors} & _OWN_SITES)
+        if taken:
+            raise ValueError(
+                f"parameter(s) {name_list(taken)} would share a name with the model's own site(s); rename them in the "
+                "network, or wrap the network in a module"
+            )
         self.priors = nn.ModuleDict({_key(clean_name(name)): p for name, p in priors.items()})
         self._censuses: dict[Any, Any] = {}
         self._describe_sites()  # refuses what cannot be drawn before anything is changed
         for name, holder in owners(net).items():
+            # On the module and not on the parameter, whose copies lose their attributes.
+            frozen = holder.__dict__.setdefault("_pyrostoch_frozen", set())
+            last = name.rpartition(".")[2]
             if name in priors:
+                frozen.add(last)
                 parameters[name].requires_grad_(False)
-            elif name.rpartition(".")[2] in getattr(holder, "priors", {}):
-                # A layer's own prior, overruled here: the weight is an ordinary parameter again.
+            elif last in frozen or last in getattr(holder, "priors", {}):
+                # Random in another model, or by a prior of the layer's own that is overruled here: trained again.
+                frozen.discard(last)
                 parameters[name].requires_grad_(True)
 
     @property
@@ -151,8 +164,7 @@ class BayesianModel(nn.Module):
         weights = {}
         for site, parameter in self._parameter_of.items():
             shape = self.net.get_parameter(parameter).shape
-            law: Any = self.prior(site).law(site, shape)
-            weights[site] = pyro.sample(site, law.to_event(len(shape)))
+            weights[site] = draw_weight(site, self.prior(site).law(site, shape), shape)
         return weights
 
     def outputs(self, x: Any, weights: dict[str, Tensor]) -> Any:
@@ -225,21 +237,21 @@ class BayesianModel(nn.Module):
     def _describe_sites(self) -> dict[str, Site]:
         start = {site: self.net.get_parameter(name).detach() for site, name in self._parameter_of.items()}
         described = {}
-        with _StartValues(start), poutine.trace() as tracer:
+        with poutine.block(), _StartValues(start), poutine.trace() as tracer:
             self.draw()
             self.likelihood.draw()
         for name, node in latent_sites(tracer.trace):
             law = base_law(node["fn"])
             init = node["value"].detach().clone()
             if name not in start:
-                described[name] = Site(name, init, law.support, "scale", type(law).__name__)
+                described[name] = Site(name, init, _support(law), "scale", type(law).__name__)
                 continue
             prior = self.prior(name)
             layer = self.net.get_submodule(self._parameter_of[name].rpartition(".")[0])
             described[name] = Site(
                 name,
                 init,
-                law.support,
+                _support(law),
                 "bias" if is_bias(name) else "weight",
                 repr(prior),
                 prior.improper,
@@ -247,6 +259,31 @@ class BayesianModel(nn.Module):
                 type(layer).__name__,
             )
         return described
+
+
+def draw_weight(site: str, law: Any, shape: torch.Size) -> Tensor:
+    """Draw a weight as a Pyro site on which no other site's law depends.
+
+    Args:
+        site: Name of the site.
+        law: Its elementwise law.
+        shape: Its shape.
+
+    Returns:
+        The draw.
+
+    Raises:
+        ValueError: An enclosing plate or a vectorised inference gave the draw another shape.
+    """
+    mark: Any = {INDEPENDENT: True}
+    value: Tensor = pyro.sample(site, law.to_event(len(shape)), infer=mark)
+    if value.shape != shape:
+        raise ValueError(
+            f"site {site!r}: expected a draw of shape {tuple(shape)}, got {tuple(value.shape)}: weights are drawn "
+            "inside a pyro.plate (vectorize_particles and Predictive(parallel=True) open one), which draws them for "
+            "each of its entries; keep only the observation inside plates, and draw in a loop"
+        )
+    return value
 
 
 class _StartValues(Messenger):
@@ -299,6 +336,11 @@ def _parameter(value: Tensor, **_: Any) -> Tensor:
     return value
 
 
+def _support(law: Any) -> Any:
+    support = law.support
+    return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support
+
+
 def _full_precision(output: Any) -> Any:
     """A network's output under autocast, in float32: densities and their sums need more than 8 bits."""
     half = isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16)
@@ -306,7 +348,9 @@ def _full_precision(output: Any) -> Any:
 
 
 def _key(site: str) -> str:
-    return site.replace(".", "/")
+    # A module's name may not hold a dot nor be that of a module's attribute.
+    key = site.replace(".", "/")
+    return f"/{key}" if hasattr(nn.ModuleDict, key) else key
 
 
 def _device(x: Any) -> torch.device:

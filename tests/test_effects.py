@@ -12,6 +12,7 @@ from torch import nn
 
 from pyrostoch.distributions import CenteredNormal, MultiplicativeNormal, SymmetricUniform, TwoPoint
 from pyrostoch.effects import (
+    INDEPENDENT,
     Flipout,
     LocalReparameterization,
     MeanPropagation,
@@ -51,7 +52,10 @@ LAWS = {
 def run(net, laws, x, how):
     """Draw the weights under `how` and call the network."""
     with how:
-        weights = {name: pyro.sample(name, law.to_event(len(law.batch_shape))) for name, law in laws.items()}
+        mark = {INDEPENDENT: True}
+        weights = {
+            name: pyro.sample(name, law.to_event(len(law.batch_shape)), infer=mark) for name, law in laws.items()
+        }
         return call_network(net, weights, (x,))
 
 
@@ -252,6 +256,6 @@ def test_references_do_not_pile_up_over_steps():
     laws = {"weight": dist.Normal(torch.zeros(1, 2), 1.0)}
     with LocalReparameterization() as how:
         for _ in range(5):
-            weight = pyro.sample("weight", laws["weight"].to_event(2))
+            weight = pyro.sample("weight", laws["weight"].to_event(2), infer={INDEPENDENT: True})
             call_network(net, {"weight": weight}, (torch.ones(2, 2),))
     assert len(how._draws) == 1

@@ -14,14 +14,14 @@ from __future__ import annotations
 
 from pyrostoch.effects.active import inside_network
 from pyrostoch.effects.flipout import Flipout
-from pyrostoch.effects.interpretation import FREE, Interpretation, base_law
+from pyrostoch.effects.interpretation import INDEPENDENT, Interpretation, base_law
 from pyrostoch.effects.local import LocalReparameterization
 from pyrostoch.effects.mean import MeanPropagation
 from pyrostoch.effects.network import call_network, checkpoint
 from pyrostoch.effects.shared import SharedSample
 
 __all__ = [
-    "FREE",
+    "INDEPENDENT",
     "Flipout",
     "Interpretation",
     "LocalReparameterization",

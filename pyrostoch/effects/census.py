@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from pyro.poutine import block
 from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, resolve_name
@@ -20,7 +21,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pyrostoch.effects.active import entered
 from pyrostoch.effects.ops import bind
 
-__all__ = ["Use", "take_census", "tensors_in"]
+__all__ = ["Use", "batch_of", "take_census", "tensors_in"]
 
 
 @dataclass(frozen=True)
@@ -31,7 +32,8 @@ class Use:
         function: Readable name of the torch function.
         role: `"weight"` or `"bias"` of a linear or convolution, `"other"` elsewhere.
         partner: Site whose weight shares the call (for a bias), or `None`.
-        applications: Applications to one example: conv positions or tokens; 1 for a plain linear layer.
+        applications: Applications to one row of the input: conv positions or tokens; 1 for a plain linear layer.
+        folded: Rows of the input that belong to one example; more than 1 where tokens are folded into the batch.
         spatial: Number of spatial dimensions; 0 for a linear layer.
         batched: Whether the input had a batch axis.
     """
@@ -40,6 +42,7 @@ class Use:
     role: str
     partner: str | None = None
     applications: int = 1
+    folded: int = 1
     spatial: int = 0
     batched: bool = True
 
@@ -56,18 +59,28 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
             yield from tensors_in(item)
 
 
+def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
+    """Number of examples of a network call: the first axis of its first input."""
+    first = next(tensors_in((args, kwargs)), None)
+    return 1 if first is None or first.dim() == 0 else len(first)
+
+
 @dataclass
 class _CensusMode(TorchFunctionMode):
     """Write down every function that reads a weight."""
 
     weights: dict[str, Tensor]
+    replaced: dict[str, Tensor]
+    batch: int
     uses: dict[str, list[Use]] = field(default_factory=dict)
+    bypassed: set[str] = field(default_factory=set)
 
     def __post_init__(self) -> None:
         super().__init__()
         self.uses = {name: [] for name in self.weights}
-        # `weights` keeps every tensor alive, so an id stands for one tensor throughout.
+        # The dictionaries keep every tensor alive, so an id stands for one tensor throughout.
         self._names = {id(value): name for name, value in self.weights.items()}
+        self._stale = {id(value): name for name, value in self.replaced.items()}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -79,6 +92,8 @@ class _CensusMode(TorchFunctionMode):
             return result
         op = bind(func, args, kwargs)
         for tensor in tensors_in((args, kwargs)):
+            if id(tensor) in self._stale:
+                self.bypassed.add(self._stale[id(tensor)])
             name = self._names.get(id(tensor))
             if name is None:
                 continue
@@ -87,9 +102,8 @@ class _CensusMode(TorchFunctionMode):
                 continue
             role = "weight" if tensor is op.weight else "bias"
             partner = self._names.get(id(op.weight)) if role == "bias" else None
-            self.uses[name].append(
-                Use(_readable(func), role, partner, op.applications(result), op.spatial, op.batched())
-            )
+            applications, folded = op.applications(result), op.folded(self.batch)
+            self.uses[name].append(Use(_readable(func), role, partner, applications, folded, op.spatial, op.batched()))
         return result
 
 
@@ -112,8 +126,8 @@ def take_census(
         For each weight, its uses in order.
 
     Raises:
-        RuntimeError: A weight was never used: the network reads something else in its place, so the drawn value would
-            have no effect and its KL would be paid for nothing.
+        RuntimeError: A weight was never used, or its parameter was read behind the draw's back: the drawn value would
+            have no effect, or not its full effect.
 
     Example:
         >>> net = nn.Linear(2, 3)
@@ -121,17 +135,35 @@ def take_census(
         >>> uses["weight"][0].role, uses["weight"][0].applications
         ('weight', 1)
     """
-    mode = _CensusMode(dict(weights))
-    buffers = {name: buffer.clone() for name, buffer in net.named_buffers()}
+    # Copies: a network may write into its weights (a mask, max_norm), and these share memory with the guide's.
+    weights = {name: value.detach().clone() for name, value in weights.items()}
+    replaced: dict[str, Tensor] = {name: net.get_parameter(name) for name in weights}
+    mode = _CensusMode(weights, replaced, batch_of(args, kwargs))
+    aliases = {id(parameter) for parameter in net.parameters()}
+    buffers = {name: buffer.clone() for name, buffer in net.named_buffers() if id(buffer) not in aliases}
     devices = sorted({w.device.index for w in weights.values() if w.device.type == "cuda"})
-    with torch.random.fork_rng(devices=devices), torch.no_grad(), warnings.catch_warnings(), entered(None), mode:
-        warnings.simplefilter("ignore")  # the real pass follows and warns
+    with (
+        torch.random.fork_rng(devices=devices),
+        torch.no_grad(),
+        warnings.catch_warnings(),
+        block(),
+        entered(None),
+        mode,
+    ):
+        warnings.simplefilter("ignore")  # the real pass follows, warns, and draws what the network draws itself
         functional_call(net, {**buffers, **weights}, args, kwargs)
+    if mode.bypassed:
+        raise RuntimeError(
+            f"random weight(s) {', '.join(map(repr, sorted(mode.bypassed)))} of {type(net).__name__}: the network also "
+            "reads the parameter through another reference (a list, a partial, a closure), which keeps the old value "
+            "while the weight is drawn; read it as an attribute of its module each time"
+        )
     unused = [name for name, uses in mode.uses.items() if not uses]
     if unused:
         raise RuntimeError(
             f"random weight(s) {', '.join(map(repr, unused))} of {type(net).__name__} are drawn, but the network never "
-            "uses them in its forward pass (an unused branch, a cached copy, or a scripted module), so they cannot be "
-            "made random; exclude them by a prior rule such as {" + repr(unused[0]) + ": None}"
+            "uses them in its forward pass (an unused branch, one taken in another thread or only with gradients on, a "
+            "cached copy, a scripted module), so they cannot be made random; exclude them by a prior rule such as "
+            f"{{{unused[0]!r}: None}}"
         )
     return {name: tuple(uses) for name, uses in mode.uses.items()}

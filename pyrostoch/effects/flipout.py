@@ -33,10 +33,11 @@ class Flipout(Interpretation):
 
     Example:
         >>> import pyro
-        >>> from pyrostoch.effects import call_network
+        >>> from pyrostoch.effects import INDEPENDENT, call_network
         >>> net = torch.nn.Linear(1, 1, bias=False)
         >>> def model(x):
-        ...     weight = pyro.sample("weight", dist.Normal(torch.zeros(1, 1), 1.0).to_event(2))
+        ...     law = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
+        ...     weight = pyro.sample("weight", law, infer={INDEPENDENT: True})
         ...     return call_network(net, {"weight": weight}, (x,))
         >>> with Flipout() as flipout:
         ...     out = model(torch.ones(64, 1))
@@ -52,11 +53,11 @@ class Flipout(Interpretation):
 
     def treats(self, law: Distribution) -> bool:
         """Whether the law is symmetric about its mean, with independent weights."""
-        return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform, dist.Laplace, dist.StudentT))
+        return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform, dist.Laplace))
 
     def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
         """Carry out the operation with flipped signs, or with the plain draw where there is no batch to flip over."""
-        sequence = op.spatial == 0 and math.prod(op.input.shape[1:-1]) > 1
+        sequence = op.folded(self.batch) > 1 or (op.spatial == 0 and math.prod(op.input.shape[1:-1]) > 1)
         if weight is None or sequence or not op.batched():
             reason = "sequence" if sequence else "bias" if weight is None else "no batch"
             for site in (weight, bias):

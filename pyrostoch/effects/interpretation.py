@@ -5,19 +5,20 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
-from pyrostoch.effects.census import Use, take_census
+from pyrostoch.effects.census import Use, batch_of, take_census
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.ops import LinearOp
 
-__all__ = ["FREE", "Interpretation", "base_law"]
+__all__ = ["INDEPENDENT", "Interpretation", "base_law"]
 
-# Key in a site's `infer`: nothing but the network reads this draw, so it may stay undrawn until it is needed.
-FREE = "pyrostoch_free"
+#: Key in a site's `infer`: no other site's law depends on this draw. Only such a weight may be replaced by its law.
+INDEPENDENT = "pyrostoch_independent"
 
 
 @dataclass
@@ -26,7 +27,9 @@ class _Draw:
 
     value: Tensor
     law: Distribution
+    independent: bool
     pending: bool = False
+    spent: bool = False
     drawn: Tensor | None = None
 
 
@@ -41,11 +44,12 @@ class Interpretation(Messenger):
     """How random weights are treated while a network runs; enter it with `with`.
 
     A subclass says which laws it can treat (`treats`) and how one linear operation is carried out (`carry`). Weights
-    that the network uses anywhere but in exactly one linear operation keep their drawn value, and `routes` says so.
+    that the network uses anywhere but in exactly one linear operation keep their drawn value, and `routes` says so;
+    so do weights whose site is not marked `infer={INDEPENDENT: True}`, as pyrostoch's guides mark theirs: if another
+    site's law depended on the draw, replacing it by its law would be wrong.
 
     Args:
-        lazy: Leave draws of pyrostoch's own guides undrawn until the network needs their value. Only for callers that
-            never read the sites' values.
+        lazy: Leave independent draws undrawn until the network needs their value. Only where nothing else reads them.
 
     Attributes:
         routes: After a network call: for each site, the way it took, in words.
@@ -60,6 +64,7 @@ class Interpretation(Messenger):
         # Strong references, compared by identity; one entry a site, so they do not pile up over steps.
         self._draws: dict[str, _Draw] = {}
         self._pending: set[str] = set()
+        self.batch = 1  # examples of the call under way
 
     def treats(self, law: Distribution) -> bool:
         """Whether operations with a weight of this law can be carried out in this interpretation."""
@@ -92,11 +97,13 @@ class Interpretation(Messenger):
         return super().__enter__()
 
     def _pyro_sample(self, msg: Any) -> None:
-        if not self.lazy or msg["done"] or msg["is_observed"] or not msg["infer"].get(FREE):
+        if not self.lazy or msg["done"] or msg["is_observed"] or not msg["infer"].get(INDEPENDENT):
             return
         law = base_law(msg["fn"])
         if self.treats(law):
-            msg["value"] = law.mean.detach()  # a tensor of its own, for identity and shape; costs no noise
+            # Stands for the draw by its identity and shape; its content is never read.
+            like = law.mean
+            msg["value"] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
             msg["done"] = True
             self._pending.add(msg["name"])
 
@@ -107,7 +114,8 @@ class Interpretation(Messenger):
         known = self._draws.get(name)
         # The model's site repeats the guide's value under the prior's law: the first law, the guide's, holds.
         if known is None or known.value is not value:
-            self._draws[name] = _Draw(value, base_law(msg["fn"]), name in self._pending)
+            independent = bool(msg["infer"].get(INDEPENDENT))
+            self._draws[name] = _Draw(value, base_law(msg["fn"]), independent, name in self._pending)
             self._pending.discard(name)
 
     def _pyro_network(self, msg: Any) -> None:
@@ -115,6 +123,7 @@ class Interpretation(Messenger):
         if call.carrier is not None:
             return  # an interpretation further in has taken this call
         uses = self._census(call)
+        self.batch = batch_of(call.args, call.kwargs)
         deferred: dict[str, str] = {}
         for parameter, value in call.weights.items():
             site = call.sites[parameter]
@@ -122,8 +131,15 @@ class Interpretation(Messenger):
             if known is None or known.value is not value:
                 self.routes[site] = "shared (value given)"
                 continue
-            reason = self._why_not(known.law, uses.get(parameter, ()))
+            reason = self._why_not(known, uses.get(parameter, ()))
             if reason is None:
+                if known.spent:
+                    raise RuntimeError(
+                        f"site {site!r}: the network is called twice with one draw of its weights, but {self.name!r} "
+                        "would draw the outputs of each call on their own; call it once on the joined inputs, or use "
+                        "estimator='shared'"
+                    )
+                known.spent = True
                 deferred[parameter] = site
             else:
                 self.routes[site] = f"shared ({reason})" if reason else "shared"
@@ -137,10 +153,12 @@ class Interpretation(Messenger):
 
         call.carrier = carrier
 
-    def _why_not(self, law: Distribution, uses: tuple[Use, ...]) -> str | None:
+    def _why_not(self, draw: _Draw, uses: tuple[Use, ...]) -> str | None:
         """Why a weight keeps its drawn value: a reason, `""` for by design, or `None` where it is deferred."""
-        if not self.treats(law):
-            return "" if type(self).treats is Interpretation.treats else f"no rule for {type(law).__name__}"
+        if not self.treats(draw.law):
+            return "" if type(self).treats is Interpretation.treats else f"no rule for {type(draw.law).__name__}"
+        if not draw.independent:
+            return "not marked independent"
         if len(uses) != 1:
             return f"used {len(uses)} times"
         if uses[0].role == "other":

@@ -43,10 +43,11 @@ class LocalReparameterization(Interpretation):
 
     Example:
         >>> import pyro
-        >>> from pyrostoch.effects import call_network
+        >>> from pyrostoch.effects import INDEPENDENT, call_network
         >>> net = torch.nn.Linear(1, 1, bias=False)
         >>> def model(x):
-        ...     weight = pyro.sample("weight", dist.Normal(torch.zeros(1, 1), 1.0).to_event(2))
+        ...     law = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
+        ...     weight = pyro.sample("weight", law, infer={INDEPENDENT: True})
         ...     return call_network(net, {"weight": weight}, (x,))
         >>> with LocalReparameterization() as local:
         ...     out = model(torch.ones(3, 1))
@@ -66,11 +67,9 @@ class LocalReparameterization(Interpretation):
 
     def refuses(self, use: Use) -> str | None:
         """What shares one draw, made before the call so that a checkpointed part recomputes the same noise."""
-        if use.applications == 1:
-            return None
-        if use.spatial == 0:
+        if use.folded > 1 or (use.spatial == 0 and use.applications > 1):
             return "sequence"
-        return None if self.factorised else "convolution"
+        return "convolution" if use.applications > 1 and not self.factorised else None
 
     def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
         """Draw the output from its law, or from one shared draw of the weight where that law would be a fiction."""
@@ -89,9 +88,9 @@ class LocalReparameterization(Interpretation):
         return noise.to(variance.dtype) if mean is None else mean + noise.to(mean.dtype)
 
     def _repeated(self, op: LinearOp) -> bool:
-        if op.spatial == 0:
-            return math.prod(op.input.shape[1:-1]) > 1
-        return not self.factorised and not _single_position(op)
+        if op.folded(self.batch) > 1 or (op.spatial == 0 and math.prod(op.input.shape[1:-1]) > 1):
+            return True
+        return op.spatial > 0 and not self.factorised and not _single_position(op)
 
     def _bias_value(self, op: LinearOp, bias: str | None) -> Tensor | None:
         return op.bias if bias is None else self.draw(bias)
@@ -110,6 +109,11 @@ class LocalReparameterization(Interpretation):
         if weight is None:
             # Only the bias is random: its variance, the same everywhere, in the shape of the output.
             return op(torch.zeros_like(op.input), torch.zeros_like(op.weight), spread)
+        if _in_fp16(op.input):
+            # Squares of fp16 numbers overflow from 256 up and vanish below 2e-4.
+            with torch.autocast(op.input.device.type, enabled=False):
+                inputs, variances = op.input.float().square(), self.law(weight).variance.float()
+                return op(inputs, variances, None if spread is None else spread.float())
         return op(op.input.square(), self.law(weight).variance, spread)
 
     def _describe(self, site: str, op: LinearOp, output: Tensor) -> str:
@@ -118,6 +122,13 @@ class LocalReparameterization(Interpretation):
         if applications > 1:
             return f"local (factorised over {applications} positions)"
         return "local (exact)" if exact else "local (matched moments)"
+
+
+def _in_fp16(values: Tensor) -> bool:
+    kind = values.device.type
+    return values.dtype == torch.float16 or (
+        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    )
 
 
 def _mean_of(law: Distribution) -> Tensor | None:

@@ -42,7 +42,8 @@ class MeanPropagation(Interpretation):
                     f"site {msg['name']!r}: {type(law).__name__} has no known mean, so mean propagation cannot replace "
                     "it; use mode='mc'"
                 ) from error
-        msg["value"] = mean.expand(msg["fn"].shape())
+        # A copy: a network may write into its weights, and the mean may be the guide's own parameter.
+        msg["value"] = mean.expand(msg["fn"].shape()).clone()
         msg["done"] = True
 
     def _pyro_dropout(self, msg: Any) -> None:

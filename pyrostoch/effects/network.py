@@ -16,11 +16,13 @@ import torch
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.func import functional_call
+from torch.nn.utils import parametrize
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from pyrostoch.effects.active import active_call, entered
+from pyrostoch.effects.census import tensors_in
 from pyrostoch.effects.ops import LinearOp, bind
 
 __all__ = ["NetworkCall", "call_network", "checkpoint"]
@@ -63,7 +65,7 @@ class NetworkCall:
         """Call the network once, the mode around nothing but the call."""
         mode = _NetworkMode(self, count=True)
         self.mode = mode
-        with entered(self), mode:
+        with entered(self), _uncached(), mode:
             output = functional_call(self.net, self.weights, self.args, self.kwargs)
         mode.check_hits()
         return output
@@ -86,8 +88,18 @@ class NetworkCall:
         # The swap and the mode of the forward pass have ended by the time of the backward pass: put them back.
         mode = _NetworkMode(self, count=False)
         mode.protected = True
-        with entered(self), _reparametrize_module(self.net, self.weights, tie_weights=True), mode:
+        with entered(self), _uncached(), _reparametrize_module(self.net, self.weights, tie_weights=True), mode:
             yield
+
+
+@contextlib.contextmanager
+def _uncached() -> Iterator[None]:
+    """Keep `parametrize.cached()` from handing out what was computed from another draw."""
+    kept, parametrize._cache = parametrize._cache, {}
+    try:
+        yield
+    finally:
+        parametrize._cache = kept
 
 
 class _NetworkMode(TorchFunctionMode):
@@ -109,19 +121,25 @@ class _NetworkMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.grad_at_entry and not self.protected:
             _refuse_checkpoint()
-        if self.names:
-            op = bind(func, args, kwargs)
-            if op is not None:
-                weight = self.names.get(id(op.weight))
-                bias = None if op.bias is None else self.names.get(id(op.bias))
-                if weight is not None or bias is not None:
-                    for name in (weight, bias):
-                        if name is not None:
-                            self.hits[name] += 1
-                    carrier = self.call.carrier
-                    if carrier is not None:
-                        return carrier(op, weight, bias)
-        return func(*args, **kwargs)
+        if not self.names:
+            return func(*args, **kwargs)
+        op = bind(func, args, kwargs)
+        if op is None:
+            result = func(*args, **kwargs)
+            if next(tensors_in(result), None) is not None:
+                self._hit(*(self.names.get(id(tensor)) for tensor in tensors_in((args, kwargs))))
+            return result
+        weight = self.names.get(id(op.weight))
+        bias = None if op.bias is None else self.names.get(id(op.bias))
+        if self.call.carrier is None or (weight is None and bias is None):
+            return func(*args, **kwargs)
+        self._hit(weight, bias)
+        return self.call.carrier(op, weight, bias)
+
+    def _hit(self, *names: str | None) -> None:
+        for name in names:
+            if name is not None:
+                self.hits[name] += 1
 
     def check_hits(self) -> None:
         """Refuse a pass in which a deferred weight was not used exactly once, as the census had found."""

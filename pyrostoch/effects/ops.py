@@ -72,14 +72,17 @@ class LinearOp:
         return _ARGUMENTS[self.func] is _CONV_TRANSPOSE
 
     def applications(self, output: Tensor) -> int:
-        """How often one weight is applied to one example, given the call's output.
+        """How often one weight is applied to one row of the input, given the call's output.
 
-        Conv positions (all axes behind the channels), or the tokens between the batch and the feature axis. An axis-1
-        input of a linear layer is one example.
+        Conv positions (all axes behind the channels), or the tokens between the batch and the feature axis.
         """
         if self.spatial:
             return int(output.shape[-self.spatial :].numel())
         return int(output.shape[1:-1].numel())
+
+    def folded(self, batch: int) -> int:
+        """How many rows of the input belong to one example, where a network folds tokens or frames into its batch."""
+        return -(-self.input.shape[0] // max(batch, 1)) if self.batched() else 1
 
     def batched(self) -> bool:
         """Whether the input has a batch axis in front."""

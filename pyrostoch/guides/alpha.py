@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrostoch.distributions import MultiplicativeNormal
 from pyrostoch.guides.base import Guide
-from pyrostoch.guides.starts import Start, start_value
+from pyrostoch.guides.starts import Start, off_zero, start_value
 from pyrostoch.model import Site
 
 __all__ = ["LayerwiseAlpha", "NeuronwiseAlpha", "WeightwiseAlpha"]
@@ -38,7 +38,7 @@ class _Alpha(Guide):
         """`loc` in the weight's shape and `log_alpha` in its own."""
         loc = site.init if self._init_loc is None else start_value(self._init_loc, site, site.init.shape, "init_loc")
         return {
-            "loc": loc,
+            "loc": off_zero(loc),
             "log_alpha": start_value(self._init_log_alpha, site, self.alpha_shape(site), "init_log_alpha"),
         }
 

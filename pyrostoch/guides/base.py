@@ -13,15 +13,17 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrostoch._checks import name_list
-from pyrostoch.effects import FREE
+from pyrostoch.effects import INDEPENDENT
+from pyrostoch.guides.starts import off_zero
 from pyrostoch.model import Site, announce_parameters
 
 __all__ = ["Guide", "site_key"]
 
 
 def site_key(site: str) -> str:
-    """A site's name as a module name, which may not hold a dot."""
-    return site.replace(".", "/")
+    """A site's name as a module name, which may not hold a dot nor be that of a module's attribute."""
+    key = site.replace(".", "/")
+    return f"/{key}" if hasattr(nn.ModuleDict, key) else key
 
 
 class Guide(nn.Module):
@@ -136,7 +138,9 @@ class Guide(nn.Module):
 
     def draw(self) -> dict[str, Tensor]:
         """Draw every site, by name."""
-        marks: dict[str, Any] = {name: {FREE: kind == "real"} for name, kind in self._kinds.items()}
+        # A subclass that draws in its own way may let one site's law depend on another's draw.
+        own = type(self).forward is Guide.forward and type(self).draw is Guide.draw
+        marks: dict[str, Any] = {name: {INDEPENDENT: own and kind == "real"} for name, kind in self._kinds.items()}
         return {name: pyro.sample(name, self.site_law(name), infer=marks[name]) for name in self.site_names}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
@@ -159,7 +163,7 @@ def _kind(site: Site) -> str:
 
 
 def _initial_scale(site: Site) -> dict[str, Tensor]:
-    return {"loc": site.init.log(), "log_scale": torch.full_like(site.init, math.log(0.1))}
+    return {"loc": off_zero(site.init).abs().log(), "log_scale": torch.full_like(site.init, math.log(0.1))}
 
 
 def _scale_law(loc: Tensor, log_scale: Tensor) -> Any:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrostoch.model import Site
 
-__all__ = ["Start", "start_value"]
+__all__ = ["Start", "off_zero", "start_value"]
 
 #: A number for every site, or a function of the site.
 Start = float | Tensor | Callable[[Site], "float | Tensor"]
@@ -39,3 +39,19 @@ def start_value(start: Start, site: Site, shape: torch.Size, what: str) -> Tenso
             f"{what} at site {site.name!r}: expected a number or a shape that broadcasts to {tuple(shape)}, got "
             f"{tuple(tensor.shape)}"
         ) from error
+
+
+def off_zero(values: Tensor) -> Tensor:
+    """The values with exact zeros moved to a hundredth of their mean size, where a scale can learn.
+
+    A scale that starts at zero has no gradient, and a law of no width an infinite KL to a proper prior.
+
+    Args:
+        values: Starting values, such as an embedding's with its padding row of zeros.
+
+    Returns:
+        Values without zeros.
+    """
+    size = values.abs().mean()
+    small = torch.where(size > 0, size, torch.ones_like(size)) / 100
+    return torch.where(values == 0, small, values)

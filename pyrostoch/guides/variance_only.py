@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyrostoch._checks import check_choice
 from pyrostoch.distributions import CenteredNormal, SymmetricUniform, TwoPoint
 from pyrostoch.guides.base import Guide
-from pyrostoch.guides.starts import Start, start_value
+from pyrostoch.guides.starts import Start, off_zero, start_value
 from pyrostoch.model import Site
 
 __all__ = ["VarianceOnly"]
@@ -28,8 +28,8 @@ class VarianceOnly(Guide):
     Args:
         model: A `BayesianModel`.
         family: The law of epsilon.
-        init_scale: Starting phi; by default the network's own weights (their signs do not matter), which keeps the
-            output's variance where the network's initialisation put it.
+        init_scale: Starting phi; by default the network's own weights (their signs do not matter; zeros start small),
+            which keeps the output's variance where the network's initialisation put it.
         sites: Names of the sites covered; all by default.
 
     References:
@@ -59,7 +59,7 @@ class VarianceOnly(Guide):
     def initial(self, site: Site) -> dict[str, Tensor]:
         """`scale`, in the weight's shape."""
         if self._init_scale is None:
-            return {"scale": site.init}
+            return {"scale": off_zero(site.init)}
         return {"scale": start_value(self._init_scale, site, site.init.shape, "init_scale")}
 
     def law(self, site: str, **parameters: Tensor) -> Any:

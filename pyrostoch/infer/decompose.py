@@ -163,7 +163,7 @@ def decompose(
             if first is None:
                 first = (tuple(part[:1] for part in x) if isinstance(x, tuple) else x[:1], y[:1])
             for k in range(num_samples):
-                how = interpretation(estimator, lazy=True)
+                how = interpretation(estimator, model)
                 with how:
                     law = observe(model, poutine.trace(guide).get_trace(x), x)
                 if k == 0:

@@ -47,18 +47,18 @@ class Mode:
     """A way to predict.
 
     Args:
-        interpretation: Makes the interpretation under which guide and network run.
+        interpretation: Makes, for a model, the interpretation under which guide and network run.
         sampled: Whether it draws, so that a number of samples makes sense.
     """
 
-    interpretation: Callable[[], Interpretation]
+    interpretation: Callable[[Any], Interpretation]
     sampled: bool
 
 
 #: The predictive modes by name.
 MODES: dict[str, Mode] = {
-    "mean": Mode(MeanPropagation, sampled=False),
-    "mc": Mode(lambda: interpretation("marginal", lazy=True), sampled=True),
+    "mean": Mode(lambda model: MeanPropagation(), sampled=False),
+    "mc": Mode(lambda model: interpretation("marginal", model), sampled=True),
 }
 
 
@@ -223,7 +223,7 @@ def draw_laws(model: Any, guide: Any, x: Any, name: str, draws: int) -> Iterator
         draws: Number of draws.
     """
     for _ in range(draws):
-        how = MODES[name].interpretation()
+        how = MODES[name].interpretation(model)
         with how:
             law = observe(model, poutine.trace(guide).get_trace(x), x)
         yield law, how.routes

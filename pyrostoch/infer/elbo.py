@@ -12,6 +12,7 @@ from torch import Tensor
 from pyrostoch._checks import check_choice
 from pyrostoch.effects import Flipout, Interpretation, LocalReparameterization, SharedSample
 from pyrostoch.infer.terms import Terms, draw_terms, draw_traces
+from pyrostoch.model import BayesianModel
 
 __all__ = ["ELBO", "ESTIMATORS", "Estimator", "interpretation"]
 
@@ -26,12 +27,13 @@ ESTIMATORS: dict[str, Callable[..., Interpretation]] = {
 }
 
 
-def interpretation(estimator: str, *, lazy: bool = False) -> Interpretation:
+def interpretation(estimator: str, model: Any = None) -> Interpretation:
     """A fresh interpretation for an estimator's name.
 
     Args:
         estimator: `"local"`, `"shared"`, `"flipout"`, or `"marginal"` (local where exact, else shared).
-        lazy: Whether draws may stay undrawn until the network needs them.
+        model: The model it is for. In a `BayesianModel` nothing but the network reads a weight, so draws may stay
+            undrawn until the network needs them; in any other model they are drawn.
 
     Returns:
         A handler.
@@ -43,6 +45,8 @@ def interpretation(estimator: str, *, lazy: bool = False) -> Interpretation:
         >>> interpretation("flipout").name
         'flipout'
     """
+    # A subclass may read its weights elsewhere.
+    lazy = type(model) is BayesianModel
     return ESTIMATORS[check_choice("estimator", estimator, ESTIMATORS)](lazy=lazy)
 
 
@@ -100,7 +104,7 @@ class ELBO(PyroELBO):
         Returns:
             The terms, differentiable.
         """
-        return draw_terms(model, guide, args, kwargs, interpretation(self.estimator, lazy=True))
+        return draw_terms(model, guide, args, kwargs, interpretation(self.estimator, model))
 
     def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
         # Asked for by Pyro's base class: the traces of model and guide, their values really drawn.

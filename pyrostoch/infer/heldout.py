@@ -91,7 +91,7 @@ def predictive_loss(
 
 def _log_prob(model: BayesianModel, guide: nn.Module, x: object, y: Tensor, name: str) -> Tensor:
     """The log density of each example under one draw of the weights."""
-    with interpretation(name, lazy=True):
+    with interpretation(name, model):
         trace = poutine.trace(guide).get_trace(x)
         law = poutine.replay(model.observation, trace=trace)(x)
     log_prob: Tensor = law.log_prob(y)

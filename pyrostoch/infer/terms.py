@@ -11,7 +11,7 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrostoch.distributions import has_closed_form, kl_sum
-from pyrostoch.effects import FREE, Interpretation
+from pyrostoch.effects import INDEPENDENT, Interpretation
 from pyrostoch.model import latent_sites
 
 __all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces"]
@@ -103,9 +103,13 @@ def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, 
                 penalty = penalty - term
             else:
                 data = data + term
+    for node in guide_trace.nodes.values():
+        if node["type"] == "sample" and node["is_observed"]:  # a factor in the guide counts against the ELBO
+            penalty = penalty + _scaled(node, _log_prob(node))
     sites = {name: _site_term(name, node, draws[name], how) for name, node in latents.items()}
     for name, node in draws.items():
         if name not in latents:  # an auxiliary draw of a hierarchical or transformed guide
+            _check_gradient(name, node["fn"])
             sites[name] = SiteTerm(_scaled(node, _log_prob(node)), False, False, node["value"].numel())
     return Terms(data, sites, penalty, dict(how.routes))
 
@@ -117,6 +121,7 @@ def _site_term(name: str, model_node: Any, guide_node: Any, how: Interpretation)
         base = base.base_dist
     improper = bool(getattr(base, "improper", False))
     size = guide_node["value"].numel()
+    _check_gradient(name, law)
     if has_closed_form(law, prior):
         kl = kl_sum(law, prior)
         if guide_node["mask"] is not None:
@@ -124,15 +129,18 @@ def _site_term(name: str, model_node: Any, guide_node: Any, how: Interpretation)
                 f"site {name!r}: poutine.mask on a latent site is not supported; select sites by prior rules"
             )
         return SiteTerm(kl * guide_node["scale"], True, improper, size)
+    value = how.draw(name) if guide_node["infer"].get(INDEPENDENT) else guide_node["value"]
+    log_q = _scaled(guide_node, law.log_prob(value))
+    log_p = _scaled(model_node, prior.log_prob(value))
+    return SiteTerm(log_q - log_p, False, improper, size)
+
+
+def _check_gradient(name: str, law: Any) -> None:
     if not law.has_rsample:
         raise ValueError(
             f"guide site {name!r}: {_short(law)} cannot be reparameterised, so its gradient would be lost; use a guide "
             "distribution with rsample, or pyro.infer.TraceGraph_ELBO with its score-function gradient"
         )
-    value = how.draw(name) if guide_node["infer"].get(FREE) else guide_node["value"]
-    log_q = _scaled(guide_node, law.log_prob(value))
-    log_p = _scaled(model_node, prior.log_prob(value))
-    return SiteTerm(log_q - log_p, False, improper, size)
 
 
 def _log_prob(node: Any) -> Tensor:

@@ -7,13 +7,12 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
-import pyro
 from torch import Tensor, nn
 
 from pyrostoch._checks import name_list
 from pyrostoch.effects import call_network, inside_network
 from pyrostoch.likelihoods import Categorical
-from pyrostoch.model import BayesianModel, Site, announce_parameters
+from pyrostoch.model import BayesianModel, Site, announce_parameters, draw_weight
 from pyrostoch.priors import Prior, PriorSpec, assign
 
 __all__ = ["RandomWeights"]
@@ -94,15 +93,7 @@ class RandomWeights(nn.Module):
         weights: dict[str, Tensor] = {}
         for parameter, prior in self.priors.items():
             site, shape = self._site(parameter), self.get_parameter(parameter).shape
-            law: Any = prior.law(site, shape)
-            value = pyro.sample(site, law.to_event(len(shape)))
-            if value.shape != shape:
-                raise ValueError(
-                    f"site {site!r}: expected a draw of shape {tuple(shape)}, got {tuple(value.shape)}: the layer is "
-                    "called inside a pyro.plate, which draws weights for each of its entries; call it outside the "
-                    "plate and keep only the observation inside"
-                )
-            weights[parameter] = value
+            weights[parameter] = draw_weight(site, prior.law(site, shape), shape)
         return weights
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:

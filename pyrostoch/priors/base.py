@@ -8,7 +8,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent, constraints
+from torch.distributions import Distribution, Independent, Transform, constraints
 
 __all__ = ["FromDistribution", "Prior", "PriorSpec", "as_prior"]
 
@@ -59,7 +59,7 @@ def _text(value: Tensor) -> str:
 class FromDistribution(Prior):
     """Any Pyro distribution as the prior of every weight of a site.
 
-    Its parameters become buffers, so that they move with the model.
+    Its numbers move with the model, whatever the distribution is made of.
 
     Args:
         distribution: A distribution whose shape broadcasts to that of the weights.
@@ -84,29 +84,36 @@ class FromDistribution(Prior):
             distribution = distribution.base_dist
         if distribution.event_shape or distribution.support is constraints.boolean:
             raise TypeError(f"prior: expected a distribution over single weights, got {distribution}")
-        self._kind = type(distribution)
-        self._names = [
-            name
-            for name in distribution.arg_constraints
-            if name in distribution.__dict__ or isinstance(getattr(self._kind, name, None), property)
-        ]
-        for name in self._names:
-            self.register_buffer(name, torch.as_tensor(getattr(distribution, name)).detach().clone())
-        try:
-            self.law("", distribution.batch_shape)
-            self._whole: Any = None
-        except TypeError:
-            # Not built from its named parameters alone (a mixture, a transformed law): kept as it is.
-            self._whole = distribution
+        self.distribution = distribution
+        self.improper = bool(getattr(distribution, "improper", False))
 
     def law(self, name: str, shape: torch.Size) -> Any:
         """The distribution, expanded to the weights."""
-        if getattr(self, "_whole", None) is not None:
-            return self._whole.expand(shape)
-        return self._kind(**{name: getattr(self, name) for name in self._names}).expand(shape)
+        return self.distribution.expand(shape)
 
     def __repr__(self) -> str:
-        return f"{self._kind.__name__}({self.extra_repr()})"
+        numbers = [name for name in self.distribution.arg_constraints if hasattr(self.distribution, name)]
+        if not numbers:
+            return repr(self.distribution)
+        texts = (f"{name}={_text(torch.as_tensor(getattr(self.distribution, name)))}" for name in numbers)
+        return f"{type(self.distribution).__name__}({', '.join(texts)})"
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.distribution = _mapped(self.distribution, fn)
+        return super()._apply(fn, recurse)
+
+
+def _mapped(part: Any, fn: Callable[[Tensor], Tensor]) -> Any:
+    """A copy of a distribution, or of a part of one, with every tensor in it mapped."""
+    if isinstance(part, Tensor):
+        return fn(part)
+    if isinstance(part, (list, tuple)) and not isinstance(part, torch.Size):
+        return type(part)(_mapped(item, fn) for item in part)
+    if isinstance(part, (Distribution, Transform)):
+        twin = copy.copy(part)
+        twin.__dict__.update({name: _mapped(value, fn) for name, value in vars(part).items()})
+        return twin
+    return part
 
 
 def as_prior(spec: Any) -> Prior | None:

@@ -64,9 +64,8 @@ def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:
     """
     parameters = dict(net.named_parameters(remove_duplicate=True))
     holders = owners(net)
-    chosen: dict[str, Prior | None] = {
-        name: as_prior(getattr(holders[name], "priors", {}).get(name.rpartition(".")[2])) for name in parameters
-    }
+    own = _own_priors(net)
+    chosen: dict[str, Prior | None] = {name: own.get(id(parameter)) for name, parameter in parameters.items()}
     if isinstance(spec, dict):
         _by_pattern(spec, parameters, holders, chosen)
     elif isinstance(spec, (Prior, Distribution)):
@@ -82,6 +81,17 @@ def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:
     for name in random:
         _check_can_be_random(name, parameters[name], holders[name])
     return {name: prior.for_parameter(parameters[name]) for name, prior in random.items()}
+
+
+def _own_priors(net: nn.Module) -> dict[int, Prior]:
+    """The priors that layers bring, by the identity of the parameter: a tied one may be held by several modules."""
+    found: dict[int, Prior] = {}
+    for module in net.modules():
+        for last, prior in getattr(module, "priors", {}).items():
+            parameter = getattr(module, last, None)
+            if isinstance(parameter, nn.Parameter) and isinstance(prior, Prior):
+                found.setdefault(id(parameter), prior)
+    return found
 
 
 def _by_pattern(
@@ -119,6 +129,8 @@ def _check_can_be_random(name: str, parameter: nn.Parameter, owner: nn.Module) -
         reason = "it has no shape yet: run the network once on an example first"
     elif not parameter.is_floating_point():
         reason = f"its dtype is {parameter.dtype}; real floating-point parameters can be random"
+    elif "/" in name:
+        reason = "its name holds a '/', which stands for a dot in names of priors and guides; rename it"
     elif parameter.numel() == 0:
         reason = f"it is empty, of shape {tuple(parameter.shape)}"
     elif type(owner).__module__.startswith("torch.jit"):
