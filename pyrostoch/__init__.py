@@ -9,12 +9,29 @@ from __future__ import annotations
 from pyrostoch import data, distributions, effects, guides, layers, likelihoods, metrics, models, priors
 from pyrostoch._version import __version__
 from pyrostoch.diagnose import from_mcmc, to_arviz
-from pyrostoch.infer import ELBO, accuracy_by_samples, compare, decompose, fit, load, predict, save
+from pyrostoch.infer import (
+    ELBO,
+    Comparison,
+    Decomposition,
+    Fit,
+    Prediction,
+    accuracy_by_samples,
+    compare,
+    decompose,
+    fit,
+    load,
+    predict,
+    save,
+)
 from pyrostoch.model import BayesianModel
 
 __all__ = [
     "ELBO",
     "BayesianModel",
+    "Comparison",
+    "Decomposition",
+    "Fit",
+    "Prediction",
     "__version__",
     "accuracy_by_samples",
     "compare",

@@ -49,6 +49,9 @@ class Site:
     out_axis: int = 0
     layer: str = ""
 
+    def __repr__(self) -> str:
+        return f"Site({self.name!r}, {self.role} of shape {tuple(self.init.shape)}, prior {self.prior})"
+
 
 class BayesianModel(nn.Module):
     r"""Any `nn.Module` as a Pyro model: named weights get priors, the output a likelihood.
@@ -172,7 +175,17 @@ class BayesianModel(nn.Module):
         inputs = x if isinstance(x, tuple) else (x,)
         values = {self._parameter_of[site]: weights[site] for site in self._parameter_of}
         sites = {parameter: site for site, parameter in self._parameter_of.items()}
-        return call_network(self.net, values, inputs, sites=sites, censuses=self._censuses)
+        try:
+            return call_network(self.net, values, inputs, sites=sites, censuses=self._censuses)
+        except RuntimeError as error:
+            own = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
+            given = {t.dtype for t in inputs if isinstance(t, Tensor) and t.is_floating_point()}
+            if "dtype" in str(error) and own and given and own != given:
+                raise ValueError(
+                    f"inputs x are {_dtypes(given)}, the network's weights are {_dtypes(own)}: convert the inputs "
+                    f"(x.to({_dtypes(own)})) or model and guide (.to({_dtypes(given)}))"
+                ) from error
+            raise
 
     def observation(self, x: Any) -> Any:
         """Draw the weights and return the law of the observations given them; nothing is observed or drawn from it.
@@ -334,6 +347,10 @@ def announce_parameters(module: nn.Module, prefix: str) -> None:
 @effectful(type="param")
 def _parameter(value: Tensor, **_: Any) -> Tensor:
     return value
+
+
+def _dtypes(dtypes: set[torch.dtype]) -> str:
+    return " and ".join(sorted(map(str, dtypes)))
 
 
 def _support(law: Any) -> Any:

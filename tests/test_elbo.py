@@ -317,6 +317,9 @@ def test_mismatched_sites_are_named():
     improper, _, _ = regression(prior=ps.priors.LogUniform())
     with pytest.raises(ValueError, match=r"no draw for the model's site\(s\) 'weight'"):
         ps.ELBO().differentiable_loss(improper, ps.guides.Additive(other), x, y)
+    wider, _, _ = regression(net=nn.Linear(4, 1, bias=False, **F64))
+    with pytest.raises(ValueError, match=r"site 'weight': the model expects shape \(1, 3\), the guide drew \(1, 4\)"):
+        ps.ELBO().differentiable_loss(model, ps.guides.Additive(wider), x, y)
     both = nn.Sequential(nn.Linear(3, 1, **F64))
     few = ps.BayesianModel(both, prior=None, likelihood=ps.likelihoods.Gaussian(), num_data=12)
     with pytest.raises(ValueError, match=r"site\(s\) '0.weight' do not exist in the model"):

@@ -132,6 +132,11 @@ def test_deepcopy_pickle_and_state_dict():
         assert model.net[0].weight.abs().sum() > 0
 
 
+def test_sites_are_described_shortly():
+    text = "Site('0.weight', weight of shape (4, 2), prior Normal(loc=0, scale=1))"
+    assert repr(model_of().sites["0.weight"]) == text
+
+
 def test_tuples_of_inputs():
     class Two(nn.Module):
         def __init__(self):
@@ -201,6 +206,11 @@ def test_a_failed_construction_changes_nothing():
         (torch.full((5, 2), float("nan")), torch.zeros(5, 1), "10 NaN or infinite entries.*row 0"),
         (torch.zeros(5, 2), torch.full((5, 1), float("inf")), "NaN or infinite"),
         ([1.0, 2.0], torch.zeros(2, 1), "inputs: expected a tensor"),
+        (
+            torch.zeros(5, 2).double(),
+            torch.zeros(5, 1),
+            r"inputs x are torch.float64, the network's weights are torch.float32",
+        ),
         (torch.zeros(5, 2), [0.0] * 5, "targets y: expected a tensor"),
     ],
 )

@@ -64,6 +64,7 @@ class Decomposition(Record):
         kl_samples: Draws for the KLs that are not exact; 0 where there are none.
         sites: The KL by site.
         penalty: The user's penalties by name.
+        estimator: How random weights were treated, which need not be how they were in training.
     """
 
     elbo: float
@@ -78,18 +79,21 @@ class Decomposition(Record):
     kl_samples: int
     sites: tuple[SiteRow, ...]
     penalty: dict[str, float]
+    estimator: str
 
     def __str__(self) -> str:
         rows = [("data term", self.data, _error(self.data_stderr))]
         rows += [("- KL", 0.0 - self.kl, _error(self.kl_stderr) if self.kl_samples else "exact")]
         rows += [(f"- {name}", 0.0 - value, "") for name, value in self.penalty.items()]
         rows += [("= ELBO", self.elbo, _error(self.elbo_stderr))]
-        lines = [f"ELBO of {self.num_data} examples, {self.num_samples} draw(s)", table(("", "nats", ""), rows), ""]
+        draws = "1 draw" if self.num_samples == 1 else f"{self.num_samples} draws"
+        head = f"ELBO of {self.num_data} examples, {draws}, estimator {self.estimator!r}"
+        lines = [head, table(("", "nats", ""), rows), ""]
         sites = [
             (row.site, row.weights, row.kl, _error(row.stderr) if row.stderr else "", row.method, row.route)
             for row in self.sites
         ]
-        lines.append(table(("site", "weights", "KL, nats", "", "method", "route"), sites))
+        lines.append(table(("site", "weights", "KL, nats", "", "KL by", "route"), sites))
         if self.kl_samples:
             lines.append(f"KLs by Monte Carlo: {self.kl_samples} draws of the guide.")
         if self.improper:
@@ -190,6 +194,7 @@ def decompose(
         kl_samples=len(drawn) if any(row.method != "exact" for row in sites) else 0,
         sites=sites,
         penalty=penalty,
+        estimator=estimator,
     )
 
 

@@ -82,6 +82,11 @@ def parse_mode(text: str, num_samples: int | None = None) -> tuple[str, int]:
     name, colon, count = str(text).partition(":")
     known = [f"{key}:K" if colon and value.sampled else key for key, value in MODES.items()]
     if name not in MODES:
+        stem = name.rstrip("0123456789")
+        if stem != name and stem in MODES and MODES[stem].sampled and not colon:
+            raise ValueError(
+                f"mode {text!r}: expected a colon before the number of samples: {stem}:{name[len(stem) :]}"
+            )
         check_choice("mode", text, known)
     if not MODES[name].sampled:
         if colon or num_samples is not None:

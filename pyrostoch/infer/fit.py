@@ -86,8 +86,10 @@ def fit(
         device: Where to move model and guide; by default they stay.
         seed: Seed of the noise and of the order of the examples.
         progress: Whether to show a progress bar on stderr, with terms in nats an example.
-        checkpoint: Path of the checkpoint, a safetensors file; its folder is made where it is missing.
-        resume: Go on from the checkpoint, if it is there.
+        checkpoint: Path of the checkpoint, a safetensors file; its folder is made where it is missing. Without
+            `resume`, one that is there is replaced at the end of the first epoch.
+        resume: Go on from the checkpoint, if it is there, with the settings it was begun with: a schedule that falls to
+            zero has an end, so only a run with `schedule="constant"` can be made longer by more `epochs`.
         callback: Called after each epoch, and after its checkpoint is written, with that epoch's row of the history;
             the network is in evaluation mode, and random numbers drawn do not change the run.
 

@@ -63,11 +63,14 @@ def draw_traces(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str,
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         try:
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
-        except ValueError:
-            # A site that the guide leaves out may fail to be drawn from its prior: name the cause, not the symptom.
+        except (ValueError, RuntimeError):
+            # A site that the guide leaves out, or draws in another shape, fails somewhere: name the cause.
             known = getattr(model, "sites", None)
             if isinstance(known, dict):
-                _check_covered(known, dict(latent_sites(guide_trace)))
+                draws = dict(latent_sites(guide_trace))
+                _check_covered(known, draws)
+                for name, site in known.items():
+                    _check_shape(name, site.init.shape, draws[name]["value"].shape)
             raise
     return model_trace, guide_trace
 
@@ -165,6 +168,14 @@ def _check_covered(latents: dict[str, Any], draws: dict[str, Any]) -> None:
         )
 
 
+def _check_shape(name: str, expected: Any, drawn: Any) -> None:
+    if tuple(drawn) != tuple(expected):
+        raise ValueError(
+            f"site {name!r}: the model expects shape {tuple(expected)}, the guide drew {tuple(drawn)}; was the guide "
+            "built from another model?"
+        )
+
+
 def _check_match(latents: dict[str, Any], draws: dict[str, Any]) -> None:
     _check_covered(latents, draws)
     extra = [name for name, node in draws.items() if name not in latents and not node["infer"].get("is_auxiliary")]
@@ -175,11 +186,7 @@ def _check_match(latents: dict[str, Any], draws: dict[str, Any]) -> None:
         )
     if pyro.settings.get("validate_poutine"):
         for name, node in latents.items():
-            drawn = draws[name]["value"].shape
-            if drawn != node["fn"].shape():
-                raise ValueError(
-                    f"site {name!r}: the model expects shape {tuple(node['fn'].shape())}, the guide drew {tuple(drawn)}"
-                )
+            _check_shape(name, node["fn"].shape(), draws[name]["value"].shape)
 
 
 def _short(law: Any) -> str:
