@@ -14,8 +14,8 @@ model = ps.BayesianModel(
     likelihood=ps.likelihoods.Categorical(),
     num_data=len(digits.x_train),
 )
-guide = ps.guides.LayerwiseAlpha(model)
-svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 3e-3}), ps.ELBO(estimator="local"))
+guide = ps.guides.LayerwiseAlpha(model, init_log_alpha=-2.0)
+svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), ps.ELBO(estimator="local"))
 
 for epoch in range(1, 31):
     loss = 0.0
