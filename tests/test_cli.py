@@ -86,7 +86,7 @@ def test_evaluate_repeats_the_record(compared: tuple[Path, str]) -> None:
 def test_decompose_goes_site_by_site(compared: tuple[Path, str]) -> None:
     folder, _ = compared
     output = call("decompose", str(folder), "--samples", "3", "--guide", "layerwise")
-    assert "Layer-wise alpha ELBO of 1437 examples, 3 draw(s)" in output
+    assert "Layer-wise alpha ELBO of 1437 examples, 3 draws, estimator 'marginal'" in output
     assert re.search(r"fc2.weight 120 [\d.]+ exact local \(exact\)", output)
 
 
@@ -109,6 +109,24 @@ def test_train_and_resume_by_default_names(tmp_path: Path) -> None:
     assert "variance mc:20" in call("evaluate", "digits-mlp-train-variance")
     record = json.loads(Path("runs/digits-mlp-train-variance/results.json").read_text())
     assert (record["kind"], record["posterior_of"]) == ("train", "variance")
+
+
+def test_resume_by_name_finds_the_run_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def press(self: Any, row: dict[str, Any]) -> None:
+        raise KeyboardInterrupt
+
+    short = ("train", "--name", "x", "--hidden", "12,10", "--device", "cpu")
+    for seed in ("0", "1"):
+        with monkeypatch.context() as patch:
+            patch.setattr(Screen, "epoch", press)
+            call(*short, "--epochs", "1", "--seed", seed, code=130)
+    call(*short, "--epochs", "1", "--quiet")
+    assert {p.name for p in (tmp_path / "runs").iterdir()} == {"x", "x-2", "x-3"}
+    assert "Resuming runs/x. " in call(*short, "--resume", "--seed", "0")
+    assert "Resuming runs/x-2. " in call(*short, "--resume")
+    # Nothing is left to be done: the last run is shown.
+    output = call(*short, "--resume")
+    assert "Resuming runs/x-3. " in output and "Finished before: additive" in output
 
 
 @pytest.mark.parametrize(
@@ -191,6 +209,22 @@ def test_usage_errors() -> None:
     assert "compare" in call("--help") and call("--version") == pyrostoch.__version__
 
 
+def test_help_says_what_an_option_is_to_its_command() -> None:
+    output = call("evaluate", "--help")
+    assert "Seed of the draws of the weights" in output and "order of data" not in output
+    assert "Show no progress bar." in call("download", "--help")
+    assert re.search(r"--quiet -q Print the final table only", call("compare", "--help"))
+
+
+def test_regression_says_its_units(tmp_path: Path) -> None:
+    entry = {"name": "a", "seconds": 1.0, "decomposition": {"elbo": -2.0, "data": -1.0, "kl": 1.0}}
+    entry["rows"] = [{"mode": "mean", "rmse": 1.0, "nll": 1.0}]
+    record = {"guides": [entry], "data": {"task": "regression"}}
+    assert "RMSE and NLL are in its original units" in str(screen.comparison(record).caption)
+    record["data"]["task"] = "classification"
+    assert "original units" not in str(screen.comparison(record).caption)
+
+
 def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = CliRunner().invoke(app, ["--debug", "evaluate", "nothing"])
     assert isinstance(asked.exception, FileNotFoundError)
@@ -236,6 +270,7 @@ def test_nan_loss_is_named_and_what_was_done_is_kept(tmp_path: Path) -> None:
     output = call("compare", *QUICK, "--lr-alpha", "1e30", "--out", "run", code=2)
     assert re.search(r"error: epoch 1, step \d+ of 15: NaN or infinite: data term", output)
     assert "Finished before, and kept in run: additive." in output
+    assert "the command line has --lr (it was 0.01) and --lr-alpha (1e+30); clip and kl_warmup are arguments" in output
     record = json.loads(Path("run/results.json").read_text())
     assert [entry["name"] for entry in record["guides"]] == ["additive"]
     assert "additive mean" in call("evaluate", "run")

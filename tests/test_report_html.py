@@ -130,6 +130,17 @@ def test_the_lesson_of_the_variance_network_is_told(page: tuple[str, Page]) -> N
     assert text.count("not in their means") == 1
 
 
+def test_a_regression_says_its_units_and_its_lesson() -> None:
+    record = make_record(3, regression=True)
+    for guide, rmse in zip(record["guides"], (7.9, 8.1, math.nan), strict=True):
+        guide["rows"][0]["rmse"], guide["rows"][2]["rmse"] = rmse, 4.0
+    text = re.sub(r"\s+", " ", Page(render(record)).words)
+    assert "those of the standardised target; RMSE and NLL are in the target's original units" in text
+    assert f"{record['guides'][1]['title']} scores an RMSE of 8.1000 through its mean and 4.0000 by 20 samples" in text
+    assert text.count("not in their means") == 1 and "chance" not in text
+    assert "standardised" not in render(make_record())
+
+
 def test_one_guide_renders() -> None:
     parsed = Page(render(make_record(1)))
     assert len(parsed.tables["all comparison"]) == 3
@@ -230,6 +241,7 @@ def test_numbers_are_formatted(value: Any, digits: int, scale: float, expected: 
 def test_site_table_says_how_each_kl_was_found() -> None:
     decomposition = make_record(1)["guides"][0]["decomposition"] | {"penalty": {"bn.weight": 2.5}}
     rows = Page(site_table(decomposition)).tables["sites"]
+    assert rows[0][-2:] == ["KL by", "Route"]
     assert rows[1] == ["fc1.weight", "6,400", "2,243.7", "0.351", "exact", "local (exact)"]
     assert rows[3] == ["head.weight", "1,000", "350.6± 1.7", "0.351", "Monte Carlo", "local (exact)"]
     assert rows[4] == ["bn.weight", "", "2.5", "", "penalty", ""]

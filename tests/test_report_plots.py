@@ -55,6 +55,21 @@ def test_training_is_framed_without_the_first_epochs() -> None:
     assert not elbo.patches
 
 
+def test_training_of_both_signs_is_linear_and_cuts_spikes_off() -> None:
+    record = make_record(1)
+    wave = 300.0 * np.sin(np.arange(100.0))
+    spiky = wave.copy()
+    spiky[[40, 60]] = -1e5, 1e4
+    terms = {"elbo": spiky.tolist(), "data": wave.tolist(), "kl": [0.0] * 100}
+    record["guides"][0]["history"] = {"epoch": list(range(1, 101)), **terms}
+    elbo, data, _ = training(record).axes
+    for axes in (elbo, data):
+        assert axes.get_yscale() == "linear" and axes.get_ylim() == pytest.approx((-348, 348), rel=0.01)
+        shown = [y for y in axes.get_yticks() if abs(y) < 348]
+        assert 3 <= len(shown) <= 5 and 0.0 in shown
+    assert [axes.get_title(loc="right") for axes in (elbo, data)] == ["spikes cut off", ""]
+
+
 def test_training_with_nothing_finite_or_short_series() -> None:
     record = make_record(1)
     record["guides"][0]["history"] = {"epoch": [1, 2], "elbo": [math.nan, math.nan], "data": [-1.0], "kl": [0.0, 0.0]}

@@ -14,7 +14,7 @@ import pytest
 
 from pyrostoch import priors
 from pyrostoch.runs import Config, Run, RunError, choose_device, settle
-from pyrostoch.runs.folder import claim, latest, named, read_record, try_writing, write_record
+from pyrostoch.runs.folder import claim, latest, named, read_record, siblings, try_writing, write_record
 from pyrostoch.runs.names import COMPARED, GUIDES, parse_prior
 from pyrostoch.runs.reopen import recorded
 
@@ -144,6 +144,7 @@ def test_claim_numbers_what_is_taken(tmp_path: Path) -> None:
     (second / "file").touch()
     assert claim(base).name == "toy-3"
     assert latest(base).name == "toy-3"
+    assert [folder.name for folder in siblings(base)] == ["toy", "toy-2", "toy-3"]
     assert latest(tmp_path / "other") == tmp_path / "other"
 
 

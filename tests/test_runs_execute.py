@@ -225,6 +225,15 @@ def test_regression_is_scored_in_the_units_of_the_target(tmp_path: Path) -> None
     assert entry["reliability"] == {} and record["data"]["classes"] is None
 
 
+def test_lesson_of_a_regression() -> None:
+    def entry(name: str, mean: Any, many: Any) -> dict[str, Any]:
+        return {"name": name, "rows": [{"mode": "mean", "rmse": mean}, {"mode": "mc:20", "rmse": many}]}
+
+    guides = [entry("a", 2.1, 1.0), entry("b", 2.0, 1.0), entry("c", "nan", 1.0)]
+    (sentence,) = lesson({"data": {"classes": None}, "guides": guides})
+    assert sentence.startswith("a: RMSE 2.1000 by its mean, 1.0000 by 20 samples: what it knows")
+
+
 def test_threads_are_put_back() -> None:
     before = torch.get_num_threads()
     torch.set_num_threads(2)

@@ -42,10 +42,10 @@ def _version(asked: bool) -> None:
 @app.callback()
 def _top(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks; so does the variable PYROSTOCH_DEBUG=1.")
+        bool, typer.Option("--debug", help="Show tracebacks; so does the variable PYROSTOCH_DEBUG=1.", metavar="")
     ] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True)
+        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True, metavar="")
     ] = False,
 ) -> None:
     DEBUG.set(debug)
@@ -118,7 +118,7 @@ def evaluate(
         str, typer.Option("--modes", help="Ways to predict, by commas: mean, mc:K.", metavar="MODES")
     ] = "mean,mc:1,mc:20",
     guide: opt.SomeGuides = None,
-    seed: opt.Seed = None,
+    seed: opt.DrawSeed = None,
     data_dir: opt.DataDir = None,
     device: opt.Device = None,
 ) -> None:
@@ -195,7 +195,7 @@ def info(data_dir: opt.DataDir = None) -> None:
 def download(
     name: Annotated[str, typer.Argument(help="mnist or fashion-mnist.", metavar="NAME")],
     data_dir: opt.DataDir = None,
-    quiet: opt.Quiet = False,
+    quiet: opt.NoBar = False,
 ) -> None:
     """Fetch a data set from its public mirrors, and check it."""
     from pyrostoch.data import download as fetch
@@ -209,6 +209,7 @@ def download(
 def _carry_out(kind: str, params: dict[str, Any]) -> None:
     """Run `compare` or `train` as its options say, and print the result."""
     from pyrostoch.cli.screen import Screen, comparison, console
+    from pyrostoch.infer.trainer import NonFiniteLossError
     from pyrostoch.report import write
     from pyrostoch.runs import execute
     from pyrostoch.runs.scores import lesson
@@ -228,6 +229,11 @@ def _carry_out(kind: str, params: dict[str, Any]) -> None:
             f"what is finished is kept in {folder}; go on with: pyrostoch {kind} --resume --out {folder}"
         ) from None
     except (FloatingPointError, OSError) as error:
+        if isinstance(error, NonFiniteLossError):
+            error.add_note(
+                f"Of these, the command line has --lr (it was {config.lr:g}) and --lr-alpha ({config.lr_alpha:g}); "
+                "clip and kl_warmup are arguments of pyrostoch.fit."
+            )
         if screen.finished:
             error.add_note(f"Finished before, and kept in {folder}: {', '.join(screen.finished)}.")
         raise
@@ -244,9 +250,10 @@ def _carry_out(kind: str, params: dict[str, Any]) -> None:
 
 def _place(kind: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[Any, Path]:
     """Settings and folder of a run; a resumed run's own settings stand where none are given."""
+    from pyrostoch.cli.screen import console
     from pyrostoch.runs import settle
     from pyrostoch.runs.folder import claim, latest
-    from pyrostoch.runs.reopen import recorded
+    from pyrostoch.runs.reopen import recorded, unfinished
 
     resume, out = params["resume"], params["out"]
     if out is not None:
@@ -257,7 +264,9 @@ def _place(kind: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[An
     base = Path("runs") / (params["name"] or "-".join(parts))
     if not resume:
         return config, claim(base)
-    folder = latest(base)
+    folder = unfinished(base, config, given) or latest(base)
+    if not params["quiet"] and folder.is_dir():
+        console().print(f"Resuming {folder}.")
     return settle(kind, {**recorded(folder, kind), **given}), folder
 
 

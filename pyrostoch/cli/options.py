@@ -13,6 +13,7 @@ __all__ = [
     "Device",
     "Dtype",
     "Epochs",
+    "DrawSeed",
     "Estimator",
     "Hidden",
     "InitLogAlpha",
@@ -20,6 +21,7 @@ __all__ = [
     "LrAlpha",
     "Model",
     "Name",
+    "NoBar",
     "OneGuide",
     "Out",
     "Prior",
@@ -100,8 +102,24 @@ Name = Annotated[
     str | None,
     typer.Option("--name", help="Name of the run's folder below runs/.", metavar="NAME", rich_help_panel=_RUN),
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with a run that was cut short.", rich_help_panel=_RUN)]
-Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Print the final table only.", rich_help_panel=_RUN)]
+# An empty metavar, because a flag takes no value and the type would stand there as one.
+Resume = Annotated[
+    bool,
+    typer.Option(
+        "--resume",
+        help="Go on with a run that was cut short: the one in --out, else the last of its name and settings.",
+        metavar="",
+        rich_help_panel=_RUN,
+    ),
+]
+Quiet = Annotated[
+    bool, typer.Option("--quiet", "-q", help="Print the final table only.", metavar="", rich_help_panel=_RUN)
+]
+NoBar = Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress bar.", metavar="")]
+DrawSeed = Annotated[
+    int | None,
+    typer.Option("--seed", help="Seed of the draws of the weights; default: that of the run.", min=0),
+]
 OneGuide = Annotated[
     str | None,
     typer.Option(

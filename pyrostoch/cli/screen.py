@@ -110,7 +110,8 @@ class Screen(Watch):
         """Take the bars down, and say what is left to do."""
         self.close()
         if not self._quiet:
-            self._console.print(f"Drawing from the posterior of {name}, which has the highest ELBO.")
+            why = ", which has the highest ELBO" if len(self._config.guides) > 1 else ""
+            self._console.print(f"Writing posterior.nc: draws from the posterior of {name}{why}.")
 
     def close(self) -> None:
         """Take the bars down."""
@@ -188,6 +189,8 @@ def comparison(record: dict[str, Any]) -> Table:
         f"ELBO, data term and KL: nats, whole training set. {', '.join(map(_short, modes))}: {score}. "
         f"{'NLL' if regression else 'NLL and ECE'}: by {_short(best_mode)}."
     )
+    if regression:
+        words += " ELBO and data term are those of the standardised target; RMSE and NLL are in its original units."
     table = Table(box=box.SIMPLE_HEAD, caption=words, caption_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("guide", no_wrap=True)
     cells = []

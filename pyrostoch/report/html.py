@@ -21,6 +21,8 @@ __all__ = ["render", "write"]
 
 # A gap this wide between the mean network and the averaged one is no noise on any test set worth having.
 LESSON_GAP = 0.1
+# The same for a regression, whose RMSE has a unit.
+LESSON_RATIO = 2.0
 
 
 def render(results: Mapping[str, Any]) -> str:
@@ -52,7 +54,8 @@ def render(results: Mapping[str, Any]) -> str:
                 "training",
                 "Training",
                 "The ELBO is the data term minus the KL. All three are sums over the whole training set, in nats; the "
-                "first fifth of the epochs may lie outside the panels.",
+                "first fifth of the epochs may lie outside the panels, and so do spikes where a panel says that they "
+                "are cut off.",
                 _plot(plots.training, results, "training", "The ELBO, its data term and its KL over the epochs"),
             )
         )
@@ -171,6 +174,11 @@ def _comparison(results: Mapping[str, Any]) -> str:
         "scores are read out through the mean of the weights or by averaging the predictions of several draws"
     )
     words += "; the best of a column is bold." if several else "."
+    if is_regression(results):
+        words += (
+            " The ELBO and its data term are those of the standardised target; RMSE and NLL are in the target's "
+            "original units, so they cannot be compared with the data term."
+        )
     content = [comparison_table(results)]
     if _improper(results):
         content.append(
@@ -190,21 +198,25 @@ def _improper(results: Mapping[str, Any]) -> bool:
 def _lessons(results: Mapping[str, Any], used: list[str]) -> list[str]:
     """A sentence for each guide whose mean network knows much less than its average."""
     averaged = next((mode for mode in reversed(used) if mode.startswith("mc")), None)
-    if averaged is None or is_regression(results):
+    if averaged is None:
         return []
-    lessons = []
+    regression, lessons = is_regression(results), []
     classes = number((results.get("data") or {}).get("classes"))
     for guide in results["guides"]:
-        mean = number(row_of(guide, "mean").get("accuracy"))
-        average = number(row_of(guide, averaged).get("accuracy"))
-        if mean is None or average is None or not average - mean > LESSON_GAP:
+        mean, average = (number(row_of(guide, m).get("rmse" if regression else "accuracy")) for m in ("mean", averaged))
+        if mean is None or average is None:
+            continue
+        if not (mean > LESSON_RATIO * average if regression else average - mean > LESSON_GAP):
             continue
         chance = f" (chance is {format_number(1 / classes, 1, 100.0)} %)" if classes else ""
+        if regression:
+            first, last = f"an RMSE of {format_number(mean, 4)}", format_number(average, 4)
+        else:
+            first, last = f"{format_number(mean, 1, 100.0)} %", f"{format_number(average, 1, 100.0)} %"
         lessons.append(
-            f"<p><strong>{escape(str(guide.get('title') or guide['name']))}</strong> scores "
-            f"{format_number(mean, 1, 100.0)} % through its mean{chance} and {format_number(average, 1, 100.0)} % by "
-            f"{escape(mode_title(averaged))}: what it has learnt is in the variances of its weights, not in their "
-            "means.</p>"
+            f"<p><strong>{escape(str(guide.get('title') or guide['name']))}</strong> scores {first} through its mean"
+            f"{chance} and {last} by {escape(mode_title(averaged))}: what it has learnt is in the variances of its "
+            "weights, not in their means.</p>"
         )
     return lessons
 
@@ -226,9 +238,12 @@ def _guide(results: Mapping[str, Any], guide: Mapping[str, Any], index: int) -> 
     if scores := mode_table(results, guide):
         content.append(f"<h3>Test scores by way of prediction</h3>{scores}")
     if sites := site_table(decomposition):
+        estimator = escape(str(results.get("estimator") or ""))
+        trained = f" The training itself used the estimator <code>{estimator}</code>." if estimator else ""
         content.append(
             "<h3>KL site by site</h3><p>An exact KL is a closed form; a Monte Carlo one carries its standard error. "
-            f"The estimator is how the weight was sampled in training.</p>{sites}"
+            "The route is how the weight was drawn when the terms above were measured after training: locally, that "
+            f"is through the outputs it makes, where this is exact, else shared by all examples.{trained}</p>{sites}"
         )
     if guide.get("reliability"):
         content.append(

@@ -23,6 +23,8 @@ GREY = "#808080"
 CROPPED_FRACTION = 0.2
 # Beyond this ratio of the largest to the smallest magnitude a linear axis would flatten the small one.
 LINEAR_RATIO = 30.0
+# Quartile ranges beyond the quartiles at which a value counts as a spike (Tukey, 1977).
+FENCE = 3.0
 
 
 def _title(thing: Mapping[str, Any]) -> str:
@@ -58,25 +60,51 @@ def _name(axes: Axes, title: str, x: str, y: str) -> None:
     axes.set_ylabel(y, fontsize=9, parse_math=False)
 
 
-def _frame(axes: Axes, series: Sequence[list[float]]) -> None:
-    """Choose the y axis for all but the first epochs: linear, or logarithmic where magnitudes differ widely."""
-    late = [y for ys in series for y in ys[min(math.ceil(CROPPED_FRACTION * len(ys)), len(ys) - 1) :]]
-    late = [y for y in late if math.isfinite(y)]
+def _frame(axes: Axes, series: Sequence[list[float]]) -> bool:
+    """Choose the y axis for all but the first epochs; returns whether it cuts spikes off.
+
+    It is logarithmic where magnitudes differ widely, unless values take both signs: their logarithms would spend the
+    panel on what is near zero. A linear axis then holds each line's bulk.
+    """
+    from matplotlib.ticker import MaxNLocator
+
+    lines = [ys[min(math.ceil(CROPPED_FRACTION * len(ys)), len(ys) - 1) :] for ys in series]
+    lines = [finite for ys in lines if (finite := [y for y in ys if math.isfinite(y)])]
+    late = [y for ys in lines for y in ys]
     if not late:
-        return
+        return False
     low, high = min(late), max(late)
     sizes = [abs(y) for y in late if y != 0.0]
-    if sizes and max(sizes) > LINEAR_RATIO * min(sizes):
+    wide = bool(sizes) and max(sizes) > LINEAR_RATIO * min(sizes)
+    if wide and low >= 0.0 or wide and high <= 0.0:
         from matplotlib.ticker import SymmetricalLogLocator
 
         linear = max(min(sizes), max(sizes) / 1000.0)
         axes.set_yscale("symlog", linthresh=linear)
-        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=[1, 2, 5]))
+        # About five labels: more would run into each other.
+        subs = [1, 2, 5] if max(sizes) < 100.0 * linear else [1]
+        axes.yaxis.set_major_locator(SymmetricalLogLocator(base=10, linthresh=linear, subs=subs))
         axes.yaxis.set_major_formatter("{x:,g}")
         axes.set_ylim(low - 0.15 * abs(low), high + 0.15 * abs(high))
-        return
+        return False
+    whole = (low, high)
+    if wide:
+        bulks = [_bulk(ys) for ys in lines]
+        low, high = min(bottom for bottom, _ in bulks), max(top for _, top in bulks)
     pad = 0.08 * (high - low) or 0.05 * abs(high) or 1.0
     axes.set_ylim(low - pad, high + pad)
+    axes.yaxis.set_major_locator(MaxNLocator(nbins=5, steps=[1, 2, 2.5, 5, 10]))
+    return whole[0] < low - pad or whole[1] > high + pad
+
+
+def _bulk(values: list[float]) -> tuple[float, float]:
+    """The smallest and largest of the values within Tukey's fences, the outer ones: three quartile ranges away."""
+    import numpy as np
+
+    lower, upper = np.quantile(values, [0.25, 0.75])
+    reach = FENCE * (upper - lower)
+    inner = [y for y in values if lower - reach <= y <= upper + reach]
+    return min(inner), max(inner)
 
 
 def training(results: Mapping[str, Any]) -> Figure:
@@ -116,8 +144,10 @@ def training(results: Mapping[str, Any]) -> Figure:
                 epochs, values[: len(epochs)], color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)]
             )
             handles.append(line)
-        _frame(axes, series)
+        cut = _frame(axes, series)
         _name(axes, title, "epoch", "nats" if key == "elbo" else "")
+        if cut:
+            axes.set_title("spikes cut off", fontsize=7, color=GREY, loc="right")
         warm = max((_warm_up(guide["history"]) for _, guide in guides), default=0.0)
         if warm > 0.0:
             start = min(floats(guide["history"]["epoch"])[0] for _, guide in guides)

@@ -204,5 +204,5 @@ def site_table(decomposition: Mapping[str, Any]) -> str:
             '<td></td><td class="text">penalty</td><td></td>'
         )
     heads = _heads(["Site", "Weights", "KL, nats", "KL a weight"])
-    heads += '<th scope="col" class="text">KL by</th><th scope="col" class="text">Estimator</th>'
+    heads += '<th scope="col" class="text">KL by</th><th scope="col" class="text">Route</th>'
     return _table([heads], body, "sites") if body else ""

@@ -19,6 +19,7 @@ __all__ = [
     "latest",
     "named",
     "read_record",
+    "siblings",
     "try_writing",
     "write_record",
 ]
@@ -69,11 +70,22 @@ def latest(base: Path) -> Path:
     Returns:
         The folder.
     """
-    number = 2
-    folder = base
-    while (after := base.with_name(f"{base.name}-{number}")).is_dir():
-        folder, number = after, number + 1
-    return folder
+    return siblings(base)[-1]
+
+
+def siblings(base: Path) -> list[Path]:
+    """The folders that `claim` has made under this name, the oldest first; `base` even where it is not there.
+
+    Args:
+        base: The folder first wanted.
+
+    Returns:
+        The folders.
+    """
+    folders = [base]
+    while (after := base.with_name(f"{base.name}-{len(folders) + 1}")).is_dir():
+        folders.append(after)
+    return folders
 
 
 def named(run: str) -> Path:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,10 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch.infer.checkpoint import load
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.defaults import choose_device
-from pyrostoch.runs.folder import RECORD, RunError, named, read_record
+from pyrostoch.runs.folder import RECORD, RunError, named, read_record, siblings
 from pyrostoch.runs.parties import Party, assemble, load_split
 
-__all__ = ["Run", "recorded", "settings_of"]
+__all__ = ["Run", "recorded", "settings_of", "unfinished"]
 
 
 def settings_of(folder: Path, record: dict[str, Any]) -> Config:
@@ -58,6 +58,30 @@ def recorded(folder: Path, kind: str) -> dict[str, Any]:
             "by its own command, or choose another folder with --out"
         )
     return {name: value for name, value in vars(config).items() if name != "kind"}
+
+
+def unfinished(base: Path, config: Config, given: Collection[str]) -> Path | None:
+    """The newest of the runs under a name that was cut short and has the settings wanted.
+
+    Args:
+        base: The folder that the first run under this name got.
+        config: The settings wanted.
+        given: Names of those that must agree; the others are the run's own.
+
+    Returns:
+        The folder; `None` where every such run is finished.
+    """
+    for folder in reversed(siblings(base)):
+        try:
+            record = read_record(folder)
+            own = settings_of(folder, record)
+        except RunError:
+            continue
+        # The posterior draws are the last that a run writes.
+        over = record.get("posterior_of") and {entry["name"] for entry in record["guides"]} >= set(own.guides)
+        if not over and not own.differences(config).keys() & {"kind", *given}:
+            return folder
+    return None
 
 
 @dataclass(frozen=True)

@@ -27,7 +27,7 @@ _DRAWS, _FEW_DRAWS, _LARGE = 10, 2, 10_000
 _BINS = 40
 
 # A gap this wide between mean network and average is no noise on any test set worth having.
-_GAP = 0.1
+_GAP, _RATIO = 0.1, 2.0
 
 
 class Scores:
@@ -103,7 +103,9 @@ def terms(party: Party, num_samples: int | None = None, *, seed: int = 0) -> Dec
 
 
 def lesson(record: dict[str, Any]) -> list[str]:
-    """A sentence for each guide of a classification whose mean network knows much less than its average.
+    """A sentence for each guide whose mean network knows much less than its average.
+
+    That is an accuracy lower by more than 0.1, or an RMSE more than twice as large.
 
     Args:
         record: The record of a run.
@@ -112,15 +114,18 @@ def lesson(record: dict[str, Any]) -> list[str]:
         The sentences.
     """
     found = []
+    classes = record["data"]["classes"]
     for entry in record["guides"]:
-        scores = {row["mode"]: row.get("accuracy") for row in entry["rows"]}
-        first, last = scores.get(MODES[0]), scores.get(MODES[-1])
-        if first is not None and last is not None and last - first > _GAP:
-            chance = 100 / record["data"]["classes"]
-            found.append(
-                f"{entry['name']}: {100 * first:.1f} % by its mean (chance: {chance:.0f} %), {100 * last:.1f} % by 20 "
-                "samples: what it knows is in the variances of its weights."
-            )
+        # A record read again has "nan" and "inf" for the numbers that are not finite.
+        scores = {row["mode"]: float(row["accuracy" if classes else "rmse"]) for row in entry["rows"]}
+        first, last = scores.get(MODES[0], math.nan), scores.get(MODES[-1], math.nan)
+        if classes and last - first > _GAP:
+            words = f"{100 * first:.1f} % by its mean (chance: {100 / classes:.0f} %), {100 * last:.1f} % by 20 samples"
+        elif not classes and first > _RATIO * last:
+            words = f"RMSE {first:.4f} by its mean, {last:.4f} by 20 samples"
+        else:
+            continue
+        found.append(f"{entry['name']}: {words}: what it knows is in the variances of its weights.")
     return found
 
 
