@@ -296,5 +296,14 @@ def test_it_reads_as_a_table_and_as_plain_data():
     assert {"site", "kl", "method", "stderr", "weights", "route"} <= set(plain["sites"][0])
     assert plain["elbo"] == found.elbo and plain["sites"][0]["route"] == "local (exact)"
     text = str(found)
-    for part in ("ELBO of 12 examples, 3 draws, estimator 'marginal'", "data term", "= ELBO", "exact", "weight", "local (exact)", "±"):
+    parts = (
+        "ELBO of 12 examples, 3 draws, estimator 'marginal'",
+        "data term",
+        "= ELBO",
+        "exact",
+        "weight",
+        "local (exact)",
+        "±",
+    )
+    for part in parts:
         assert part in text
