@@ -29,9 +29,13 @@ mcmc = MCMC(kernel, num_samples=200, warmup_steps=150, disable_progbar=True)
 mcmc.run(x, y)
 nuts = ps.from_mcmc(mcmc, model, (x, y))
 print(az.loo(nuts))
-print(az.compare({"mean-field guide": svi, "NUTS": nuts}))
+both = {"mean-field guide": svi, "NUTS": nuts}
+print(az.compare(both))
 
 Path("runs").mkdir(exist_ok=True)
-axes = az.plot_forest([svi, nuts], model_names=["guide", "NUTS"], var_names=["2.weight"], combined=True)
-axes[0].figure.savefig("runs/arviz_forest.png", dpi=150, bbox_inches="tight")
+if az.__version__.startswith("0."):
+    axes = az.plot_forest(list(both.values()), model_names=list(both), var_names=["2.weight"], combined=True)
+    axes[0].figure.savefig("runs/arviz_forest.png", dpi=150, bbox_inches="tight")
+else:
+    az.plot_forest(both, var_names=["2.weight"], combined=True).savefig("runs/arviz_forest.png")
 print("wrote runs/arviz_forest.png")

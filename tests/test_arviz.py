@@ -23,6 +23,12 @@ F64 = {"dtype": torch.float64}
 NOISE = 0.5
 
 
+def groups_of(found):
+    """Names of the groups: a method of ArviZ 0.x's InferenceData, a property of 1.x's DataTree."""
+    return set(found.groups()) if callable(found.groups) else {name.strip("/") for name in found.groups} - {""}
+
+
+
 @pytest.fixture
 def az():
     """Import ArviZ with plots kept off the screen; its settings must come out as they went in."""
@@ -80,7 +86,7 @@ def test_predictive_draws_have_the_exact_moments():
     drawn = found.posterior_predictive["obs"].values[0, :, :, 0]
     assert (np.abs(drawn.mean(0) - mean) < 5 * np.sqrt(variance / 1500)).all()
     assert (np.abs(drawn.var(0) / variance - 1) < 5 * math.sqrt(2 / 1500)).all()
-    assert "log_likelihood" not in found.groups()
+    assert "log_likelihood" not in groups_of(found)
 
 
 def test_dimensions_are_named_after_what_they_count():
@@ -196,13 +202,16 @@ def test_arviz_works_on_it(az, tmp_path):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
         loo = az.loo(found)
-        assert math.isfinite(loo.elpd_loo) and loo.n_data_points == 12
+        assert math.isfinite(getattr(loo, "elpd_loo", None) or loo.elpd) and loo.n_data_points == 12
         summary = az.summary(found)
         assert len(summary) == 3 and list(summary.index)[0] == "weight[0, 0]"
-        assert (summary["r_hat"] < 1.1).all()
+        assert (summary["r_hat"].astype(float) < 1.1).all()
         az.plot_trace(found)
         az.plot_forest(found, var_names=["weight"])
-        az.plot_ppc(found, num_pp_samples=5)
+        if hasattr(az, "plot_ppc_dist"):  # ArviZ 1.x
+            az.plot_ppc_dist(found)
+        else:
+            az.plot_ppc(found, num_pp_samples=5)
         found.to_netcdf(str(tmp_path / "posterior.nc"))
         back = az.from_netcdf(str(tmp_path / "posterior.nc"))
     np.testing.assert_array_equal(back.posterior["weight"], found.posterior["weight"])
@@ -223,7 +232,7 @@ def test_nuts_guide_and_closed_form_agree():
     mcmc = MCMC(NUTS(model), num_samples=200, warmup_steps=100, disable_progbar=True)
     mcmc.run(x, y)
     chain, ours = from_mcmc(mcmc, model, (x, y)), to_arviz(model, guide, (x, y), draws=200)
-    assert chain.attrs["sampler"] == "NUTS" and set(chain.groups()) == set(ours.groups())
+    assert chain.attrs["sampler"] == "NUTS" and groups_of(chain) == groups_of(ours)
     for found in (chain, ours):
         draws = found.posterior["weight"].values[0, :, 0]
         assert found.posterior["weight"].dims == ours.posterior["weight"].dims
