@@ -28,7 +28,6 @@ def groups_of(found):
     return set(found.groups()) if callable(found.groups) else {name.strip("/") for name in found.groups} - {""}
 
 
-
 @pytest.fixture
 def az():
     """Import ArviZ with plots kept off the screen; its settings must come out as they went in."""

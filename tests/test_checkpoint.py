@@ -134,9 +134,12 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     "prior's scale": ({"prior": ps.priors.Normal(0.0, 2.0)}, r"expected the prior Normal\(loc=0, scale=2\)"),
     "likelihood": (
         {"likelihood": ps.likelihoods.StudentT()},
-        r"expected the likelihood StudentT\(df=4\), got Gaussian\(",
+        r"expected the likelihood StudentT\(df=4, scale=1\), got Gaussian\(",
     ),
-    "noise": ({"likelihood": ps.likelihoods.Gaussian(0.3, learn=True)}, "missing 'model.likelihood.scale.log_value'"),
+    "noise": (
+        {"likelihood": ps.likelihoods.Gaussian(0.3, learn=True)},
+        r"expected the likelihood Gaussian\(scale=learnt\)",
+    ),
 }
 
 
@@ -158,7 +161,7 @@ def test_settings_of_a_guide_or_likelihood_that_are_no_tensors_are_compared(tmp_
     with pytest.raises(CheckpointError, match="family='uniform'.*family='gaussian'"):
         load(tmp_path / "net", *build(lambda m: ps.guides.VarianceOnly(m, family="uniform"), prior=prior))
     save(tmp_path / "net", *build(likelihood=ps.likelihoods.StudentT(df=3.0)))
-    with pytest.raises(CheckpointError, match=r"StudentT\(df=5\), got StudentT\(df=3\)"):
+    with pytest.raises(CheckpointError, match=r"StudentT\(df=5, scale=1\), got StudentT\(df=3, scale=1\)"):
         load(tmp_path / "net", *build(likelihood=ps.likelihoods.StudentT(df=5.0)))
 
 

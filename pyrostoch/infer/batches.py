@@ -137,8 +137,10 @@ class _Loader(Batches):
         yield from (_pair(batch) for batch in self._loader)
 
     def generators(self) -> list[torch.Generator]:
-        """The generators of the loader and of its sampler."""
-        found = [getattr(part, "generator", None) for part in (self._loader, self._loader.sampler)]
+        """The generators of the loader and of its samplers."""
+        batched = self._loader.batch_sampler
+        parts = (self._loader, self._loader.sampler, batched, getattr(batched, "sampler", None))
+        found = [getattr(part, "generator", None) for part in parts]
         return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
 
 
@@ -168,7 +170,7 @@ def as_batches(data: Any, batch_size: int, what: str = "data") -> Batches:
     batches: Batches
     if isinstance(data, DataLoader):
         batches = _Loader(data)
-    elif isinstance(data, TensorDataset) and len(data.tensors) > 1:
+    elif type(data) is TensorDataset and len(data.tensors) > 1:
         *inputs, y = data.tensors
         batches = _Tensors(tuple(inputs) if len(inputs) > 1 else inputs[0], y, batch_size)
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):

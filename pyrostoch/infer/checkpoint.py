@@ -16,6 +16,7 @@ from pyrostoch._version import __version__
 from pyrostoch.infer.safefile import CheckpointError, read_file, write_file
 from pyrostoch.infer.state import module_state
 from pyrostoch.model import BayesianModel, Site
+from pyrostoch.priors import clean_name
 
 __all__ = ["CheckpointError", "check_fits", "describe", "load", "save"]
 
@@ -111,7 +112,8 @@ def describe(model: BayesianModel, guide: nn.Module) -> dict[str, Any]:
             for name, module in guide.named_modules()
             if not isinstance(module, containers)
         ],
-        "likelihood": f"{type(model.likelihood).__name__}({model.likelihood.extra_repr()})",
+        "likelihood": model.likelihood.identity(),
+        "network": _network_text(model.net),
         "sites": {
             name: {"shape": list(site.init.shape), "prior": _prior_text(model, site)}
             for name, site in model.sites.items()
@@ -159,7 +161,7 @@ def check_fits(
             f"checkpoint {path}: expected no guide parameters, got some; call the guide once on a batch if it makes "
             "its parameters only then (Pyro's autoguides do), and load again. Nothing was changed"
         )
-    for part in ("guide", "likelihood"):
+    for part in ("guide", "likelihood", "network", "num_data"):
         if here[part] != content.get(part):
             expected, got = _text(here[part]), _text(content.get(part))
             raise CheckpointError(f"checkpoint {path}: expected the {part} {expected}, got {got}; {advice}")
@@ -185,6 +187,17 @@ def _prior_text(model: BayesianModel, site: Site) -> str:
     """A prior's text; without its numbers where they are learnt, since then they are part of the state."""
     learnt = site.role != "scale" and any(True for _ in model.prior(site.name).parameters())
     return site.prior.partition("(")[0] if learnt else site.prior
+
+
+def _network_text(net: nn.Module) -> list[str]:
+    """The modules of a network and the parameters it ties: another activation has the same tensors."""
+    modules = [f"{clean_name(name)}: {type(part).__name__}({part.extra_repr()})" for name, part in net.named_modules()]
+    first: dict[int, str] = {}
+    ties = []
+    for name, parameter in net.named_parameters(remove_duplicate=False):
+        if first.setdefault(id(parameter), name) != name:
+            ties.append(f"{clean_name(name)} is {clean_name(first[id(parameter)])}")
+    return modules + ties
 
 
 def _names(names: Iterable[str]) -> str:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrostoch.infer.batches import as_batches
 from pyrostoch.infer.draws import DrawAverage, draw_laws, evaluating, home_of, parse_mode, seeded, visit
-from pyrostoch.metrics import Classification, Regression, Reliability
+from pyrostoch.metrics import Classification, Regression, Reliability, RunningMean
 from pyrostoch.records import Record, number, table
 
 __all__ = ["Comparison", "ComparisonRow", "accuracy_by_samples", "compare"]
@@ -114,6 +114,7 @@ class _Scores:
     def __init__(self) -> None:
         self.classes: Classification | None = None
         self.numbers = Regression()
+        self.examples: RunningMean | None = None
         self.seconds = 0.0
 
     def update(self, average: DrawAverage, y: Tensor) -> None:
@@ -125,6 +126,9 @@ class _Scores:
         if self.classes is None:
             self.classes = Classification(log_probs.shape[-1])
         self.classes.update(log_probs, y.reshape(-1).long())
+        if average.log_probs.dim() > 2:  # many labels an example, which share its draws: no mean over single labels
+            self.examples = self.examples or RunningMean()
+            self.examples.update(-average.log_density)
 
     def row(self, mode: str, draws: int) -> ComparisonRow:
         if self.classes is None:
@@ -139,12 +143,16 @@ class _Scores:
                 rmse_stderr=numbers.rmse_stderr,
             )
         scores = self.classes.compute()
+        nll, nll_stderr = scores.nll, scores.nll_stderr
+        if self.examples is not None:
+            joint = self.examples.compute()
+            nll, nll_stderr = joint.value, joint.stderr
         return ComparisonRow(
             mode,
             draws,
             self.seconds,
-            scores.nll,
-            scores.nll_stderr,
+            nll,
+            nll_stderr,
             accuracy=scores.accuracy,
             accuracy_stderr=scores.accuracy_stderr,
             brier=scores.brier,

@@ -25,7 +25,7 @@ from pyrostoch.infer.schedule import Schedule
 from pyrostoch.infer.settings import Settings, check_same_run
 from pyrostoch.infer.state import forked, module_state
 from pyrostoch.infer.trainer import NonFiniteLossError, Trainer
-from pyrostoch.infer.upfront import check_data, check_parties, place
+from pyrostoch.infer.upfront import check_data, check_parties, check_store, place
 from pyrostoch.model import BayesianModel
 
 __all__ = ["fit"]
@@ -149,6 +149,7 @@ def fit(
         if seed is not None:
             stack.enter_context(forked(where, seed))
         check = check_data(model, guide, batches, where)
+        check_store(model, guide)
         if held_out is not None:
             check_data(model, guide, held_out, where, "validation")
         order_seed = int(torch.randint(2**31, ())) if seed is None else seed

@@ -80,12 +80,16 @@ def predictive_loss(
     name = "shared" if estimator == "shared" else "marginal"
     draws = draws if model.sites else 1
     total, count = torch.zeros((), device=device), 0
+    # The same order at every call, as the same noise, also where the loader has a generator of its own.
+    generators = [(generator, generator.get_state()) for generator in held_out.generators()]
     with mode(False, model, guide), forked(device, seed=0):
         for x, y in held_out.epoch(None, 0):
             x, y = to_device(x, device), to_device(y, device)
             log_probs = torch.stack([_log_prob(model, guide, x, y, name) for _ in range(draws)])
             total = total - (log_probs.logsumexp(0) - math.log(draws)).sum()
             count += len(y)
+    for generator, state in generators:
+        generator.set_state(state)
     return total.item() / count
 
 

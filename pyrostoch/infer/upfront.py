@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import pyro
 import torch
 from pyro import poutine
 from torch import Tensor, nn
 
-from pyrostoch._checks import check_finite
+from pyrostoch._checks import check_finite, name_list
 from pyrostoch.infer.batches import Batches, to_device
 from pyrostoch.infer.heldout import mode
 from pyrostoch.infer.state import forked
 from pyrostoch.model import BayesianModel
 
-__all__ = ["check_data", "check_parties", "place"]
+__all__ = ["check_data", "check_parties", "check_store", "place"]
 
 
 def check_parties(model: Any, guide: Any) -> None:
@@ -129,6 +130,25 @@ def check_data(
     model.likelihood.check_shape(law, y)
     _check_target(model, law, y if batches.whole is None else batches.whole[1].to(device), what)
     return check if batches.whole is None else None
+
+
+def check_store(model: nn.Module, guide: nn.Module) -> None:
+    """Refuse parameters that a model or guide made by `pyro.param`: no module holds them, so no step would move them.
+
+    Args:
+        model: The model, run once within an empty parameter store.
+        guide: Its guide, likewise.
+
+    Raises:
+        ValueError: There are such parameters; they are named.
+    """
+    known = {id(parameter) for module in (model, guide) for parameter in module.parameters()}
+    stray = [name for name, value in pyro.get_param_store().named_parameters() if id(value) not in known]
+    if stray:
+        raise ValueError(
+            f"fit: parameter(s) {name_list(stray)} made by pyro.param live in no module and would not be trained; make "
+            "them nn.Parameter of the guide, or train by pyro.infer.SVI"
+        )
 
 
 def _check_target(model: BayesianModel, law: Any, y: Tensor, what: str) -> None:

@@ -35,6 +35,11 @@ class Likelihood(nn.Module):
         """The likelihood's own quantities: fixed, learnt or sampled, by name."""
         return {name: noise() for name, noise in self.named_children() if isinstance(noise, Noise)}
 
+    def identity(self) -> str:
+        """What tells this likelihood from others: its type and its fixed numbers, without those that are fitted."""
+        noises = [f"{name}={part.identity()}" for name, part in self.named_children() if isinstance(part, Noise)]
+        return f"{type(self).__name__}({', '.join(text for text in (self.extra_repr(), *noises) if text)})"
+
     def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """The observation's law, one batch axis, from the output and the likelihood's own quantities."""
         raise TypeError(f"{type(self).__name__} must implement law(output)")
@@ -89,6 +94,12 @@ class Noise(nn.Module):
             drawn: Tensor = pyro.sample(self.site, self.prior.law(self.site, torch.Size()))
             return drawn
         return self.log_value.exp() if hasattr(self, "log_value") else self.value
+
+    def identity(self) -> str:
+        """The fixed number, `learnt`, or the prior."""
+        if self.prior is not None:
+            return repr(self.prior)
+        return "learnt" if hasattr(self, "log_value") else f"{self.value:.9g}"
 
     def __repr__(self) -> str:
         if self.prior is not None:
