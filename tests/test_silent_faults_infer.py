@@ -89,3 +89,42 @@ def test_the_nll_of_several_labels_an_example_is_that_of_the_example():
     row = ps.compare(model, guide, (x, y), modes=("mc:2",))["mc:2"]
     assert row.nll == pytest.approx(expected.mean().item(), rel=1e-5)
     assert row.nll_stderr == pytest.approx(expected.std().item() / 20**0.5, rel=1e-4)
+
+
+def test_generators_out_of_sight_are_found_and_held_out_data_leave_theirs_alone():
+    from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
+
+    from pyrostoch.infer.batches import as_batches
+    from pyrostoch.infer.heldout import predictive_loss
+
+    generator = torch.Generator().manual_seed(3)
+    data = TensorDataset(*regression_data())
+    sampler = BatchSampler(RandomSampler(data, generator=generator), 5, drop_last=False)
+    held_out = as_batches(DataLoader(data, batch_sampler=sampler), 5)
+    assert held_out.generators() == [generator]
+    before = generator.get_state()
+    model = model_of(nn.Linear(1, 1))
+    predictive_loss(model, ps.guides.Additive(model), held_out, torch.device("cpu"), estimator="local")
+    assert torch.equal(generator.get_state(), before)
+
+
+def test_a_shuffling_loader_is_refused_by_arviz_even_where_all_targets_are_equal():
+    from torch.utils.data import DataLoader, TensorDataset
+
+    model = model_of(nn.Linear(1, 1))
+    data = TensorDataset(torch.linspace(-1, 1, 20)[:, None], torch.ones(20, 1))
+    with pytest.raises(ValueError, match="the examples changed places"):
+        ps.to_arviz(model, ps.guides.Additive(model), DataLoader(data, batch_size=20, shuffle=True), draws=3)
+
+
+def test_a_checkpoint_of_untied_weights_does_not_load_into_tied_ones(tmp_path):
+    def party(tied):
+        net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
+        if tied:
+            net[1].weight = net[0].weight
+        model = ps.BayesianModel(net, prior=None, likelihood=ps.likelihoods.Gaussian(1.0), num_data=5)
+        return model, ps.guides.Additive(model)
+
+    ps.save(tmp_path / "a.safetensors", *party(False))
+    with pytest.raises(ValueError, match="1.weight is 0.weight"):
+        ps.load(tmp_path / "a.safetensors", *party(True))

@@ -31,20 +31,16 @@ class Use:
     Args:
         function: Readable name of the torch function.
         role: `"weight"` or `"bias"` of a linear or convolution, `"other"` elsewhere.
-        partner: Site whose weight shares the call (for a bias), or `None`.
         applications: Applications to one row of the input: conv positions or tokens; 1 for a plain linear layer.
         folded: Rows of the input that belong to one example; more than 1 where tokens are folded into the batch.
         spatial: Number of spatial dimensions; 0 for a linear layer.
-        batched: Whether the input had a batch axis.
     """
 
     function: str
     role: str
-    partner: str | None = None
     applications: int = 1
     folded: int = 1
     spatial: int = 0
-    batched: bool = True
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -101,9 +97,8 @@ class _CensusMode(TorchFunctionMode):
                 self.uses[name].append(Use(_readable(func), "other"))
                 continue
             role = "weight" if tensor is op.weight else "bias"
-            partner = self._names.get(id(op.weight)) if role == "bias" else None
             applications, folded = op.applications(result), op.folded(self.batch)
-            self.uses[name].append(Use(_readable(func), role, partner, applications, folded, op.spatial, op.batched()))
+            self.uses[name].append(Use(_readable(func), role, applications, folded, op.spatial))
         return result
 
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pyro import distributions as dist
 from torch import Tensor
@@ -57,7 +55,7 @@ class Flipout(Interpretation):
 
     def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
         """Carry out the operation with flipped signs, or with the plain draw where there is no batch to flip over."""
-        sequence = op.folded(self.batch) > 1 or (op.spatial == 0 and math.prod(op.input.shape[1:-1]) > 1)
+        sequence = op.over_tokens(self.batch)
         if weight is None or sequence or not op.batched():
             reason = "sequence" if sequence else "bias" if weight is None else "no batch"
             for site in (weight, bias):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from pyro import distributions as dist
 from torch import Tensor
@@ -88,7 +86,7 @@ class LocalReparameterization(Interpretation):
         return noise.to(variance.dtype) if mean is None else mean + noise.to(mean.dtype)
 
     def _repeated(self, op: LinearOp) -> bool:
-        if op.folded(self.batch) > 1 or (op.spatial == 0 and math.prod(op.input.shape[1:-1]) > 1):
+        if op.over_tokens(self.batch):
             return True
         return op.spatial > 0 and not self.factorised and not _single_position(op)
 

@@ -66,11 +66,6 @@ class LinearOp:
         """Number of spatial dimensions: 0 for a linear layer, 1 to 3 for a convolution."""
         return _SPATIAL.get(self.func, 0)
 
-    @property
-    def transposed(self) -> bool:
-        """Whether the weight's first axis holds the input channels."""
-        return _ARGUMENTS[self.func] is _CONV_TRANSPOSE
-
     def applications(self, output: Tensor) -> int:
         """How often one weight is applied to one row of the input, given the call's output.
 
@@ -83,6 +78,10 @@ class LinearOp:
     def folded(self, batch: int) -> int:
         """How many rows of the input belong to one example, where a network folds tokens or frames into its batch."""
         return -(-self.input.shape[0] // max(batch, 1)) if self.batched() else 1
+
+    def over_tokens(self, batch: int) -> bool:
+        """Whether the weight meets several tokens or frames of one example, unfolded or folded into the batch."""
+        return self.folded(batch) > 1 or (self.spatial == 0 and self.input.shape[1:-1].numel() > 1)
 
     def batched(self) -> bool:
         """Whether the input has a batch axis in front."""
