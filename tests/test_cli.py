@@ -180,7 +180,7 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (("compare", "--data", "cifar10", "--data-dir", "nowhere"), "nowhere"),
         (
             ("compare", "--model", "lenet"),
-            "model: expected one of 'mlp', 'lenet5', got 'lenet'; did you mean",
+            "model: expected one of 'mlp', 'lenet5', 'vgg', 'vgg-narrow', got 'lenet'; did you mean",
         ),
         (("compare", "--model", "lenet5"), "expected images of at least 16 x 16 pixels, got 8 x 8"),
         (("compare", "--prior", "loguniform"), "did you mean 'log-uniform'?"),

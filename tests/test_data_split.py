@@ -45,7 +45,12 @@ def test_dtype_and_limit(dtype: torch.dtype) -> None:
 
 BAD_CALLS = {
     "near miss": (("mnits",), {}, ValueError, "Did you mean 'mnist'"),
-    "unknown": (("imagenet",), {}, ValueError, "Known: digits, mnist, fashion-mnist, cifar10, uci:bostonHousing"),
+    "unknown": (
+        ("imagenet",),
+        {},
+        ValueError,
+        "Known: digits, mnist, fashion-mnist, cifar10, cifar100-coarse, cifar100-fine, uci:bostonHousing",
+    ),
     "path in a name": (("uci:../secret",), {}, ValueError, "There is no data set"),
     "empty set name": (("uci:",), {}, ValueError, "There is no data set"),
     "a split": (("digits",), {"split": 1}, ValueError, "digits has one standard split"),

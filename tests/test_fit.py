@@ -74,6 +74,7 @@ def test_rates_of_a_schedule(name: str, values: list[float]) -> None:
 def test_kl_weight_rises_over_fractions_of_epochs_and_can_be_off() -> None:
     assert [kl_weight(step, 3, 0.5) for step in range(3)] == pytest.approx([0, 2 / 3, 1])
     assert [kl_weight(step, 3, 0.0) for step in range(3)] == [1.0, 1.0, 1.0]
+    assert [kl_weight(step, 2, (1.0, 2.5)) for step in range(6)] == pytest.approx([0, 0, 0, 1 / 3, 2 / 3, 1])
 
 
 def test_rate_and_kl_weight_change_with_every_step_of_a_run() -> None:

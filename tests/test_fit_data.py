@@ -189,6 +189,7 @@ def test_a_last_batch_of_one_is_refused_where_a_batchnorm_cannot_take_it() -> No
         ({"lr_alpha": 0.0}, "lr_alpha: expected a positive"),
         ({"clip": 0.0}, "clip: expected a positive"),
         ({"kl_warmup": -1.0}, "kl_warmup: expected a number of epochs"),
+        ({"kl_warmup": (3.0, 1.0)}, "or a pair of them in rising order, got \\(3.0, 1.0\\)"),
         ({"num_particles": 0}, "num_particles: expected"),
         ({"estimator": "locl"}, "estimator: .*did you mean 'local'"),
         ({"schedule": "step"}, "schedule: expected one of 'linear', 'cosine', 'constant'"),

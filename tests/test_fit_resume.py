@@ -69,7 +69,7 @@ def stop_at(epoch: int) -> Callable[[dict[str, Any]], None]:
 
 VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
     "plain": dict,
-    "cosine": lambda: {"schedule": "cosine", "estimator": "flipout", "num_particles": 2},
+    "cosine": lambda: {"schedule": "cosine", "estimator": "flipout", "num_particles": 2, "kl_warmup": (1.0, 2.5)},
     "no seed": lambda: {"seed": None},
     "held-out": lambda: {"validation": data(40, 1), "patience": 2, "lr": 0.2, "schedule": "constant"},
     "loader": lambda: {"source": DataLoader(TensorDataset(*data()), batch_size=25, shuffle=True)},

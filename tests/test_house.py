@@ -40,6 +40,8 @@ NEIGHBOURS = {
     ("layers", "model"),
     ("model", "priors"),
     ("model", "likelihoods"),
+    # The benchmarks draw their figures.
+    ("bench", "report"),
     ("__main__", "cli"),
 }
 

@@ -21,6 +21,8 @@ NETWORKS = {
     "lenet5, 28": (lambda: models.LeNet5(widths=(2, 3, 4)), (1, 28, 28), 10),
     "lenet5, 32": (lambda: models.LeNet5(3, 7, 32, (2, 3, 4), batch_norm=False), (3, 32, 32), 7),
     "lenet5, smallest": (lambda: models.LeNet5(1, 2, (16, 21), (2, 3, 4)), (1, 16, 21), 2),
+    "lenet5, dropout": (lambda: models.LeNet5(widths=(2, 3, 4), dropout=0.5), (1, 28, 28), 10),
+    "vgg": (lambda: models.VGG(width=1 / 16), (3, 32, 32), 10),
     "built mlp": (lambda: models.build("mlp", input_shape=(1, 8, 8), num_outputs=10), (1, 8, 8), 10),
     "built lenet5": (lambda: models.build("lenet5", input_shape=[2, 18, 20], num_outputs=4), (2, 18, 20), 4),
 }
@@ -61,6 +63,43 @@ def test_lenet5_is_the_published_one():
         assert abs(layer.weight.std().item() / (bound / math.sqrt(3)) - 1) < 0.1
 
 
+def test_lenet5_pools_before_relu_with_the_same_gradients():
+    net, x = models.LeNet5(widths=(4, 6, 20)).double(), torch.randn(5, 1, 28, 28, dtype=torch.float64)
+    pool = nn.MaxPool2d(2)
+    twin = nn.Sequential(
+        *(net.conv1, net.bn1, nn.ReLU(), pool, net.conv2, net.bn2, nn.ReLU(), pool),
+        *(nn.Flatten(), net.dense1, net.bn3, nn.ReLU(), net.dense2),
+    )
+    results = []
+    for network in (net, twin):
+        net.zero_grad()
+        x = x.detach().requires_grad_()
+        out = network(x)
+        out.logsumexp(1).sum().backward()
+        results.append([out.detach(), x.grad, *(p.grad.clone() for p in net.parameters())])
+    assert all(grad.any() for grad in results[0])
+    for got, wanted in zip(*results, strict=True):
+        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
+
+
+def test_lenet5_drops_the_inputs_of_its_hidden_dense_layer():
+    plain, net = models.LeNet5(widths=(4, 6, 20)).eval(), models.LeNet5(widths=(4, 6, 20), dropout=0.4).eval()
+    assert isinstance(net.drop2, MCDropout) and net.drop2.p == 0.4
+    assert list(net.state_dict()) == list(plain.state_dict())
+    net.load_state_dict(plain.state_dict())
+    seen = []
+    for network in (plain, net):
+        network.dense1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
+    x = torch.randn(50, 1, 28, 28)
+    assert torch.equal(plain(x), plain(x)) and not torch.equal(net(x), net(x))
+    whole, left = seen[0], seen[-1]
+    kept = left != 0
+    torch.testing.assert_close(left[kept], whole[kept] / 0.6)
+    assert abs(kept.sum().item() / (whole != 0).sum().item() - 0.6) < 0.03
+    with MeanPropagation():
+        assert torch.equal(net(x), plain(x))
+
+
 def test_lenet5_computes_what_it_says():
     net, x = models.LeNet5(widths=(4, 6, 20)).double().eval(), torch.randn(2, 1, 28, 28, dtype=torch.float64)
     with torch.no_grad():
@@ -99,6 +138,8 @@ def test_mlp_names_and_parts():
         (lambda: models.LeNet5(image_size=(28, 15)), "at least 16 x 16 pixels, got 28 x 15"),
         (lambda: models.LeNet5(widths=(2, 3)), r"three positive widths.*widths=\(2, 3\)"),
         (lambda: models.LeNet5(num_classes=0), "num_classes=0"),
+        (lambda: models.LeNet5(dropout=1.0), r"MCDropout: expected a probability p in \[0, 1\), got 1.0"),
+        (lambda: models.LeNet5(dropout=-0.1), "got -0.1"),
         (lambda: models.LeNet5()(torch.zeros(2, 28, 28)), r"\(batch, 1, 28, 28\), got \(2, 28, 28\)"),
         (lambda: models.build("lenet", input_shape=(1, 28, 28), num_outputs=2), "did you mean 'lenet5'"),
         (lambda: models.build("lenet5", input_shape=(13,), num_outputs=2), r"'lenet5'.*\(13,\); use 'mlp'"),
@@ -111,4 +152,4 @@ def test_bad_sizes_and_names(make, message):
 
 def test_every_name_can_be_built():
     for name in models.NAMES:
-        assert models.build(name, input_shape=(1, 28, 28), num_outputs=3)(torch.zeros(2, 1, 28, 28)).shape == (2, 3)
+        assert models.build(name, input_shape=(1, 32, 32), num_outputs=3)(torch.zeros(2, 1, 32, 32)).shape == (2, 3)

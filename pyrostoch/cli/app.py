@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pyrostoch.cli import options as opt
+from pyrostoch.cli.bench import bench
 from pyrostoch.cli.errors import DEBUG, guarded
 
 __all__ = ["app", "main"]
@@ -204,6 +205,9 @@ def download(
     if not root:
         raise ValueError("download: no data folder was given: say where to put the files with --data-dir DIR")
     typer.echo(f"{name} is in {fetch(name, root, progress=not quiet)}")
+
+
+app.command()(bench)
 
 
 def _carry_out(kind: str, params: dict[str, Any]) -> None:

@@ -39,14 +39,20 @@ _RUN = "Run"
 
 Data = Annotated[
     str | None,
-    typer.Option("--data", help="digits (default), mnist, fashion-mnist, cifar10 or uci:<name>.", metavar="NAME"),
+    typer.Option(
+        "--data",
+        help="digits (default), mnist, fashion-mnist, cifar10, cifar100-coarse, cifar100-fine or uci:<name>.",
+        metavar="NAME",
+    ),
 ]
 DataDir = Annotated[
     str | None,
     typer.Option("--data-dir", help="Folder of the data; else the variable PYROSTOCH_DATA.", metavar="DIR"),
 ]
 Split = Annotated[int | None, typer.Option("--split", help="Train/test split of a UCI set, from 0.")]
-Model = Annotated[str | None, typer.Option("--model", help="Network: mlp (default) or lenet5.", metavar="NAME")]
+Model = Annotated[
+    str | None, typer.Option("--model", help="Network: mlp (default), lenet5, vgg or vgg-narrow.", metavar="NAME")
+]
 Hidden = Annotated[
     str | None, typer.Option("--hidden", help="Widths of an MLP's hidden layers, such as 100,100.", metavar="WIDTHS")
 ]
@@ -54,7 +60,7 @@ Random = Annotated[
     str | None,
     typer.Option(
         "--random",
-        help="Names of the random weights (shell patterns, by commas); default fc2.weight, or dense1.weight of lenet5.",
+        help="Names of the random weights (shell patterns, by commas); default: a hidden layer's, fc2.weight of mlp.",
         metavar="PATTERN",
     ),
 ]

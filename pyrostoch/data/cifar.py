@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import os
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Literal
@@ -15,7 +16,7 @@ from pyrostoch.data.errors import CorruptDataError, not_found
 from pyrostoch.data.files import read_npz
 from pyrostoch.data.restricted_pickle import read_pickle
 
-__all__ = ["cifar_title", "locate_cifar", "read_cifar"]
+__all__ = ["cifar_title", "locate_cifar", "read_batch", "read_cifar"]
 
 _BATCHES = {"train": tuple(f"data_batch_{i}" for i in range(1, 6)), "test": ("test_batch",)}
 _ARCHIVES = {"train": "train.npz", "test": "test.npz"}
@@ -78,35 +79,54 @@ def read_cifar(
     images, labels, count = [], [], 0
     for name in _BATCHES[part]:
         if limit is None or count < limit:
-            image, label = _read_batch(folder / name)
+            image, label = read_batch(folder / name, "CIFAR-10", {"labels": 10})
             images.append(image)
-            labels.append(label)
-            count += len(label)
+            labels.append(label["labels"])
+            count += len(image)
     return np.concatenate(images)[:limit], np.concatenate(labels)[:limit]
 
 
-def _labels(path: Path, values: Any) -> NDArray[np.uint8]:
+def read_batch(
+    path: Path, title: str, kinds: Mapping[str, int]
+) -> tuple[NDArray[np.uint8], dict[str, NDArray[np.uint8]]]:
+    """Read one pickled batch in the format that CIFAR-10 and CIFAR-100 share.
+
+    Args:
+        path: The file.
+        title: Human name of the set, for errors.
+        kinds: Keys of the labels, each with its number of classes; all of them are read and checked.
+
+    Returns:
+        Images (n, 3, 32, 32), and by key the labels (n,), all uint8.
+
+    Raises:
+        CorruptDataError: If the file is damaged, lacks a key, or its labels or images are not those of such a set.
+    """
+    batch = read_pickle(path)
+    keys = ("data", *kinds)
+    if not batch.keys() >= set(keys):
+        wanted = f"{', '.join(map(repr, keys[:-1]))} and {keys[-1]!r}"
+        raise CorruptDataError(f"{path}: expected the keys {wanted} of {title}, found {sorted(batch)}.")
+    labels = {kind: _labels(path, batch[kind], classes, kind) for kind, classes in kinds.items()}
+    data = batch["data"]
+    for kind, values in labels.items():
+        if not isinstance(data, np.ndarray) or data.shape != (len(values), 3072):
+            raise CorruptDataError(
+                f"{path}: expected 'data' of shape {(len(values), 3072)}, uint8, to match the {kind}; found "
+                f"{np.shape(data)}."
+            )
+    return data.reshape(-1, 3, 32, 32), labels
+
+
+def _labels(path: Path, values: Any, classes: int, kind: str) -> NDArray[np.uint8]:
     labels = np.asarray(values)
-    if labels.ndim != 1 or labels.dtype.kind not in "iu" or not labels.size or labels.min() < 0 or labels.max() > 9:
+    whole = labels.ndim == 1 and labels.dtype.kind in "iu" and labels.size > 0
+    if not whole or labels.min() < 0 or labels.max() >= classes:
         raise CorruptDataError(
-            f"{path}: expected labels 0 to 9 of shape (n,); found shape {labels.shape}, {labels.dtype}"
+            f"{path}: expected {kind} 0 to {classes - 1} of shape (n,); found shape {labels.shape}, {labels.dtype}"
             + (f", from {labels.min()} to {labels.max()}." if labels.size and labels.dtype.kind in "iu" else ".")
         )
     return labels.astype(np.uint8)
-
-
-def _read_batch(path: Path) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    batch = read_pickle(path)
-    missing = {"data", "labels"} - batch.keys()
-    if missing:
-        raise CorruptDataError(f"{path}: expected the keys 'data' and 'labels' of CIFAR-10, found {sorted(batch)}.")
-    labels, data = _labels(path, batch["labels"]), batch["data"]
-    if not isinstance(data, np.ndarray) or data.shape != (len(labels), 3072):
-        raise CorruptDataError(
-            f"{path}: expected 'data' of shape {(len(labels), 3072)}, uint8, to match the labels; found "
-            f"{np.shape(data)}."
-        )
-    return data.reshape(-1, 3, 32, 32), labels
 
 
 def _read_archive(path: Path, limit: int | None) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
@@ -118,7 +138,7 @@ def _read_archive(path: Path, limit: int | None) -> tuple[NDArray[np.uint8], NDA
         ) from error
     archive = read_npz(path, ("jpeg", "offset", "label"))
     jpeg, offset = archive["jpeg"], archive["offset"].astype(np.int64)
-    labels = _labels(path, archive["label"])
+    labels = _labels(path, archive["label"], 10, "labels")
     count = len(labels)
     if offset.shape != (count + 1,) or offset[0] != 0 or offset[-1] != jpeg.size or (np.diff(offset) <= 0).any():
         raise CorruptDataError(

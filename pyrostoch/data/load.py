@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from pyrostoch.data.cifar import cifar_title, locate_cifar, read_cifar
+from pyrostoch.data.cifar100 import CIFAR100, locate_cifar100, read_cifar100
 from pyrostoch.data.digits import read_digits
 from pyrostoch.data.files import data_root
 from pyrostoch.data.mnist import TITLES, locate_mnist, read_mnist
@@ -19,7 +20,7 @@ from pyrostoch.data.uci import UCI_SETS, locate_uci, read_uci, uci_set
 
 __all__ = ["NAMES", "load", "locate"]
 
-NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", *(f"uci:{name}" for name in UCI_SETS))
+NAMES = ("digits", "mnist", "fashion-mnist", "cifar10", *CIFAR100, *(f"uci:{name}" for name in UCI_SETS))
 
 
 def load(
@@ -32,12 +33,14 @@ def load(
 ) -> DataSplit:
     """Load a data set into memory.
 
-    Images come as (n, 1, 8, 8) for `digits`, (n, 1, 28, 28) for the two MNISTs and (n, 3, 32, 32) for CIFAR-10, in [0,
-    1], with int64 labels. UCI sets come standardised by their training part; see `DataSplit` for how to undo it.
+    Images come as (n, 1, 8, 8) for `digits`, (n, 1, 28, 28) for the two MNISTs and (n, 3, 32, 32) for CIFAR-10 and
+    CIFAR-100, in [0, 1], with int64 labels. UCI sets come standardised by their training part; see `DataSplit` for how
+    to undo it.
 
     Args:
-        name: `"digits"` (bundled), `"mnist"`, `"fashion-mnist"`, `"cifar10"`, or `"uci:<name>"` with one of the seven
-            standard sets or the name of a folder laid out like them.
+        name: `"digits"` (bundled), `"mnist"`, `"fashion-mnist"`, `"cifar10"`, `"cifar100-coarse"` (20 classes) or
+            `"cifar100-fine"` (100 classes), or `"uci:<name>"` with one of the seven standard sets or the name of a
+            folder laid out like them.
         data_dir: Folder the data are in, in torchvision's layout; without it, the variable `PYROSTOCH_DATA`.
         split: Which of the standard train/test splits, for UCI sets; the others have one, numbered 0.
         dtype: Floating type of inputs and regression targets.
@@ -76,6 +79,11 @@ def load(
         folder = locate_cifar(root)
         parts = [read_cifar(folder, "train", limit), read_cifar(folder, "test", limit)]
         return _classification(name, cifar_title(folder), str(folder), parts, 255.0, dtype)
+    if name in CIFAR100:
+        folder, (kind, classes) = locate_cifar100(name, root), CIFAR100[name]
+        parts = [read_cifar100(name, folder, "train", limit), read_cifar100(name, folder, "test", limit)]
+        title = f"CIFAR-100 ({classes} {kind} labels)"
+        return _classification(name, title, str(folder), parts, 255.0, dtype, num_classes=classes)
     folder = locate_mnist(name, root)
     whole = [read_mnist(name, folder, "train"), read_mnist(name, folder, "test")]
     parts = [(images[:limit, None], labels[:limit]) for images, labels in whole]
@@ -105,6 +113,8 @@ def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> str:
         return "bundled"
     if name == "cifar10":
         return str(locate_cifar(root))
+    if name in CIFAR100:
+        return str(locate_cifar100(name, root))
     if name.startswith("uci:"):
         return str(locate_uci(name.removeprefix("uci:"), root))
     return str(locate_mnist(name, root))
@@ -117,6 +127,11 @@ def _known(name: str) -> str:
         return lower
     if lower.startswith("uci:") and (folder := uci_set(name.strip()[4:])) is not None:
         return f"uci:{folder}"
+    if lower.replace("-", "").startswith("cifar100"):
+        kinds = " or ".join(f"{known!r} ({classes} classes)" for known, (_, classes) in CIFAR100.items())
+        raise ValueError(
+            f"There is no data set {name!r}: CIFAR-100 has two kinds of labels, and its name says which: {kinds}."
+        )
     close = difflib.get_close_matches(lower, NAMES, n=1)
     raise ValueError(
         f"There is no data set {name!r}.{f' Did you mean {close[0]!r}?' if close else ''} Known: "
@@ -132,13 +147,14 @@ def _classification(
     parts: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
     top: float,
     dtype: torch.dtype,
+    num_classes: int = 10,
 ) -> DataSplit:
     (x_train, y_train), (x_test, y_test) = (
         (torch.from_numpy(np.ascontiguousarray(x)).to(dtype).div_(top), torch.from_numpy(y.astype(np.int64)))
         for x, y in parts
     )
     shape = tuple(x_train.shape[1:])
-    return DataSplit(name, title, "classification", x_train, y_train, x_test, y_test, 10, shape, source)
+    return DataSplit(name, title, "classification", x_train, y_train, x_test, y_test, num_classes, shape, source)
 
 
 def _regression(name: str, source: str, split: int, dtype: torch.dtype, limit: int | None) -> DataSplit:

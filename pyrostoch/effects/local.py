@@ -33,7 +33,8 @@ class LocalReparameterization(Interpretation):
     made, and one draw is shared instead.
 
     Args:
-        factorised: Whether convolutions are treated too. `False` keeps every marginal prediction exact.
+        factorised: Whether convolutions, and laws that enter by their moments, are treated too. `False` keeps every
+            marginal prediction exact: only normal weights that are applied once to each example are treated.
         lazy: See `Interpretation`.
 
     References:
@@ -60,8 +61,8 @@ class LocalReparameterization(Interpretation):
         self.factorised = factorised
 
     def treats(self, law: Distribution) -> bool:
-        """Whether the law enters the output's law by its mean and variance."""
-        return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform))
+        """Whether the law enters the output's law by its mean and variance, exactly where that is asked for."""
+        return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform) if self.factorised else Normal)
 
     def refuses(self, use: Use) -> str | None:
         """What shares one draw, made before the call so that a checkpointed part recomputes the same noise."""

@@ -44,7 +44,7 @@ def fit(
     lr_alpha: float | None = None,
     estimator: Estimator = "local",
     schedule: Schedule = "linear",
-    kl_warmup: float = 0.0,
+    kl_warmup: float | tuple[float, float] = 0.0,
     clip: float | None = None,
     num_particles: int = 1,
     validation: Any = None,
@@ -76,7 +76,8 @@ def fit(
         estimator: How random weights are treated; see `ELBO`.
         schedule: How the learning rate falls, step by step, over the run: `"linear"` or `"cosine"` to 0, or
             `"constant"`.
-        kl_warmup: Epochs over which the weight of the KL rises linearly from 0 to 1.
+        kl_warmup: Epochs over which the weight of the KL rises linearly from 0 to 1; a pair of epochs between which it
+            does so.
         clip: Largest norm of the whole gradient.
         num_particles: Independent draws averaged in a step.
         validation: Held-out data, as `data`: their predictive loss is recorded each epoch.

@@ -48,13 +48,14 @@ def rate_factor(schedule: Schedule | str, step: int, steps: int) -> float:
     return SCHEDULES[check_choice("schedule", schedule, SCHEDULES)](step / steps)
 
 
-def kl_weight(step: int, steps_per_epoch: int, warmup: float) -> float:
+def kl_weight(step: int, steps_per_epoch: int, warmup: float | tuple[float, float]) -> float:
     """The weight of the KL at one step: from 0 at the first, linearly to 1 after `warmup` epochs.
 
     Args:
         step: Number of steps already made.
         steps_per_epoch: Steps of an epoch.
-        warmup: Length of the warm-up in epochs, which may be a fraction; 0 for none.
+        warmup: Length of the warm-up in epochs, which may be a fraction; 0 for none. A pair says after how many epochs
+            the weight begins to rise, and after how many it is 1.
 
     Returns:
         A number from 0 to 1.
@@ -62,9 +63,12 @@ def kl_weight(step: int, steps_per_epoch: int, warmup: float) -> float:
     Example:
         >>> [kl_weight(step, 2, warmup=2.0) for step in range(6)]
         [0.0, 0.25, 0.5, 0.75, 1.0, 1.0]
+        >>> [kl_weight(step, 1, warmup=(2.0, 4.0)) for step in range(5)]
+        [0.0, 0.0, 0.0, 0.5, 1.0]
 
     References:
         Sonderby et al., "Ladder variational autoencoders", 2016.
     """
-    length = warmup * steps_per_epoch
-    return 1.0 if step >= length else step / length
+    begin, end = warmup if isinstance(warmup, tuple) else (0.0, warmup)
+    done = step / steps_per_epoch
+    return 1.0 if done >= end else max(0.0, done - begin) / (end - begin)

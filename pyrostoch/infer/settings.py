@@ -34,7 +34,7 @@ class Settings:
     lr_alpha: float | None = None
     estimator: str = "local"
     schedule: str = "linear"
-    kl_warmup: float = 0.0
+    kl_warmup: float | tuple[float, float] = 0.0
     clip: float | None = None
     num_particles: int = 1
     patience: int | None = None
@@ -52,15 +52,14 @@ class Settings:
         for name in ("lr_alpha", "clip"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
-        if not (isinstance(self.kl_warmup, (int, float)) and math.isfinite(self.kl_warmup) and self.kl_warmup >= 0):
-            raise ValueError(f"kl_warmup: expected a number of epochs from 0 up, got {self.kl_warmup!r}")
+        _check_warmup(self.kl_warmup)
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, ("float32", "bf16"))
 
     def text(self, **data: Any) -> dict[str, Any]:
-        """The settings and what is known of the data, as plain data for a checkpoint."""
-        return {**asdict(self), **data}
+        """The settings and what is known of the data, as plain data for a checkpoint, as JSON would give them back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()} | data
 
 
 def check_same_run(path: Path, training: dict[str, Any], now: dict[str, Any]) -> None:
@@ -88,6 +87,15 @@ def check_same_run(path: Path, training: dict[str, Any], now: dict[str, Any]) ->
         raise CheckpointError(
             f"checkpoint {path}: the run was started with {name}={before.get(name)!r} and cannot be resumed with "
             f"{name}={now.get(name)!r}: {why}. Resume it with its own settings, or start a new run at another path"
+        )
+
+
+def _check_warmup(warmup: Any) -> None:
+    ends = warmup if isinstance(warmup, tuple) else (warmup, warmup)
+    good = len(ends) == 2 and all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends)
+    if not (good and 0 <= ends[0] <= ends[1]) or (isinstance(warmup, tuple) and ends[0] == ends[1]):
+        raise ValueError(
+            f"kl_warmup: expected a number of epochs from 0 up, or a pair of them in rising order, got {warmup!r}"
         )
 
 

@@ -4,6 +4,8 @@
 | --- | --- |
 | `MLP` | fully connected, on flattened inputs |
 | `LeNet5` | the convolutional network 20-50-500-10, with batch normalisation |
+| `VGG` | the thirteen convolutions of CIFAR experiments, with batch normalisation and dropout; narrow by its `width` |
+| `CropAndFlip` | random crops and flips of training images, to stand in front of a network |
 | `build` | one of these by its name, for given input and output sizes |
 """
 
@@ -15,8 +17,10 @@ if __name__ != "pyrostoch.models":
         "second copy of its classes would not be recognised"
     )
 
+from pyrostoch.models.augment import CropAndFlip
 from pyrostoch.models.lenet import LeNet5
 from pyrostoch.models.mlp import MLP
 from pyrostoch.models.registry import NAMES, build
+from pyrostoch.models.vgg import VGG
 
-__all__ = ["MLP", "NAMES", "LeNet5", "build"]
+__all__ = ["MLP", "NAMES", "VGG", "CropAndFlip", "LeNet5", "build"]

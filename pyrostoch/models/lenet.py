@@ -5,6 +5,8 @@ from __future__ import annotations
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyrostoch.layers import MCDropout
+
 __all__ = ["LeNet5"]
 
 _KERNEL = 5
@@ -22,9 +24,12 @@ class LeNet5(nn.Module):
         image_size: Height and width of the images in pixels, at least 16; a pair where they differ.
         widths: Channels of the two convolutions, and neurons of the hidden dense layer.
         batch_norm: Whether there is batch normalisation.
+        dropout: Probability of `MCDropout` on the inputs of `dense1` (`drop2`, behind the second convolution's
+            pooling and ReLU): a network with binary dropout where others have a random layer. 0 leaves it out.
 
     Raises:
-        ValueError: The images are too small for two convolutions and two poolings, or a width is not positive.
+        ValueError: The images are too small for two convolutions and two poolings, a width is not positive, or the
+            probability is outside [0, 1).
 
     References:
         LeCun, Bottou, Bengio, Haffner 1998.
@@ -44,6 +49,7 @@ class LeNet5(nn.Module):
         image_size: int | tuple[int, int] = 28,
         widths: tuple[int, int, int] = (20, 50, 500),
         batch_norm: bool = True,
+        dropout: float = 0.0,
     ) -> None:
         super().__init__()
         height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
@@ -64,6 +70,7 @@ class LeNet5(nn.Module):
         self.bn1 = nn.BatchNorm2d(first) if batch_norm else nn.Identity()
         self.conv2 = nn.Conv2d(first, second, _KERNEL, bias=False)
         self.bn2 = nn.BatchNorm2d(second) if batch_norm else nn.Identity()
+        self.drop2 = MCDropout(dropout) if dropout else None
         self.dense1 = nn.Linear(second * _left(height) * _left(width), dense, bias=False)
         self.bn3 = nn.BatchNorm1d(dense) if batch_norm else nn.Identity()
         self.dense2 = nn.Linear(dense, num_classes, bias=False)
@@ -73,9 +80,12 @@ class LeNet5(nn.Module):
         if tuple(x.shape[1:]) != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"LeNet5: expected images of shape (batch, {expected}), got {tuple(x.shape)}")
-        h = F.max_pool2d(F.relu(self.bn1(self.conv1(x))), 2)
-        h = F.max_pool2d(F.relu(self.bn2(self.conv2(h))), 2)
-        h = F.relu(self.bn3(self.dense1(h.flatten(1))))
+        # Pooling commutes with ReLU, which then has a quarter of the values to pass on.
+        h = F.relu(F.max_pool2d(self.bn1(self.conv1(x)), 2))
+        h = F.relu(F.max_pool2d(self.bn2(self.conv2(h)), 2)).flatten(1)
+        if self.drop2 is not None:
+            h = self.drop2(h)
+        h = F.relu(self.bn3(self.dense1(h)))
         logits: Tensor = self.dense2(h)
         return logits
 

@@ -37,7 +37,7 @@ class Config:
         guides: Names of the guides trained, in this order.
         data: Name of the data set.
         split: Number of its train/test split, for UCI sets.
-        model: `"mlp"` or `"lenet5"`.
+        model: `"mlp"`, `"lenet5"`, `"vgg"` or `"vgg-narrow"`.
         hidden: Widths of the hidden layers of an MLP; empty for other networks.
         random: Pattern(s) of the random weights' names, separated by commas.
         prior: Their prior, as `parse_prior` reads it.

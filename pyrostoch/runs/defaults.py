@@ -13,6 +13,7 @@ import torch
 from pyrostoch import data
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch.models import NAMES as MODELS
+from pyrostoch.models import VGG
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.names import COMPARED
 
@@ -41,11 +42,11 @@ _RECIPES: dict[tuple[str, str], _Recipe] = {
     ("cifar10", "lenet5"): _Recipe(epochs=20),
     ("uci", "mlp"): _Recipe(epochs=0, hidden=(50, 50), lr=1e-2),
 }
-_ALIKE = {"fashion-mnist": "mnist"}
+_ALIKE = {"fashion-mnist": "mnist", "cifar100-coarse": "cifar10", "cifar100-fine": "cifar10"}
 
 #: The weights that are random unless the user says otherwise: those of a hidden layer. A variance-only law at the
 #: output cannot learn classes, since its logits would be symmetric about their biases.
-_RANDOM = {"lenet5": "dense1.weight"}
+_RANDOM = {"lenet5": "dense1.weight", **dict.fromkeys(("vgg", "vgg-narrow"), ",".join(VGG.VARIATIONAL))}
 
 
 def settle(kind: str, given: Mapping[str, Any]) -> Config:

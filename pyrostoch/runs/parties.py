@@ -114,6 +114,14 @@ def describe_network(config: Config, model: BayesianModel, split: DataSplit) -> 
     extra = ", ReLU, batch normalisation" if normalised else ", ReLU"
     if config.model == "mlp":
         return "-".join(map(str, (math.prod(split.input_shape), *config.hidden, outputs))) + extra
+    if isinstance(model.net, models.VGG):
+        convolutions = [part for part in model.net.modules() if isinstance(part, nn.Conv2d)]
+        widths = dict.fromkeys(part.out_channels for part in convolutions)
+        dense = model.net.dense1.out_features
+        return (
+            f"{len(convolutions)} convolutions of 3 x 3, widths {', '.join(map(str, widths))}, dense {dense}-{outputs}"
+            + extra
+        )
     return f"convolutions 20 and 50 of 5 x 5, dense 500-{outputs}" + extra
 
 

@@ -1,0 +1,20 @@
+"""Benchmarks: published tables run again by one command, with records that say what was run and what was not.
+
+| name | what |
+| --- | --- |
+| `variance` | variance layers beside dropout: accuracy by mean, one sample and many |
+| `elbo` | the ELBO of the alpha guides and the additive one, cold and warm-started, term by term |
+
+`run` carries out the trials of a benchmark (a case and a seed each), `results` are tidy records in JSON, and `markdown`
+makes the table of all of them.
+"""
+
+from __future__ import annotations
+
+from pyrostoch.bench.plan import BENCHES, Bench, Case, Recipe
+from pyrostoch.bench.results import read_results
+from pyrostoch.bench.run import run
+from pyrostoch.bench.tables import markdown
+from pyrostoch.bench.trial import Setting
+
+__all__ = ["BENCHES", "Bench", "Case", "Recipe", "Setting", "markdown", "read_results", "run"]

@@ -1,0 +1,160 @@
+"""What a benchmark is made of: cases, each a network with random weights and the recipe that trains it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from pyrostoch._checks import name_list
+from pyrostoch.data import DataSplit
+from pyrostoch.infer.elbo import Estimator
+from pyrostoch.infer.schedule import Schedule
+from pyrostoch.model import BayesianModel
+from pyrostoch.priors import Prior
+
+if TYPE_CHECKING:
+    from pyrostoch.bench.trial import Trained
+
+__all__ = ["Bench", "Case", "Recipe"]
+
+#: Extra scores of a trained network, by metric.
+Measure = Callable[["Trained"], Mapping[str, float]]
+
+#: A trial of a kind of its own.
+Alone = Callable[[str, int, Path], Mapping[str, float]]
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """How a network is trained, and how its guide starts.
+
+    Args:
+        epochs: Passes through the training data.
+        batch_size: Examples a step.
+        lr: Learning rate at the start.
+        lr_alpha: Learning rate of log alpha at the start; `lr` where it is not given.
+        init_log_alpha: Where log alpha starts, for guides that have one.
+        init_scale: Where the standard deviations of an additive guide start.
+        schedule: How the rates fall.
+        kl_warmup: Epochs until the KL has its full weight.
+        estimator: How random weights are treated in training.
+        examples: Training examples used, the first ones; all of them where it is not given.
+    """
+
+    epochs: int
+    batch_size: int = 200
+    lr: float = 1e-3
+    lr_alpha: float | None = None
+    init_log_alpha: float = -5.0
+    init_scale: float = 1e-2
+    schedule: Schedule = "linear"
+    kl_warmup: float = 0.0
+    estimator: Estimator = "local"
+    examples: int | None = None
+
+    def changed(self, settings: Mapping[str, str]) -> Recipe:
+        """The recipe with some settings changed, as they are written on a command line.
+
+        Args:
+            settings: Values by name.
+
+        Returns:
+            Another recipe.
+
+        Raises:
+            ValueError: A name is unknown, or a value is of another kind.
+
+        Example:
+            >>> Recipe(epochs=5).changed({"lr": "0.01", "epochs": "7"}).lr
+            0.01
+        """
+        known = vars(self)
+        changes: dict[str, Any] = {}
+        for name, text in settings.items():
+            if name not in known:
+                raise ValueError(f"recipe: no setting {name!r}; it has {name_list(known)}")
+            whole = name in ("epochs", "batch_size", "examples")
+            try:
+                changes[name] = text if name in ("schedule", "estimator") else int(text) if whole else float(text)
+            except ValueError:
+                raise ValueError(
+                    f"recipe: {name}: expected a {'whole ' if whole else ''}number, got {text!r}"
+                ) from None
+        return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A row of a benchmark.
+
+    Args:
+        name: Lower case, parts separated by slashes; says which layers are random.
+        title: What stands in the table.
+        data: Name of the data set; none for a case that makes its own.
+        recipes: The recipe of each preset in which this case is run.
+        network: Makes the network for a data set.
+        guide: Makes the guide, for a model, the recipe, and the trained guide of the case it starts from.
+        random: Prior of each random weight, by name pattern; empty where nothing is random.
+        modes: Predictive modes that are scored.
+        start: Name of the case whose trained state this one goes on from.
+        data_title: Title that the data set must have, where a loader's name covers several.
+        needs_gpu: Presets whose run makes no sense on a CPU.
+        curve: Whether scores are followed over the epochs, for the figure.
+        draws: Draws for the ELBO's data term; 0 where no ELBO is reported.
+        measure: Further scores.
+        alone: Carries out a whole trial of its own kind: preset, seed and the benchmarks' folder make metrics.
+    """
+
+    name: str
+    title: str
+    data: str | None
+    recipes: Mapping[str, Recipe]
+    network: Callable[[DataSplit], nn.Module] | None = None
+    guide: Callable[[BayesianModel, Recipe, nn.Module | None], nn.Module] | None = None
+    random: Mapping[str, Prior] = field(default_factory=dict)
+    modes: tuple[str, ...] = ("mean", "mc:1", "mc:20")
+    start: str | None = None
+    data_title: str | None = None
+    needs_gpu: tuple[str, ...] = ()
+    curve: bool = False
+    draws: int = 0
+    measure: Measure | None = None
+    alone: Alone | None = None
+
+
+@dataclass(frozen=True)
+class Bench:
+    """A benchmark: cases, and what is said about them.
+
+    Args:
+        name: Name on the command line.
+        title: Headline of its table.
+        cases: The rows, those that others start from before them.
+        columns: Metrics of the table with their headings.
+        published: Published values by case and metric, for the line beneath a row.
+        notes: Sentences beneath the table.
+        source: Where the published values are from.
+    """
+
+    name: str
+    title: str
+    cases: tuple[Case, ...]
+    columns: tuple[tuple[str, str], ...]
+    published: Mapping[str, Mapping[str, float]]
+    notes: tuple[str, ...]
+    source: str
+
+    def case(self, name: str) -> Case:
+        """The case of a name.
+
+        Raises:
+            ValueError: There is none.
+        """
+        for case in self.cases:
+            if case.name == name:
+                return case
+        raise ValueError(f"bench {self.name}: no case {name!r}; it has {name_list(case.name for case in self.cases)}")

@@ -1,0 +1,12 @@
+"""The benchmarks by name."""
+
+from __future__ import annotations
+
+from pyrostoch.bench.case import Bench, Case, Recipe
+from pyrostoch.bench.elbo import ELBO_TABLE
+from pyrostoch.bench.variance import VARIANCE
+
+__all__ = ["BENCHES", "Bench", "Case", "Recipe"]
+
+#: All benchmarks.
+BENCHES: dict[str, Bench] = {bench.name: bench for bench in (VARIANCE, ELBO_TABLE)}

@@ -1,0 +1,141 @@
+"""Carrying out a benchmark: its trials one after the other, the records written after each."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from pyrostoch._checks import check_choice, name_list
+from pyrostoch.bench.case import Bench, Case
+from pyrostoch.bench.files import read_json
+from pyrostoch.bench.results import write_results
+from pyrostoch.bench.trial import Setting, carry_out
+from pyrostoch.data import DataSplit, load
+
+__all__ = ["PRESETS", "HELD_OUT", "Watch", "run", "selected"]
+
+#: Presets by what they are for: a check that all of it works; a figure in minutes; the published recipe.
+PRESETS = ("quick", "cpu", "full")
+
+#: Share of the training data on which choices are made: 10,000 of MNIST's 60,000 images.
+HELD_OUT = 1 / 6
+
+
+class Watch:
+    """Told how a benchmark goes on; does nothing by itself."""
+
+    def trial(self, case: Case, seed: int, epochs: int) -> None:
+        """A trial begins, or is found done."""
+
+    def epoch(self, row: dict[str, Any]) -> None:
+        """An epoch is over."""
+
+    def done(self, record: dict[str, Any]) -> None:
+        """A trial is done."""
+
+
+def selected(bench: Bench, setting: Setting, only: Sequence[str] = ()) -> tuple[list[Case], list[Case]]:
+    """The cases that will be run, and those of this preset that make no sense on this device.
+
+    Args:
+        bench: The benchmark.
+        setting: Preset and device.
+        only: Name patterns; a case that another one starts from is run too. All cases where there are none.
+
+    Returns:
+        Both lists, in the benchmark's order.
+
+    Raises:
+        ValueError: A pattern matches no case of the preset.
+    """
+    there = [case for case in bench.cases if setting.preset in case.recipes]
+    for pattern in only:
+        if not any(fnmatch.fnmatchcase(case.name, pattern) for case in there):
+            raise ValueError(
+                f"bench {bench.name}: {pattern!r} matches no case of preset {setting.preset!r}, which has "
+                f"{name_list(case.name for case in there)}"
+            )
+    wanted = {case.name for case in there if not only or any(fnmatch.fnmatchcase(case.name, p) for p in only)}
+    for case in reversed(bench.cases):
+        if case.name in wanted and case.start is not None:
+            wanted.add(case.start)
+    chosen = [case for case in there if case.name in wanted]
+    # A case asked for by its own name is run wherever it is asked for.
+    idle = [
+        case for case in chosen if setting.preset in case.needs_gpu and not _has_gpu(setting) and case.name not in only
+    ]
+    return [case for case in chosen if case not in idle], idle
+
+
+def run(
+    bench: Bench,
+    setting: Setting,
+    *,
+    seeds: Sequence[int] = (0,),
+    only: Sequence[str] = (),
+    data_dir: str | None = None,
+    watch: Watch | None = None,
+) -> list[dict[str, Any]]:
+    """Carry out the trials of a benchmark; what is done already is kept, what was cut short is gone on with.
+
+    The records go to `<out>/results/<bench>.json`, or to `<out>/selection/<bench>.json` where training data are held
+    out, after every trial. Several processes may work on different cases or seeds of one folder.
+
+    Args:
+        bench: The benchmark.
+        setting: Preset, folder, device.
+        seeds: Seeds.
+        only: Name patterns of the cases.
+        data_dir: Folder of the data; else `PYROSTOCH_DATA`.
+        watch: Told about progress.
+
+    Returns:
+        The records of the trials of this call.
+
+    Raises:
+        ValueError: Preset, seeds or patterns are wrong.
+        DataNotFoundError: A data set is not found.
+    """
+    check_choice("preset", setting.preset, PRESETS)
+    if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
+        raise ValueError(f"seeds: expected whole numbers from 0 up, each once, got {list(seeds)}")
+    cases, _ = selected(bench, setting, only)
+    if not cases:
+        raise ValueError(
+            f"bench {bench.name}: preset {setting.preset!r} has no case for device {setting.device!r}; name one with "
+            "--only to run it all the same"
+        )
+    watch = watch or Watch()
+    splits: dict[str, DataSplit] = {}
+    made = []
+    for seed in seeds:
+        for case in cases:
+            if case.data is not None and case.data not in splits:
+                whole = load(case.data, data_dir)
+                splits[case.data] = whole.holdout(HELD_OUT, seed=0) if setting.holdout else whole
+            watch.trial(case, seed, setting.recipe(case).epochs)
+            record = carry_out(bench, case, seed, setting, splits.get(case.data or ""), watch.epoch)
+            made.append(record)
+            write_results(results_file(bench, setting), finished(bench, setting))
+            watch.done(record)
+    return made
+
+
+def results_file(bench: Bench, setting: Setting) -> Path:
+    """The file of a benchmark's records."""
+    return setting.out / ("selection" if setting.holdout else "results") / f"{bench.name}.json"
+
+
+def finished(bench: Bench, setting: Setting) -> list[dict[str, Any]]:
+    """The records of all finished trials in the folder, of all presets: other processes' too."""
+    part = setting.out / ("selection" if setting.holdout else "runs") / bench.name
+    found = [read_json(path) for path in sorted(part.glob("*/*/seed*/trial.json"))]
+    order = {case.name: index for index, case in enumerate(bench.cases)}
+    done = [record for record in found if "metrics" in record and record["case"] in order]
+    return sorted(done, key=lambda record: (order[record["case"]], record["preset"], record["seed"]))
+
+
+def _has_gpu(setting: Setting) -> bool:
+    return setting.device.startswith("cuda")

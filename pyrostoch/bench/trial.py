@@ -1,0 +1,340 @@
+"""A trial: one case of a benchmark with one seed, trained, scored and written down; or found done before."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import platform
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyro
+import torch
+from torch import Tensor, nn
+
+from pyrostoch._version import __version__
+from pyrostoch.bench.case import Bench, Case, Recipe
+from pyrostoch.bench.files import read_json, write_json
+from pyrostoch.data import DataSplit
+from pyrostoch.effects import base_law
+from pyrostoch.infer.checkpoint import load
+from pyrostoch.infer.compare import ComparisonRow, accuracy_by_samples, compare
+from pyrostoch.infer.decompose import decompose
+from pyrostoch.infer.draws import parse_mode, seeded
+from pyrostoch.infer.fit import fit
+from pyrostoch.likelihoods import Categorical
+from pyrostoch.model import BayesianModel
+
+__all__ = ["Setting", "Trained", "carry_out", "trial_folder"]
+
+_RECORD, _CURVE, _CHECKPOINT = "trial.json", "curve.jsonl", "checkpoint.safetensors"
+
+_FEW = 20
+
+# The course of a run is followed on few images: what is wanted is its shape.
+_CURVE_IMAGES, _CURVE_SAMPLES, _CURVE_EVERY = 2000, 5, 2
+
+Progress = Callable[[dict[str, Any]], Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what a trial runs.
+
+    Args:
+        preset: `"quick"`, `"cpu"` or `"full"`.
+        out: Folder of the benchmarks' files.
+        device: Torch device.
+        precision: `"float32"`, or `"bf16"` to train under autocast; scores are always those of float32.
+        holdout: Whether a sixth of the training data is held out, and stands for the test data.
+        changes: Settings of the recipe that are tried instead of its own, by name.
+    """
+
+    preset: str
+    out: Path
+    device: str = "cpu"
+    precision: Literal["float32", "bf16"] = "float32"
+    holdout: bool = False
+    changes: tuple[tuple[str, str], ...] = ()
+
+    def recipe(self, case: Case) -> Recipe:
+        """The recipe of a case under this setting."""
+        return case.recipes[self.preset].changed(dict(self.changes))
+
+    @property
+    def variant(self) -> str:
+        """The preset, and what differs from it, as a name."""
+        return ",".join([self.preset, *(f"{name}={value}" for name, value in self.changes)])
+
+
+@dataclass
+class Trained:
+    """A trained network and what it is scored on.
+
+    Args:
+        case: The case.
+        model: The model.
+        guide: Its guide.
+        train: Training data.
+        test: Test data.
+        recipe: The recipe it was trained by.
+        seed: The seed.
+    """
+
+    case: Case
+    model: BayesianModel
+    guide: nn.Module
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    recipe: Recipe
+    seed: int
+
+
+def trial_folder(bench: Bench, case: Case, seed: int, setting: Setting) -> Path:
+    """The folder in which a trial keeps its checkpoint and its record."""
+    part = "selection" if setting.holdout else "runs"
+    return setting.out / part / bench.name / setting.variant / case.name.replace("/", "-") / f"seed{seed}"
+
+
+def carry_out(
+    bench: Bench, case: Case, seed: int, setting: Setting, split: DataSplit | None, progress: Progress | None = None
+) -> dict[str, Any]:
+    """Train and score a case with a seed, unless that is done; a run cut short is gone on with.
+
+    Args:
+        bench: The benchmark.
+        case: The case.
+        seed: Seed of network, order, noise and draws.
+        setting: Where and on what.
+        split: The data set, the held-out training part already in the place of the test data where that is wanted.
+        progress: Called with each epoch's row.
+
+    Returns:
+        The trial's record: settings, metrics, seconds, and its curve where the case has one.
+
+    Raises:
+        FileNotFoundError: The case it starts from has not been run with this seed.
+        NonFiniteLossError: A loss became NaN.
+    """
+    folder = trial_folder(bench, case, seed, setting)
+    record: dict[str, Any] = {
+        "bench": bench.name,
+        "case": case.name,
+        "preset": setting.variant,
+        "seed": seed,
+        "settings": _settings(case, setting, split),
+    }
+    if _begin(folder / _RECORD, record):
+        return read_json(folder / _RECORD)
+    device = torch.device(setting.device)
+    if case.alone is not None:
+        begin = time.perf_counter()
+        metrics = dict(case.alone(setting.preset, seed, setting.out))
+        record |= {"metrics": metrics, "curve": {}, "seconds": {"whole": time.perf_counter() - begin}}
+    elif split is None:
+        raise ValueError(f"bench {bench.name}: {case.name} needs a data set")
+    else:
+        record |= _train_and_score(_assemble(bench, case, seed, setting, split, device), folder, setting, progress)
+    record |= {
+        "device": describe_device(device, setting.precision),
+        "versions": versions(),
+        "date": datetime.now(UTC).date().isoformat(),
+    }
+    write_json(folder / _RECORD, record)
+    return record
+
+
+def _train_and_score(trained: Trained, folder: Path, setting: Setting, progress: Progress | None) -> dict[str, Any]:
+    """Train, from the checkpoint where there is one, and score."""
+    recipe = trained.recipe
+    follow = _Follower(trained, folder / _CURVE if trained.case.curve else None, progress)
+    fitted = fit(
+        trained.model,
+        trained.guide,
+        trained.train,
+        epochs=recipe.epochs,
+        batch_size=recipe.batch_size,
+        lr=recipe.lr,
+        lr_alpha=recipe.lr_alpha,
+        estimator=recipe.estimator,
+        schedule=recipe.schedule,
+        kl_warmup=recipe.kl_warmup,
+        precision=setting.precision,
+        seed=trained.seed,
+        progress=False,
+        checkpoint=folder / _CHECKPOINT,
+        resume=True,
+        callback=follow,
+    )
+    start = time.perf_counter()
+    # Choices do not need many samples.
+    metrics = _score(trained, _FEW if setting.holdout else None)
+    seconds = {"training": fitted.seconds, "scoring": time.perf_counter() - start}
+    return {"metrics": metrics, "curve": follow.columns(), "seconds": seconds}
+
+
+def _begin(path: Path, record: dict[str, Any]) -> bool:
+    """Open a trial's folder: whether it is done already; a trial of other settings there is refused.
+
+    Raises:
+        ValueError: The folder holds a trial of other settings.
+    """
+    if not path.is_file():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_json(path, record)
+        return False
+    found = read_json(path)
+    # Through JSON, since tuples come back from it as lists.
+    if found["settings"] != json.loads(json.dumps(record["settings"])):
+        raise ValueError(
+            f"bench {record['bench']}: {path.parent} holds a trial of other settings: {found['settings']}, now "
+            f"{record['settings']}; remove that folder, or give another --out"
+        )
+    return "metrics" in found
+
+
+def versions() -> dict[str, str]:
+    """Versions of what decides a result."""
+    return {
+        "pyrostoch": __version__,
+        "torch": torch.__version__,
+        "pyro": pyro.__version__,
+        "python": platform.python_version(),
+    }
+
+
+def describe_device(device: torch.device, precision: str) -> str:
+    """The kind of machine and the precision of training: the GPU's name, or the processor's kind, cores and threads."""
+    if device.type == "cuda":
+        return f"{torch.cuda.get_device_name(device)}, {precision}"
+    threads = torch.get_num_threads()
+    used = f"{threads} thread{'' if threads == 1 else 's'}"
+    return f"cpu ({platform.machine()}, {os.cpu_count()} cores, {used}), {precision}"
+
+
+def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: DataSplit, device: torch.device) -> Trained:
+    """Model and guide of a trial as training finds them."""
+    if case.data_title not in (None, split.title):
+        raise ValueError(
+            f"bench {bench.name}: {case.name} is for {case.data_title!r}, but the data folder holds {split.title!r}"
+        )
+    if case.network is None or case.guide is None:
+        raise ValueError(f"bench {bench.name}: {case.name} has no network or no guide")
+    recipe = setting.recipe(case)
+    limit = recipe.examples
+    train = (split.x_train[:limit].to(device), split.y_train[:limit].to(device))
+    test = (split.x_test[:limit].to(device), split.y_test[:limit].to(device))
+    with seeded(seed, device):
+        net = case.network(split)
+        # Convolutions and poolings of torch run faster on this layout, on CPUs and GPUs, with the same values.
+        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        model = BayesianModel(net, prior=dict(case.random), likelihood=Categorical(), num_data=len(train[0]))
+        model.to(device)
+        origin = None
+        if case.start is not None:
+            source = bench.case(case.start)
+            path = trial_folder(bench, source, seed, setting) / _CHECKPOINT
+            if not _is_done(path.with_name(_RECORD)):
+                raise FileNotFoundError(
+                    f"bench {bench.name}: {case.name} starts from {source.name}, which has not been run with seed "
+                    f"{seed} and preset {setting.variant}; run it first"
+                )
+            origin = (source.guide or case.guide)(model, setting.recipe(source), None).to(device)
+            load(path, model, origin)
+        guide = case.guide(model, recipe, origin).to(device)
+    return Trained(case, model, guide, train, test, recipe, seed)
+
+
+def _score(trained: Trained, most: int | None = None) -> dict[str, float]:
+    """The test scores of a trained network by mode, the ELBO's terms, and what else its case measures."""
+    case, metrics = trained.case, dict[str, float]()
+    draws = {mode: parse_mode(mode) for mode in case.modes}
+    plain = [mode for mode, (name, _) in draws.items() if name != "mc"]
+    counts = [count for name, count in draws.values() if name == "mc" and (most is None or count <= most)]
+    rows: list[ComparisonRow] = []
+    if plain:
+        rows += compare(trained.model, trained.guide, trained.test, modes=plain, seed=trained.seed).rows
+    if counts:
+        # All sampled modes in one pass: fewer samples are a prefix of more.
+        rows += accuracy_by_samples(trained.model, trained.guide, trained.test, counts, seed=trained.seed).rows
+    for row in rows:
+        for name in ("accuracy", "nll", "brier", "ece", "seconds"):
+            metrics[f"{name}/{row.mode}"] = float(getattr(row, name))
+    if case.draws:
+        with seeded(trained.seed, trained.train[0].device):
+            terms = decompose(trained.model, trained.guide, trained.train, num_samples=case.draws)
+        metrics |= {"elbo": terms.elbo, "data": terms.data, "kl": terms.kl}
+        metrics["data/monte-carlo-error"] = terms.data_stderr or 0.0
+    if case.measure is not None:
+        metrics |= case.measure(trained)
+    return metrics
+
+
+class _Follower:
+    """Writes down how a run goes, an epoch a line, so that a run cut short keeps its course."""
+
+    def __init__(self, trained: Trained, path: Path | None, progress: Progress | None) -> None:
+        self._trained, self._path, self._progress = trained, path, progress
+
+    def __call__(self, row: dict[str, Any]) -> None:
+        if self._path is not None:
+            line = {"epoch": row["epoch"], **{name: row[name] for name in ("elbo", "data", "kl")}, **self._look(row)}
+            with self._path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(line) + "\n")
+        if self._progress is not None:
+            self._progress(row)
+
+    def _look(self, row: dict[str, Any]) -> dict[str, float]:
+        """Scores on the first images, and log alpha."""
+        trained = self._trained
+        if row["epoch"] % _CURVE_EVERY and row["epoch"] > _CURVE_EVERY:
+            return {}
+        some = (trained.test[0][:_CURVE_IMAGES], trained.test[1][:_CURVE_IMAGES])
+        modes = ("mean", f"mc:{_CURVE_SAMPLES}")
+        found = compare(trained.model, trained.guide, some, modes=modes, seed=trained.seed)
+        return {f"accuracy/{mode}": float(found[mode].accuracy or 0.0) for mode in modes} | log_alphas(trained)
+
+    def columns(self) -> dict[str, list[float | None]]:
+        """The course as columns; an epoch run twice, since it was cut short, counts once."""
+        if self._path is None:
+            return {}
+        lines = [json.loads(text) for text in self._path.read_text(encoding="utf-8").splitlines()]
+        rows = sorted({line["epoch"]: line for line in lines}.values(), key=lambda line: float(line["epoch"]))
+        names = dict.fromkeys(name for row in rows for name in row)
+        return {name: [row.get(name) for row in rows] for name in names}
+
+
+def log_alphas(trained: Trained) -> dict[str, float]:
+    """Median, lower and upper quartile of log alpha = log(variance / mean^2) over all random weights with a mean."""
+    ratios = []
+    for site, facts in trained.model.sites.items():
+        law = base_law(trained.guide.site_law(site)) if facts.role == "weight" else None  # type: ignore[operator]
+        if law is not None and not getattr(law, "zero_mean", False):
+            ratios.append((law.variance.log() - 2 * law.mean.abs().log()).detach().double().flatten())
+    if not ratios:
+        return {}
+    values = torch.cat(ratios).cpu().numpy()
+    lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75))
+    return {"log_alpha": float(median), "log_alpha/lower": float(lower), "log_alpha/upper": float(upper)}
+
+
+def _settings(case: Case, setting: Setting, split: DataSplit | None) -> dict[str, Any]:
+    """What decides a trial's result, as plain data."""
+    return {
+        "data": split.title if split else case.data,
+        "train": len(split.x_train) if split else 0,
+        "random": {pattern: repr(prior) for pattern, prior in case.random.items()},
+        "start": case.start,
+        "recipe": dataclasses.asdict(setting.recipe(case)),
+        "precision": setting.precision,
+    }
+
+
+def _is_done(path: Path) -> bool:
+    return path.is_file() and "metrics" in read_json(path)
