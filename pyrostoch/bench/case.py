@@ -52,7 +52,7 @@ class Recipe:
     init_log_alpha: float = -5.0
     init_scale: float = 1e-2
     schedule: Schedule = "linear"
-    kl_warmup: float = 0.0
+    kl_warmup: float | tuple[float, float] = 0.0
     estimator: Estimator = "local"
     examples: int | None = None
 

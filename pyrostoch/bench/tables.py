@@ -12,7 +12,7 @@ from pyrostoch.bench.results import Entry, read_results, value_of
 
 __all__ = ["markdown", "write_page"]
 
-_SHARES = ("accuracy", "sparsity")
+_SHARES = ("accuracy", "sparsity", "error")
 
 
 def write_page(out: Path) -> Path:

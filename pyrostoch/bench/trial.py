@@ -85,6 +85,7 @@ class Trained:
         test: Test data.
         recipe: The recipe it was trained by.
         seed: The seed.
+        split: The data set it is of.
     """
 
     case: Case
@@ -94,6 +95,7 @@ class Trained:
     test: tuple[Tensor, Tensor]
     recipe: Recipe
     seed: int
+    split: DataSplit
 
 
 def trial_folder(bench: Bench, case: Case, seed: int, setting: Setting) -> Path:
@@ -248,7 +250,7 @@ def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: Data
             origin = (source.guide or case.guide)(model, setting.recipe(source), None).to(device)
             load(path, model, origin)
         guide = case.guide(model, recipe, origin).to(device)
-    return Trained(case, model, guide, train, test, recipe, seed)
+    return Trained(case, model, guide, train, test, recipe, seed, split)
 
 
 def _score(trained: Trained, most: int | None = None) -> dict[str, float]:

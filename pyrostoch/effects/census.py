@@ -8,11 +8,13 @@ identity.
 from __future__ import annotations
 
 import warnings
+import weakref
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from pyro.poutine import block
 from torch import Tensor, nn
 from torch.func import functional_call
@@ -34,6 +36,8 @@ class Use:
         applications: Applications to one row of the input: conv positions or tokens; 1 for a plain linear layer.
         folded: Rows of the input that belong to one example; more than 1 where tokens are folded into the batch.
         spatial: Number of spatial dimensions; 0 for a linear layer.
+        output: Whether what this linear operation returned is what the network returns, reshaped or normalised by a
+            log-softmax at most.
     """
 
     function: str
@@ -41,6 +45,15 @@ class Use:
     applications: int = 1
     folded: int = 1
     spatial: int = 0
+    output: bool = False
+
+
+# What hands on a layer's output entry by entry, or up to the constant that a softmax does not see.
+_NAMES = ("flatten", "log_softmax", "permute", "reshape", "squeeze", "transpose", "unsqueeze")
+_METHODS = (*_NAMES, "__getitem__", "contiguous", "double", "float", "to", "view")
+_HANDS_ON: frozenset[Any] = frozenset(
+    [F.log_softmax, *(getattr(torch, name) for name in _NAMES), *(getattr(Tensor, name) for name in _METHODS)]
+)
 
 
 def tensors_in(tree: Any) -> Iterator[Tensor]:
@@ -77,6 +90,23 @@ class _CensusMode(TorchFunctionMode):
         # The dictionaries keep every tensor alive, so an id stands for one tensor throughout.
         self._names = {id(value): name for name, value in self.weights.items()}
         self._stale = {id(value): name for name, value in self.replaced.items()}
+        # Outputs of layers, by identity as long as they live, and unchanged in place since: what made them.
+        self._made: dict[int, tuple[weakref.ref[Tensor], int, tuple[str, int]]] = {}
+
+    def _maker(self, tensor: Tensor) -> tuple[str, int] | None:
+        """The weight (and which of its uses) whose layer made this very tensor, if one did."""
+        reference, version, maker = self._made.get(id(tensor), (None, 0, None))
+        alive = reference is not None and reference() is tensor
+        return maker if alive and version == _version(tensor) else None
+
+    def _note(self, result: Any, maker: tuple[str, int]) -> None:
+        if isinstance(result, Tensor):
+            self._made[id(result)] = (weakref.ref(result), _version(result), maker)
+
+    def mark_outputs(self, output: Any) -> None:
+        """Mark the uses that made what the network returned."""
+        for name, index in {maker for tensor in tensors_in(output) if (maker := self._maker(tensor)) is not None}:
+            self.uses[name][index] = replace(self.uses[name][index], output=True)
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -87,6 +117,9 @@ class _CensusMode(TorchFunctionMode):
         if next(tensors_in(result), None) is None:
             return result
         op = bind(func, args, kwargs)
+        first = next(tensors_in(args), None)
+        if func in _HANDS_ON and first is not None and (maker := self._maker(first)) is not None:
+            self._note(result, maker)
         for tensor in tensors_in((args, kwargs)):
             if id(tensor) in self._stale:
                 self.bypassed.add(self._stale[id(tensor)])
@@ -99,7 +132,14 @@ class _CensusMode(TorchFunctionMode):
             role = "weight" if tensor is op.weight else "bias"
             applications, folded = op.applications(result), op.folded(self.batch)
             self.uses[name].append(Use(_readable(func), role, applications, folded, op.spatial))
+            if role == "weight":
+                self._note(result, (name, len(self.uses[name]) - 1))
         return result
+
+
+def _version(tensor: Tensor) -> int:
+    """How often a tensor was written to; inference tensors do not count it."""
+    return 0 if tensor.is_inference() else tensor._version
 
 
 def _readable(func: Callable[..., Any]) -> str:
@@ -146,7 +186,8 @@ def take_census(
         mode,
     ):
         warnings.simplefilter("ignore")  # the real pass follows, warns, and draws what the network draws itself
-        functional_call(net, {**buffers, **weights}, args, kwargs)
+        output = functional_call(net, {**buffers, **weights}, args, kwargs)
+    mode.mark_outputs(output)
     if mode.bypassed:
         raise RuntimeError(
             f"random weight(s) {', '.join(map(repr, sorted(mode.bypassed)))} of {type(net).__name__}: the network also "

@@ -9,6 +9,9 @@
 | `VarianceOnly` | N(0, sigma^2), two points, or uniform: mean zero |
 | `PerSite` | different guides for different sites |
 | `Guide` | the base class for your own |
+
+What they tell once trained: `guide.zero_mean_gap()` (what their means are worth), `to_variance_only` (the variance
+network they are close to), `prune` (the weights that are noise) beside `magnitude_masks`.
 """
 
 from __future__ import annotations
@@ -22,7 +25,28 @@ if __name__ != "pyrostoch.guides":
 from pyrostoch.guides.additive import Additive
 from pyrostoch.guides.alpha import LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha
 from pyrostoch.guides.base import Guide
+from pyrostoch.guides.gap import ZeroMeanGap, ZeroMeanRow
 from pyrostoch.guides.per_site import PerSite
+from pyrostoch.guides.prune import Pruning, PruningRow, magnitude_masks, prune
+from pyrostoch.guides.sparse import SparseConv2d, SparseLinear
+from pyrostoch.guides.variance_limit import to_variance_only
 from pyrostoch.guides.variance_only import VarianceOnly
 
-__all__ = ["Additive", "Guide", "LayerwiseAlpha", "NeuronwiseAlpha", "PerSite", "VarianceOnly", "WeightwiseAlpha"]
+__all__ = [
+    "Additive",
+    "Guide",
+    "LayerwiseAlpha",
+    "NeuronwiseAlpha",
+    "PerSite",
+    "Pruning",
+    "PruningRow",
+    "SparseConv2d",
+    "SparseLinear",
+    "VarianceOnly",
+    "WeightwiseAlpha",
+    "ZeroMeanGap",
+    "ZeroMeanRow",
+    "magnitude_masks",
+    "prune",
+    "to_variance_only",
+]

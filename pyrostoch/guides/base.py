@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,7 @@ from torch.distributions import constraints
 
 from pyrostoch._checks import name_list
 from pyrostoch.effects import INDEPENDENT
+from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
 from pyrostoch.guides.starts import off_zero
 from pyrostoch.model import Site, announce_parameters
 
@@ -80,6 +82,8 @@ class Guide(nn.Module):
                 f"{name_list(described)}"
             )
         self.site_names = tuple(chosen)
+        #: The sites that are weights of the network, without random scales of priors and likelihoods.
+        self.weight_names = tuple(name for name in chosen if described[name].role != "scale")
         # Kinds and not the constraints themselves, whose identity a copy would lose.
         self._kinds = {name: _kind(described[name]) for name in chosen}
         self.parameters_of = nn.ModuleDict()
@@ -149,6 +153,44 @@ class Guide(nn.Module):
         for name, parameter in self.named_parameters():
             groups["alpha" if name.rpartition(".")[2] in self.alpha_parameters else "main"].append(parameter)
         return groups
+
+    def zero_mean_gap(self) -> ZeroMeanGap:
+        """What setting all means to zero costs, in nats, and what that bounds; see `ZeroMeanGap`.
+
+        Returns:
+            The gap, site by site.
+
+        Raises:
+            TypeError: A weight's law is neither normal nor of zero mean; its site is named.
+        """
+        return zero_mean_gap(self)
+
+    def restricted_to(self, sites: Iterable[str]) -> Guide:
+        """A copy of the guide, as it stands, that covers some of its sites only.
+
+        Args:
+            sites: Names of the sites to keep.
+
+        Returns:
+            A guide of the same class that shares nothing with this one.
+
+        Raises:
+            ValueError: The guide has no such site.
+        """
+        kept = set(sites)
+        unknown = sorted(kept - set(self.site_names))
+        if unknown:
+            raise ValueError(
+                f"guide {type(self).__name__}: no site(s) {name_list(unknown)}; it has {name_list(self.site_names)}"
+            )
+        twin = copy.deepcopy(self)
+        for name in self.site_names:
+            if name not in kept:
+                del twin.parameters_of[site_key(name)]
+        twin._kinds = {name: kind for name, kind in self._kinds.items() if name in kept}
+        twin.site_names = tuple(name for name in self.site_names if name in kept)
+        twin.weight_names = tuple(name for name in self.weight_names if name in kept)
+        return twin
 
 
 def _kind(site: Site) -> str:

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from pyrostoch._checks import name_list
 from pyrostoch.guides.base import Guide
+from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
 from pyrostoch.model import announce_parameters
 
 __all__ = ["PerSite"]
@@ -57,9 +58,40 @@ class PerSite(nn.Module):
         idle = [pattern for pattern, hits in covered.items() if not hits]
         if idle:
             raise ValueError(f"PerSite: pattern(s) {name_list(idle)} cover no site of {name_list(names)}")
+        self._join([make(model, sites=covered[pattern]) for pattern, make in rules.items()], names)
+
+    @classmethod
+    def of(cls, parts: Iterable[Guide], *, sites: Iterable[str]) -> PerSite:
+        """A guide made of guides that exist already.
+
+        Args:
+            parts: The guides, each with sites of its own.
+            sites: Names of all sites, in the order they are drawn.
+
+        Returns:
+            A guide that holds the parts themselves, not copies.
+
+        Raises:
+            ValueError: A site is covered by no part or by two, or a part covers another one.
+        """
+        guide = cls.__new__(cls)
+        nn.Module.__init__(guide)
+        guide._join(list(parts), list(sites))
+        return guide
+
+    def _join(self, parts: list[Guide], names: list[str]) -> None:
+        covered = [name for part in parts for name in part.site_names]
+        if sorted(covered) != sorted(names):
+            raise ValueError(f"PerSite: expected parts that cover {name_list(names)} once, got {name_list(covered)}")
         self.site_names = tuple(names)
-        self.parts = nn.ModuleList(make(model, sites=covered[pattern]) for pattern, make in rules.items())
-        self._part_of = {name: index for index, hits in enumerate(covered.values()) for name in hits}
+        self.parts = nn.ModuleList(parts)
+        self._part_of = {name: index for index, part in enumerate(parts) for name in part.site_names}
+
+    @property
+    def weight_names(self) -> tuple[str, ...]:
+        """The sites that are weights of the network, without random scales of priors and likelihoods."""
+        weights = {name for part in self.parts for name in part.weight_names}  # type: ignore[union-attr]
+        return tuple(name for name in self.site_names if name in weights)
 
     def site_law(self, site: str) -> Distribution:
         """The law of one site as it stands now.
@@ -93,3 +125,14 @@ class PerSite(nn.Module):
             for key, parameters in part.parameter_groups().items():  # type: ignore[operator]
                 groups[key].extend(parameters)
         return groups
+
+    def zero_mean_gap(self) -> ZeroMeanGap:
+        """What setting all means to zero costs, in nats, over all parts; see `ZeroMeanGap`.
+
+        Returns:
+            The gap, site by site.
+
+        Raises:
+            TypeError: A weight's law is neither normal nor of zero mean; its site is named.
+        """
+        return zero_mean_gap(self)

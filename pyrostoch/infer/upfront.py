@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from typing import Any
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_finite, name_list
+from pyrostoch.effects import base_law
+from pyrostoch.effects.census import Use, take_census
 from pyrostoch.infer.batches import Batches, to_device
 from pyrostoch.infer.heldout import mode
 from pyrostoch.infer.state import forked
+from pyrostoch.likelihoods import Bernoulli, Categorical
 from pyrostoch.model import BayesianModel
 
 __all__ = ["check_data", "check_parties", "check_store", "place"]
@@ -88,6 +93,9 @@ def check_data(
         device: Where model and guide live.
         what: What the errors call the data.
 
+    Warns:
+        UserWarning: A law of mean zero makes the logits, so that nothing can be learnt; its site is named.
+
     Returns:
         A check of a further batch, for data that are not in memory; `None` where all has been looked at.
 
@@ -116,7 +124,9 @@ def check_data(
             check_finite(f"{what}: inputs x", x)
             x, y = to_device(x, device), to_device(y, device)
             trace = poutine.trace(guide).get_trace(x, y)
-            law = poutine.replay(model.observation, trace=trace)(x)
+            centred = _centred_sites(model, trace) if what == "data" else set()
+            with _Census(centred) as census:
+                law = poutine.replay(model.observation, trace=trace)(x)
     finally:
         for buffer, value in buffers:
             buffer.copy_(value)
@@ -127,6 +137,7 @@ def check_data(
         check_finite(f"{what}: inputs x", x)
         _check_target(model, law, y.to(device), what)
 
+    _warn_of_centred_output(model, census.uses)
     model.likelihood.check_shape(law, y)
     _check_target(model, law, y if batches.whole is None else batches.whole[1].to(device), what)
     return check if batches.whole is None else None
@@ -168,6 +179,46 @@ def _check_last_batch(model: BayesianModel, batches: Batches) -> None:
             f"batch_size={batches.batch_size} leaves a last batch of one example out of {batches.num_data}, which the "
             f"BatchNorm1d {name!r} cannot normalise; choose another batch_size"
         )
+
+
+class _Census(Messenger):
+    """Takes a census of the network that is called within, if sites are to be looked at; keeps theirs."""
+
+    def __init__(self, sites: set[str]) -> None:
+        super().__init__()
+        self.sites = sites
+        self.uses: dict[str, tuple[Use, ...]] = {}
+
+    def _pyro_network(self, msg: Any) -> None:
+        call = msg["args"][0]
+        if self.sites & set(call.sites.values()):
+            census = take_census(call.net, call.weights, call.args, call.kwargs)
+            self.uses = {call.sites[name]: uses for name, uses in census.items() if call.sites[name] in self.sites}
+
+
+def _centred_sites(model: BayesianModel, trace: Any) -> set[str]:
+    """Sites whose law has mean zero by construction, where the network's output are logits."""
+    # By the law that turns outputs into a distribution, which a subclass may have changed.
+    if type(model.likelihood).law not in (Categorical.law, Bernoulli.law):
+        return set()
+    laws = {name: base_law(node["fn"]) for name, node in trace.nodes.items() if node["type"] == "sample"}
+    return {name for name in model.sites if getattr(laws.get(name), "zero_mean", False)}
+
+
+def _warn_of_centred_output(model: BayesianModel, uses: dict[str, tuple[Use, ...]]) -> None:
+    # The log-likelihood is concave in the logits, so its mean over logits spread about the bias is at most that at the
+    # bias (Jensen): no input helps. Not so where the same weight also makes what the last layer reads.
+    for site, found in uses.items():
+        if len(found) == 1 and found[0].output:
+            warnings.warn(
+                f"fit: the law of {site!r} has mean zero and makes the network's output, the logits of a "
+                f"{type(model.likelihood).__name__} likelihood: they are symmetric around the bias whatever the input, "
+                "and their expected log-likelihood is never above that of the bias alone, so nothing can be learnt. "
+                f"Give this layer a law with a mean, such as guides.PerSite(model, {{'*': guides.VarianceOnly, "
+                f"{site!r}: guides.Additive}}), or no prior (prior rule {{{site!r}: None}})",
+                UserWarning,
+                stacklevel=4,
+            )
 
 
 def _names(devices: set[torch.device]) -> str:

@@ -1,0 +1,116 @@
+"""From a posterior with means to the variance network it is close to."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterable, Iterator
+
+import torch
+from torch import nn
+from torch.distributions import Normal, constraints
+
+from pyrostoch._checks import name_list
+from pyrostoch.effects import base_law
+from pyrostoch.guides.base import Guide, site_key
+from pyrostoch.guides.per_site import PerSite
+from pyrostoch.guides.ratio import is_zero_mean, weight_laws
+from pyrostoch.guides.variance_only import VarianceOnly
+from pyrostoch.model import Site
+
+__all__ = ["to_variance_only"]
+
+
+def to_variance_only(guide: Guide | PerSite, sites: Iterable[str] | None = None) -> Guide | PerSite:
+    r"""The variance network of a guide: every normal law $N(\mu, \sigma^2)$ becomes $N(0, \sigma^2)$.
+
+    `guide.zero_mean_gap()` says what it costs. The given guide stays as it is and shares nothing with the new one,
+    which is on the same device and in the same dtype. Laws of mean zero and random scales of priors are copied.
+
+    Without `sites`, every weight of a plain guide must be normal or of mean zero; of a `PerSite`, every weight that is
+    normal is converted and the others are copied. A network's last layer of mean zero cannot classify: name
+    the `sites` to convert where it is among them.
+
+    Args:
+        guide: A guide of `pyrostoch.guides`.
+        sites: Names of the sites to convert; the others are copied with their laws.
+
+    Returns:
+        A `VarianceOnly` (gaussian) guide; where other laws remain, or from a `PerSite`, a `PerSite`.
+
+    Raises:
+        TypeError: A site to convert has another law, or the guide is of another library; named.
+        ValueError: A named site is no weight of the guide.
+
+    References:
+        Neklyudov, Molchanov, Ashukha, Vetrov 2018 (arXiv 1803.03764).
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> model = ps.BayesianModel(nn.Linear(3, 2), prior=ps.priors.LogUniform(),
+        ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
+        >>> guide = ps.guides.LayerwiseAlpha(model, init_log_alpha=9.0)
+        >>> round(guide.zero_mean_gap().total, 5)  # six weights: 6 / (2 exp(9))
+        0.00037
+        >>> limit = to_variance_only(guide)
+        >>> bool(torch.allclose(limit.site_law("weight").variance, guide.site_law("weight").variance))
+        True
+    """
+    laws = weight_laws(guide)
+    chosen = set(laws) if sites is None else set(sites)
+    unknown = sorted(chosen - set(laws))
+    if unknown:
+        raise ValueError(f"to_variance_only: {name_list(unknown)} among the weights of the guide: {name_list(laws)}")
+    strict = sites is not None or not isinstance(guide, PerSite)
+    other = [n for n in sorted(chosen) if not (isinstance(laws[n], Normal) or is_zero_mean(laws[n]))]
+    if strict and other:
+        raise TypeError(
+            f"to_variance_only: expected a normal law (or one of mean zero) at site {other[0]!r}, got "
+            f"{type(laws[other[0]]).__name__}; name the sites to convert by sites="
+        )
+    moved = {name for name in chosen if isinstance(laws[name], Normal)}
+    parts = guide.parts if isinstance(guide, PerSite) else [guide]
+    converted = [new for part in parts for new in _convert(part, moved)]  # type: ignore[arg-type]
+    if not isinstance(guide, PerSite) and len(converted) == 1:
+        return converted[0]
+    return PerSite.of(converted, sites=guide.site_names)
+
+
+def _convert(part: Guide, moved: set[str]) -> Iterator[Guide]:
+    """A guide as one or two: what stays, and what becomes a variance network."""
+    going = [name for name in part.weight_names if name in moved]
+    if not going:
+        yield copy.deepcopy(part)
+        return
+    if len(going) == len(part.weight_names):
+        yield _variance_network(part, part.site_names)
+        return
+    yield part.restricted_to([name for name in part.site_names if name not in moved])
+    yield _variance_network(part, going)
+
+
+def _variance_network(part: Guide, names: Iterable[str]) -> VarianceOnly:
+    described, scales = {}, []
+    with torch.no_grad():
+        for name in names:
+            law = base_law(part.site_law(name))
+            if name in part.weight_names:
+                described[name] = Site(name, law.stddev.clone(), constraints.real, "weight", "")
+            else:
+                described[name] = Site(name, law.mean.clone(), constraints.positive, "scale", "")
+                scales.append(site_key(name))
+    guide = VarianceOnly(_Described(described), init_scale=_as_described)
+    for key in scales:
+        guide.parameters_of[key].load_state_dict(part.parameters_of[key].state_dict())
+    return guide
+
+
+def _as_described(site: Site) -> torch.Tensor:
+    return site.init
+
+
+class _Described(nn.Module):
+    """Sites without a model, which is all a guide reads of one."""
+
+    def __init__(self, sites: dict[str, Site]) -> None:
+        super().__init__()
+        self.sites = sites
