@@ -259,3 +259,17 @@ def test_references_do_not_pile_up_over_steps():
             weight = pyro.sample("weight", laws["weight"].to_event(2), infer={INDEPENDENT: True})
             call_network(net, {"weight": weight}, (torch.ones(2, 2),))
     assert len(how._draws) == 1
+
+
+@pytest.mark.parametrize("law", [TwoPoint, SymmetricUniform])
+def test_local_matches_moments_only_where_approximations_are_allowed(law):
+    net = nn.Linear(1, 1, bias=False, dtype=torch.float64)
+    x = torch.ones(500, 1, dtype=torch.float64)
+    reach, routes = {}, {}
+    for factorised in (True, False):
+        with LocalReparameterization(factorised=factorised) as local:
+            weight = pyro.sample("weight", law(torch.full((1, 1), 2.0).double()).to_event(2), infer={INDEPENDENT: True})
+            out = call_network(net, {"weight": weight}, (x,))
+        reach[factorised], routes[factorised] = out.abs().max().item(), local.routes["weight"]
+    assert reach[False] <= 2.0 < reach[True]  # no drawn weight is beyond the width; a normal output is
+    assert routes == {True: "local (matched moments)", False: f"shared (no rule for {law.__name__})"}

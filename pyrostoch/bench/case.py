@@ -9,10 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from pyrostoch._checks import name_list
+from pyrostoch._checks import check_choice, name_list
 from pyrostoch.data import DataSplit
-from pyrostoch.infer.elbo import Estimator
-from pyrostoch.infer.schedule import Schedule
+from pyrostoch.infer.elbo import ESTIMATORS, Estimator
+from pyrostoch.infer.schedule import SCHEDULES, Schedule
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior
 
@@ -26,6 +26,9 @@ Measure = Callable[["Trained"], Mapping[str, float]]
 
 #: A trial of a kind of its own.
 Alone = Callable[[str, int, Path], Mapping[str, float]]
+
+_WHOLE = ("epochs", "batch_size", "examples")
+_WORDS: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "estimator": ESTIMATORS}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,8 @@ class Recipe:
         schedule: How the rates fall.
         kl_warmup: Epochs until the KL has its full weight.
         estimator: How random weights are treated in training.
-        examples: Training examples used, the first ones; all of them where it is not given.
+        examples: Training examples used, the first ones, and at most so many test examples; all of them where it is
+            not given.
     """
 
     epochs: int
@@ -77,13 +81,14 @@ class Recipe:
         for name, text in settings.items():
             if name not in known:
                 raise ValueError(f"recipe: no setting {name!r}; it has {name_list(known)}")
-            whole = name in ("epochs", "batch_size", "examples")
+            if name in _WORDS:
+                changes[name] = check_choice(f"recipe: {name}", text, _WORDS[name])
+                continue
             try:
-                changes[name] = text if name in ("schedule", "estimator") else int(text) if whole else float(text)
+                changes[name] = int(text) if name in _WHOLE else float(text)
             except ValueError:
-                raise ValueError(
-                    f"recipe: {name}: expected a {'whole ' if whole else ''}number, got {text!r}"
-                ) from None
+                kind = "whole number" if name in _WHOLE else "number"
+                raise ValueError(f"recipe: {name}: expected a {kind}, got {text!r}") from None
         return replace(self, **changes)
 
 
@@ -106,7 +111,8 @@ class Case:
         curve: Whether scores are followed over the epochs, for the figure.
         draws: Draws for the ELBO's data term; 0 where no ELBO is reported.
         measure: Further scores.
-        alone: Carries out a whole trial of its own kind: preset, seed and the benchmarks' folder make metrics.
+        alone: Carries out a whole trial of its own kind, on the CPU: preset, seed and the benchmarks' folder make
+            metrics.
     """
 
     name: str

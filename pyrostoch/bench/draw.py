@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+from collections.abc import Sequence
 from pathlib import Path
 
 from pyrostoch.bench.case import Bench
@@ -13,7 +15,7 @@ __all__ = ["write_figures"]
 
 
 def write_figures(bench: Bench, setting: Setting) -> list[Path]:
-    """Draw what the finished trials of a preset have recorded of their course: seed 0 of each case with a curve.
+    """Draw what the finished trials of a preset have recorded of their course: the first seed of cases with a curve.
 
     Args:
         bench: The benchmark.
@@ -24,15 +26,20 @@ def write_figures(bench: Bench, setting: Setting) -> list[Path]:
     """
     from pyrostoch.report.figures import phase_transition
 
-    trials = [r for r in finished(bench, setting) if r["preset"] == setting.preset and r["curve"]]
-    first = min((r["seed"] for r in trials), default=0)
-    curves = [
-        {"label": bench.case(record["case"]).title.partition(":")[0], **record["curve"]}
-        for record in trials
-        if record["seed"] == first
-    ]
-    if not curves:
+    trials = [record for record in finished(bench, setting) if record["preset"] == setting.preset and record["curve"]]
+    if not trials:
         return []
+    first = min(record["seed"] for record in trials)
+    shown = [record for record in trials if record["seed"] == first]
+    labels = _labels([record["case"] for record in shown])
+    curves = [{"label": label, **record["curve"]} for label, record in zip(labels, shown, strict=True)]
     path = setting.out / "figures" / f"{bench.name}-transition-{setting.preset}.png"
     save_figure(phase_transition(curves), path)
     return [path]
+
+
+def _labels(names: Sequence[str]) -> list[str]:
+    """Names of cases without the parts that all of them begin with."""
+    parts = [name.split("/") for name in names]
+    shared = len(os.path.commonprefix(parts))
+    return ["/".join(part[min(shared, len(part) - 1) :]) for part in parts]

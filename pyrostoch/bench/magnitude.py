@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
+from pyrostoch._checks import name_list
 from pyrostoch.guides import Additive, Pruning
 from pyrostoch.infer.fit import fit
 from pyrostoch.likelihoods import Categorical
@@ -37,13 +40,16 @@ def train_and_prune(
         net: The network, trained in place.
         like: The pruning whose counts are reached.
         train: Training data.
-        epochs: Passes through them, at least three.
+        epochs: Passes through them, at least two.
         batch_size: Examples a step.
         lr: Learning rate of Adam, until it falls.
         seed: Seed of the order of the examples.
 
     Returns:
         The network, dense, with zeros in it.
+
+    Raises:
+        ValueError: There are too few epochs, or a site of `like` is no parameter of that shape in the network.
 
     References:
         Zhu, Gupta, "To prune, or not to prune", 2017; Gale, Elsen, Hooker, "The state of sparsity in deep neural
@@ -60,59 +66,56 @@ def train_and_prune(
         >>> int((net.weight != 0).sum())
         4
     """
-    masks = {}
+    if epochs < 2:
+        raise ValueError(f"train_and_prune: expected at least 2 epochs, one dense and one pruned, got {epochs}")
+    own = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
     for site, kept in like.masks.items():
-        owner, _, last = site.rpartition(".")
-        masks[site] = _Mask(net.get_submodule(owner), last, kept)
+        if own.get(site) != tuple(kept.shape):
+            raise ValueError(
+                f"train_and_prune: expected a parameter {site!r} of shape {tuple(kept.shape)} in the network, got "
+                f"{name_list(f'{name} {shape}' for name, shape in own.items())}"
+            )
+    masks = {site: _Mask(net, site) for site in like.masks}
     model = BayesianModel(net, prior={}, likelihood=Categorical(), num_data=len(train[0]))
     guide = Additive(model)
 
-    def go(phase: int, count: int, schedule: str) -> None:
-        fit(
-            model,
-            guide,
-            train,
-            epochs=count,
-            batch_size=batch_size,
-            lr=lr,
-            schedule=schedule,  # type: ignore[arg-type]
-            seed=seed + phase,  # another order in every phase
-            progress=False,
-        )
-
     dense, removing = max(1, round(_DENSE * epochs)), max(1, round(_REMOVING * epochs))
-    go(0, dense, "constant")
-    for step in range(1, removing + 1):
-        share = 1 - (1 - step / removing) ** 3
-        for row in like.sites:
-            masks[row.site].keep(row.weights - round(share * (row.weights - row.kept)))
-        if step < removing:
-            go(step, 1, "constant")
-    go(removing, max(1, epochs - dense - removing + 1), "linear")
+
+    def remove(row: dict[str, Any]) -> None:
+        if row["epoch"] < dense:
+            return
+        share = 1 - (1 - (row["epoch"] - dense + 1) / removing) ** 3
+        for site in like.sites:
+            masks[site.site].keep(site.weights - round(share * (site.weights - site.kept)))
+
+    first = dense + removing - 1
+    settings: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "progress": False}
+    fit(model, guide, train, epochs=first, schedule="constant", seed=seed, callback=remove, **settings)
+    fit(model, guide, train, epochs=max(1, epochs - first), seed=seed + 1, **settings)
     for mask in masks.values():
         mask.remove()
     return net
 
 
 class _Mask(nn.Module):
-    """Sets weights of a module to zero, by a parametrization, while it trains."""
+    """Sets some weights of a network to zero, by a parametrization, while it trains."""
 
     mask: Tensor
 
-    def __init__(self, owner: nn.Module, name: str, like: Tensor) -> None:
+    def __init__(self, net: nn.Module, site: str) -> None:
         super().__init__()
-        self.register_buffer("mask", torch.ones(like.shape, device=like.device))
+        owner, _, name = site.rpartition(".")
         # Not as a submodule, which would make a circle.
-        self._place = (owner, name)
-        parametrize.register_parametrization(owner, name, self)
+        self._place = (net.get_submodule(owner), name)
+        self.register_buffer("mask", torch.ones_like(net.get_parameter(site)))
+        parametrize.register_parametrization(*self._place, self)
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask
 
     def keep(self, count: int) -> None:
-        """Keep so many of the weights that are not zero yet: the largest."""
-        owner, name = self._place
-        sizes = getattr(owner, name).detach().abs().flatten()
+        """Keep so many of the weights that are still there: the largest."""
+        sizes = getattr(*self._place).detach().abs().flatten()
         order = torch.sort(sizes, descending=True, stable=True).indices
         mask = torch.zeros_like(sizes)
         mask[order[:count]] = 1.0
@@ -120,5 +123,4 @@ class _Mask(nn.Module):
 
     def remove(self) -> None:
         """Write the zeros into the weight and take the parametrization off."""
-        owner, name = self._place
-        parametrize.remove_parametrizations(owner, name)
+        parametrize.remove_parametrizations(*self._place)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
@@ -13,55 +15,43 @@ __all__ = ["collect", "merge", "read_results", "value_of", "write_results"]
 
 Entry = dict[str, Any]
 
+_FIELDS = {
+    *("bench", "case", "metric", "value", "stderr", "seeds", "values"),
+    *("preset", "seconds", "device", "versions", "date"),
+}
+
 
 def collect(trials: Iterable[Mapping[str, Any]]) -> list[Entry]:
-    """Join the trials of the same case, preset and versions into a record a metric.
+    """Join trials that differ in their seeds into a record a metric.
 
-    A record has `bench`, `case`, `metric`, `value` (the mean over seeds), `stderr` (the standard error of that mean;
-    `None` with one seed), `seeds`, `values` (in their order), `preset`, `seconds` (mean time of training and scoring),
-    `device`, `versions` and `date` (the last one).
+    A record has `bench`, `case`, `metric`, `value` (the mean over seeds; `None` where one is not a finite number),
+    `stderr` (the standard error of that mean; `None` with one seed), `seeds`, `values` and `spent` (value and seconds
+    of each), `seconds` (their mean, of training and scoring), `preset`, `device`, `epochs`, `settings` (a digest of
+    all settings of the trials), `versions` and `date` (the last one). Only seeds of the same settings and versions are
+    joined; see `merge`.
 
     Args:
-        trials: Records of finished trials.
+        trials: Records of finished trials, the newest last.
 
     Returns:
         Records, in the order in which cases and metrics first come.
 
     Example:
         >>> trial = {"bench": "b", "case": "c", "preset": "cpu", "device": "cpu", "versions": {}, "date": "2026-01-01",
-        ...          "seconds": {"training": 2.0, "scoring": 1.0}}
+        ...          "settings": {"recipe": {"epochs": 9}}, "seconds": {"training": 2.0, "scoring": 1.0}}
         >>> both = [{**trial, "seed": seed, "metrics": {"accuracy": value}} for seed, value in ((0, 0.5), (1, 0.7))]
         >>> found = collect(both)[0]
         >>> found["value"], round(found["stderr"], 3), found["seeds"], found["seconds"]
         (0.6, 0.1, [0, 1], 3.0)
     """
-    groups: dict[tuple[Any, ...], list[Mapping[str, Any]]] = {}
-    for trial in trials:
-        key = (trial["bench"], trial["case"], trial["preset"], *sorted(trial["versions"].items()))
-        groups.setdefault(key, []).append(trial)
-    entries = []
-    for group in groups.values():
-        group.sort(key=lambda trial: int(trial["seed"]))
-        for metric in group[0]["metrics"]:
-            having = [trial for trial in group if metric in trial["metrics"]]
-            values = {int(trial["seed"]): float(trial["metrics"][metric]) for trial in having}
-            spent = [sum(map(float, trial["seconds"].values())) for trial in having]
-            last = max(having, key=lambda trial: str(trial["date"]))
-            entries.append(
-                {
-                    **{key: last[key] for key in ("bench", "case")},
-                    "metric": metric,
-                    **_statistics(values),
-                    "preset": last["preset"],
-                    "seconds": math.fsum(spent) / len(spent),
-                    **{key: last[key] for key in ("device", "versions", "date")},
-                }
-            )
-    return entries
+    return merge((), [entry for trial in trials for entry in _entries(trial)])
 
 
 def merge(old: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
-    """Put new records in the place of old ones; of the same preset and versions, seeds run before are kept.
+    """Join records: of the same settings and versions, seeds are added up; a seed run again has its new values.
+
+    Where a case was run under one preset with several settings or versions, those with the latest date are kept, with
+    all their metrics; of the same day, those that come last.
 
     Args:
         old: Records as they stood.
@@ -72,19 +62,19 @@ def merge(old: Sequence[Entry], new: Sequence[Entry]) -> list[Entry]:
 
     Example:
         >>> one = {"bench": "b", "case": "c", "metric": "m", "preset": "cpu", "versions": {}, "seeds": [0],
-        ...        "values": [1.0]}
+        ...        "values": [1.0], "seconds": 2.0, "device": "cpu", "date": "2026-01-01"}
         >>> merge([one], [{**one, "seeds": [1], "values": [3.0]}])[0]["value"]
         2.0
     """
-    merged = {_key(entry): entry for entry in old}
-    for entry in new:
-        before = merged.get(_key(entry))
-        if before is not None and before["versions"] == entry["versions"]:
-            values = dict(zip(before["seeds"], before["values"], strict=True))
-            values |= dict(zip(entry["seeds"], entry["values"], strict=True))
-            entry = {**entry, **_statistics(values)}
-        merged[_key(entry)] = entry
-    return list(merged.values())
+    rows: dict[tuple[str, ...], dict[str, dict[str, Entry]]] = {}
+    for entry in (*old, *new):
+        kinds = rows.setdefault((entry["bench"], entry["case"], entry["preset"]), {})
+        kind = json.dumps([entry.get("settings"), entry["versions"]], sort_keys=True)
+        # Taken out and put back, so that the kind that came last is the last.
+        metrics = kinds[kind] = kinds.pop(kind, {})
+        before = metrics.get(entry["metric"])
+        metrics[entry["metric"]] = entry if before is None else _joined(before, entry)
+    return [entry for kinds in rows.values() for entry in max(reversed(kinds.values()), key=_last_date).values()]
 
 
 def read_results(path: Path) -> list[Entry]:
@@ -102,7 +92,7 @@ def read_results(path: Path) -> list[Entry]:
     if not path.is_file():
         return []
     found = read_json(path)
-    if not isinstance(found, list) or any(not isinstance(entry, dict) or "metric" not in entry for entry in found):
+    if not isinstance(found, list) or not all(isinstance(entry, dict) and _FIELDS <= entry.keys() for entry in found):
         raise ValueError(f"{path}: expected a list of benchmark records; remove the file, or give another --out")
     return found
 
@@ -128,17 +118,54 @@ def value_of(entries: Iterable[Entry], case: str, metric: str, preset: str) -> E
     return next((entry for entry in entries if (entry["case"], entry["metric"], entry["preset"]) == key), None)
 
 
-def _key(entry: Entry) -> tuple[str, ...]:
-    return tuple(entry[name] for name in ("bench", "case", "metric", "preset"))
+def _entries(trial: Mapping[str, Any]) -> list[Entry]:
+    """The records of a single trial."""
+    settings = json.dumps(trial["settings"], sort_keys=True)
+    spent = math.fsum(trial["seconds"].values())
+    return [
+        {
+            "bench": trial["bench"],
+            "case": trial["case"],
+            "metric": metric,
+            **_statistics({trial["seed"]: (value, spent)}),
+            "preset": trial["preset"],
+            "device": trial["device"],
+            "epochs": trial["settings"]["recipe"]["epochs"],
+            "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
+            "versions": trial["versions"],
+            "date": trial["date"],
+        }
+        for metric, value in trial["metrics"].items()
+    ]
 
 
-def _statistics(values: Mapping[int, float]) -> dict[str, Any]:
-    """Mean, its standard error, seeds and values; means and not sums of squares, so that equal values give 0."""
-    seeds = sorted(values)
-    numbers = [values[seed] for seed in seeds]
-    mean = math.fsum(numbers) / len(numbers)
-    stderr = None
-    if len(numbers) > 1:
-        squares = math.fsum((number - mean) ** 2 for number in numbers)
-        stderr = math.sqrt(squares / (len(numbers) - 1) / len(numbers))
-    return {"value": mean, "stderr": stderr, "seeds": seeds, "values": numbers}
+def _joined(before: Entry, entry: Entry) -> Entry:
+    """Two records of one metric as one."""
+    devices = dict.fromkeys([*before["device"].split("; "), *entry["device"].split("; ")])
+    date = max(before["date"], entry["date"])
+    return {**entry, **_statistics(_by_seed(before) | _by_seed(entry)), "device": "; ".join(devices), "date": date}
+
+
+def _by_seed(entry: Entry) -> dict[int, tuple[float | None, float]]:
+    """Value and seconds of each seed; in a file of before there were single seconds, only their mean."""
+    spent = entry.get("spent") or [entry["seconds"]] * len(entry["seeds"])
+    return dict(zip(entry["seeds"], zip(entry["values"], spent, strict=True), strict=True))
+
+
+def _last_date(metrics: Mapping[str, Entry]) -> str:
+    return max(entry["date"] for entry in metrics.values())
+
+
+def _statistics(seeds: Mapping[int, tuple[float | None, float]]) -> dict[str, Any]:
+    """Mean, standard error and lists of the values and seconds of some seeds."""
+    values, spent = zip(*(seeds[seed] for seed in sorted(seeds)), strict=True)
+    numbers = [value for value in values if value is not None and math.isfinite(value)]
+    mean = stderr = None
+    if len(numbers) == len(values):
+        mean = math.fsum(numbers) / len(numbers)
+        if len(numbers) > 1:
+            # Of differences, so that equal values have no error at all.
+            squares = math.fsum((number - mean) ** 2 for number in numbers)
+            stderr = math.sqrt(squares / (len(numbers) - 1) / len(numbers))
+    lists = {"seeds": sorted(seeds), "values": list(values), "spent": list(spent)}
+    return {"value": mean, "stderr": stderr, **lists, "seconds": math.fsum(spent) / len(spent)}

@@ -11,10 +11,10 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch.bench.case import Bench, Case
 from pyrostoch.bench.files import read_json
 from pyrostoch.bench.results import write_results
-from pyrostoch.bench.trial import Setting, carry_out
-from pyrostoch.data import DataSplit, load
+from pyrostoch.bench.trial import Setting, carry_out, fits
+from pyrostoch.data import DataNotFoundError, DataSplit, load
 
-__all__ = ["PRESETS", "HELD_OUT", "Watch", "run", "selected"]
+__all__ = ["HELD_OUT", "PRESETS", "Watch", "finished", "results_file", "run", "selected"]
 
 #: Presets by what they are for: a check that all of it works; a figure in minutes; the published recipe.
 PRESETS = ("quick", "cpu", "full")
@@ -25,6 +25,9 @@ HELD_OUT = 1 / 6
 
 class Watch:
     """Told how a benchmark goes on; does nothing by itself."""
+
+    def passed_over(self, case: Case) -> None:
+        """A case is not run, since the data found are others of the same name than it is for."""
 
     def trial(self, case: Case, seed: int, epochs: int) -> None:
         """A trial begins, or is found done."""
@@ -48,9 +51,13 @@ def selected(bench: Bench, setting: Setting, only: Sequence[str] = ()) -> tuple[
         Both lists, in the benchmark's order.
 
     Raises:
-        ValueError: A pattern matches no case of the preset.
+        ValueError: The preset is unknown, or a pattern matches no case of it.
     """
+    check_choice("preset", setting.preset, PRESETS)
     there = [case for case in bench.cases if setting.preset in case.recipes]
+    if setting.holdout:
+        # What makes its own data has nothing to hold out, and no recipe to try.
+        there = [case for case in there if case.alone is None]
     for pattern in only:
         if not any(fnmatch.fnmatchcase(case.name, pattern) for case in there):
             raise ValueError(
@@ -58,14 +65,15 @@ def selected(bench: Bench, setting: Setting, only: Sequence[str] = ()) -> tuple[
                 f"{name_list(case.name for case in there)}"
             )
     wanted = {case.name for case in there if not only or any(fnmatch.fnmatchcase(case.name, p) for p in only)}
+    # A case asked for by its own name is run wherever it is asked for, and so is what it starts from.
+    named = set(only)
     for case in reversed(bench.cases):
-        if case.name in wanted and case.start is not None:
-            wanted.add(case.start)
+        if case.start is not None:
+            wanted |= {case.start} if case.name in wanted else set()
+            named |= {case.start} if case.name in named else set()
     chosen = [case for case in there if case.name in wanted]
-    # A case asked for by its own name is run wherever it is asked for.
-    idle = [
-        case for case in chosen if setting.preset in case.needs_gpu and not _has_gpu(setting) and case.name not in only
-    ]
+    has_gpu = setting.device.startswith("cuda")
+    idle = [case for case in chosen if setting.preset in case.needs_gpu and not has_gpu and case.name not in named]
     return [case for case in chosen if case not in idle], idle
 
 
@@ -81,7 +89,8 @@ def run(
     """Carry out the trials of a benchmark; what is done already is kept, what was cut short is gone on with.
 
     The records go to `<out>/results/<bench>.json`, or to `<out>/selection/<bench>.json` where training data are held
-    out, after every trial. Several processes may work on different cases or seeds of one folder.
+    out, after every trial. Several processes may work on different seeds of one folder. All data are read before
+    anything is trained; a case that is for other data of the same name is passed over, unless it is asked for by name.
 
     Args:
         bench: The benchmark.
@@ -98,7 +107,6 @@ def run(
         ValueError: Preset, seeds or patterns are wrong.
         DataNotFoundError: A data set is not found.
     """
-    check_choice("preset", setting.preset, PRESETS)
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(f"seeds: expected whole numbers from 0 up, each once, got {list(seeds)}")
     cases, _ = selected(bench, setting, only)
@@ -108,17 +116,20 @@ def run(
             "--only to run it all the same"
         )
     watch = watch or Watch()
-    splits: dict[str, DataSplit] = {}
-    made = []
+    splits = _read(cases, setting, data_dir)
+    apt, made = [], []
+    for case in cases:
+        if case.name in only or fits(case, splits[case.data]):
+            apt.append(case)
+        else:
+            watch.passed_over(case)
     for seed in seeds:
-        for case in cases:
-            if case.data is not None and case.data not in splits:
-                whole = load(case.data, data_dir)
-                splits[case.data] = whole.holdout(HELD_OUT, seed=0) if setting.holdout else whole
+        # Where none is apt, the first says why.
+        for case in apt or cases[:1]:
             watch.trial(case, seed, setting.recipe(case).epochs)
-            record = carry_out(bench, case, seed, setting, splits.get(case.data or ""), watch.epoch)
+            record = carry_out(bench, case, seed, setting, splits[case.data], watch.epoch)
             made.append(record)
-            write_results(results_file(bench, setting), finished(bench, setting))
+            _write_finished(bench, setting)
             watch.done(record)
     return made
 
@@ -129,13 +140,39 @@ def results_file(bench: Bench, setting: Setting) -> Path:
 
 
 def finished(bench: Bench, setting: Setting) -> list[dict[str, Any]]:
-    """The records of all finished trials in the folder, of all presets: other processes' too."""
+    """The records of all finished trials in the folder, of all presets: other processes' too.
+
+    Returns:
+        Records by case and preset, the newest last.
+    """
     part = setting.out / ("selection" if setting.holdout else "runs") / bench.name
-    found = [read_json(path) for path in sorted(part.glob("*/*/seed*/trial.json"))]
+    paths = sorted(part.glob("*/*/seed*/trial.json"), key=lambda path: path.stat().st_mtime_ns)
     order = {case.name: index for index, case in enumerate(bench.cases)}
-    done = [record for record in found if "metrics" in record and record["case"] in order]
-    return sorted(done, key=lambda record: (order[record["case"]], record["preset"], record["seed"]))
+    done = [record for record in map(read_json, paths) if "metrics" in record and record["case"] in order]
+    return sorted(done, key=lambda record: (order[record["case"]], record["preset"]))
 
 
-def _has_gpu(setting: Setting) -> bool:
-    return setting.device.startswith("cuda")
+def _write_finished(bench: Bench, setting: Setting) -> None:
+    """Write the records of all finished trials.
+
+    Another process may write between our look at the folder and our writing. So the folder is looked at again after
+    it: a process leaves its trial there before it writes, so that whoever writes last has seen them all.
+    """
+    written = None
+    while (found := finished(bench, setting)) != written:
+        write_results(results_file(bench, setting), found)
+        written = found
+
+
+def _read(cases: Sequence[Case], setting: Setting, data_dir: str | None) -> dict[str | None, DataSplit | None]:
+    """The data sets of some cases by name, split as the setting wants them."""
+    splits: dict[str | None, DataSplit | None] = {None: None}
+    for case in cases:
+        if case.data is not None and case.data not in splits:
+            try:
+                whole = load(case.data, data_dir)
+            except DataNotFoundError as error:
+                error.add_note(f"It is for {case.name}; to run other cases only, name them with --only.")
+                raise
+            splits[case.data] = whole.holdout(HELD_OUT, seed=0) if setting.holdout else whole
+    return splits

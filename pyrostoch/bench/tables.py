@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 from pyrostoch.bench.case import Bench, Case
+from pyrostoch.bench.files import write_text
 from pyrostoch.bench.plan import BENCHES
 from pyrostoch.bench.results import Entry, read_results, value_of
 
-__all__ = ["markdown", "write_page"]
+__all__ = ["markdown", "section", "tables", "write_page"]
 
 _SHARES = ("accuracy", "sparsity", "error")
+_NO_NUMBER = "-"
 
 
 def write_page(out: Path) -> Path:
@@ -25,7 +28,7 @@ def write_page(out: Path) -> Path:
         The page's path.
     """
     path = out / "RESULTS.md"
-    path.write_text(markdown(out), encoding="utf-8")
+    write_text(path, markdown(out))
     return path
 
 
@@ -55,26 +58,35 @@ def section(bench: Bench, entries: Sequence[Entry], figures: Iterable[str] = ())
     Returns:
         Markdown.
     """
-    presets = list(dict.fromkeys(str(entry["preset"]) for entry in entries))
-    known = [preset for preset in ("full", "cpu", "quick") if preset in presets]
-    lines = [f"## {bench.title}: `pyrostoch bench {bench.name}`"]
-    for preset in [*known, *(preset for preset in presets if preset not in known)]:
-        lines += [
-            "",
-            f"### Preset `{preset}`",
-            "",
-            *_table(bench, [e for e in entries if e["preset"] == preset], preset),
-        ]
-    lines += ["", f"Published: {bench.source}.", *(f"\n{note}" for note in bench.notes)]
-    lines += [f"\n![{bench.title}]({figure})" for figure in figures]
-    missing = [(preset, _not_run(bench, entries, preset)) for preset in ("cpu", "full")]
-    for preset, cases in missing:
-        if cases:
-            lines += ["", f"Not run, preset `{preset}`: {'; '.join(case.name for case in cases)}."]
-    return "\n".join(lines)
+    parts = [f"## {bench.title}: `pyrostoch bench {bench.name}`", tables(bench, entries)]
+    parts += [f"Published: {bench.source}.", *bench.notes, *(f"![{bench.title}]({figure})" for figure in figures)]
+    for preset in ("cpu", "full"):
+        missing = _not_run(bench, entries, preset)
+        if missing:
+            parts.append(f"Not run, preset `{preset}`: {'; '.join(case.name for case in missing)}.")
+    return "\n\n".join(part for part in parts if part)
 
 
-def _table(bench: Bench, entries: Sequence[Entry], preset: str) -> list[str]:
+def tables(bench: Bench, entries: Sequence[Entry]) -> str:
+    """The tables of one benchmark, one a preset: full, cpu and quick first, then those with settings of their own.
+
+    Args:
+        bench: The benchmark.
+        entries: Its records; those of cases that it no longer has are left out.
+
+    Returns:
+        Markdown.
+    """
+    names = {case.name for case in bench.cases}
+    groups: dict[str, list[Entry]] = {preset: [] for preset in ("full", "cpu", "quick")}
+    for entry in entries:
+        if entry["case"] in names:
+            groups.setdefault(entry["preset"], []).append(entry)
+    parts = [(f"### Preset `{preset}`", _table(bench, own, preset)) for preset, own in groups.items() if own]
+    return "\n\n".join(text for part in parts for text in part)
+
+
+def _table(bench: Bench, entries: Sequence[Entry], preset: str) -> str:
     heads = ["", *(title for _, title in bench.columns), "seeds", "epochs", "s a network"]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     machines: dict[str, None] = {}
@@ -84,40 +96,46 @@ def _table(bench: Bench, entries: Sequence[Entry], preset: str) -> list[str]:
             continue
         cells = [_cell(value_of(own, case.name, metric, preset), metric) for metric, _ in bench.columns]
         seeds = ", ".join(map(str, own[0]["seeds"]))
-        name = preset.partition(",")[0]
-        epochs = str(case.recipes[name].epochs) if name in case.recipes else ""
-        rows.append([case.title, *cells, seeds, epochs, f"{own[0]['seconds']:.0f}"])
+        rows.append([case.title, *cells, seeds, str(own[0].get("epochs", "")), f"{own[0]['seconds']:.0f}"])
         if case.name in bench.published:
             known = bench.published[case.name]
-            cells = [f"*{_number(known[metric], metric)}*" if metric in known else "" for metric, _ in bench.columns]
+            # As it was published, without digits that were not.
+            cells = [f"*{known[metric] * _unit(metric):.6g}*" if metric in known else "" for metric, _ in bench.columns]
             rows.append(["*published*", *cells, "", "", ""])
         versions = own[0]["versions"]
         machines[
             f"{own[0]['device']}, torch {versions['torch']}, pyro-ppl {versions['pyro']}, Python {versions['python']}, "
             f"pyrostoch {versions['pyrostoch']}, {own[0]['date']}"
         ] = None
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    return [
-        *lines,
-        "",
-        "Mean ± standard error over the seeds; a single seed has none. Run on: " + "; ".join(machines) + ".",
-    ]
+    words = ["Mean ± standard error over the seeds; a single seed has none."]
+    if any(_NO_NUMBER in row for row in rows):
+        words.append(f"{_NO_NUMBER}: not a finite number.")
+    words.append(f"Run on: {'; '.join(machines)}.")
+    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", " ".join(words)])
 
 
 def _cell(entry: Entry | None, metric: str) -> str:
     if entry is None:
         return ""
-    text = _number(entry["value"], metric)
-    return text if entry["stderr"] is None else f"{text} ± {_number(entry['stderr'], metric)}"
+    if entry["value"] is None:
+        return _NO_NUMBER
+    if entry["stderr"] is None:
+        return _number(entry["value"], metric)
+    # An error has two digits, and its value as many places.
+    size = min(abs(entry["value"]), 10 * entry["stderr"] or math.inf)
+    return " ± ".join(_number(number, metric, size) for number in (entry["value"], entry["stderr"]))
 
 
-def _number(value: float, metric: str) -> str:
+def _number(value: float, metric: str, size: float | None = None) -> str:
     """Shares in percent; nats and the like with as many places as their size deserves."""
-    if metric.partition("/")[0] in _SHARES:
+    if _unit(metric) == 100:
         return f"{100 * value:.2f}"
-    if abs(value) >= 100:
-        return f"{value:.0f}"
-    return f"{value:.1f}" if abs(value) >= 10 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3f}"
+    places = sum((abs(value) if size is None else size) < limit for limit in (100, 10, 1, 0.1))
+    return f"{value:.{places}f}"
+
+
+def _unit(metric: str) -> int:
+    return 100 if metric.partition("/")[0] in _SHARES else 1
 
 
 def _not_run(bench: Bench, entries: Sequence[Entry], preset: str) -> list[Case]:

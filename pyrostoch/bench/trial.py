@@ -13,7 +13,6 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -21,8 +20,8 @@ from torch import Tensor, nn
 from pyrostoch._version import __version__
 from pyrostoch.bench.case import Bench, Case, Recipe
 from pyrostoch.bench.files import read_json, write_json
+from pyrostoch.bench.follow import Follower
 from pyrostoch.data import DataSplit
-from pyrostoch.effects import base_law
 from pyrostoch.infer.checkpoint import load
 from pyrostoch.infer.compare import ComparisonRow, accuracy_by_samples, compare
 from pyrostoch.infer.decompose import decompose
@@ -31,14 +30,12 @@ from pyrostoch.infer.fit import fit
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 
-__all__ = ["Setting", "Trained", "carry_out", "trial_folder"]
+__all__ = ["Setting", "Trained", "carry_out", "fits", "trial_folder"]
 
 _RECORD, _CURVE, _CHECKPOINT = "trial.json", "curve.jsonl", "checkpoint.safetensors"
 
+# Choices do not need many samples.
 _FEW = 20
-
-# The course of a run is followed on few images: what is wanted is its shape.
-_CURVE_IMAGES, _CURVE_SAMPLES, _CURVE_EVERY = 2000, 5, 2
 
 Progress = Callable[[dict[str, Any]], Any]
 
@@ -104,6 +101,13 @@ def trial_folder(bench: Bench, case: Case, seed: int, setting: Setting) -> Path:
     return setting.out / part / bench.name / setting.variant / case.name.replace("/", "-") / f"seed{seed}"
 
 
+def fits(case: Case, split: DataSplit | None) -> bool:
+    """Whether a data set is the one that a case is for, where its loader's name covers several."""
+    title = case.data_title
+    # What is held out is told behind a comma.
+    return title is None or (split is not None and f"{split.title}, ".startswith(f"{title}, "))
+
+
 def carry_out(
     bench: Bench, case: Case, seed: int, setting: Setting, split: DataSplit | None, progress: Progress | None = None
 ) -> dict[str, Any]:
@@ -118,12 +122,19 @@ def carry_out(
         progress: Called with each epoch's row.
 
     Returns:
-        The trial's record: settings, metrics, seconds, and its curve where the case has one.
+        The trial's record, as its file has it: settings, metrics (`None` where one is not a finite number), seconds,
+        and its curve where the case has one.
 
     Raises:
         FileNotFoundError: The case it starts from has not been run with this seed.
         NonFiniteLossError: A loss became NaN.
+        ValueError: The data are not the case's, or the trial's folder holds another trial or a damaged record.
     """
+    if not fits(case, split):
+        raise ValueError(
+            f"bench {bench.name}: {case.name} is for {case.data_title!r}, but the data folder holds "
+            f"{split.title if split else None!r}"
+        )
     folder = trial_folder(bench, case, seed, setting)
     record: dict[str, Any] = {
         "bench": bench.name,
@@ -132,30 +143,40 @@ def carry_out(
         "seed": seed,
         "settings": _settings(case, setting, split),
     }
-    if _begin(folder / _RECORD, record):
-        return read_json(folder / _RECORD)
-    device = torch.device(setting.device)
+    if _is_done(folder / _RECORD, record["settings"]):
+        return dict(read_json(folder / _RECORD))
     if case.alone is not None:
+        device = describe_device(torch.device("cpu"), "float32")
         begin = time.perf_counter()
         metrics = dict(case.alone(setting.preset, seed, setting.out))
         record |= {"metrics": metrics, "curve": {}, "seconds": {"whole": time.perf_counter() - begin}}
     elif split is None:
         raise ValueError(f"bench {bench.name}: {case.name} needs a data set")
     else:
-        record |= _train_and_score(_assemble(bench, case, seed, setting, split, device), folder, setting, progress)
-    record |= {
-        "device": describe_device(device, setting.precision),
-        "versions": versions(),
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+        home = torch.device(setting.device)
+        device = describe_device(home, setting.precision)
+        trained = _assemble(bench, case, seed, setting, split, home)
+        # From here on the folder is this trial's.
+        write_json(folder / _RECORD, record)
+        record |= _train_and_score(trained, folder, setting, progress)
+    record |= {"device": device, "versions": versions(), "date": datetime.now(UTC).date().isoformat()}
     write_json(folder / _RECORD, record)
-    return record
+    return dict(read_json(folder / _RECORD))
 
 
 def _train_and_score(trained: Trained, folder: Path, setting: Setting, progress: Progress | None) -> dict[str, Any]:
     """Train, from the checkpoint where there is one, and score."""
-    recipe = trained.recipe
-    follow = _Follower(trained, folder / _CURVE if trained.case.curve else None, progress)
+    recipe, checkpoint = trained.recipe, folder / _CHECKPOINT
+    follower = Follower(trained, folder / _CURVE) if trained.case.curve else None
+    if follower is not None:
+        follower.catch_up(checkpoint)
+
+    def after(row: dict[str, Any]) -> None:
+        if follower is not None:
+            follower(row)
+        if progress is not None:
+            progress(row)
+
     fitted = fit(
         trained.model,
         trained.guide,
@@ -170,35 +191,44 @@ def _train_and_score(trained: Trained, folder: Path, setting: Setting, progress:
         precision=setting.precision,
         seed=trained.seed,
         progress=False,
-        checkpoint=folder / _CHECKPOINT,
+        checkpoint=checkpoint,
         resume=True,
-        callback=follow,
+        callback=after,
     )
     start = time.perf_counter()
-    # Choices do not need many samples.
     metrics = _score(trained, _FEW if setting.holdout else None)
     seconds = {"training": fitted.seconds, "scoring": time.perf_counter() - start}
-    return {"metrics": metrics, "curve": follow.columns(), "seconds": seconds}
+    return {"metrics": metrics, "curve": follower.columns(fitted.history) if follower else {}, "seconds": seconds}
 
 
-def _begin(path: Path, record: dict[str, Any]) -> bool:
-    """Open a trial's folder: whether it is done already; a trial of other settings there is refused.
+def _is_done(path: Path, settings: dict[str, Any]) -> bool:
+    """Whether a trial's record is whole.
 
     Raises:
-        ValueError: The folder holds a trial of other settings.
+        ValueError: It is of other settings, or damaged.
     """
     if not path.is_file():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_json(path, record)
         return False
     found = read_json(path)
+    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
+        raise ValueError(f"{path}: no record of a trial; remove the file, and run what wrote it again")
     # Through JSON, since tuples come back from it as lists.
-    if found["settings"] != json.loads(json.dumps(record["settings"])):
+    there, now = _by_name(found["settings"]), _by_name(json.loads(json.dumps(settings)))
+    names = [name for name in there | now if there.get(name) != now.get(name)]
+    if names:
+        differences = "; ".join(f"{name} was {there.get(name)!r} and is now {now.get(name)!r}" for name in names)
         raise ValueError(
-            f"bench {record['bench']}: {path.parent} holds a trial of other settings: {found['settings']}, now "
-            f"{record['settings']}; remove that folder, or give another --out"
+            f"{path.parent} holds a trial of other settings: {differences}; remove that folder, or give another --out"
         )
     return "metrics" in found
+
+
+def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings with those of a part of them, such as `recipe.lr`, side by side."""
+    names = dict[str, Any]()
+    for name, value in settings.items():
+        names |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
+    return names
 
 
 def versions() -> dict[str, str]:
@@ -222,10 +252,6 @@ def describe_device(device: torch.device, precision: str) -> str:
 
 def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: DataSplit, device: torch.device) -> Trained:
     """Model and guide of a trial as training finds them."""
-    if case.data_title not in (None, split.title):
-        raise ValueError(
-            f"bench {bench.name}: {case.name} is for {case.data_title!r}, but the data folder holds {split.title!r}"
-        )
     if case.network is None or case.guide is None:
         raise ValueError(f"bench {bench.name}: {case.name} has no network or no guide")
     recipe = setting.recipe(case)
@@ -241,14 +267,14 @@ def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: Data
         origin = None
         if case.start is not None:
             source = bench.case(case.start)
-            path = trial_folder(bench, source, seed, setting) / _CHECKPOINT
-            if not _is_done(path.with_name(_RECORD)):
+            there = trial_folder(bench, source, seed, setting)
+            if not _is_done(there / _RECORD, _settings(source, setting, split)):
                 raise FileNotFoundError(
                     f"bench {bench.name}: {case.name} starts from {source.name}, which has not been run with seed "
                     f"{seed} and preset {setting.variant}; run it first"
                 )
             origin = (source.guide or case.guide)(model, setting.recipe(source), None).to(device)
-            load(path, model, origin)
+            load(there / _CHECKPOINT, model, origin)
         guide = case.guide(model, recipe, origin).to(device)
     return Trained(case, model, guide, train, test, recipe, seed, split)
 
@@ -272,58 +298,12 @@ def _score(trained: Trained, most: int | None = None) -> dict[str, float]:
         with seeded(trained.seed, trained.train[0].device):
             terms = decompose(trained.model, trained.guide, trained.train, num_samples=case.draws)
         metrics |= {"elbo": terms.elbo, "data": terms.data, "kl": terms.kl}
-        metrics["data/monte-carlo-error"] = terms.data_stderr or 0.0
+        if terms.data_stderr is not None:
+            metrics["data/monte-carlo-error"] = terms.data_stderr
     if case.measure is not None:
-        metrics |= case.measure(trained)
+        with seeded(trained.seed, trained.train[0].device):
+            metrics |= case.measure(trained)
     return metrics
-
-
-class _Follower:
-    """Writes down how a run goes, an epoch a line, so that a run cut short keeps its course."""
-
-    def __init__(self, trained: Trained, path: Path | None, progress: Progress | None) -> None:
-        self._trained, self._path, self._progress = trained, path, progress
-
-    def __call__(self, row: dict[str, Any]) -> None:
-        if self._path is not None:
-            line = {"epoch": row["epoch"], **{name: row[name] for name in ("elbo", "data", "kl")}, **self._look(row)}
-            with self._path.open("a", encoding="utf-8") as file:
-                file.write(json.dumps(line) + "\n")
-        if self._progress is not None:
-            self._progress(row)
-
-    def _look(self, row: dict[str, Any]) -> dict[str, float]:
-        """Scores on the first images, and log alpha."""
-        trained = self._trained
-        if row["epoch"] % _CURVE_EVERY and row["epoch"] > _CURVE_EVERY:
-            return {}
-        some = (trained.test[0][:_CURVE_IMAGES], trained.test[1][:_CURVE_IMAGES])
-        modes = ("mean", f"mc:{_CURVE_SAMPLES}")
-        found = compare(trained.model, trained.guide, some, modes=modes, seed=trained.seed)
-        return {f"accuracy/{mode}": float(found[mode].accuracy or 0.0) for mode in modes} | log_alphas(trained)
-
-    def columns(self) -> dict[str, list[float | None]]:
-        """The course as columns; an epoch run twice, since it was cut short, counts once."""
-        if self._path is None:
-            return {}
-        lines = [json.loads(text) for text in self._path.read_text(encoding="utf-8").splitlines()]
-        rows = sorted({line["epoch"]: line for line in lines}.values(), key=lambda line: float(line["epoch"]))
-        names = dict.fromkeys(name for row in rows for name in row)
-        return {name: [row.get(name) for row in rows] for name in names}
-
-
-def log_alphas(trained: Trained) -> dict[str, float]:
-    """Median, lower and upper quartile of log alpha = log(variance / mean^2) over all random weights with a mean."""
-    ratios = []
-    for site, facts in trained.model.sites.items():
-        law = base_law(trained.guide.site_law(site)) if facts.role == "weight" else None  # type: ignore[operator]
-        if law is not None and not getattr(law, "zero_mean", False):
-            ratios.append((law.variance.log() - 2 * law.mean.abs().log()).detach().double().flatten())
-    if not ratios:
-        return {}
-    values = torch.cat(ratios).cpu().numpy()
-    lower, median, upper = np.quantile(values, (0.25, 0.5, 0.75))
-    return {"log_alpha": float(median), "log_alpha/lower": float(lower), "log_alpha/upper": float(upper)}
 
 
 def _settings(case: Case, setting: Setting, split: DataSplit | None) -> dict[str, Any]:
@@ -336,7 +316,3 @@ def _settings(case: Case, setting: Setting, split: DataSplit | None) -> dict[str
         "recipe": dataclasses.asdict(setting.recipe(case)),
         "precision": setting.precision,
     }
-
-
-def _is_done(path: Path) -> bool:
-    return path.is_file() and "metrics" in read_json(path)

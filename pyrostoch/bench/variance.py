@@ -29,7 +29,7 @@ _LENET = {
     "cpu": Recipe(epochs=15, lr=2e-3),
     "full": Recipe(epochs=200, lr=1e-3),
 }
-_DEEPER = {**_LENET, "cpu": Recipe(epochs=30, lr=4e-3)}
+_DEEPER = {**_LENET, "cpu": Recipe(epochs=40, batch_size=100, lr=1e-2)}
 _VGG = {"full": Recipe(epochs=550, batch_size=100, lr=1e-3, init_log_alpha=-10.0)}
 _NARROW = {"cpu": Recipe(epochs=5, batch_size=100, lr=2e-3)}
 

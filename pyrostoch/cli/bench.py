@@ -53,7 +53,7 @@ def bench(
         ),
     ] = None,
     show: Annotated[bool, typer.Option("--list", help="List the cases and stop.", metavar="")] = False,
-    quiet: opt.NoBar = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the final table only.", metavar="")] = False,
 ) -> None:
     """Run a benchmark: train its networks, score them, and write records and a table.
 
@@ -67,7 +67,7 @@ def bench(
     from pyrostoch.bench.draw import write_figures
     from pyrostoch.bench.results import read_results
     from pyrostoch.bench.run import results_file, selected
-    from pyrostoch.bench.tables import section, write_page
+    from pyrostoch.bench.tables import section, tables, write_page
     from pyrostoch.cli.bench_screen import BenchScreen
     from pyrostoch.runs.defaults import choose_device
 
@@ -89,7 +89,7 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     cases, idle = selected(chosen, setting, only or ())
-    screen = BenchScreen(chosen, setting, cases, idle, _numbers(seeds), quiet)
+    screen = BenchScreen(chosen, setting, cases, idle, _numbers(seeds), quiet and not show)
     screen.plan()
     if show:
         return
@@ -101,10 +101,13 @@ def bench(
         ) from None
     finally:
         screen.close()
-    typer.echo(section(chosen, read_results(results_file(chosen, setting))))
-    if not holdout:
-        write_figures(chosen, setting)
-        typer.echo(f"\nWrote {results_file(chosen, setting)} and {write_page(out)}.")
+    entries = read_results(results_file(chosen, setting))
+    if holdout:
+        typer.echo(tables(chosen, entries))
+        return
+    typer.echo(section(chosen, entries))
+    write_figures(chosen, setting)
+    typer.echo(f"\nWrote {results_file(chosen, setting)} and {write_page(out)}.")
 
 
 def _changes(texts: list[str]) -> tuple[tuple[str, str], ...]:
@@ -112,7 +115,10 @@ def _changes(texts: list[str]) -> tuple[tuple[str, str], ...]:
     for text, (name, sign, value) in zip(texts, pairs, strict=True):
         if not (name and sign and value):
             raise ValueError(f"--set: expected NAME=VALUE, such as lr=0.01, got {text!r}")
-    return tuple((name.strip(), value.strip()) for name, _, value in pairs)
+    changes = [(name.strip(), value.strip()) for name, _, value in pairs]
+    if len(dict(changes)) < len(changes):
+        raise ValueError(f"--set: expected each setting once, got {', '.join(texts)}")
+    return tuple(changes)
 
 
 def _numbers(text: str) -> list[int]:

@@ -47,13 +47,22 @@ class BenchScreen(Watch):
             return
         held = ", on held-out training data" if self._setting.holdout else ""
         seeds = ", ".join(map(str, self._seeds))
-        where = f"{self._setting.device}, {self._setting.precision}"
-        self._console.print(f"{self._bench.title}: preset {self._setting.variant}, seeds {seeds}, {where}{held}")
+        where = f"{self._setting.device}, {self._setting.precision}{held}"
+        head = f"{self._bench.title}: preset {self._setting.variant}, seeds {seeds}, {where}"
+        self._console.print(head, markup=False, soft_wrap=True)
         for case in self._cases:
             recipe = self._setting.recipe(case)
-            self._console.print(f"  {case.name}: {recipe.epochs} epochs", markup=False)
+            self._console.print(f"  {case.name}: {recipe.epochs} epochs", markup=False, soft_wrap=True)
         for case in self._idle:
-            self._console.print(f"  {case.name}: not run, needs a GPU (or --only {case.name})", markup=False)
+            self._console.print(
+                f"  {case.name}: not run, needs a GPU (or --only {case.name})", markup=False, soft_wrap=True
+            )
+
+    def passed_over(self, case: Case) -> None:
+        """Say what the data folder lacks."""
+        if not self._quiet:
+            words = f"{case.name}: not run, is for {case.data_title}, and the data folder holds another one"
+            self._console.print(words, markup=False, soft_wrap=True)
 
     def trial(self, case: Case, seed: int, epochs: int) -> None:
         """Put up a bar."""
@@ -87,7 +96,9 @@ class BenchScreen(Watch):
         elbo = record["metrics"].get("elbo")
         words = scores if elbo is None else f"{scores}, ELBO {elbo:,.1f}"
         seconds = sum(record["seconds"].values())
-        self._console.print(f"{record['case']}, seed {record['seed']}: {words}; {seconds:.0f} s", markup=False)
+        self._console.print(
+            f"{record['case']}, seed {record['seed']}: {words}; {seconds:.0f} s", markup=False, soft_wrap=True
+        )
         if self._progress is not None:
             self._progress.remove_task(self._bar)
 

@@ -19,7 +19,7 @@ class CropAndFlip(nn.Module):
         padding: Pixels added on each side.
 
     Raises:
-        ValueError: `padding` is negative.
+        ValueError: `padding` is no whole number from 0 up.
 
     Example:
         >>> images = torch.ones(5, 3, 8, 8)
@@ -38,14 +38,22 @@ class CropAndFlip(nn.Module):
         self.padding = padding
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map images `(batch, channels, height, width)` to images of the same shape."""
+        """Map images `(batch, channels, height, width)` to images of the same shape.
+
+        Raises:
+            ValueError: In training mode, `x` has another number of axes.
+        """
         if not self.training:
             return x
+        if x.dim() != 4:
+            raise ValueError(
+                f"CropAndFlip: expected images (batch, channels, height, width), got shape {tuple(x.shape)}"
+            )
         count, _, height, width = x.shape
         padded = F.pad(x, (self.padding,) * 4)
-        top = torch.randint(0, 2 * self.padding + 1, (2, count, 1), device=x.device)
-        rows = top[0] + torch.arange(height, device=x.device)
-        columns = top[1] + torch.arange(width, device=x.device)
+        top, left = torch.randint(0, 2 * self.padding + 1, (2, count, 1), device=x.device)
+        rows = top + torch.arange(height, device=x.device)
+        columns = left + torch.arange(width, device=x.device)
         flips = torch.rand(count, 1, device=x.device) < 0.5
         columns = torch.where(flips, columns.flip(1), columns)
         picked = torch.arange(count, device=x.device)[:, None, None]

@@ -1,0 +1,140 @@
+"""Random crops and flips against loops, how often each occurs, and in front of a Bayesian network."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrostoch as ps
+from pyrostoch.models import CropAndFlip
+
+
+def by_loops(x: Tensor, padding: int, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Each pixel looked up in its image by itself; outside of it there is zero."""
+    out = torch.zeros_like(x)
+    count, channels, height, width = x.shape
+    for n in range(count):
+        top, left = (int(shift[n, 0]) - padding for shift in shifts)
+        for c in range(channels):
+            for i in range(height):
+                for j in range(width):
+                    row, column = top + i, left + (width - 1 - j if flips[n, 0] else j)
+                    if 0 <= row < height and 0 <= column < width:
+                        out[n, c, i, j] = x[n, c, row, column]
+    return out
+
+
+@pytest.mark.parametrize("padding", [0, 1, 3])
+@pytest.mark.parametrize("shape", [(7, 3, 5, 4), (5, 1, 3, 6), (1, 2, 1, 1)])
+@pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_exact_twin(padding: int, shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype) -> None:
+    x = torch.randn(shape, dtype=dtype).to(memory_format=layout)
+    before = x.clone()
+    torch.manual_seed(5)
+    found = CropAndFlip(padding)(x)
+    torch.manual_seed(5)
+    shifts = torch.randint(0, 2 * padding + 1, (2, shape[0], 1))
+    flips = torch.rand(shape[0], 1) < 0.5
+    assert found.dtype == dtype and found.shape == x.shape
+    assert torch.equal(found, by_loops(x, padding, shifts, flips))
+    assert torch.equal(x, before) and found.data_ptr() != x.data_ptr()
+
+
+def test_images_are_laid_out_as_convolutions_like_them() -> None:
+    assert CropAndFlip(2)(torch.randn(4, 3, 6, 6)).is_contiguous(memory_format=torch.channels_last)
+
+
+def test_each_crop_and_flip_is_as_frequent() -> None:
+    image = torch.arange(1.0, 7.0).reshape(1, 1, 2, 3)
+    kinds = [(top, left, flip) for top in range(3) for left in range(3) for flip in (False, True)]
+    shifts = torch.tensor([[top for top, _, _ in kinds], [left for _, left, _ in kinds]])[:, :, None]
+    flips = torch.tensor([flip for _, _, flip in kinds])[:, None]
+    known = by_loops(image.expand(len(kinds), -1, -1, -1), 1, shifts, flips)
+    assert len(known.flatten(1).unique(dim=0)) == 18
+    count = 9000
+    found = CropAndFlip(1)(image.expand(count, -1, -1, -1))
+    which = (found.flatten(1)[:, None] == known.flatten(1)).all(-1)
+    assert bool((which.sum(1) == 1).all())
+    kind = which.float().argmax(1)
+    # Chi-squared with 17 degrees of freedom, and for pairs of neighbours with 323: five standard deviations above.
+    each = kind.bincount(minlength=18).double()
+    assert ((each - 500) ** 2 / 500).sum() < 17 + 5 * 34**0.5
+    pairs = (18 * kind[:-1] + kind[1:]).bincount(minlength=324).double()
+    expected = (count - 1) / 324
+    assert ((pairs - expected) ** 2 / expected).sum() < 323 + 5 * 646**0.5
+
+
+def test_gradient_goes_back_to_the_pixels_that_were_used() -> None:
+    x = torch.randn(6, 2, 4, 4, dtype=torch.float64, requires_grad=True)
+    layer = CropAndFlip(2)
+
+    def repeated(images: Tensor) -> Tensor:
+        torch.manual_seed(2)
+        return layer(images)
+
+    assert torch.autograd.gradcheck(repeated, (x,))
+    repeated(x).sum().backward()
+    used = repeated(torch.ones_like(x)).flatten(1).sum(1)
+    assert x.grad is not None and torch.equal(x.grad.flatten(1).sum(1), used)
+    assert set(x.grad.unique().tolist()) == {0.0, 1.0}
+
+
+def test_evaluation_is_identity_and_draws_nothing() -> None:
+    layer, x = CropAndFlip().eval(), torch.randn(3, 1, 5, 5)
+    state = torch.get_rng_state()
+    assert layer(x) is x and torch.equal(torch.get_rng_state(), state)
+    assert repr(layer) == "CropAndFlip(padding=4)" and list(layer.state_dict()) == []
+
+
+@pytest.mark.parametrize("padding", [-1, 1.5, True, None])
+def test_padding_is_checked(padding: object) -> None:
+    with pytest.raises(ValueError, match="CropAndFlip: expected a whole number of pixels from 0 up, got"):
+        CropAndFlip(padding)  # type: ignore[arg-type]
+
+
+def test_other_shapes_are_named() -> None:
+    with pytest.raises(ValueError, match=r"expected images \(batch, channels, height, width\), got shape \(3, 5, 5\)"):
+        CropAndFlip()(torch.zeros(3, 5, 5))
+
+
+def bayesian(augment: nn.Module) -> tuple[ps.BayesianModel, nn.Module]:
+    torch.manual_seed(0)
+    net = nn.Sequential(augment, nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 3))
+    prior = {"1.weight": ps.priors.LogUniform(), "5.weight": ps.priors.LogUniform()}
+    model = ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Categorical(), num_data=40)
+    return model, ps.guides.LayerwiseAlpha(model)
+
+
+DATA = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(0)), torch.arange(40) % 3
+
+
+@pytest.mark.parametrize("estimator", ["local", "shared", "flipout", "marginal"])
+def test_census_sees_through_it_and_draws_for_itself(estimator: str) -> None:
+    terms = []
+    model, guide = bayesian(CropAndFlip(2))
+    elbo = ps.ELBO(estimator)  # type: ignore[arg-type]
+    for _ in range(2):  # with a census, and then without
+        torch.manual_seed(8)
+        terms.append(elbo.terms(model, guide, *DATA))
+    plain_model, plain_guide = bayesian(nn.Identity())
+    plain = elbo.terms(plain_model, plain_guide, *DATA)
+    assert terms[0].routes == terms[1].routes == plain.routes
+    assert torch.equal(terms[0].data, terms[1].data) and not torch.equal(terms[0].data, plain.data)
+
+
+def test_training_repeats_itself_and_predictions_see_the_images_as_they_are() -> None:
+    fits = []
+    for seed in (1, 1, 2):
+        model, guide = bayesian(CropAndFlip(2))
+        settings = {"epochs": 3, "batch_size": 20, "lr": 0.01, "seed": seed, "progress": False}
+        fits.append(ps.fit(model, guide, DATA, **settings).history["loss"])
+    assert fits[0] == fits[1] != fits[2]
+    once, twice = (ps.predict(model, guide, DATA[0], mode="mean").probs for _ in range(2))
+    assert torch.equal(once, twice)
+    plain_model, plain_guide = bayesian(nn.Identity())
+    plain_model.load_state_dict(model.state_dict())
+    plain_guide.load_state_dict(guide.state_dict())
+    assert torch.equal(ps.predict(plain_model, plain_guide, DATA[0], mode="mean").probs, once)
+    assert model.training and model.net[0].training
