@@ -200,3 +200,24 @@ def test_a_scale_that_crosses_zero_keeps_a_law():
     assert torch.isfinite(guide()["weight"]).all()
     loss = ps.ELBO()(model, guide)(torch.randn(4, 2), torch.zeros(4, dtype=torch.long))
     assert torch.isfinite(loss)
+
+
+@pytest.mark.parametrize("name", ["WeightwiseAlpha", "NeuronwiseAlpha", "LayerwiseAlpha"])
+def test_log_alpha_is_held_where_nothing_but_the_kl_acts_on_it(name):
+    # Inputs that are always zero: their weights have no data term, and the KL falls for ever.
+    x, y = torch.zeros(40, 3), torch.arange(40) % 2
+    model = ps.BayesianModel(
+        nn.Sequential(nn.Linear(3, 4, bias=False), nn.Linear(4, 2)),
+        prior={"0.weight": ps.priors.LogUniform()},
+        likelihood=ps.likelihoods.Categorical(),
+        num_data=40,
+    )
+    guide = getattr(ps.guides, name)(model, init_log_alpha=18.0)
+    settings = {"epochs": 200, "batch_size": 40, "lr": 1e-3, "lr_alpha": 5.0, "schedule": "constant"}
+    ps.fit(model, guide, (x, y), **settings, seed=0, progress=False)
+    beyond = guide.parameters_of["0/weight"]["log_alpha"].max()
+    law = guide.site_law("0.weight").base_dist
+    assert beyond > 20.0 and law.log_alpha.max() == 20.0
+    assert torch.isfinite(law.variance).all()
+    with pytest.raises(ValueError, match=r"init_log_alpha at site '0.weight': expected values from -20 to 20.*got 25"):
+        getattr(ps.guides, name)(model, init_log_alpha=25.0)

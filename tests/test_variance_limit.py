@@ -99,9 +99,9 @@ def test_means_of_zero_cost_nothing_and_points_everything():
     with torch.no_grad():
         guide.parameters_of["weight"]["loc"][0, :2] = 0
     assert guide.zero_mean_gap().total == 1.0
-    guide = ps.guides.LayerwiseAlpha(model_of(), init_log_alpha=-2000.0)
+    guide = ps.guides.LayerwiseAlpha(model_of(), init_log_alpha=-20.0)
     gap = guide.zero_mean_gap()
-    assert gap.total == math.inf and gap.bound == gap.total_variation == 1.0
+    assert gap.total > 1e8 and gap.bound == gap.total_variation == 1.0
 
 
 @pytest.mark.parametrize("family", ["gaussian", "bernoulli", "uniform"])

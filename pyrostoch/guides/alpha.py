@@ -16,6 +16,11 @@ from pyrostoch.model import Site
 __all__ = ["LayerwiseAlpha", "NeuronwiseAlpha", "WeightwiseAlpha"]
 
 
+#: Log alpha counts only within these bounds, as in the published codes. Where nothing but the KL acts on it (weights of
+#: an input that is always zero) Adam would drive it on until the variance overflows; beyond them it changes no KL.
+BOUND = 20.0
+
+
 class _Alpha(Guide):
     """N(mu, alpha mu^2) with some sharing of alpha."""
 
@@ -36,15 +41,21 @@ class _Alpha(Guide):
 
     def initial(self, site: Site) -> dict[str, Tensor]:
         """`loc` in the weight's shape and `log_alpha` in its own."""
+        log_alpha = start_value(self._init_log_alpha, site, self.alpha_shape(site), "init_log_alpha")
+        if bool((log_alpha.abs() > BOUND).any()):
+            raise ValueError(
+                f"init_log_alpha at site {site.name!r}: expected values from {-BOUND:g} to {BOUND:g}, between which "
+                f"log alpha is held, got {float(log_alpha[log_alpha.abs() > BOUND].flatten()[0]):g}"
+            )
         loc = site.init if self._init_loc is None else start_value(self._init_loc, site, site.init.shape, "init_loc")
         return {
             "loc": off_zero(loc),
-            "log_alpha": start_value(self._init_log_alpha, site, self.alpha_shape(site), "init_log_alpha"),
+            "log_alpha": log_alpha,
         }
 
     def law(self, site: str, **parameters: Tensor) -> Any:
-        """N(loc, alpha loc^2)."""
-        return MultiplicativeNormal(parameters["loc"], parameters["log_alpha"])
+        """N(loc, alpha loc^2), log alpha held within its bounds."""
+        return MultiplicativeNormal(parameters["loc"], parameters["log_alpha"].clamp(-BOUND, BOUND))
 
 
 class WeightwiseAlpha(_Alpha):
@@ -53,7 +64,7 @@ class WeightwiseAlpha(_Alpha):
     Args:
         model: A `BayesianModel`.
         init_loc: Starting means; the network's own values by default.
-        init_log_alpha: Starting log alpha: a number, or a function of the site.
+        init_log_alpha: Starting log alpha: a number, or a function of the site; from -20 to 20, where it is held.
         sites: Names of the sites covered; all by default.
 
     References:
@@ -78,7 +89,7 @@ class NeuronwiseAlpha(_Alpha):
     Args:
         model: A `BayesianModel`.
         init_loc: Starting means; the network's own values by default.
-        init_log_alpha: Starting log alpha: a number, or a function of the site.
+        init_log_alpha: Starting log alpha: a number, or a function of the site; from -20 to 20, where it is held.
         sites: Names of the sites covered; all by default.
 
     References:
@@ -108,7 +119,7 @@ class LayerwiseAlpha(_Alpha):
     Args:
         model: A `BayesianModel`.
         init_loc: Starting means; the network's own values by default.
-        init_log_alpha: Starting log alpha: a number, or a function of the site.
+        init_log_alpha: Starting log alpha: a number, or a function of the site; from -20 to 20, where it is held.
         sites: Names of the sites covered; all by default.
 
     References:
