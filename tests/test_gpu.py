@@ -114,3 +114,19 @@ def test_fit_and_predict_on_the_gpu():
     ps.fit(model, guide, (digits.x_train, digits.y_train), epochs=3, device="cuda", seed=0, progress=False)
     prediction = ps.predict(model, guide, digits.x_test.cuda(), mode="mc:5")
     assert prediction.probs.is_cuda and torch.isfinite(prediction.probs).all()
+
+
+@pytest.mark.gpu
+def test_a_narrow_vgg_with_crops_trains_and_is_converted_on_the_gpu():
+    vgg = ps.models.VGG(width=0.125)
+    net = nn.Sequential()
+    net.add_module("augment", ps.models.CropAndFlip())
+    net.add_module("vgg", vgg)
+    priors = {f"vgg.{pattern}": ps.priors.LogUniform() for pattern in vgg.VARIATIONAL}
+    x, y = torch.rand(40, 3, 32, 32), torch.arange(40) % 10
+    model = ps.BayesianModel(net, prior=priors, likelihood=ps.likelihoods.Categorical(), num_data=40)
+    guide = ps.guides.LayerwiseAlpha(model)
+    ps.fit(model, guide, (x, y), epochs=2, batch_size=20, device="cuda", precision="bf16", seed=0, progress=False)
+    limit = ps.guides.to_variance_only(guide)
+    assert ps.predict(model, limit, x.cuda(), mode="mc:2").probs.is_cuda
+    assert ps.guides.prune(guide).export(model)(x.cuda()).is_cuda
