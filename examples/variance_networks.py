@@ -12,7 +12,7 @@ import pyrostoch as ps
 
 parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
 parser.add_argument("--data", choices=("digits", "mnist"), default="digits")
-parser.add_argument("--epochs", type=int, help="passes through the training data")
+parser.add_argument("--epochs", type=int, help="passes through the training data, if not the usual number")
 parser.add_argument("--toy", metavar="FILE", help="train the toy problem instead, and save its picture here")
 parser.add_argument("--preset", choices=("quick", "cpu", "full"), default="cpu", help="of the toy problem")
 options = parser.parse_args()
@@ -52,7 +52,15 @@ model = ps.BayesianModel(
 
 # The variance layer: N(0, sigma^2) for each weight. family="bernoulli" draws -sigma or sigma, "uniform" in between.
 guide = ps.guides.VarianceOnly(model, family="gaussian")
-run = ps.fit(model, guide, train, epochs=options.epochs or epochs, batch_size=batch_size, lr=lr, seed=0)
+run = ps.fit(
+    model,
+    guide,
+    train,
+    epochs=epochs if options.epochs is None else options.epochs,
+    batch_size=batch_size,
+    lr=lr,
+    seed=0,
+)
 print(run, end="\n\n")
 
 # The mean of every weight of the layer is zero, so the mean network gives all images the same answer; a draw gives a

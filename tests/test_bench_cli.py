@@ -58,7 +58,8 @@ def test_toy_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert (folder / "figures" / "variance-toy-quick.png").stat().st_size > 5000
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
     assert page == markdown(folder)
-    row = f"| Toy problem, Gaussian variance layer: 100 to 2 | {100 * entries['accuracy/mc:1']['value']:.2f} |"
+    once = f"{100 * entries['accuracy/mc:1']['value']:.2f}"
+    row = f"| Toy problem of four classes, Gaussian variance layer: 100 to 2 | {once} |"
     assert row in page and "![Variance networks](figures/variance-toy-quick.png)" in page
     assert "Not run, preset `cpu`: toy/gaussian; lenet5/dense1/dropout;" in page
     assert "## Pruning by alpha, and by magnitude: `pyrostoch bench pruning`" in page
@@ -88,7 +89,8 @@ def test_choices_are_made_on_held_out_data() -> None:
     output = call("bench", "tiny", "--only", "net/cold", *settings, "--device", "cpu")
     assert "preset cpu,lr=0.02,epochs=1, seeds 0, cpu, bf16, on held-out training data net/cold: 1 epochs" in output
     assert "### Preset `cpu,lr=0.02,epochs=1`" in output and "| 0 | 1 |" in output
-    assert "Not run" not in output and "Published" not in output and "Wrote" not in output
+    assert "Not run" not in output and "ublished" not in output
+    assert "scored on held-out training data" in output and "Wrote benchmarks/selection/tiny.json." in output
     assert [path.name for path in Path("benchmarks").iterdir()] == ["selection"]
     record = json.loads(next(Path("benchmarks").glob("selection/tiny/*/*/seed0/trial.json")).read_text())
     assert (record["settings"]["precision"], record["settings"]["recipe"]["lr"]) == ("bf16", 0.02)
@@ -134,8 +136,11 @@ def test_list_runs_nothing(quiet: tuple[str, ...]) -> None:
         (("tiny", "--device", "tpu"), "device: expected one of"),
         (("tiny", "--precision", "half"), "precision: expected one of 'float32', 'bf16', got 'half'"),
         (("tiny", "--only", "net/true"), "net/true is for 'CIFAR-10', but the data folder holds 'Handwritten digits"),
-        (("tiny", "--preset", "full"), "preset 'full' has no case for device 'cpu'; name one with --only"),
-        (("variance", "--holdout", "--only", "toy*"), "'toy*' matches no case of preset 'cpu', which has 'lenet5/"),
+        (("tiny", "--preset", "full"), "preset 'full' has no case for device 'cpu'; name one in full"),
+        (
+            ("variance", "--holdout", "--only", "toy*"),
+            "'toy*' matches no case of preset 'cpu' that has data to hold out, which",
+        ),
     ],
 )
 def test_wrong_input_is_explained(args: tuple[str, ...], message: str) -> None:

@@ -55,15 +55,19 @@ SECTION = f"""\
 
 ### Preset `full`
 
-|  | mean, % | ELBO | x | seeds | epochs | s a network |
+|  | mean, % | ELBO | x | seeds | epochs | training and scoring, s |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 | Second |  | -0.500 |  | 0 | 2 | 4 |
 
 Mean ± standard error over the seeds; a single seed has none. Run on: cpu (one), {RAN}.
 
+Recipes:
+
+- net/two: lr 0.1.
+
 ### Preset `cpu`
 
-|  | mean, % | ELBO | x | seeds | epochs | s a network |
+|  | mean, % | ELBO | x | seeds | epochs | training and scoring, s |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 | First | 99.30 ± 0.05 | -290.3 ± 3.2 |  | 0, 1 | 2 | 4 |
 | *published* | *11.3* | *-9.4* |  |  |  |  |
@@ -72,9 +76,13 @@ Mean ± standard error over the seeds; a single seed has none. Run on: cpu (one)
 Mean ± standard error over the seeds; a single seed has none. -: not a finite number. Run on: cpu (one), {RAN}; \
 A card, bf16, {RAN}.
 
+Recipes:
+
+- net/one, net/two: lr 0.1.
+
 ### Preset `quick,epochs=7,lr=0.1`
 
-|  | mean, % | ELBO | x | seeds | epochs | s a network |
+|  | mean, % | ELBO | x | seeds | epochs | training and scoring, s |
 | --- | ---: | ---: | ---: | ---: | ---: | ---: |
 | Second |  | -0.250 |  | 0 | 7 | 4 |
 
@@ -157,7 +165,7 @@ def test_page_of_the_jpeg_archive_never_says_cifar10_alone() -> None:
 def test_figure_of_the_courses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     original = figures.phase_transition
-    monkeypatch.setattr(figures, "phase_transition", lambda curves: drawn.append(curves) or original(curves))
+    monkeypatch.setattr(figures, "phase_transition", lambda curves, **words: drawn.append(curves) or original(curves))
     here = setting(tmp_path)
     follow = {"recipes": {"quick": SHORT}, "curve": True}
     small = bench(

@@ -44,7 +44,7 @@ def test_statistics_against_numpy(order: tuple[int, ...]) -> None:
     entry = one([made(seed, {"elbo": values[seed]}, date=f"2026-01-0{seed + 1}") for seed in order])
     assert entry.keys() == {
         *("bench", "case", "metric", "value", "stderr", "seeds", "values", "spent", "preset", "seconds"),
-        *("device", "epochs", "settings", "versions", "date"),
+        *("device", "recipe", "settings", "versions", "date"),
     }
     array = np.array(list(values.values()))
     assert entry["value"] == pytest.approx(array.mean(), rel=1e-12)
@@ -53,7 +53,7 @@ def test_statistics_against_numpy(order: tuple[int, ...]) -> None:
     assert entry["seconds"] == pytest.approx(np.mean(list(seconds.values())))
     assert entry["spent"] == list(seconds.values())
     assert (entry["date"], entry["versions"], entry["device"]) == ("2026-01-06", VERSIONS, "cpu (one)")
-    assert entry["epochs"] == 2
+    assert entry["recipe"] == {"epochs": 2, "lr": 0.1}
 
 
 def test_one_seed_has_no_error_and_equal_seeds_have_none_at_all() -> None:
@@ -144,7 +144,7 @@ def test_rows_keep_their_order_and_others_their_values() -> None:
 
 def test_records_written_without_digest_and_single_times_are_read() -> None:
     old = collect([made(0, {"x": 1.0})])[0]
-    del old["settings"], old["spent"], old["epochs"]
+    del old["settings"], old["spent"], old["recipe"]
     assert merge([old], collect([made(1, {"x": 2.0})]))[0]["seeds"] == [1]
     joined = merge([old], [{**old, "seeds": [1], "values": [3.0], "seconds": 6.0}])[0]
     assert (joined["value"], joined["spent"], joined["seconds"]) == (2.0, [4.0, 6.0], 5.0)

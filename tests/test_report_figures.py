@@ -120,7 +120,7 @@ def test_transition_draws_every_series_in_three_panels() -> None:
     curves = [make_curve("layer"), make_curve("neuron", 4), make_curve("costs $5 and $6", 3)]
     figure = phase_transition(curves)
     accuracy, alpha, kl = figure.axes
-    assert [axes.get_title() for axes in figure.axes] == ["Accuracy", "log α", "KL"]
+    assert [axes.get_title() for axes in figure.axes] == ["Accuracy", "log α (band: quartiles)", "KL"]
     assert [axes.get_ylabel() for axes in figure.axes] == ["accuracy", "log α", "nats"]
     assert kl.get_yscale() == "log" and alpha.get_yscale() == accuracy.get_yscale() == "linear"
     chance = accuracy.lines[-1]

@@ -34,7 +34,7 @@ def write_figures(bench: Bench, setting: Setting) -> list[Path]:
     labels = _labels([record["case"] for record in shown])
     curves = [{"label": label, **record["curve"]} for label, record in zip(labels, shown, strict=True)]
     path = setting.out / "figures" / f"{bench.name}-transition-{setting.preset}.png"
-    save_figure(phase_transition(curves), path)
+    save_figure(phase_transition(curves, title="Test accuracy, first 2,000 images"), path)
     return [path]
 
 

@@ -67,7 +67,7 @@ def _deviation(origin: Any) -> Callable[[Site], Tensor]:
 
 def _log_alpha(origin: Any) -> Callable[[Site], Tensor]:
     def start(site: Site) -> Tensor:
-        found: Tensor = base_law(origin.site_law(site.name)).log_alpha  # type: ignore[attr-defined]
+        found: Tensor = base_law(origin.site_law(site.name)).unexpanded_log_alpha  # type: ignore[attr-defined]
         return found.detach()
 
     return start

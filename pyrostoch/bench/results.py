@@ -11,7 +11,7 @@ from typing import Any
 
 from pyrostoch.bench.files import read_json, write_json
 
-__all__ = ["collect", "merge", "read_results", "value_of", "write_results"]
+__all__ = ["collect", "digest", "merge", "read_results", "value_of", "write_results"]
 
 Entry = dict[str, Any]
 
@@ -26,7 +26,7 @@ def collect(trials: Iterable[Mapping[str, Any]]) -> list[Entry]:
 
     A record has `bench`, `case`, `metric`, `value` (the mean over seeds; `None` where one is not a finite number),
     `stderr` (the standard error of that mean; `None` with one seed), `seeds`, `values` and `spent` (value and seconds
-    of each), `seconds` (their mean, of training and scoring), `preset`, `device`, `epochs`, `settings` (a digest of
+    of each), `seconds` (their mean, of training and scoring), `preset`, `device`, `recipe`, `settings` (a digest of
     all settings of the trials), `versions` and `date` (the last one). Only seeds of the same settings and versions are
     joined; see `merge`.
 
@@ -112,6 +112,27 @@ def write_results(path: Path, trials: Iterable[Mapping[str, Any]]) -> list[Entry
     return entries
 
 
+def digest(settings: Mapping[str, Any]) -> str:
+    """A short text that is the same for the same settings.
+
+    Args:
+        settings: Plain data.
+
+    Returns:
+        Twelve hexadecimal digits.
+
+    Example:
+        >>> digest({"lr": 0.1, "epochs": 2}) == digest({"epochs": 2, "lr": 0.1}) != digest({"lr": 0.2, "epochs": 2})
+        True
+    """
+    return hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()[:12]
+
+
+def _given(recipe: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a recipe that have a value."""
+    return {name: value for name, value in recipe.items() if value is not None}
+
+
 def value_of(entries: Iterable[Entry], case: str, metric: str, preset: str) -> Entry | None:
     """The record of a case's metric under a preset; `None` where it was not run."""
     key = (case, metric, preset)
@@ -120,7 +141,6 @@ def value_of(entries: Iterable[Entry], case: str, metric: str, preset: str) -> E
 
 def _entries(trial: Mapping[str, Any]) -> list[Entry]:
     """The records of a single trial."""
-    settings = json.dumps(trial["settings"], sort_keys=True)
     spent = math.fsum(trial["seconds"].values())
     return [
         {
@@ -130,8 +150,8 @@ def _entries(trial: Mapping[str, Any]) -> list[Entry]:
             **_statistics({trial["seed"]: (value, spent)}),
             "preset": trial["preset"],
             "device": trial["device"],
-            "epochs": trial["settings"]["recipe"]["epochs"],
-            "settings": hashlib.sha256(settings.encode()).hexdigest()[:12],
+            "recipe": _given(trial["settings"]["recipe"]),
+            "settings": digest(trial["settings"]),
             "versions": trial["versions"],
             "date": trial["date"],
         }

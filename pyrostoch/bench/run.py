@@ -10,9 +10,10 @@ from typing import Any
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch.bench.case import Bench, Case
 from pyrostoch.bench.files import read_json
-from pyrostoch.bench.results import write_results
-from pyrostoch.bench.trial import Setting, carry_out, fits
+from pyrostoch.bench.results import digest, read_results, write_results
+from pyrostoch.bench.trial import Setting, carry_out, fits, settings_of, versions
 from pyrostoch.data import DataNotFoundError, DataSplit, load
+from pyrostoch.infer.trainer import NonFiniteLossError
 
 __all__ = ["HELD_OUT", "PRESETS", "Watch", "finished", "results_file", "run", "selected"]
 
@@ -54,14 +55,13 @@ def selected(bench: Bench, setting: Setting, only: Sequence[str] = ()) -> tuple[
         ValueError: The preset is unknown, or a pattern matches no case of it.
     """
     check_choice("preset", setting.preset, PRESETS)
-    there = [case for case in bench.cases if setting.preset in case.recipes]
-    if setting.holdout:
-        # What makes its own data has nothing to hold out, and no recipe to try.
-        there = [case for case in there if case.alone is None]
+    # What makes its own data has nothing to hold out, and no recipe to try.
+    there = [c for c in bench.cases if setting.preset in c.recipes and not (setting.holdout and c.alone is not None)]
     for pattern in only:
         if not any(fnmatch.fnmatchcase(case.name, pattern) for case in there):
             raise ValueError(
-                f"bench {bench.name}: {pattern!r} matches no case of preset {setting.preset!r}, which has "
+                f"bench {bench.name}: {pattern!r} matches no case of preset {setting.preset!r}"
+                f"{' that has data to hold out' if setting.holdout else ''}, which has "
                 f"{name_list(case.name for case in there)}"
             )
     wanted = {case.name for case in there if not only or any(fnmatch.fnmatchcase(case.name, p) for p in only)}
@@ -84,6 +84,7 @@ def run(
     seeds: Sequence[int] = (0,),
     only: Sequence[str] = (),
     data_dir: str | None = None,
+    replace: bool = False,
     watch: Watch | None = None,
 ) -> list[dict[str, Any]]:
     """Carry out the trials of a benchmark; what is done already is kept, what was cut short is gone on with.
@@ -98,22 +99,24 @@ def run(
         seeds: Seeds.
         only: Name patterns of the cases.
         data_dir: Folder of the data; else `PYROSTOCH_DATA`.
+        replace: Whether records of other settings or versions may be replaced.
         watch: Told about progress.
 
     Returns:
         The records of the trials of this call.
 
     Raises:
-        ValueError: Preset, seeds or patterns are wrong.
+        ValueError: Preset, seeds or patterns are wrong, or there are records that would be replaced.
         DataNotFoundError: A data set is not found.
+        NonFiniteLossError: A loss became NaN; the other cases are carried out before it is raised.
     """
     if not seeds or len(set(seeds)) < len(seeds) or min(seeds) < 0:
         raise ValueError(f"seeds: expected whole numbers from 0 up, each once, got {list(seeds)}")
     cases, _ = selected(bench, setting, only)
     if not cases:
         raise ValueError(
-            f"bench {bench.name}: preset {setting.preset!r} has no case for device {setting.device!r}; name one with "
-            "--only to run it all the same"
+            f"bench {bench.name}: preset {setting.preset!r} has no case for device {setting.device!r}; name one in "
+            "full with --only (no pattern) to run it all the same"
         )
     watch = watch or Watch()
     splits = _read(cases, setting, data_dir)
@@ -123,15 +126,51 @@ def run(
             apt.append(case)
         else:
             watch.passed_over(case)
+    if not replace:
+        _check_records(bench, setting, [(case, splits[case.data]) for case in apt])
+    failed: list[tuple[str, int]] = []
+    fault: NonFiniteLossError | None = None
     for seed in seeds:
         # Where none is apt, the first says why.
         for case in apt or cases[:1]:
+            if (case.start, seed) in failed:
+                continue
             watch.trial(case, seed, setting.recipe(case).epochs)
-            record = carry_out(bench, case, seed, setting, splits[case.data], watch.epoch)
+            try:
+                record = carry_out(bench, case, seed, setting, splits[case.data], watch.epoch)
+            except NonFiniteLossError as error:
+                failed.append((case.name, seed))
+                fault = error
+                continue
             made.append(record)
             _write_finished(bench, setting)
             watch.done(record)
+    if fault is not None:
+        fault.add_note(f"Failed: {', '.join(f'{case}, seed {seed}' for case, seed in failed)}; the others are done.")
+        raise fault
     return made
+
+
+def _check_records(bench: Bench, setting: Setting, cases: Sequence[tuple[Case, DataSplit | None]]) -> None:
+    """Refuse to put records of other settings or versions in the place of those that are there."""
+    path = results_file(bench, setting)
+    there = {(entry["case"], entry["preset"]): entry for entry in read_results(path)}
+    for case, split in cases:
+        entry = there.get((case.name, setting.variant))
+        if entry is None:
+            continue
+        other = [
+            f"{key} {entry['versions'].get(key)}"
+            for key, own in versions().items()
+            if entry["versions"].get(key) != own
+        ]
+        if entry.get("settings") != digest(settings_of(case, setting, split)):
+            other.insert(0, f"recipe or precision (theirs: {entry['device'].rpartition(', ')[2]})")
+        if other:
+            raise ValueError(
+                f"{path}: it holds {case.name}, preset {setting.variant}, seeds {entry['seeds']}, made with other "
+                f"{', '.join(other)}, which this run would replace; give another --out, or --replace to replace them"
+            )
 
 
 def results_file(bench: Bench, setting: Setting) -> Path:

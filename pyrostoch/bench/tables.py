@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,12 +67,13 @@ def section(bench: Bench, entries: Sequence[Entry], figures: Iterable[str] = ())
     return "\n\n".join(part for part in parts if part)
 
 
-def tables(bench: Bench, entries: Sequence[Entry]) -> str:
+def tables(bench: Bench, entries: Sequence[Entry], *, held_out: bool = False) -> str:
     """The tables of one benchmark, one a preset: full, cpu and quick first, then those with settings of their own.
 
     Args:
         bench: The benchmark.
         entries: Its records; those of cases that it no longer has are left out.
+        held_out: Whether they are scores on held-out training data.
 
     Returns:
         Markdown.
@@ -82,22 +83,30 @@ def tables(bench: Bench, entries: Sequence[Entry]) -> str:
     for entry in entries:
         if entry["case"] in names:
             groups.setdefault(entry["preset"], []).append(entry)
-    parts = [(f"### Preset `{preset}`", _table(bench, own, preset)) for preset, own in groups.items() if own]
+    where = ", scored on held-out training data" if held_out else ""
+    parts = [
+        (f"### Preset `{preset}`{where}", _table(bench, own, preset, held_out)) for preset, own in groups.items() if own
+    ]
     return "\n\n".join(text for part in parts for text in part)
 
 
-def _table(bench: Bench, entries: Sequence[Entry], preset: str) -> str:
-    heads = ["", *(title for _, title in bench.columns), "seeds", "epochs", "s a network"]
+def _table(bench: Bench, entries: Sequence[Entry], preset: str, held_out: bool) -> str:
+    heads = ["", *(title for _, title in bench.columns), "seeds", "epochs", "training and scoring, s"]
     rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
     machines: dict[str, None] = {}
+    recipes: dict[str, list[str]] = {}
+    few: list[int | None] = []
     for case in bench.cases:
         own = [entry for entry in entries if entry["case"] == case.name]
         if not own:
             continue
         cells = [_cell(value_of(own, case.name, metric, preset), metric) for metric, _ in bench.columns]
         seeds = ", ".join(map(str, own[0]["seeds"]))
-        rows.append([case.title, *cells, seeds, str(own[0].get("epochs", "")), f"{own[0]['seconds']:.0f}"])
-        if case.name in bench.published:
+        recipe = own[0].get("recipe", {})
+        rows.append([case.title, *cells, seeds, str(recipe.get("epochs", "")), f"{own[0]['seconds']:.0f}"])
+        recipes.setdefault(_recipe(recipe), []).append(case.name)
+        few.append(recipe.get("examples"))
+        if case.name in bench.published and not held_out and recipe.get("examples") is None:
             known = bench.published[case.name]
             # As it was published, without digits that were not.
             cells = [f"*{known[metric] * _unit(metric):.6g}*" if metric in known else "" for metric, _ in bench.columns]
@@ -110,8 +119,25 @@ def _table(bench: Bench, entries: Sequence[Entry], preset: str) -> str:
     words = ["Mean ± standard error over the seeds; a single seed has none."]
     if any(_NO_NUMBER in row for row in rows):
         words.append(f"{_NO_NUMBER}: not a finite number.")
+    if any(few):
+        count = max(number for number in few if number)
+        words.insert(0, f"The first {count:,} training and test images only: a check that it works, and no result.")
     words.append(f"Run on: {'; '.join(machines)}.")
-    return "\n".join([*(f"| {' | '.join(row)} |" for row in rows), "", " ".join(words)])
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    lines += ["", " ".join(words)]
+    told = [f"- {', '.join(names)}: {text}." for text, names in recipes.items() if text]
+    return "\n".join([*lines, *(["", "Recipes:", "", *told] if told else [])])
+
+
+def _recipe(recipe: Mapping[str, Any]) -> str:
+    """A recipe in words, by the names of its settings."""
+    return ", ".join(f"{name} {_plain(value)}" for name, value in recipe.items() if name != "epochs")
+
+
+def _plain(value: Any) -> str:
+    if isinstance(value, (list, tuple)):
+        return " to ".join(map(_plain, value))
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
 def _cell(entry: Entry | None, metric: str) -> str:

@@ -30,7 +30,7 @@ from pyrostoch.infer.fit import fit
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 
-__all__ = ["Setting", "Trained", "carry_out", "fits", "trial_folder"]
+__all__ = ["Setting", "Trained", "carry_out", "fits", "trial_folder", "settings_of"]
 
 _RECORD, _CURVE, _CHECKPOINT = "trial.json", "curve.jsonl", "checkpoint.safetensors"
 
@@ -141,7 +141,7 @@ def carry_out(
         "case": case.name,
         "preset": setting.variant,
         "seed": seed,
-        "settings": _settings(case, setting, split),
+        "settings": settings_of(case, setting, split),
     }
     if _is_done(folder / _RECORD, record["settings"]):
         return dict(read_json(folder / _RECORD))
@@ -268,7 +268,7 @@ def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: Data
         if case.start is not None:
             source = bench.case(case.start)
             there = trial_folder(bench, source, seed, setting)
-            if not _is_done(there / _RECORD, _settings(source, setting, split)):
+            if not _is_done(there / _RECORD, settings_of(source, setting, split)):
                 raise FileNotFoundError(
                     f"bench {bench.name}: {case.name} starts from {source.name}, which has not been run with seed "
                     f"{seed} and preset {setting.variant}; run it first"
@@ -306,13 +306,22 @@ def _score(trained: Trained, most: int | None = None) -> dict[str, float]:
     return metrics
 
 
-def _settings(case: Case, setting: Setting, split: DataSplit | None) -> dict[str, Any]:
-    """What decides a trial's result, as plain data."""
+def settings_of(case: Case, setting: Setting, split: DataSplit | None) -> dict[str, Any]:
+    """What decides a trial's result, as plain data.
+
+    Args:
+        case: The case.
+        setting: Where and on what.
+        split: Its data set; none for a case that makes its own.
+
+    Returns:
+        Settings by name.
+    """
     return {
         "data": split.title if split else case.data,
         "train": len(split.x_train) if split else 0,
         "random": {pattern: repr(prior) for pattern, prior in case.random.items()},
         "start": case.start,
         "recipe": dataclasses.asdict(setting.recipe(case)),
-        "precision": setting.precision,
+        "precision": setting.precision if case.alone is None else "float32",
     }

@@ -52,6 +52,10 @@ def bench(
             "--set", help="Try a setting of the recipe, such as lr=0.01; needs --holdout.", metavar="NAME=VALUE"
         ),
     ] = None,
+    replace: Annotated[
+        bool,
+        typer.Option("--replace", help="Replace records of other settings or versions in OUT.", metavar=""),
+    ] = False,
     show: Annotated[bool, typer.Option("--list", help="List the cases and stop.", metavar="")] = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print the final table only.", metavar="")] = False,
 ) -> None:
@@ -94,7 +98,7 @@ def bench(
     if show:
         return
     try:
-        run(chosen, setting, seeds=_numbers(seeds), only=only or (), data_dir=data_dir, watch=screen)
+        run(chosen, setting, seeds=_numbers(seeds), only=only or (), data_dir=data_dir, replace=replace, watch=screen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished trials are kept in {out}, and the one under way up to its last epoch; the same command goes on"
@@ -103,7 +107,8 @@ def bench(
         screen.close()
     entries = read_results(results_file(chosen, setting))
     if holdout:
-        typer.echo(tables(chosen, entries))
+        typer.echo(tables(chosen, entries, held_out=True))
+        typer.echo(f"\nWrote {results_file(chosen, setting)}.")
         return
     typer.echo(section(chosen, entries))
     write_figures(chosen, setting)

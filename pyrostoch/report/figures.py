@@ -179,7 +179,9 @@ def _shades(figure: Figure, panels: Sequence[Axes], guess: float) -> None:
     bar.outline.set_visible(False)
 
 
-def phase_transition(curves: Sequence[Mapping[str, Any]], *, chance: float | None = 0.1) -> Figure:
+def phase_transition(
+    curves: Sequence[Mapping[str, Any]], *, chance: float | None = 0.1, title: str = "Accuracy"
+) -> Figure:
     """How training turns a network into a variance network: accuracy, log alpha and KL over the epochs.
 
     A curve is a dictionary of lists over the same epochs: `epoch`, `accuracy/mean`, `accuracy/mc:K` (dashed),
@@ -190,6 +192,7 @@ def phase_transition(curves: Sequence[Mapping[str, Any]], *, chance: float | Non
     Args:
         curves: One for each line: a parametrization, or a seed.
         chance: Accuracy of a guess, drawn as a dotted line; `None` leaves it out.
+        title: What the accuracy is one of.
 
     Returns:
         A figure of three axes.
@@ -220,8 +223,8 @@ def phase_transition(curves: Sequence[Mapping[str, Any]], *, chance: float | Non
     if chance is not None:
         accuracy.axhline(chance, color=GREY, linestyle=":", linewidth=1.3)
     _explain(figure, kinds, chance)
-    _name(accuracy, "Accuracy", "epoch", "accuracy")
-    _name(alpha, "log α", "epoch", "log α")
+    _name(accuracy, title, "epoch", "accuracy")
+    _name(alpha, "log α (band: quartiles)" if alpha.collections else "log α", "epoch", "log α")
     _name(kl, "KL", "epoch", "nats")
     _percent(accuracy)
     kl.set_yscale("log")
