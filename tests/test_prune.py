@@ -44,6 +44,7 @@ def masked_at_random(net, density=0.2, bias=False):
     return Pruning("at random", rows, masks, chosen)
 
 
+@pytest.mark.filterwarnings("ignore:prune. nothing is kept:UserWarning")
 @pytest.mark.parametrize("case", GUIDES)
 @pytest.mark.parametrize("threshold", [3.0, 5.5])
 def test_masks_are_those_of_a_loop(case, threshold):
@@ -133,11 +134,9 @@ def test_magnitude_keeps_the_largest_as_a_loop_finds_them(scope):
         assert torch.equal(found.values[site], net.get_parameter(site))
 
 
-def test_magnitude_of_a_model_or_of_another_network():
+def test_magnitude_of_another_network():
     net = nn.Linear(4, 3)
-    model = model_of(net)
-    like = prune(ps.guides.WeightwiseAlpha(model, init_log_alpha=random_log_alpha))
-    assert torch.equal(magnitude_masks(model, like).masks["weight"], magnitude_masks(net, like).masks["weight"])
+    like = prune(ps.guides.WeightwiseAlpha(model_of(net), init_log_alpha=random_log_alpha), 6.0)
     with pytest.raises(ValueError, match=r"expected a parameter 'weight' of shape \(3, 4\) in the network, got"):
         magnitude_masks(nn.Linear(3, 3), like)
     with pytest.raises(ValueError, match="did you mean 'global'"):

@@ -9,12 +9,13 @@ import pickle
 import pyro.distributions as dist
 import pytest
 import torch
+from pyro.infer.autoguide import AutoNormal
 from torch import nn
 from torch.distributions import Normal, kl_divergence
 
 import pyrostoch as ps
 from pyrostoch.guides import Guide, to_variance_only
-from pyrostoch.guides.gap import ZeroMeanGap
+from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
 
 GUIDES = {
     "additive": functools.partial(ps.guides.Additive, init_scale=0.7),
@@ -123,6 +124,9 @@ def test_parts_are_joined_and_scales_left_out():
     text = str(gap)
     assert "2.weight" in text and "total" in text and "log alpha" in text
     assert gap.to_dict()["sites"][1]["weights"] == 48
+    text = " ".join(str(ZeroMeanGap(0.02, ())).split())  # erf(sqrt(0.02) / 2) and sqrt(0.02 / 2)
+    assert "the expected accuracy of one draw of the weights changes by at most 7.97%, and so" in text
+    assert "(Pinsker's bound: 10.00%); above a few nats the bound says nothing" in text
 
 
 def test_other_laws_are_refused_by_name():
@@ -136,10 +140,15 @@ def test_other_laws_are_refused_by_name():
         to_variance_only(LaplaceGuide(model))
     with pytest.raises(TypeError, match="at site '2.weight', got Laplace"):
         to_variance_only(mixed, sites=["2.weight"])
-    with pytest.raises(ValueError, match="to_variance_only: '7.weight' among the weights of the guide: '0.weight'"):
+    with pytest.raises(
+        ValueError, match="to_variance_only: no site '7.weight' among the weights of the guide: '0.weight'"
+    ):
         to_variance_only(mixed, sites=["7.weight"])
-    with pytest.raises(TypeError, match="expected a guide of pyrostoch.guides, got Linear"):
-        to_variance_only(nn.Linear(2, 2))
+    for function in (to_variance_only, zero_mean_gap, ps.guides.prune):
+        with pytest.raises(
+            TypeError, match=f"^{function.__name__}: expected a guide of pyrostoch.guides, got AutoNorm"
+        ):
+            function(AutoNormal(model))
 
 
 @pytest.mark.parametrize("distance", [0.01, 0.3, 1.0, 3.0])
@@ -215,9 +224,10 @@ def test_per_site_converts_what_is_normal_and_copies_the_rest():
     assert not {p.data_ptr() for p in guide.parameters()} & {p.data_ptr() for p in limit.parameters()}
 
 
-def test_only_the_sites_named_are_converted():
+@pytest.mark.parametrize("sites", [["0.weight"], "0.weight"])
+def test_only_the_sites_named_are_converted(sites):
     guide = GUIDES["neuronwise"](model_of())
-    limit = to_variance_only(guide, sites=["0.weight"])
+    limit = to_variance_only(guide, sites=sites)
     assert type(limit) is ps.guides.PerSite and limit.site_names == guide.site_names
     assert type(limit.site_law("0.weight").base_dist).__name__ == "CenteredNormal"
     assert torch.equal(limit.site_law("2.weight").mean, guide.site_law("2.weight").mean)

@@ -11,7 +11,8 @@
 | `Guide` | the base class for your own |
 
 What they tell once trained: `guide.zero_mean_gap()` (what their means are worth), `to_variance_only` (the variance
-network they are close to), `prune` (the weights that are noise) beside `magnitude_masks`.
+network they are close to), `prune` (the weights that are noise) beside `magnitude_masks`. What a pruning exports is
+saved as a state dict, and `load_pruned` reads it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ if __name__ != "pyrostoch.guides":
 from pyrostoch.guides.additive import Additive
 from pyrostoch.guides.alpha import LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha
 from pyrostoch.guides.base import Guide
+from pyrostoch.guides.export import load_pruned
 from pyrostoch.guides.gap import ZeroMeanGap, ZeroMeanRow
 from pyrostoch.guides.per_site import PerSite
 from pyrostoch.guides.prune import Pruning, PruningRow, magnitude_masks, prune
@@ -46,6 +48,7 @@ __all__ = [
     "WeightwiseAlpha",
     "ZeroMeanGap",
     "ZeroMeanRow",
+    "load_pruned",
     "magnitude_masks",
     "prune",
     "to_variance_only",

@@ -1,8 +1,10 @@
-"""A network with fixed, mostly zero weights, made from a trained one: a copy that owes nothing to model or guide."""
+"""A network with fixed, mostly zero weights, made from a trained one or from what was saved of it; always a copy."""
 
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +15,7 @@ from pyrostoch.layers import Conv2d, Linear
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior, clean_name
 
-__all__ = ["make_sparse", "with_weights"]
+__all__ = ["load_pruned", "make_sparse", "with_weights"]
 
 # Exactly these types: what a subclass makes of its weight is its own affair.
 _SPARSE: dict[type, type[SparseLinear] | type[SparseConv2d]] = {
@@ -95,18 +97,92 @@ def make_sparse(net: nn.Module, names: list[str]) -> nn.Module:
         for last, parameter in module._parameters.items():
             if parameter is not None and id(parameter) in named:
                 holders.setdefault(id(parameter), []).append((module, last))
-    new: dict[int, SparseLinear | SparseConv2d] = {}
+    groups = []
     for held in holders.values():
         weight = held[0][0]._parameters[held[0][1]]
         if weight is None or not all(last == "weight" and _replaceable(module) for module, last in held):
             continue
         if csr_bytes(weight) >= weight.numel() * weight.element_size():
             continue
-        made = [_SPARSE[type(module)](module) for module, _ in held]  # type: ignore[arg-type]
+        groups.append([module for module, _ in held])
+    return _replaced(net, groups)
+
+
+def load_pruned(net: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
+    """The network that a pruning exported, from the state dict it was saved as.
+
+    Args:
+        net: A network of the same architecture, plain and dense, as it is before training; of a `BayesianModel`, its
+            network is meant. It is copied and stays as it is.
+        state_dict: The state dict of what `Pruning.export` returned, dense or not, also after fine-tuning.
+
+    Returns:
+        A copy of the network with these weights, on its device and in its dtype, in evaluation mode, with
+        `SparseLinear` and `SparseConv2d` where the state dict has them.
+
+    Raises:
+        TypeError: The network is no module, or the state dict no mapping.
+        ValueError: A layer of the state dict is not in the network or of another shape or kind there, or one of the
+            network is not in the state dict; named.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> model = ps.BayesianModel(nn.Linear(4, 2), prior=ps.priors.LogUniform(),
+        ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
+        >>> guide = ps.guides.WeightwiseAlpha(model, init_log_alpha=lambda site: torch.tensor([0.0, 9.0, 9.0, 9.0]))
+        >>> exported = ps.guides.prune(guide).export(model)
+        >>> load_pruned(nn.Linear(4, 2), exported.state_dict())
+        SparseLinear(in_features=4, out_features=2, bias=True, kept=2 of 8)
+    """
+    if not isinstance(net, nn.Module):
+        raise TypeError(f"load_pruned: expected a network (an nn.Module), got {type(net).__name__}")
+    if not isinstance(state_dict, Mapping):
+        raise TypeError(
+            f"load_pruned: expected the state dict of an exported network, got {type(state_dict).__name__}; of a file, "
+            "pass what safetensors.torch.load_file or torch.load returns, of a module its .state_dict()"
+        )
+    twin = with_weights(net.net if isinstance(net, BayesianModel) else net, {})
+    own, modules = twin.state_dict(), dict(twin.named_modules(remove_duplicate=False))
+    groups: dict[int, list[nn.Module]] = {}
+    for key in state_dict:
+        name, _, last = key.rpartition(".")
+        if last != "crow_indices" or key in own:
+            continue
+        module = modules.get(name)
+        if module is None:
+            raise ValueError(
+                f"load_pruned: the state dict has a sparse layer {name!r}, and the network no such layer; it has "
+                f"{name_list(found for found in modules if found)}"
+            )
+        if not _replaceable(module):
+            raise ValueError(
+                f"load_pruned: expected a linear or 2d convolution layer without hooks at {name!r}, where the state "
+                f"dict has a sparse one, got {type(module).__name__}"
+            )
+        held = groups.setdefault(id(module.weight), [])
+        if not any(module is other for other in held):
+            held.append(module)
+    with torch.no_grad():
+        for held in groups.values():
+            held[0].weight.zero_()  # type: ignore[operator]
+    loaded = _replaced(twin, groups.values())
+    try:
+        loaded.load_state_dict(state_dict)
+    except RuntimeError as error:
+        faults = "; ".join(line.strip().rstrip(".") for line in str(error).splitlines()[1:])
+        raise ValueError(f"load_pruned: the state dict is of another architecture: {faults}") from error
+    return loaded
+
+
+def _replaced(net: nn.Module, groups: Iterable[list[nn.Module]]) -> nn.Module:
+    """The network with sparse layers for dense ones, in place; the layers of a group share one weight."""
+    new: dict[int, SparseLinear | SparseConv2d] = {}
+    for layers in groups:
+        made = [_SPARSE[type(layer)](layer) for layer in layers]  # type: ignore[arg-type]
         for other in made[1:]:  # tied weights stay tied
             other.values = made[0].values
             other.crow_indices, other.col_indices = made[0].crow_indices, made[0].col_indices
-        new.update({id(module): layer for (module, _), layer in zip(held, made, strict=True)})
+        new.update({id(layer): sparse for layer, sparse in zip(layers, made, strict=True)})
     for module in list(net.modules()):
         for name, child in module._modules.items():
             if id(child) in new:

@@ -83,8 +83,9 @@ class ZeroMeanGap(Record):
         return (
             "What zeroing the means costs\n"
             + table(("site", "weights", "KL, nats", "log alpha"), rows)
-            + f"\nexpectations of single-draw quantities in [0, 1] change by at most {self.total_variation:.4g} "
-            f"(Pinsker: {self.bound:.4g})"
+            + f"\nthe expected accuracy of one draw of the weights changes by at most {self.total_variation:.2%}, and "
+            f"so does the\nexpectation of any other quantity in [0, 1] of one draw (Pinsker's bound: {self.bound:.2%}); above "
+            "a few nats\nthe bound says nothing"
         )
 
 
@@ -105,7 +106,7 @@ def zero_mean_gap(guide: Any) -> ZeroMeanGap:
     """
     with torch.no_grad():
         rows = []
-        for site, law in weight_laws(guide).items():
+        for site, law in weight_laws(guide, "zero_mean_gap").items():
             weights = law.batch_shape.numel()
             if is_zero_mean(law):
                 rows.append(ZeroMeanRow(site, weights, 0.0, math.inf))

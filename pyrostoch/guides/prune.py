@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
+import warnings
 from dataclasses import dataclass
+from numbers import Real
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Normal
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch.guides.export import make_sparse, with_weights
-from pyrostoch.guides.ratio import is_zero_mean, log_alpha, normal_laws
+from pyrostoch.guides.ratio import is_zero_mean, log_alpha, weight_laws
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import clean_name
 from pyrostoch.records import Record, table
@@ -83,6 +86,15 @@ class Pruning(Record):
 
         The kept values are parameters, so the network can be fine-tuned; in sparse layers the zeros stay zero.
 
+        What is saved is its state dict, and `load_pruned` makes the network of it again:
+
+            exported = pruning.export(model)
+            safetensors.torch.save_file(exported.state_dict(), "pruned.safetensors")  # or torch.save(..., "pruned.pt")
+            state = safetensors.torch.load_file("pruned.safetensors")  # or torch.load("pruned.pt", weights_only=True)
+            exported = ps.guides.load_pruned(plain_net, state)  # plain_net: the same architecture, dense, untrained
+
+        (`save_file` refuses tied layers, whose tensors are shared: use `torch.save` there.)
+
         Args:
             model: The `BayesianModel` that was trained, or its network; for a magnitude pruning, the network it is of.
             dense: Whether to keep every layer dense, for comparison or for hardware that prefers it.
@@ -91,14 +103,19 @@ class Pruning(Record):
             The network.
 
         Raises:
-            ValueError: The model is not the one that was pruned.
+            ValueError: A site of the pruning is no parameter of the network or has another shape there, or a random
+                weight of the model is no site of the pruning. Only names and shapes are checked: a network with the
+                same ones passes, and everything that is no site (biases, normalisation) is then that network's own.
         """
         masked = {site: torch.where(mask, self.values[site], 0) for site, mask in self.masks.items()}
         net = with_weights(model, masked)
         return net if dense else make_sparse(net, list(masked))
 
     def to_dict(self) -> dict[str, Any]:
-        """The counts as plain data, ready for JSON; masks and values are tensors and left out."""
+        """The counts as plain data; masks and values are tensors and left out.
+
+        `compression` is infinite where nothing is kept, for which strict JSON has no number.
+        """
         return {
             "criterion": self.criterion,
             "weights": self.weights,
@@ -111,7 +128,8 @@ class Pruning(Record):
         rows = [(row.site, row.weights, row.kept, f"{row.sparsity:.2%}") for row in self.sites]
         share = 1 - self.kept / self.weights if self.weights else 0.0
         rows.append(("total", self.weights, self.kept, f"{share:.2%}"))
-        head = f"Pruning, kept {self.criterion}: {self.compression:.4g}x of the weights listed"
+        amount = f"{self.compression:.4g}x" if self.kept else "nothing kept"
+        head = f"Pruning, kept {self.criterion}: {amount} of the weights listed"
         return f"{head}\n{table(('site', 'weights', 'kept', 'sparsity'), rows)}"
 
 
@@ -119,18 +137,19 @@ def prune(guide: Any, threshold: float = 3.0) -> Pruning:
     r"""Remove the weights that are noise: keep those with $\log\alpha = \log(\sigma^2/\mu^2) \le$ `threshold`.
 
     At a log alpha of 3 a weight's standard deviation is 4.5 times its mean. Exact zeros of the mean are removed. With
-    an alpha shared by a neuron or a layer, whole neurons or layers go.
+    an alpha shared by a neuron or a layer, whole neurons or layers go; a site that is emptied is warned of.
 
     Args:
         guide: A guide with normal laws; random scales of priors are passed over.
-        threshold: The largest log alpha that is kept.
+        threshold: The largest log alpha that is kept, a finite number.
 
     Returns:
         Masks and means.
 
     Raises:
-        TypeError: A weight's law is not normal; its site is named.
-        ValueError: A law has mean zero by construction, so that nothing of it would be left, or is not finite; named.
+        TypeError: The threshold is no number, or a weight's law is not normal; its site is named.
+        ValueError: The threshold is not finite, or a law has mean zero by construction, so that nothing of it would be
+            left, or is not finite; named.
 
     References:
         Molchanov, Ashukha, Vetrov, "Variational dropout sparsifies deep neural networks", 2017; Gale, Elsen, Hooker,
@@ -150,29 +169,49 @@ def prune(guide: Any, threshold: float = 3.0) -> Pruning:
         >>> pruning.export(model, dense=True)(torch.ones(1, 4)).item()
         1.0
     """
+    if isinstance(threshold, bool) or not isinstance(threshold, Real):
+        raise TypeError(f"prune: expected a number for threshold, got {threshold!r} ({type(threshold).__name__})")
+    threshold = float(threshold)
+    if not math.isfinite(threshold):
+        raise ValueError(f"prune: expected a finite threshold, got {threshold!r}")
     masks, values = {}, {}
     with torch.no_grad():
-        for site, law in normal_laws(guide, "prune").items():
+        for site, law in weight_laws(guide, "prune").items():
             if is_zero_mean(law):
                 raise ValueError(
                     f"prune: the law at site {site!r} has mean zero by construction: its weights act by their "
                     "variances alone, and no network of fixed weights stands for it"
                 )
+            if not isinstance(law, Normal):
+                raise TypeError(f"prune: expected a normal law at site {site!r}, got {type(law).__name__}")
             ratio = log_alpha(law)
             if bool(torch.isnan(ratio).any()) or not bool(torch.isfinite(law.loc).all()):
                 raise ValueError(f"prune: the guide's parameters at site {site!r} are not finite")
             masks[site] = ratio <= threshold
             values[site] = law.loc.clone()
-    return _pruning(f"log alpha <= {threshold:g}", masks, values)
+    found = _pruning(f"log alpha <= {threshold:g}", masks, values)
+    emptied = [row.site for row in found.sites if row.weights and not row.kept]
+    if emptied:
+        warnings.warn(
+            f"prune: nothing is kept of {name_list(emptied)}: every log alpha there is above {threshold:g} (or its "
+            "mean zero), and a network with nothing but zeros in a layer seldom works; raise the threshold or train on",
+            UserWarning,
+            stacklevel=2,
+        )
+    return found
 
 
 def magnitude_masks(model: nn.Module, like: Pruning, scope: Literal["layer", "global"] = "layer") -> Pruning:
-    """The baseline at the same sparsity: keep the largest weights of a network, as many as another pruning keeps.
+    """A baseline at the same sparsity: keep the largest weights of a network, as many as another pruning keeps.
+
+    They are removed at one stroke, without fine-tuning, which is no fair baseline at high sparsity. The benchmark
+    `pruning` prunes gradually while the network trains: `pyrostoch.bench.magnitude.train_and_prune`.
 
     Of weights of one size, the first in memory are kept (site by site in the order of `like`, then by index).
 
     Args:
-        model: A trained network, or a `BayesianModel`, whose network's own weights are meant (where its guides start).
+        model: A trained plain network. Of a `BayesianModel` only weights that are not random can be meant, which are
+            trained with it; its network holds random ones as they were before training.
         like: The pruning whose sites are pruned and whose counts are kept.
         scope: `"layer"` keeps as many weights in each site as `like`; `"global"` as many in total, the largest of all.
 
@@ -180,7 +219,9 @@ def magnitude_masks(model: nn.Module, like: Pruning, scope: Literal["layer", "gl
         Masks and the network's weights.
 
     Raises:
-        ValueError: A site of `like` is not in the network, has another shape there, or is not finite.
+        TypeError: `like` is no `Pruning`.
+        ValueError: A site of `like` is random in the model, is not in the network, has another shape there, or is not
+            finite.
 
     References:
         Gale, Elsen, Hooker, "The state of sparsity in deep neural networks", 2019 (arXiv 1902.09574).
@@ -193,7 +234,18 @@ def magnitude_masks(model: nn.Module, like: Pruning, scope: Literal["layer", "gl
         tensor([[False,  True,  True, False]])
     """
     check_choice("magnitude_masks scope", scope, ("layer", "global"))
-    net = model.net if isinstance(model, BayesianModel) else model
+    if not isinstance(like, Pruning):
+        raise TypeError(f"magnitude_masks: expected a Pruning for like, as prune returns it, got {type(like).__name__}")
+    net = model
+    if isinstance(model, BayesianModel):
+        random = [site for site in like.masks if site in model.sites]
+        if random:
+            raise ValueError(
+                f"magnitude_masks: {name_list(random)} of the model are random, and its network holds the weights they "
+                "had before training: pass a trained plain network, such as the means of the guide, "
+                "prune(guide, threshold=100).export(model, dense=True)"
+            )
+        net = model.net
     parameters = {clean_name(name): parameter.detach() for name, parameter in net.named_parameters()}
     values = {}
     for site, mask in like.masks.items():

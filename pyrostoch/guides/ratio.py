@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -12,14 +11,15 @@ from torch.distributions import Distribution, Normal
 from pyrostoch.distributions import MultiplicativeNormal
 from pyrostoch.effects import base_law
 
-__all__ = ["is_zero_mean", "log_alpha", "normal_laws", "signal", "weight_laws"]
+__all__ = ["is_zero_mean", "log_alpha", "signal", "weight_laws"]
 
 
-def weight_laws(guide: Any) -> dict[str, Distribution]:
+def weight_laws(guide: Any, purpose: str = "weight_laws") -> dict[str, Distribution]:
     """The elementwise law of each random weight of a guide; random scales of priors and likelihoods are no weights.
 
     Args:
         guide: A guide of `pyrostoch.guides`.
+        purpose: The function that needs them, for the error.
 
     Returns:
         Laws by site, as they stand now.
@@ -29,7 +29,7 @@ def weight_laws(guide: Any) -> dict[str, Distribution]:
     """
     names = getattr(guide, "weight_names", None)
     if names is None:
-        raise TypeError(f"expected a guide of pyrostoch.guides, got {type(guide).__name__}")
+        raise TypeError(f"{purpose}: expected a guide of pyrostoch.guides, got {type(guide).__name__}")
     return {name: base_law(guide.site_law(name)) for name in names}
 
 
@@ -74,24 +74,3 @@ def log_alpha(law: Normal) -> Tensor:
     else:
         ratio = 2 * (law.scale.detach().double().log() - law.loc.detach().double().abs().log())
     return torch.where(law.loc.detach() == 0, torch.inf, ratio)
-
-
-def normal_laws(guide: Any, purpose: str) -> Mapping[str, Normal]:
-    """The laws of a guide whose weights are all normal.
-
-    Args:
-        guide: A guide of `pyrostoch.guides`.
-        purpose: What needs them, for the error.
-
-    Returns:
-        Normal laws by site.
-
-    Raises:
-        TypeError: A weight has another law; its site is named.
-    """
-    laws: dict[str, Normal] = {}
-    for site, law in weight_laws(guide).items():
-        if not isinstance(law, Normal):
-            raise TypeError(f"{purpose}: expected a normal law at site {site!r}, got {type(law).__name__}")
-        laws[site] = law
-    return laws

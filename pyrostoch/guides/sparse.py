@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -22,6 +24,7 @@ class _SparseLayer(nn.Module):
 
     The indices are plain buffers and not a torch tensor of CSR layout: such tensors are in beta and torch warns at the
     first one of a process. The values are a parameter: training goes on at the places that are kept, zeros stay.
+    A state dict that keeps other entries, or another number of them, loads too: the tensors take its sizes.
 
     Args:
         weight: The dense weight; its nonzero entries are kept.
@@ -32,6 +35,7 @@ class _SparseLayer(nn.Module):
 
     crow_indices: Tensor
     col_indices: Tensor
+    groups = 1
 
     def __init__(self, weight: Tensor, bias: Tensor | None, shifts: Tensor | None, width: int) -> None:
         super().__init__()
@@ -54,6 +58,54 @@ class _SparseLayer(nn.Module):
         size = self.weight_shape[1:].numel()
         dense = self.values.new_zeros(self.weight_shape[0], size)
         return dense.index_put((self._rows(), self.col_indices.long() % size), self.values).reshape(self.weight_shape)
+
+    def _load_from_state_dict(
+        self,
+        state_dict: dict[str, Any],
+        prefix: str,
+        local_metadata: dict[str, Any],
+        strict: bool,
+        missing_keys: list[str],
+        unexpected_keys: list[str],
+        error_msgs: list[str],
+    ) -> None:
+        parts = ("values", "crow_indices", "col_indices")
+        given = [state_dict[prefix + part] for part in parts if prefix + part in state_dict]
+        if len(given) == len(parts):
+            fault = self._misfit(*given)
+            if fault:
+                error_msgs.append(f"{type(self).__name__} {prefix.rstrip('.')!r}: {fault}")
+                return
+            if given[0].shape != self.values.shape:
+                # In place: tied layers, and an optimiser that knows the parameter, keep their hold on it.
+                for own in (self.values, self.col_indices):
+                    own.data = own.data.new_empty(given[0].shape)
+                self.values.grad = None
+        super()._load_from_state_dict(
+            state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
+        )
+
+    def _misfit(self, values: Tensor, ends: Tensor, columns: Tensor) -> str:
+        """What keeps such entries from being a weight of this layer's shape; the product takes them unchecked."""
+        rows, size = self.weight_shape[0], self.weight_shape[1:].numel()
+        if ends.dim() != 1 or len(ends) != rows + 1:
+            return f"expected {rows} rows, that is crow_indices of shape {(rows + 1,)}, got {tuple(ends.shape)}"
+        ends, columns = ends.long(), columns.long()
+        counts = ends.diff()
+        if values.dim() != 1 or columns.shape != values.shape or ends[0] != 0 or ends[-1] != len(values):
+            return (
+                f"expected as many values as columns and as crow_indices count, got values {tuple(values.shape)}, "
+                f"col_indices {tuple(columns.shape)} and a count of {int(ends[-1])}"
+            )
+        if bool((counts < 0).any()):
+            return "crow_indices fall, and are no ends of rows"
+        row = torch.arange(rows, device=counts.device).repeat_interleave(counts)
+        place = columns - row // max(rows // self.groups, 1) * size
+        if bool(((place < 0) | (place >= size)).any()):
+            return f"expected {size} columns a row, got column numbers outside of them"
+        if bool(((row * size + place).diff() <= 0).any()):
+            return "column numbers are not in order, or are there twice"
+        return ""
 
     def _rows(self) -> Tensor:
         ends = self.crow_indices.long()

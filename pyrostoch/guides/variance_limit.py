@@ -20,7 +20,7 @@ from pyrostoch.model import Site
 __all__ = ["to_variance_only"]
 
 
-def to_variance_only(guide: Guide | PerSite, sites: Iterable[str] | None = None) -> Guide | PerSite:
+def to_variance_only(guide: Guide | PerSite, sites: str | Iterable[str] | None = None) -> Guide | PerSite:
     r"""The variance network of a guide: every normal law $N(\mu, \sigma^2)$ becomes $N(0, \sigma^2)$.
 
     `guide.zero_mean_gap()` says what it costs. The given guide stays as it is and shares nothing with the new one,
@@ -32,7 +32,7 @@ def to_variance_only(guide: Guide | PerSite, sites: Iterable[str] | None = None)
 
     Args:
         guide: A guide of `pyrostoch.guides`.
-        sites: Names of the sites to convert; the others are copied with their laws.
+        sites: Names of the sites to convert, or one name; the others are copied with their laws.
 
     Returns:
         A `VarianceOnly` (gaussian) guide; where other laws remain, or from a `PerSite`, a `PerSite`.
@@ -55,11 +55,13 @@ def to_variance_only(guide: Guide | PerSite, sites: Iterable[str] | None = None)
         >>> bool(torch.allclose(limit.site_law("weight").variance, guide.site_law("weight").variance))
         True
     """
-    laws = weight_laws(guide)
-    chosen = set(laws) if sites is None else set(sites)
+    laws = weight_laws(guide, "to_variance_only")
+    chosen = set(laws) if sites is None else {sites} if isinstance(sites, str) else set(sites)
     unknown = sorted(chosen - set(laws))
     if unknown:
-        raise ValueError(f"to_variance_only: {name_list(unknown)} among the weights of the guide: {name_list(laws)}")
+        raise ValueError(
+            f"to_variance_only: no site {name_list(unknown)} among the weights of the guide: {name_list(laws)}"
+        )
     strict = sites is not None or not isinstance(guide, PerSite)
     other = [n for n in sorted(chosen) if not (isinstance(laws[n], Normal) or is_zero_mean(laws[n]))]
     if strict and other:
