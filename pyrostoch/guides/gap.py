@@ -84,8 +84,8 @@ class ZeroMeanGap(Record):
             "What zeroing the means costs\n"
             + table(("site", "weights", "KL, nats", "log alpha"), rows)
             + f"\nthe expected accuracy of one draw of the weights changes by at most {self.total_variation:.2%}, and "
-            f"so does the\nexpectation of any other quantity in [0, 1] of one draw (Pinsker's bound: {self.bound:.2%}); above "
-            "a few nats\nthe bound says nothing"
+            f"so does\nthe expectation of any other quantity in [0, 1] of one draw (Pinsker's bound: "
+            f"{self.bound:.2%}); above a few nats\nthe bound says nothing"
         )
 
 
