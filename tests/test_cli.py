@@ -266,7 +266,8 @@ def test_folders_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
     assert "there is a file of this name" in call("compare", "--out", "file", code=2)
 
 
-def test_nan_loss_is_named_and_what_was_done_is_kept(tmp_path: Path) -> None:
+def test_nan_loss_is_named_and_what_was_done_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrostoch.guides.alpha.BOUND", 1e38)  # log alpha is not held
     output = call("compare", *QUICK, "--lr-alpha", "1e30", "--out", "run", code=2)
     assert re.search(r"error: epoch 1, step \d+ of 15: NaN or infinite: data term", output)
     assert "Finished before, and kept in run: additive." in output

@@ -221,3 +221,14 @@ def test_log_alpha_is_held_where_nothing_but_the_kl_acts_on_it(name):
     assert torch.isfinite(law.variance).all()
     with pytest.raises(ValueError, match=r"init_log_alpha at site '0.weight': expected values from -20 to 20.*got 25"):
         getattr(ps.guides, name)(model, init_log_alpha=25.0)
+
+
+def test_histograms_of_log_alpha_are_those_of_the_law():
+    from pyrostoch.runs.scores import noise
+
+    model = model_of(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))
+    guide = ps.guides.WeightwiseAlpha(model)
+    with torch.no_grad():
+        guide.parameters_of["1/weight"]["log_alpha"][0] = 1e30
+    (found,) = noise(guide, ["1.weight"])
+    assert (found["edges"][0], found["edges"][-1], sum(found["counts"])) == (-5.0, 20.0, 48)

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 from torch import nn
 
+from pyrostoch.effects import base_law
 from pyrostoch.guides.base import site_key
 from pyrostoch.infer.compare import Comparison, accuracy_by_samples, compare
 from pyrostoch.infer.decompose import Decomposition, decompose
@@ -143,7 +144,9 @@ def noise(guide: nn.Module, sites: Sequence[str]) -> list[dict[str, Any]]:
     for site in sites:
         parameters = dict(guide.parameters_of[site_key(site)].items())  # type: ignore[union-attr, index]
         if "log_alpha" in parameters:
-            quantity, values = "log alpha", parameters["log_alpha"]
+            # The law's own, which is held within bounds that the parameter may leave.
+            law: Any = base_law(guide.site_law(site))  # type: ignore[operator]
+            quantity, values = "log alpha", law.unexpanded_log_alpha
         elif "log_scale" in parameters:
             quantity, values = "log sigma", parameters["log_scale"]
         else:
