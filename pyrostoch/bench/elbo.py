@@ -25,7 +25,7 @@ _LAW = {
 }
 
 # Draws for the data term: a few images carry most of it, and a draw decides on them.
-_DRAWS = 20
+_DRAWS = 5
 
 # Chosen on 10,000 held-out training images; the full recipe is the published one.
 _COLD = {
