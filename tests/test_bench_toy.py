@@ -80,7 +80,7 @@ def test_presets_are_the_recipe_and_shorter_ones() -> None:
 def test_averaging_separates_what_the_mean_cannot() -> None:
     result = quick()
     assert result.accuracy["mean"] == 0.25
-    assert result.accuracy["mc:51"] > 0.95 > result.accuracy["mc:1"] > 0.6
+    assert result.accuracy["mc:100"] > 0.95 > result.accuracy["mc:1"] > 0.6
     assert len(np.unique(result.by_mean.label)) == 1 and np.ptp(result.by_mean.confidence) < 1e-6
     # Around each centre every answer is right, as those of one draw are not.
     for label, (first, second) in enumerate(toy.CENTRES):

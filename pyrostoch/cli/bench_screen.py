@@ -85,7 +85,7 @@ class BenchScreen(Watch):
     def epoch(self, row: dict[str, Any]) -> None:
         """Move the bar."""
         if self._progress is not None:
-            self._progress.update(self._bar, completed=row["epoch"], note=f"ELBO {row['elbo']:,.1f}")
+            self._progress.update(self._bar, completed=row["epoch"], note=f"ELBO {row['elbo']:,.1f}", refresh=True)
 
     def done(self, record: dict[str, Any]) -> None:
         """Say how a trial has done."""
