@@ -12,7 +12,8 @@ makes the table of all of them.
 
 from __future__ import annotations
 
-from pyrostoch.bench.plan import BENCHES, Bench, Case, Recipe
+from pyrostoch.bench.case import Bench, Case, Recipe
+from pyrostoch.bench.plan import BENCHES
 from pyrostoch.bench.results import read_results
 from pyrostoch.bench.run import run
 from pyrostoch.bench.tables import markdown

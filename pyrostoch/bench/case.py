@@ -19,7 +19,7 @@ from pyrostoch.priors import Prior
 if TYPE_CHECKING:
     from pyrostoch.bench.trial import Trained
 
-__all__ = ["Bench", "Case", "Recipe"]
+__all__ = ["Bench", "Case", "MakeGuide", "Recipe"]
 
 #: Extra scores of a trained network, by metric.
 Measure = Callable[["Trained"], Mapping[str, float]]
@@ -43,7 +43,7 @@ class Recipe:
         init_log_alpha: Where log alpha starts, for guides that have one.
         init_scale: Where the standard deviations of an additive guide start.
         schedule: How the rates fall.
-        kl_warmup: Epochs until the KL has its full weight.
+        kl_warmup: Epochs until the KL has its full weight; a pair of epochs between which it rises.
         estimator: How random weights are treated in training.
         examples: Training examples used, the first ones, and at most so many test examples; all of them where it is
             not given.
@@ -92,6 +92,10 @@ class Recipe:
         return replace(self, **changes)
 
 
+#: Makes a guide for a model by a recipe, from the trained guide of the case it starts from where there is one.
+MakeGuide = Callable[[BayesianModel, Recipe, nn.Module | None], nn.Module]
+
+
 @dataclass(frozen=True)
 class Case:
     """A row of a benchmark.
@@ -120,7 +124,7 @@ class Case:
     data: str | None
     recipes: Mapping[str, Recipe]
     network: Callable[[DataSplit], nn.Module] | None = None
-    guide: Callable[[BayesianModel, Recipe, nn.Module | None], nn.Module] | None = None
+    guide: MakeGuide | None = None
     random: Mapping[str, Prior] = field(default_factory=dict)
     modes: tuple[str, ...] = ("mean", "mc:1", "mc:20")
     start: str | None = None

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from pyrostoch.bench.case import Bench, Case, Recipe
+from pyrostoch.bench.case import Bench
 from pyrostoch.bench.elbo import ELBO_TABLE
 from pyrostoch.bench.pruning import PRUNING
 from pyrostoch.bench.variance import VARIANCE
 
-__all__ = ["BENCHES", "Bench", "Case", "Recipe"]
+__all__ = ["BENCHES"]
 
 #: All benchmarks.
 BENCHES: dict[str, Bench] = {bench.name: bench for bench in (VARIANCE, ELBO_TABLE, PRUNING)}

@@ -25,11 +25,10 @@ __all__ = ["PRUNING"]
 _THRESHOLD = 3.0
 
 # sigma starts at exp(-5), log sigma^2 at -10, and the KL waits 5 epochs and has its full weight after 20, as published.
-_FULL = Recipe(epochs=200, lr=1e-3, init_scale=math.exp(-5), kl_warmup=(5.0, 20.0))
 _RECIPES = {
     "quick": Recipe(epochs=4, lr=2e-3, init_scale=math.exp(-5), kl_warmup=(1.0, 2.0), examples=2000),
     "cpu": Recipe(epochs=30, lr=2e-3, lr_alpha=1e-2, init_scale=math.exp(-5), kl_warmup=(1.0, 10.0)),
-    "full": _FULL,
+    "full": Recipe(epochs=200, lr=1e-3, init_scale=math.exp(-5), kl_warmup=(5.0, 20.0)),
 }
 
 
@@ -52,9 +51,8 @@ def _measure(make: Callable[[DataSplit], nn.Module]) -> Callable[[Trained], dict
         pruning = prune(trained.guide, _THRESHOLD)
         found = {"compression": pruning.compression}
         found |= {f"sparsity/{row.site.removesuffix('.weight')}": row.sparsity for row in pruning.sites}
-        means = compare(trained.model, trained.guide, trained.test, modes=("mean",))["mean"]
-        found["error/before"] = 1.0 - float(means.accuracy or 0.0)
-        found["error/alpha"] = _error(trained, pruning.export(trained.model))
+        found["error/before"] = _error(trained, trained.model, trained.guide)
+        found["error/alpha"] = _plain_error(trained, pruning.export(trained.model))
         device, recipe = trained.train[0].device, trained.recipe
         with seeded(trained.seed, device):
             plain = make(trained.split).to(device)
@@ -67,16 +65,21 @@ def _measure(make: Callable[[DataSplit], nn.Module]) -> Callable[[Trained], dict
             lr=recipe.lr,
             seed=trained.seed,
         )
-        found["error/magnitude"] = _error(trained, plain)
+        found["error/magnitude"] = _plain_error(trained, plain)
         return found
 
     return measure
 
 
-def _error(trained: Trained, net: nn.Module) -> float:
-    """The share of the test data that a plain network gets wrong."""
+def _error(trained: Trained, model: BayesianModel, guide: nn.Module) -> float:
+    """The share of the test data that a network of mean weights gets wrong."""
+    return 1.0 - float(compare(model, guide, trained.test, modes=("mean",))["mean"].accuracy or 0.0)
+
+
+def _plain_error(trained: Trained, net: nn.Module) -> float:
+    """The same of a network without random weights."""
     model = BayesianModel(net, prior={}, likelihood=Categorical(), num_data=trained.model.num_data)
-    return 1.0 - float(compare(model, Additive(model), trained.test, modes=("mean",))["mean"].accuracy or 0.0)
+    return _error(trained, model, Additive(model))
 
 
 def _case(name: str, title: str, make: Callable[[DataSplit], nn.Module], layers: tuple[str, ...]) -> Case:

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pyrostoch._checks import check_choice, name_list
+from pyrostoch._version import versions
 from pyrostoch.bench.case import Bench, Case
 from pyrostoch.bench.files import read_json
 from pyrostoch.bench.results import digest, read_results, write_results
-from pyrostoch.bench.trial import Setting, carry_out, fits, settings_of, versions
+from pyrostoch.bench.trial import Setting, carry_out, fits, settings_of
 from pyrostoch.data import DataNotFoundError, DataSplit, load
 from pyrostoch.infer.trainer import NonFiniteLossError
 
@@ -184,8 +185,7 @@ def finished(bench: Bench, setting: Setting) -> list[dict[str, Any]]:
     Returns:
         Records by case and preset, the newest last.
     """
-    part = setting.out / ("selection" if setting.holdout else "runs") / bench.name
-    paths = sorted(part.glob("*/*/seed*/trial.json"), key=lambda path: path.stat().st_mtime_ns)
+    paths = sorted(setting.trials(bench).glob("*/*/seed*/trial.json"), key=lambda path: path.stat().st_mtime_ns)
     order = {case.name: index for index, case in enumerate(bench.cases)}
     done = [record for record in map(read_json, paths) if "metrics" in record and record["case"] in order]
     return sorted(done, key=lambda record: (order[record["case"]], record["preset"]))

@@ -13,11 +13,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
 
-import pyro
 import torch
 from torch import Tensor, nn
 
-from pyrostoch._version import __version__
+from pyrostoch._version import versions
 from pyrostoch.bench.case import Bench, Case, Recipe
 from pyrostoch.bench.files import read_json, write_json
 from pyrostoch.bench.follow import Follower
@@ -30,7 +29,7 @@ from pyrostoch.infer.fit import fit
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 
-__all__ = ["Setting", "Trained", "carry_out", "fits", "trial_folder", "settings_of"]
+__all__ = ["Setting", "Trained", "carry_out", "fits", "settings_of", "trial_folder"]
 
 _RECORD, _CURVE, _CHECKPOINT = "trial.json", "curve.jsonl", "checkpoint.safetensors"
 
@@ -69,6 +68,10 @@ class Setting:
         """The preset, and what differs from it, as a name."""
         return ",".join([self.preset, *(f"{name}={value}" for name, value in self.changes)])
 
+    def trials(self, bench: Bench) -> Path:
+        """The folder of a benchmark's trials; those that choices are made on lie apart."""
+        return self.out / ("selection" if self.holdout else "runs") / bench.name
+
 
 @dataclass
 class Trained:
@@ -97,8 +100,7 @@ class Trained:
 
 def trial_folder(bench: Bench, case: Case, seed: int, setting: Setting) -> Path:
     """The folder in which a trial keeps its checkpoint and its record."""
-    part = "selection" if setting.holdout else "runs"
-    return setting.out / part / bench.name / setting.variant / case.name.replace("/", "-") / f"seed{seed}"
+    return setting.trials(bench) / setting.variant / case.name.replace("/", "-") / f"seed{seed}"
 
 
 def fits(case: Case, split: DataSplit | None) -> bool:
@@ -231,16 +233,6 @@ def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
     return names
 
 
-def versions() -> dict[str, str]:
-    """Versions of what decides a result."""
-    return {
-        "pyrostoch": __version__,
-        "torch": torch.__version__,
-        "pyro": pyro.__version__,
-        "python": platform.python_version(),
-    }
-
-
 def describe_device(device: torch.device, precision: str) -> str:
     """The kind of machine and the precision of training: the GPU's name, or the processor's kind, cores and threads."""
     if device.type == "cuda":
@@ -268,12 +260,12 @@ def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: Data
         if case.start is not None:
             source = bench.case(case.start)
             there = trial_folder(bench, source, seed, setting)
-            if not _is_done(there / _RECORD, settings_of(source, setting, split)):
+            if source.guide is None or not _is_done(there / _RECORD, settings_of(source, setting, split)):
                 raise FileNotFoundError(
                     f"bench {bench.name}: {case.name} starts from {source.name}, which has not been run with seed "
                     f"{seed} and preset {setting.variant}; run it first"
                 )
-            origin = (source.guide or case.guide)(model, setting.recipe(source), None).to(device)
+            origin = source.guide(model, setting.recipe(source), None).to(device)
             load(there / _CHECKPOINT, model, origin)
         guide = case.guide(model, recipe, origin).to(device)
     return Trained(case, model, guide, train, test, recipe, seed, split)

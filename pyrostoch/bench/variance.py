@@ -10,7 +10,7 @@ from typing import Any
 from torch import nn
 
 from pyrostoch.bench import toy
-from pyrostoch.bench.case import Bench, Case, Recipe
+from pyrostoch.bench.case import Bench, Case, MakeGuide, Recipe
 from pyrostoch.bench.files import save_figure
 from pyrostoch.data import DataSplit
 from pyrostoch.guides import Additive, LayerwiseAlpha, VarianceOnly
@@ -20,8 +20,6 @@ from pyrostoch.priors import LogUniform
 from pyrostoch.report import figures
 
 __all__ = ["VARIANCE", "lenet5"]
-
-MakeGuide = Callable[[BayesianModel, Recipe, nn.Module | None], nn.Module]
 
 # Epochs and rates of the CPU preset were chosen on 10,000 held-out training images; the full recipe is published.
 _LENET = {

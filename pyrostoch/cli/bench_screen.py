@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import Progress
 
 from pyrostoch.bench import Bench, Case, Setting
 from pyrostoch.bench.run import Watch
-from pyrostoch.cli.screen import console
+from pyrostoch.cli.screen import bars, console
 
 __all__ = ["BenchScreen"]
 
@@ -69,16 +69,7 @@ class BenchScreen(Watch):
         if self._quiet or not self._console.is_terminal:
             return
         if self._progress is None:
-            self._progress = Progress(
-                TextColumn("{task.description}"),
-                BarColumn(bar_width=24),
-                MofNCompleteColumn(),
-                TimeElapsedColumn(),
-                TextColumn("left"),
-                TimeRemainingColumn(),
-                TextColumn("{task.fields[note]}"),
-                console=self._console,
-            )
+            self._progress = bars(self._console)
             self._progress.start()
         self._bar = self._progress.add_task(f"{case.name}, seed {seed}", total=epochs, note="")
 

@@ -23,7 +23,7 @@ from rich.text import Text
 
 from pyrostoch.runs import Config, Watch
 
-__all__ = ["Screen", "comparison", "console", "facts", "scores"]
+__all__ = ["Screen", "bars", "comparison", "console", "facts", "scores"]
 
 _PLAIN_WIDTH = 120
 
@@ -31,6 +31,28 @@ _PLAIN_WIDTH = 120
 def console() -> Console:
     """The standard output; where it is no terminal, wide enough for the tables."""
     return Console(highlight=False) if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH, highlight=False)
+
+
+def bars(on: Console, description: str = "{task.description}") -> Progress:
+    """Progress bars with the epochs, the time, what is left of it, and each task's own `note`.
+
+    Args:
+        on: Where they are shown.
+        description: Format of what stands before a bar.
+
+    Returns:
+        The bars, not started.
+    """
+    return Progress(
+        TextColumn(description),
+        BarColumn(bar_width=24),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[note]}"),
+        console=on,
+    )
 
 
 class Screen(Watch):
@@ -55,16 +77,7 @@ class Screen(Watch):
         self._console.print()
         if not self._console.is_terminal:
             return
-        self._progress = Progress(
-            TextColumn("{task.description:<18}"),
-            BarColumn(bar_width=24),
-            MofNCompleteColumn(),
-            TimeElapsedColumn(),
-            TextColumn("left"),
-            TimeRemainingColumn(),
-            TextColumn("{task.fields[note]}"),
-            console=self._console,
-        )
+        self._progress = bars(self._console, "{task.description:<18}")
         names = [name for name in self._config.guides if name not in self.finished]
         epochs = self._config.epochs
         if len(names) > 1:

@@ -50,7 +50,8 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
         return formula is not NotImplemented and _holds(formula, inner_q.core, inner_p.core)
     if inner_q.mask is not None:
         return False
-    # Laws of different depth, such as Normal(...).to_event(1) against a MultivariateNormal: only a trial can tell.
+    # Laws of different depth, such as Normal(...).to_event(1) against a MultivariateNormal: only a trial can tell, in
+    # which torch raises where it knows no formula.
     try:
         kl_divergence(q, p)
     except NotImplementedError:

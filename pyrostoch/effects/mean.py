@@ -35,7 +35,7 @@ class MeanPropagation(Interpretation):
         law = base_law(msg["fn"])
         try:
             mean = law.mean
-        except (NotImplementedError, ValueError) as error:
+        except (NotImplementedError, ValueError) as error:  # torch's and Pyro's laws that have none to tell
             mean = _mean_through_transforms(law)
             if mean is None:
                 raise ValueError(

@@ -302,7 +302,7 @@ class DrawAverage:
             return
         try:
             mean, variance = law.mean, law.variance
-        except NotImplementedError as error:
+        except NotImplementedError as error:  # how torch's laws say that they know none
             raise ValueError(
                 f"likelihood: {type(base_law(law)).__name__} has no known mean or variance, so there is nothing to "
                 "report; use a law with both"

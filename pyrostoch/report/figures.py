@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pyrostoch.report.plots import COLOURS, GREY, _name, _panels
+from pyrostoch.report.plots import COLOURS, GREY, name_axes, panels
 from pyrostoch.report.record import floats, mode_title
 
 if TYPE_CHECKING:
@@ -59,20 +59,20 @@ def toy(result: Any) -> Figure:
     """
     import numpy as np
 
-    figure, grid = _panels(3, 3, 3.5, 3.7)
+    figure, grid = panels(3, 3, 3.5, 3.7)
     classes = np.unique(result.y).tolist()
     averaged = max((name for name in result.accuracy if name.startswith("mc:")), key=lambda name: int(name[3:]))
     shown = [(result.by_mean, "Mean weights", "mean"), (result.by_averaging, _averaging(averaged), averaged)]
     for axes, (regions, title, mode) in zip(grid, shown, strict=False):
         _regions(axes, result, regions, classes)
-        _name(
+        name_axes(
             axes,
             f"{title}: accuracy {100 * result.accuracy[mode]:.1f} %",
             "first input",
             "second input" if mode == "mean" else "",
         )
     _activations(grid[2], result, classes)
-    _name(grid[2], "Activations of the variance layer", "first activation", "second activation")
+    name_axes(grid[2], "Activations of the variance layer", "first activation", "second activation")
     _shades(figure, grid[:2], 1.0 / len(classes))
     handles = [_handle(label, f"class {label}") for label in classes]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(classes), frameon=False, fontsize=9)
@@ -210,7 +210,7 @@ def phase_transition(
 
     if not curves:
         raise ValueError("phase_transition: expected at least one curve, got none")
-    figure, grid = _panels(3, 3, 3.5, 3.1)
+    figure, grid = panels(3, 3, 3.5, 3.1)
     accuracy, alpha, kl = grid
     kinds = list(dict.fromkeys(name for curve in curves for name in _averages(curve)))
     for index, curve in enumerate(curves):
@@ -223,9 +223,9 @@ def phase_transition(
     if chance is not None:
         accuracy.axhline(chance, color=GREY, linestyle=":", linewidth=1.3)
     _explain(figure, kinds, chance)
-    _name(accuracy, title, "epoch", "accuracy")
-    _name(alpha, "log α (band: quartiles)" if alpha.collections else "log α", "epoch", "log α")
-    _name(kl, "KL", "epoch", "nats")
+    name_axes(accuracy, title, "epoch", "accuracy")
+    name_axes(alpha, "log α (band: quartiles)" if alpha.collections else "log α", "epoch", "log α")
+    name_axes(kl, "KL", "epoch", "nats")
     _percent(accuracy)
     kl.set_yscale("log")
     for axes in grid:

@@ -31,7 +31,7 @@ def _title(thing: Mapping[str, Any]) -> str:
     return str(thing.get("title") or thing["name"])
 
 
-def _panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
+def panels(count: int, columns: int, width: float, height: float) -> tuple[Figure, list[Axes]]:
     """A figure with `count` dressed axes in a grid of at most `columns` columns; sizes in inches, of one panel."""
     from matplotlib.figure import Figure
 
@@ -53,7 +53,7 @@ def _dress(axes: Axes) -> None:
     axes.tick_params(labelsize=8)
 
 
-def _name(axes: Axes, title: str, x: str, y: str) -> None:
+def name_axes(axes: Axes, title: str, x: str, y: str) -> None:
     # Names come from the user's network: a dollar sign in one is no formula.
     axes.set_title(title, fontsize=10, parse_math=False)
     axes.set_xlabel(x, fontsize=9, parse_math=False)
@@ -131,7 +131,7 @@ def training(results: Mapping[str, Any]) -> Figure:
     guides = [(i, guide) for i, guide in enumerate(results["guides"]) if (guide.get("history") or {}).get("epoch")]
     if not guides:
         raise ValueError("no guide of the record has a training history to draw")
-    figure, grid = _panels(3, 3, 3.3, 2.9)
+    figure, grid = panels(3, 3, 3.3, 2.9)
     handles: list[Any] = []
     for axes, (key, title) in zip(grid, [("elbo", "ELBO"), ("data", "Data term"), ("kl", "KL")], strict=True):
         series = []
@@ -145,7 +145,7 @@ def training(results: Mapping[str, Any]) -> Figure:
             )
             handles.append(line)
         cut = _frame(axes, series)
-        _name(axes, title, "epoch", "nats" if key == "elbo" else "")
+        name_axes(axes, title, "epoch", "nats" if key == "elbo" else "")
         if cut:
             axes.set_title("spikes cut off", fontsize=7, color=GREY, loc="right")
         warm = max((_warm_up(guide["history"]) for _, guide in guides), default=0.0)
@@ -208,12 +208,12 @@ def reliability(guide: Mapping[str, Any]) -> Figure:
         top.plot([c for c, _ in points], [a for _, a in points], color=colour, marker="o", markersize=4)
         top.set_xlim(0, 1)
         top.set_ylim(0, 1.02)
-        _name(top, mode_title(str(mode)), "", "accuracy" if column == 0 else "")
+        name_axes(top, mode_title(str(mode)), "", "accuracy" if column == 0 else "")
         counts = floats(bins["count"])
         width = 1 / max(len(counts), 1)
         bottom.bar([(i + 0.5) * width for i in range(len(counts))], counts, width=0.9 * width, color=colour)
         bottom.set_yscale("symlog", linthresh=1)
-        _name(bottom, "", "confidence", "count" if column == 0 else "")
+        name_axes(bottom, "", "confidence", "count" if column == 0 else "")
     return figure
 
 
@@ -242,7 +242,7 @@ def accuracy_by_samples(results: Mapping[str, Any]) -> Figure:
     if not guides:
         raise ValueError("no guide of the record has scores by number of samples to draw")
     key = "nll" if is_regression(results) else "accuracy"
-    figure, grid = _panels(len(guides), 3, 3.3, 2.5)
+    figure, grid = panels(len(guides), 3, 3.3, 2.5)
     for position, (axes, (i, guide)) in enumerate(zip(grid, guides, strict=True)):
         scores = guide["by_samples"]
         samples, values = floats(scores["samples"]), floats(scores.get(key) or [])
@@ -255,7 +255,7 @@ def accuracy_by_samples(results: Mapping[str, Any]) -> Figure:
         if mean is not None and math.isfinite(mean):
             axes.axhline(mean, color="black", linestyle="--", linewidth=1, label="mean")
             axes.legend(frameon=False, fontsize=8, loc="best")
-        _name(
+        name_axes(
             axes, _title(guide), "samples", ("NLL, nats" if key == "nll" else "accuracy") if position % 3 == 0 else ""
         )
         _ticks(axes, samples, percent=key == "accuracy")
@@ -303,10 +303,10 @@ def posterior(guide: Mapping[str, Any]) -> Figure:
     entries = histograms(guide)
     if not entries:
         raise ValueError(f"guide {guide.get('name')!r} has no posterior histogram to draw")
-    figure, grid = _panels(len(entries), 3, 3.3, 2.2)
+    figure, grid = panels(len(entries), 3, 3.3, 2.2)
     for position, (axes, (entry, edges, counts)) in enumerate(zip(grid, entries, strict=True)):
         axes.stairs(counts, edges, fill=True, color=COLOURS[0])
         axes.set_ylim(bottom=0)
         quantity = str(entry.get("quantity", "")).replace("alpha", "α").replace("sigma", "σ")
-        _name(axes, str(entry.get("site", "")), quantity, "count" if position % 3 == 0 else "")
+        name_axes(axes, str(entry.get("site", "")), quantity, "count" if position % 3 == 0 else "")
     return figure

@@ -4,17 +4,13 @@ from __future__ import annotations
 
 import contextlib
 import os
-import platform
 import warnings
 from datetime import UTC, datetime
 from pathlib import Path
 from time import perf_counter
 from typing import Any
 
-import pyro
-import torch
-
-from pyrostoch._version import __version__
+from pyrostoch._version import versions
 from pyrostoch.data import DataSplit
 from pyrostoch.infer.checkpoint import load
 from pyrostoch.infer.fit import fit
@@ -169,12 +165,7 @@ def _outline(config: Config, split: DataSplit, model: BayesianModel, command: st
         "command": command,
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
         "seconds": 0.0,
-        "versions": {
-            "pyrostoch": __version__,
-            "torch": torch.__version__,
-            "pyro": pyro.__version__,
-            "python": platform.python_version(),
-        },
+        "versions": versions(),
         "device": config.device,
         "seed": config.seed,
         "config": config.to_dict(),
