@@ -83,15 +83,15 @@ def test_rate_and_kl_weight_change_with_every_step_of_a_run() -> None:
 
     class Watch(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
-            weights.append(trainers[0].elbo.kl_weight)
+            weights.append(trainers[0].kl_weight)
             rates.append(trainers[0].optimizer.param_groups[0]["lr"])
             return x
 
     trainers: list[Trainer] = []
     before = Trainer.__init__
 
-    def remember(self: Trainer, *args: Any) -> None:
-        before(self, *args)
+    def remember(self: Trainer, *args: Any, **kwargs: Any) -> None:
+        before(self, *args, **kwargs)
         trainers.append(self)
 
     with pytest.MonkeyPatch.context() as patch:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pyrostoch.infer.checkpoint import load, save
 from pyrostoch.infer.compare import Comparison, ComparisonRow, accuracy_by_samples, compare
+from pyrostoch.infer.compile import CompiledStep, compile_step
 from pyrostoch.infer.decompose import Decomposition, SiteRow, decompose
 from pyrostoch.infer.elbo import ELBO
 from pyrostoch.infer.fit import fit
@@ -17,6 +18,7 @@ __all__ = [
     "CheckpointError",
     "Comparison",
     "ComparisonRow",
+    "CompiledStep",
     "Decomposition",
     "Fit",
     "NonFiniteLossError",
@@ -24,6 +26,7 @@ __all__ = [
     "SiteRow",
     "accuracy_by_samples",
     "compare",
+    "compile_step",
     "decompose",
     "fit",
     "load",

@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 from pyrostoch.infer.batches import Batches, as_batches
 from pyrostoch.infer.checkpoint import check_fits, describe
+from pyrostoch.infer.compile import repays
 from pyrostoch.infer.elbo import Estimator
 from pyrostoch.infer.heldout import mode, predictive_loss
 from pyrostoch.infer.history import Fit, History, append
@@ -50,6 +51,7 @@ def fit(
     validation: Any = None,
     patience: int | None = None,
     precision: Literal["float32", "bf16"] = "float32",
+    compile: bool | Literal["auto"] = "auto",
     device: str | torch.device | None = None,
     seed: int | None = None,
     progress: bool = True,
@@ -84,6 +86,8 @@ def fit(
         patience: Stop after so many epochs without a better loss on the held-out data; at the end, the parameters of
             the epoch that was best on them are put back.
         precision: `"bf16"` runs network and likelihood under autocast to bfloat16; parameters stay as they are.
+        compile: Whether to compile the step, as `compile_step` does; `"auto"` does so where a compiler is found and the
+            steps are enough to repay its seconds. A resumed run goes on as it was begun.
         device: Where to move model and guide; by default they stay.
         seed: Seed of the noise and of the order of the examples.
         progress: Whether to show a progress bar on stderr, with terms in nats an example.
@@ -154,10 +158,14 @@ def fit(
         if held_out is not None:
             check_data(model, guide, held_out, where, "validation")
         order_seed = int(torch.randint(2**31, ())) if seed is None else seed
-        trainer = Trainer(model, guide, batches, settings, where, order_seed)
+        resumed = read_file(path) if resume and path is not None and path.exists() else None
+        compiled = repays(compile, guide, len(batches) * epochs, where)
+        if resumed is not None and compile == "auto":
+            compiled = bool((resumed[1].get("training") or {}).get("compiled", False))
+        trainer = Trainer(model, guide, batches, settings, where, order_seed, compiled=compiled)
         run = _Run(trainer, held_out, path)
-        if resume and path is not None and path.exists():
-            run.resume(path)
+        if resumed is not None:
+            run.resume(*resumed)
         return run.finish(check, callback, progress)
 
 
@@ -192,6 +200,8 @@ class _Run:
             total=settings.epochs, initial=self.done, desc="fit", unit="epoch", mininterval=1.0, disable=not progress
         )
         with bar:
+            if self.trainer.step.staged:
+                bar.set_postfix_str("the step is compiled first, some 10 to 30 s", refresh=True)
             while self.stopped is None:
                 row = self._epoch(check)
                 check = None
@@ -211,6 +221,7 @@ class _Run:
             stopped=str(self.stopped),
             best_epoch=self.best_epoch,
             checkpoint=None if self.path is None else str(self.path),
+            compile_seconds=self.trainer.step.seconds if self.trainer.step.stagings else None,
         )
 
     def _epoch(self, check: Callable[[Any, Tensor], None] | None) -> dict[str, Any]:
@@ -253,6 +264,7 @@ class _Run:
             "epoch": self.done,
             "settings": self._settings,
             "order_seed": self.trainer.order_seed,
+            "compiled": self.trainer.step.staged,
             "history": self.history,
             "stopped": self.stopped,
             "best_epoch": self.best_epoch,
@@ -260,10 +272,9 @@ class _Run:
         }
         write_file(path, tensors, {**self._description, "extra": {}, "training": training})
 
-    def resume(self, path: Path) -> None:
-        """Go back to where a checkpoint was written."""
-        tensors, content = read_file(path)
-        trainer = self.trainer
+    def resume(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
+        """Go back to where the checkpoint was written."""
+        trainer, path = self.trainer, Path(str(self.path))
         check_fits(path, tensors, content, trainer.model, trainer.guide)
         training = content.get("training")
         if training is None:

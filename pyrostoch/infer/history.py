@@ -34,6 +34,7 @@ class Fit(Record):
         stopped: Why the run ended: `"finished"` or `"early stopping at epoch ..."`.
         best_epoch: The epoch whose parameters were restored, where early stopping was asked for.
         checkpoint: Path of the checkpoint, if one was written.
+        compile_seconds: Seconds spent on compiling the step, part of the first epoch's; `None` where it ran eagerly.
 
     Example:
         >>> print(Fit({"epoch": [1], "elbo": [-5.0], "data": [-3.0], "kl": [2.0]}, 1, 0.5, -5.0, "finished"))
@@ -49,10 +50,12 @@ class Fit(Record):
     stopped: str
     best_epoch: int | None = None
     checkpoint: str | None = None
+    compile_seconds: float | None = None
 
     def __str__(self) -> str:
         count = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
-        head = f"{count} in {self.seconds:.1f} s, {self.stopped}; ELBO {self.elbo:.4f} nats"
+        spent = "" if self.compile_seconds is None else f" ({self.compile_seconds:.1f} s of them to compile the step)"
+        head = f"{count} in {self.seconds:.1f} s{spent}, {self.stopped}; ELBO {self.elbo:.4f} nats"
         if self.best_epoch is not None:
             head += f", parameters of epoch {self.best_epoch}"
         if self.checkpoint is not None:

@@ -15,6 +15,7 @@ from pyrostoch.infer.settings import Settings
 from pyrostoch.infer.state import TrainingState, parameter_names
 from pyrostoch.infer.terms import Terms
 from pyrostoch.model import BayesianModel
+from pyrostoch.staging import StagedStep
 
 __all__ = ["NonFiniteLossError", "Trainer"]
 
@@ -48,6 +49,7 @@ class Trainer:
         settings: The settings of the run.
         device: Where model and guide live.
         order_seed: Seed of the order of the examples.
+        compiled: Whether to compile the step.
 
     Raises:
         ValueError: There is nothing to train.
@@ -61,10 +63,13 @@ class Trainer:
         settings: Settings,
         device: torch.device,
         order_seed: int,
+        *,
+        compiled: bool = False,
     ) -> None:
         self.model, self.guide, self.batches = model, guide, batches
         self.settings, self.device, self.order_seed = settings, device, order_seed
         self.elbo = ELBO(settings.estimator)
+        self.kl_weight = 1.0
         self.names = parameter_names(model, guide)
         if not self.names:
             raise ValueError(
@@ -72,6 +77,12 @@ class Trainer:
             )
         self.optimizer, self._rates = self._make_optimizer()
         self.state = TrainingState(model, guide, self.optimizer, self.names, device, batches.generators())
+        self.step = StagedStep(
+            self._loss, self.optimizer, [guide, model], clip=settings.clip, staged=compiled, name="fit"
+        )
+        # A tensor, since a staged step would keep a number for ever.
+        dtypes = {p.dtype for p in self.names if p.dtype.is_floating_point}
+        self._kl_weight = torch.ones((), dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
 
     def _make_optimizer(self) -> tuple[torch.optim.Adam, list[float]]:
         """Adam over two groups, log alphas apart, and the rate each group starts from."""
@@ -115,13 +126,15 @@ class Trainer:
         share = torch.tensor(sizes, dtype=torch.float64)
         loss, data, kl, penalty = ((terms * share[:, None]).sum(0) / share.sum()).tolist()
         row = {"epoch": number, "loss": loss, "elbo": data - kl - penalty, "data": data, "kl": kl, "penalty": penalty}
-        return {**row, "kl_weight": self.elbo.kl_weight, "lr": self.optimizer.param_groups[0]["lr"]}
+        return {**row, "kl_weight": self.kl_weight, "lr": self.optimizer.param_groups[0]["lr"]}
 
     def _step(self, x: Any, y: Tensor, number: int, index: int) -> Tensor:
         """One step of the optimiser; returns loss, data term, KL and penalty as a tensor on the device."""
         self._prepare(number, index)
-        x, y = to_device(x, self.device), to_device(y, self.device)
-        self.optimizer.zero_grad(set_to_none=True)
+        return self.step(to_device(x, self.device), to_device(y, self.device), self._kl_weight)[1]
+
+    def _loss(self, x: Any, y: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and all its terms in a row."""
         data: Any = 0.0
         kl: Any = 0.0
         penalty: Any = 0.0
@@ -130,12 +143,8 @@ class Trainer:
             data, kl, penalty = data + terms.data, kl + terms.kl, penalty + terms.penalty
         particles = self.settings.num_particles
         data, kl, penalty = data / particles, kl / particles, penalty / particles
-        loss = kl * self.elbo.kl_weight + penalty - data
-        loss.backward()
-        if self.settings.clip is not None:
-            nn.utils.clip_grad_norm_(list(self.names), self.settings.clip)
-        self.optimizer.step()
-        return torch.stack([self._number(value) for value in (loss, data, kl, penalty)])
+        loss = kl * kl_weight + penalty - data
+        return loss, torch.stack([self._number(value) for value in (loss, data, kl, penalty)])
 
     def _prepare(self, number: int, index: int) -> None:
         """Set the learning rates and the weight of the KL for a step."""
@@ -144,7 +153,8 @@ class Trainer:
         factor = rate_factor(self.settings.schedule, min(step, steps), steps)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        self.elbo.kl_weight = kl_weight(step, each, self.settings.kl_warmup)
+        self.kl_weight = kl_weight(step, each, self.settings.kl_warmup)
+        self._kl_weight.fill_(self.kl_weight)
 
     def _terms(self, x: Any, y: Tensor) -> Terms:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):

@@ -1,0 +1,155 @@
+"""One step of SVI, staged: Pyro's handlers run while it is written down, not while it trains."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrostoch.staging import StagedStep, missing
+
+__all__ = ["CompiledStep", "compile_step", "repays"]
+
+# Seconds that a compiled step saves, at least and for each trained number, and that compiling takes, at most, at least
+# and for each tensor: measured on two CPU cores (benchmarks/RESULTS.md), with a margin.
+_SAVES, _SAVES_EACH = 2e-3, 5e-9
+_COSTS, _COSTS_EACH = 20.0, 0.2
+
+
+class CompiledStep:
+    """A step of SVI that is compiled at its second call; see `compile_step`.
+
+    Args:
+        loss: The loss of a batch, a module.
+        optimizer: The optimiser.
+
+    Example:
+        >>> net = nn.Linear(1, 1)
+        >>> step = CompiledStep(net, torch.optim.SGD(net.parameters(), lr=0.1))
+        >>> step.reason is None, step.seconds
+        (True, 0.0)
+    """
+
+    def __init__(self, loss: nn.Module, optimizer: torch.optim.Optimizer) -> None:
+        self._loss = loss
+        self._elbo = getattr(loss, "elbo", None)
+        self._weighted = isinstance(getattr(self._elbo, "kl_weight", None), (int, float, Tensor))
+        self._step = StagedStep(self._compute, optimizer, [loss])
+
+    @property
+    def reason(self) -> str | None:
+        """Why the step runs eagerly, if it does."""
+        return self._step.reason
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent on staging so far."""
+        return self._step.seconds
+
+    @property
+    def stagings(self) -> int:
+        """Number of shapes and modes staged so far."""
+        return self._step.stagings
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
+        """Make one step: loss, gradients, update.
+
+        Args:
+            args: Arguments of model and guide.
+            kwargs: Keyword arguments of both.
+
+        Returns:
+            The loss before the update, detached.
+        """
+        weight = None
+        if self._weighted:
+            # Annealed between steps: a tensor that is read anew, not a number that the graph would keep.
+            weight = torch.as_tensor(self._elbo.kl_weight, dtype=torch.float64)  # type: ignore[union-attr]
+        return self._step(weight, *args, **kwargs)[0]
+
+    def _compute(self, weight: Tensor | None, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        if weight is None:
+            return (self._loss(*args, **kwargs),)
+        elbo: Any = self._elbo
+        before, elbo.kl_weight = elbo.kl_weight, weight
+        try:
+            return (self._loss(*args, **kwargs),)
+        finally:
+            elbo.kl_weight = before
+
+
+def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledStep:
+    """Compile one SVI step, loss, gradients and update, into one program.
+
+    Works with every guide and estimator of this library, and with any Pyro model, guide and ELBO that do the same
+    operations at each step and read no value back. The first call runs eagerly; the second traces the step, holds it
+    against the eager one on the same noise, and compiles it (some ten to thirty seconds, once; less when torch has
+    compiled the same step before). From then on each call replays the program with fresh noise from torch's generators:
+    with the same seed it gives what the eager step gives. Another shape (the last short batch), dtype or mode
+    (`train()`, `eval()`) runs eagerly until it has come a thousand times, and is then compiled too. Rates, betas,
+    momentum and `ELBO.kl_weight` may change between steps.
+
+    What cannot be staged runs eagerly, with one warning that names the reason; `.reason` keeps it.
+
+    Args:
+        loss: `elbo(model, guide)`: an ELBO of this library or of Pyro, called with model and guide. Any module whose
+            output is a loss will do.
+        optimizer: A torch optimiser of the parameters. The update of Adam, AdamW and SGD becomes part of the program;
+            any other makes its own step on the program's gradients.
+
+    Returns:
+        The step: `step(x, y)` returns the loss.
+
+    Raises:
+        TypeError: The loss is no module, or the optimiser none of torch's.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> model = ps.BayesianModel(nn.Linear(2, 1), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.5),
+        ...                          num_data=10)
+        >>> guide = ps.guides.Additive(model)
+        >>> step = compile_step(ps.ELBO()(model, guide), torch.optim.Adam(guide.parameters(), lr=0.01))
+        >>> x = torch.randn(10, 2)
+        >>> bool(step(x, x.sum(1, keepdim=True)) > 0)
+        True
+    """
+    if not isinstance(loss, nn.Module):
+        raise TypeError(
+            f"compile_step: expected elbo(model, guide), a module that returns the loss, got {type(loss).__name__}"
+            + ("; call it with model and guide first" if isinstance(loss, type) or callable(loss) else "")
+        )
+    if not isinstance(optimizer, torch.optim.Optimizer):
+        raise TypeError(
+            f"compile_step: expected a torch.optim.Optimizer, got {type(optimizer).__name__}; Pyro's optimisers keep "
+            "parameters by name in the parameter store: give torch.optim.Adam(guide.parameters(), lr=...)"
+        )
+    return CompiledStep(loss, optimizer)
+
+
+def repays(choice: bool | str, guide: nn.Module, steps: int, device: torch.device) -> bool:
+    """Whether a run compiles its step.
+
+    By counting and not by timing, so that the same run makes the same choice every time.
+
+    Args:
+        choice: `True`, `False` or `"auto"`.
+        guide: The guide.
+        steps: Steps of the run.
+        device: Where it computes.
+
+    Raises:
+        ValueError: The choice is none of these.
+
+    Example:
+        >>> repays("auto", nn.Linear(100, 100), 100, torch.device("cpu"))
+        False
+    """
+    if isinstance(choice, bool):
+        return choice
+    if choice != "auto":
+        raise ValueError(f"compile: expected True, False or 'auto', got {choice!r}")
+    if missing(device) is not None:
+        return False
+    sizes = [parameter.numel() for parameter in guide.parameters()]
+    return steps * (_SAVES + _SAVES_EACH * sum(sizes)) > _COSTS + _COSTS_EACH * len(sizes)
