@@ -13,6 +13,8 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrostoch as ps
 from pyrostoch.infer.compare import Comparison, accuracy_by_samples, compare
+from pyrostoch.infer.drawing import Drawing
+from pyrostoch.infer.draws import DrawAverage, evaluating, seeded
 from pyrostoch.infer.predict import predict
 
 F64 = {"dtype": torch.float64}
@@ -112,32 +114,36 @@ class Energy(nn.Module):
 
 
 @pytest.mark.parametrize("make", [classifier, regression])
-def test_each_prefix_of_one_pass_is_a_comparison_of_its_own(make):
+def test_each_prefix_of_one_pass_is_averaged_on_its_own(make):
     model, guide, data = make()
     found = accuracy_by_samples(model, guide, data, samples=(5, 1, 2), seed=7)
     assert [row.mode for row in found.rows] == ["mc:1", "mc:2", "mc:5"]
-    # In a single batch the draws are the same ones.
-    each = compare(model, guide, data, modes=("mc:1", "mc:2", "mc:5"), seed=7)
-    for row in found.rows:
-        expected = each[row.mode].to_dict()
-        got = row.to_dict()
-        for name, value in expected.items():
-            if name not in ("mode", "seconds"):
-                assert got[name] == pytest.approx(value, rel=1e-9), name
+    whole = compare(model, guide, data, modes=("mc:5",), seed=7)
+    for name, value in whole["mc:5"].to_dict().items():
+        if name not in ("mode", "seconds"):
+            assert found.rows[2].to_dict()[name] == pytest.approx(value, rel=1e-9), name
+    # The same draws, one by one: the first k of them averaged by hand.
+    drawing = Drawing(model, guide, "mc", 5)
+    x, y = data
+    with seeded(7, x.device), evaluating(model, guide):
+        ((x, y),) = drawing.parts(x, y)
+        densities = [
+            row["density"] for chunk in drawing.chunks(x) for row in chunk.on(x, DrawAverage(model, y).statistics)
+        ]
+    for row, k in zip(found.rows, (1, 2, 5), strict=True):
+        nll = -(torch.stack(densities[:k]).double().logsumexp(0) - math.log(k)).mean()
+        assert row.nll == pytest.approx(nll.item(), rel=1e-9)
     assert found.rows[0].seconds < found.rows[1].seconds < found.rows[2].seconds
-    assert set(found.reliability) == set(each.reliability)
+    assert set(found.reliability) == ({"mc:1", "mc:2", "mc:5"} if whole.reliability else set())
 
 
 def test_one_pass_draws_the_largest_number_of_samples_only(monkeypatch):
     model, guide, data = classifier()
-    calls = []
-    forward = model.net.forward
-    monkeypatch.setattr(model.net, "forward", lambda x: calls.append(len(x)) or forward(x))
-    model._censuses.clear()
-    compare(model, guide, data, modes=("mc:1",), batch_size=20)
-    calls.clear()
+    drawn = []
+    statistics = DrawAverage.add
+    monkeypatch.setattr(DrawAverage, "add", lambda self, found: drawn.append(len(self.y)) or statistics(self, found))
     accuracy_by_samples(model, guide, data, samples=(1, 4, 8), batch_size=20)
-    assert calls == [20] * 16
+    assert drawn == [20] * 16
 
 
 def test_a_seed_repeats_and_leaves_the_random_state():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,10 @@ class _Draw:
     spent: bool = False
     drawn: Tensor | None = None
 
+    def holding(self, value: Tensor) -> _Draw:
+        """A fresh account of the same law, with a value of its own."""
+        return _Draw(value, self.law, self.independent, self.pending and value is self.value)
+
 
 def base_law(fn: Any) -> Distribution:
     """The elementwise law inside `Independent` wrappers."""
@@ -53,6 +58,7 @@ class Interpretation(Messenger):
 
     Attributes:
         routes: After a network call: for each site, the way it took, in words.
+        treated: After a network call: the sites whose weights were replaced by their laws.
     """
 
     name = "shared"
@@ -61,6 +67,7 @@ class Interpretation(Messenger):
         super().__init__()
         self.lazy = lazy
         self.routes: dict[str, str] = {}
+        self.treated: set[str] = set()
         # Strong references, compared by identity; one entry a site, so they do not pile up over steps.
         self._draws: dict[str, _Draw] = {}
         self._pending: set[str] = set()
@@ -90,6 +97,18 @@ class Interpretation(Messenger):
         if draw.drawn is None:
             draw.drawn = draw.law.rsample()
         return draw.drawn
+
+    def held(self, drawn: Iterable[str]) -> dict[str, _Draw]:
+        """What is known of each site, to be given to `hold`; the values of the named ones are drawn now."""
+        chosen = {site: self.draw(site) for site in drawn if site in self._draws}
+        return {
+            site: _Draw(chosen[site], draw.law, draw.independent) if site in chosen else draw.holding(draw.value)
+            for site, draw in self._draws.items()
+        }
+
+    def hold(self, draws: Mapping[str, _Draw]) -> None:
+        """Take over draws that another interpretation has made, with `held`."""
+        self._draws.update(draws)
 
     def __enter__(self) -> Any:
         self._draws.clear()
@@ -145,6 +164,7 @@ class Interpretation(Messenger):
                 self.routes[site] = f"shared ({reason})" if reason else "shared"
                 call.weights[parameter] = self.draw(site)
         call.deferred = set(deferred)
+        self.treated |= set(deferred.values())
 
         def carrier(op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
             return self.carry(

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from pyrostoch.infer.batches import as_batches
-from pyrostoch.infer.draws import DrawAverage, draw_laws, evaluating, home_of, parse_mode, seeded, visit
+from pyrostoch.infer.drawing import Drawing
+from pyrostoch.infer.draws import DrawAverage, evaluating, home_of, parse_mode, seeded, visit
 from pyrostoch.metrics import Classification, Regression, Reliability, RunningMean
 from pyrostoch.records import Record, number, table
 
@@ -212,16 +213,19 @@ def compare(
     rows, reliability, count = [], {}, 0
     for mode, (name, draws) in parsed.items():
         scores, count = _Scores(), 0
+        drawing = Drawing(model, guide, name, draws)
         with seeded(seed, home), evaluating(model, guide):
-            for x, y in visit(batches, home):
+            for batch, targets in visit(batches, home):
                 start = time.perf_counter()
-                average = DrawAverage(model, y)
-                for law, _ in draw_laws(model, guide, x, name, draws):
-                    average.update(law)
-                scores.update(average, y)
+                for x, y in drawing.parts(batch, targets):
+                    average = DrawAverage(model, y)
+                    for chunk in drawing.chunks(x):
+                        for statistics in chunk.on(x, average.statistics):
+                            average.add(statistics)
+                    scores.update(average, y)
                 _wait(home)
                 scores.seconds += time.perf_counter() - start
-                count += len(y)
+                count += len(targets)
         rows.append(scores.row(mode, draws))
         if scores.classes is not None:
             reliability[mode] = scores.classes.reliability()
@@ -271,19 +275,22 @@ def accuracy_by_samples(
     batches = as_batches(data, batch_size)
     scores = {k: _Scores() for k in wanted}
     count = 0
+    drawing = Drawing(model, guide, "mc", wanted[-1])
     with seeded(seed, home), evaluating(model, guide):
-        for x, y in visit(batches, home):
-            average, spent = DrawAverage(model, y), 0.0
-            start = time.perf_counter()
-            for k, (law, _) in enumerate(draw_laws(model, guide, x, "mc", wanted[-1]), 1):
-                average.update(law)
-                if k in scores:
-                    _wait(home)
-                    spent += time.perf_counter() - start
-                    scores[k].update(average, y)
-                    scores[k].seconds += spent
-                    start = time.perf_counter()
-            count += len(y)
+        for batch, targets in visit(batches, home):
+            for x, y in drawing.parts(batch, targets):
+                average, spent = DrawAverage(model, y), 0.0
+                start = time.perf_counter()
+                passes = (row for chunk in drawing.chunks(x) for row in chunk.on(x, average.statistics))
+                for k, statistics in enumerate(passes, 1):
+                    average.add(statistics)
+                    if k in scores:
+                        _wait(home)
+                        spent += time.perf_counter() - start
+                        scores[k].update(average, y)
+                        scores[k].seconds += spent
+                        start = time.perf_counter()
+            count += len(targets)
     modes = {k: f"mc:{k}" for k in wanted}
     rows = tuple(scores[k].row(mode, k) for k, mode in modes.items())
     bins = {mode: scores[k].classes for k, mode in modes.items()}

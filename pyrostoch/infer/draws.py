@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,7 +29,6 @@ __all__ = [
     "Mode",
     "check_targets",
     "class_log_probs",
-    "draw_laws",
     "evaluating",
     "home_of",
     "observe",
@@ -217,23 +216,6 @@ def observe(model: Any, guide_trace: Any, x: Any) -> Distribution:
     return law
 
 
-def draw_laws(model: Any, guide: Any, x: Any, name: str, draws: int) -> Iterator[tuple[Distribution, dict[str, str]]]:
-    """One law of the observations a draw, each from a draw of its own, with the routes the sites took.
-
-    Args:
-        model: A Pyro model with a method `observation(x)`.
-        guide: A Pyro guide.
-        x: Inputs of one batch.
-        name: A name in `MODES`.
-        draws: Number of draws.
-    """
-    for _ in range(draws):
-        how = MODES[name].interpretation(model)
-        with how:
-            law = observe(model, poutine.trace(guide).get_trace(x), x)
-        yield law, how.routes
-
-
 def class_log_probs(law: Distribution) -> Tensor | None:
     """Log-probabilities of the classes, `(n, ..., C)` in float64; `None` where the law is not one of classes.
 
@@ -285,29 +267,41 @@ class DrawAverage:
         self._shape = torch.Size()
         self.classes = False
 
-    def update(self, law: Distribution) -> None:
-        """Add one draw.
+    def statistics(self, law: Distribution) -> dict[str, Tensor]:
+        """What is averaged of one draw, or of many side by side.
 
         Args:
             law: The law of the observations for that draw.
         """
+        found: dict[str, Tensor] = {}
         if self.y is not None:
             if not self._density.draws:
                 check_targets(self._model, law, self.y)
-            self._density.update(law.log_prob(self.y))
+            found["density"] = law.log_prob(self.y)
         log_probs = class_log_probs(law)
         if log_probs is not None:
-            self.classes, self._shape = True, log_probs.shape
-            self._classes.update(log_probs.flatten(0, -2))
-            return
+            return found | {"classes": log_probs}
         try:
-            mean, variance = law.mean, law.variance
+            return found | {"mean": law.mean, "variance": law.variance}
         except NotImplementedError as error:  # how torch's laws say that they know none
             raise ValueError(
                 f"likelihood: {type(base_law(law)).__name__} has no known mean or variance, so there is nothing to "
                 "report; use a law with both"
             ) from error
-        self._moments.update(mean, variance)
+
+    def add(self, statistics: Mapping[str, Tensor]) -> None:
+        """Add one draw.
+
+        Args:
+            statistics: As `statistics` gives them.
+        """
+        if "density" in statistics:
+            self._density.update(statistics["density"])
+        if "classes" in statistics:
+            self.classes, self._shape = True, statistics["classes"].shape
+            self._classes.update(statistics["classes"].flatten(0, -2))
+        else:
+            self._moments.update(statistics["mean"], statistics["variance"])
 
     @property
     def log_probs(self) -> Tensor:

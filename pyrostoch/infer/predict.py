@@ -2,24 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor
 
 from pyrostoch._checks import batch_size as count_of
 from pyrostoch._checks import check_finite
-from pyrostoch.effects import SharedSample
 from pyrostoch.infer.batches import to_device
+from pyrostoch.infer.drawing import Drawing
 from pyrostoch.infer.draws import (
     MODES,
     DrawAverage,
-    draw_laws,
     evaluating,
     home_of,
-    observe,
     parse_mode,
     same_device,
 )
@@ -176,24 +174,33 @@ def predict(
     parts = _split(x, y, batch_size)
     where = _placed(x, model, guide, device)
     check_finite("inputs x", x)
-    averages = [DrawAverage(model, None if targets is None else targets.to(where)) for _, targets in parts]
-    routes: dict[str, str] = {}
+    drawing = Drawing(model, guide, name, draws, joint=joint and MODES[name].sampled)
+
+    def pieces() -> Iterator[tuple[Any, DrawAverage]]:
+        for part, targets in parts:
+            moved = None if targets is None else targets.to(where)
+            for piece, y_piece in drawing.parts(to_device(part, where), moved):
+                yield piece, DrawAverage(model, y_piece)
+
     with evaluating(model, guide):
-        if joint and MODES[name].sampled:
-            for _ in range(draws):
-                with SharedSample() as how:
-                    trace = poutine.trace(guide).get_trace(to_device(parts[0][0], where))
-                    for average, (inputs, _) in zip(averages, parts, strict=True):
-                        average.update(observe(model, trace, to_device(inputs, where)))
-                routes = how.routes
+        if drawing.joint:
+            # Inputs are moved again for each few draws, so that only one batch of them is on the device.
+            averages: list[DrawAverage] = []
+            for chunk in drawing.chunks(next(pieces())[0]):
+                for index, (piece, average) in enumerate(pieces()):
+                    averages += [average] if index == len(averages) else []
+                    for statistics in chunk.on(piece, averages[index].statistics):
+                        averages[index].add(statistics)
+            results = [average.results() for average in averages]
         else:
-            for average, (inputs, _) in zip(averages, parts, strict=True):
-                for law, taken in draw_laws(model, guide, to_device(inputs, where), name, draws):
-                    average.update(law)
-                    routes = taken
-    results = [average.results() for average in averages]
+            results = []
+            for piece, average in pieces():
+                for chunk in drawing.chunks(piece):
+                    for statistics in chunk.on(piece, average.statistics):
+                        average.add(statistics)
+                results.append(average.results())
     fields: dict[str, Any] = {field: torch.cat([result[field] for result in results]) for field in results[0]}
-    return Prediction(mode=name, num_samples=draws, routes=dict(routes), **fields)
+    return Prediction(mode=name, num_samples=draws, routes=dict(drawing.routes), **fields)
 
 
 def _split(x: Any, y: Tensor | None, size: int) -> list[tuple[Any, Tensor | None]]:

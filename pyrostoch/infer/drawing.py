@@ -1,0 +1,272 @@
+"""Many posterior draws for less than their number of passes.
+
+What no draw changes is computed once, and the draws go through the rest side by side (`torch.vmap`), as many at a time
+as fit a fixed amount of memory. A network is looked at first, on two examples: whether it can be run so, where its
+randomness begins, and how large its activations are.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyrostoch.effects import Interpretation, SharedSample
+from pyrostoch.infer.draws import MODES, observe
+from pyrostoch.infer.state import forked
+from pyrostoch.infer.survey import Plan, Watch, growth, size_of
+from pyrostoch.model import latent_sites
+
+__all__ = ["Chunk", "Drawing"]
+
+# Bytes of the largest activation of a pass. On a CPU small pieces stay in its caches, and blocks of more than some
+# 32 MiB are asked of the system anew each time, which costs more than the arithmetic.
+_BUDGET = {"cpu": 8 * 2**20, "cuda": 2**29}
+
+Statistics = Callable[[Distribution], dict[str, Tensor]]
+
+
+@dataclass
+class Chunk:
+    """Some draws from the guide, to be run on one batch after another.
+
+    Args:
+        drawing: Where it belongs.
+        traces: One trace of the guide a draw.
+        known: For each draw, what the interpretation knows of each site.
+    """
+
+    drawing: Drawing
+    traces: list[Any]
+    known: list[dict[str, Any]]
+
+    def on(self, x: Any, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+        """What is wanted of the law of the observations, for each draw in turn.
+
+        Args:
+            x: Inputs of one batch.
+            statistics: Reads tensors from a law.
+        """
+        plan = self.drawing.plan
+        if plan.folded and len(self.traces) > 1:
+            try:
+                results = self._folded(x, statistics)
+            except Exception as error:  # whatever a network does that cannot be done side by side
+                if is_out_of_memory(error):
+                    yield from self._halves(x, statistics)
+                    return
+                plan.folded = False
+            else:
+                yield from ({name: value[k] for name, value in results.items()} for k in range(len(self.traces)))
+                return
+        for trace, known in zip(self.traces, self.known, strict=True):
+            yield self._run(x, trace, known, statistics)
+
+    def _halves(self, x: Any, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+        half = len(self.traces) // 2
+        self.drawing.most = half
+        for part in (slice(None, half), slice(half, None)):
+            yield from Chunk(self.drawing, self.traces[part], self.known[part]).on(x, statistics)
+
+    def _folded(self, x: Any, statistics: Statistics) -> dict[str, Tensor]:
+        shared = self.drawing.plan.shared
+        values = {site: torch.stack([known[site].value for known in self.known]) for site in shared}
+        index = torch.empty(len(self.traces))  # at least one tensor to run over, also where no site is shared
+
+        def one(values: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+            known = {site: draw.holding(values.get(site, draw.value)) for site, draw in self.known[0].items()}
+            return self._run(x, self.traces[0], known, statistics)
+
+        # A batch of draws has no truth value for Pyro's checks to ask; one draw has passed them.
+        with pyro.validation_enabled(False):
+            found: dict[str, Tensor] = torch.vmap(one, randomness="different")(values, index)
+        return found
+
+    def _run(self, x: Any, trace: Any, known: dict[str, Any], statistics: Statistics) -> dict[str, Tensor]:
+        trace = trace.copy()
+        for site, draw in known.items():
+            trace.nodes[site] = {**trace.nodes[site], "value": draw.value}
+        with self.drawing.interpretation() as how:
+            how.hold({site: draw.holding(draw.value) for site, draw in known.items()})
+            law = observe(self.drawing.model, trace, x)
+        self.drawing.routes = how.routes
+        return statistics(law)
+
+
+@dataclass
+class Drawing:
+    """The draws of one prediction.
+
+    Args:
+        model: A Pyro model with a method `observation(x)`.
+        guide: Its guide.
+        name: A name in `MODES`.
+        draws: Number of draws.
+        joint: Whether each draw serves all examples.
+
+    Attributes:
+        routes: The way each site took in the latest pass.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> model = ps.BayesianModel(torch.nn.Linear(2, 3), prior=ps.priors.Normal(),
+        ...                          likelihood=ps.likelihoods.Categorical(), num_data=10)
+        >>> drawing = Drawing(model, ps.guides.Additive(model), "mc", 5)
+        >>> with torch.no_grad():
+        ...     found = [row["logits"] for x, _ in drawing.parts(torch.ones(4, 2)) for chunk in drawing.chunks(x)
+        ...              for row in chunk.on(x, lambda law: {"logits": law.logits})]
+        >>> len(found), found[0].shape, drawing.plan.folded
+        (5, torch.Size([4, 3]), True)
+    """
+
+    model: Any
+    guide: Any
+    name: str
+    draws: int
+    joint: bool = False
+    routes: dict[str, str] = field(default_factory=dict)
+    most: int = 2**31
+    plan: Plan = field(default_factory=Plan)
+    _looked: bool = False
+
+    def interpretation(self) -> Interpretation:
+        """A fresh interpretation of the mode."""
+        return SharedSample() if self.joint else MODES[self.name].interpretation(self.model)
+
+    def parts(self, x: Any, y: Any = None) -> Iterator[tuple[Any, Any]]:
+        """A batch in pieces, none with larger activations than there is memory set aside.
+
+        Args:
+            x: Inputs.
+            y: Targets.
+        """
+        inputs = x if isinstance(x, tuple) else (x,)
+        if not self._looked:
+            self._looked, self.plan = True, self._look(x)
+        size = max(1, self._budget(inputs) // max(self.plan.before, 1))
+        if self.plan.channels_last:
+            inputs = tuple(_channels_last(part) for part in inputs)
+        count = len(inputs[0])
+        # Pieces of equal size: a short last one would cost as much Python as a whole one.
+        size = -(-count // -(-count // size))
+        for start in range(0, count, size):
+            rows = slice(start, start + size)
+            piece = tuple(part[rows] for part in inputs)
+            yield piece if isinstance(x, tuple) else piece[0], None if y is None else y[rows]
+
+    def chunks(self, x: Any) -> Iterator[Chunk]:
+        """All draws, some at a time.
+
+        Args:
+            x: Inputs of the batch, or of one of them where draws are joint.
+        """
+        inputs = x if isinstance(x, tuple) else (x,)
+        left = self.draws
+        while left:
+            each = max(self.plan.after * len(inputs[0]), self.plan.weights, 1)
+            size = min(left, self.most, max(1, self._budget(inputs) // each) if self.plan.folded else 1)
+            yield self._draw(x, size)
+            left -= size
+
+    def _budget(self, inputs: tuple[Tensor, ...]) -> int:
+        return _BUDGET.get(inputs[0].device.type, _BUDGET["cuda"])
+
+    def _draw(self, x: Any, count: int) -> Chunk:
+        traces, known = [], []
+        for _ in range(count):
+            with self.interpretation() as how:
+                traces.append(poutine.trace(self.guide).get_trace(x))
+                known.append(how.held(self.plan.shared))
+        return Chunk(self, traces, known)
+
+    def _look(self, x: Any) -> Plan:
+        """Run few draws on few examples, side by side if that can be done, and see."""
+        inputs = x if isinstance(x, tuple) else (x,)
+        most = min(3, len(inputs[0]))
+        some = [_first(x, max(1, most - 1)), _first(x, most)]
+        plan = Plan()
+        with forked(inputs[0].device):
+            try:
+                seen = [self._look_at(plan, few) for few in some]
+            except Exception:  # what is wrong shows when the whole batch is run; two examples may just be too few
+                return plan
+            plan.before = growth(seen[0].alike, seen[1].alike)
+            plan.channels_last = self._bears_channels_last(plan, some[0])
+            if self.draws > 1 and MODES[self.name].sampled:
+                self._look_side_by_side(plan, some)
+        return plan
+
+    def _look_at(self, plan: Plan, few: Any) -> Watch:
+        with self.interpretation() as how, Watch() as watch:
+            trace = poutine.trace(self.guide).get_trace(few)
+            model_trace = poutine.trace(poutine.replay(self.model.observation, trace=trace)).get_trace(few)
+        latents = dict(latent_sites(model_trace))
+        plan.shared = tuple(site for site in latents if site not in how.treated)
+        plan.weights = sum(size_of(latents[site]["value"]) for site in plan.shared)
+        return watch
+
+    def _look_side_by_side(self, plan: Plan, some: list[Any]) -> None:
+        """See whether draws can go side by side, and whether that would help."""
+        seen = []
+        with self._following(plan):
+            try:
+                for few in some:
+                    with Watch() as watch:
+                        self._draw(few, 2)._folded(few, lambda law: {"nothing": torch.zeros(())})
+                    seen.append(watch)
+            except Exception:  # a network may do anything that cannot be done side by side
+                return
+        # Convolutions with a kernel of each draw's own run faster one by one.
+        if not seen[0].own_kernels:
+            plan.folded = True
+            plan.before, plan.after = growth(seen[0].alike, seen[1].alike), growth(seen[0].apart, seen[1].apart)
+
+    def _bears_channels_last(self, plan: Plan, few: Any) -> bool:
+        """Whether the network takes images laid out channel by channel, on which a CPU's convolutions run faster."""
+        inputs = few if isinstance(few, tuple) else (few,)
+        if inputs[0].device.type != "cpu" or not any(part.dim() == 4 for part in inputs):
+            return False
+        laid = tuple(_channels_last(part) for part in inputs)
+        few = laid if isinstance(few, tuple) else laid[0]
+        with self._following(plan):
+            try:
+                list(self._draw(few, 1).on(few, lambda law: {}))
+            except Exception:  # a .view() of what is no longer contiguous, most likely
+                return False
+        return True
+
+    @contextlib.contextmanager
+    def _following(self, plan: Plan) -> Iterator[None]:
+        before, self.plan = self.plan, plan
+        try:
+            yield
+        finally:
+            self.plan = before
+
+
+def _first(x: Any, count: int) -> Any:
+    return tuple(part[:count] for part in x) if isinstance(x, tuple) else x[:count]
+
+
+def _channels_last(part: Tensor) -> Tensor:
+    return part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or a CPU.
+
+    Args:
+        error: What was raised.
+
+    Example:
+        >>> is_out_of_memory(torch.OutOfMemoryError()), is_out_of_memory(ValueError("shape"))
+        (True, False)
+    """
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,0 +1,251 @@
+"""Draws side by side: the same law as one by one, what no draw changes computed once, in a fixed amount of memory."""
+
+from __future__ import annotations
+
+import math
+
+import pyro
+import pytest
+import torch
+from torch import nn
+
+import pyrostoch as ps
+from pyrostoch.infer import drawing as room
+from pyrostoch.infer import survey
+from pyrostoch.infer.drawing import Chunk, Drawing
+from pyrostoch.infer.draws import DrawAverage, evaluating
+from pyrostoch.infer.predict import predict
+
+F64 = {"dtype": torch.float64}
+
+
+class Residual(nn.Module):
+    """A random layer between fixed ones, with a way around it."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.middle, self.last = nn.Linear(3, 4, **F64), nn.Linear(4, 4, **F64), nn.Linear(4, 3, **F64)
+
+    def forward(self, x):
+        h = self.first(x).tanh()
+        return self.last(h + self.middle(h))
+
+
+class Images(nn.Module):
+    def __init__(self, how="flatten"):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(2, 3, 3, **F64), nn.BatchNorm2d(3, **F64), nn.Linear(27, 3, **F64)
+        self.how = how
+
+    def forward(self, x):
+        h = torch.max_pool2d(self.norm(self.conv(x)).relu(), 2)
+        return self.head(h.flatten(1) if self.how == "flatten" else h.view(len(h), -1))
+
+
+class Reads(Residual):
+    def forward(self, x):
+        out = super().forward(x)
+        return out if out.sum().item() < math.inf else -out
+
+
+class Dropped(Residual):
+    def forward(self, x):
+        return super().forward(torch.dropout(x, 0.5, True))
+
+
+def build(net, prior, guide=ps.guides.Additive, **start):
+    model = ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Categorical(), num_data=10)
+    return model, guide(model, **(start or {"init_scale": 0.3}))
+
+
+def rows(drawing, x, statistics=lambda law: {"logits": law.logits}):
+    with evaluating(drawing.model, drawing.guide):
+        found = [
+            torch.stack([row["logits"] for chunk in drawing.chunks(part) for row in chunk.on(part, statistics)])
+            for part, _ in drawing.parts(x)
+        ]
+    return torch.cat(found, 1)
+
+
+def one_by_one(monkeypatch):
+    monkeypatch.setattr(Drawing, "_look_side_by_side", lambda self, plan, some: None)
+
+
+CASES = {
+    "local": (Residual, {"middle.weight": ps.priors.Normal()}, (3,), True),
+    "all layers": (Residual, {"*.weight": ps.priors.Normal()}, (3,), True),
+    "no random layer": (Residual, None, (3,), True),
+    "dense layer of images": (Images, {"head.weight": ps.priors.Normal()}, (2, 8, 8), True),
+    "kernels": (Images, {"conv.weight": ps.priors.Normal()}, (2, 8, 8), False),
+    "both": (Images, {"*.weight": ps.priors.Normal(), "norm.*": None}, (2, 8, 8), False),
+    "reads a value": (Reads, {"middle.weight": ps.priors.Normal()}, (3,), False),
+    "noise of its own": (Dropped, {"middle.weight": ps.priors.Normal()}, (3,), True),
+}
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("joint", [False, True])
+def test_side_by_side_has_the_law_of_one_by_one(monkeypatch, name, joint):
+    make, prior, shape, folds = CASES[name]
+    model, guide = build(make(), prior)
+    x = torch.randn(5, *shape, **F64)
+    draws = 4000 if len(shape) == 1 else 1000
+    many = Drawing(model, guide, "mc", draws, joint=joint)
+    found = rows(many, x)
+    assert many.plan.folded == folds and many.plan.shared == tuple(model.sites if joint else many.plan.shared)
+    one_by_one(monkeypatch)
+    single = Drawing(model, guide, "mc", draws // 4, joint=joint)
+    expected = rows(single, x)
+    assert not single.plan.folded
+    assert found.shape == (draws, 5, 3) and expected.shape == (draws // 4, 5, 3)
+    error = (found.var(0) / draws + expected.var(0) / len(expected)).sqrt() + 1e-12
+    assert ((found.mean(0) - expected.mean(0)) / error).abs().max() < 4.5
+    ratio = (found.std(0) + 1e-12) / (expected.std(0) + 1e-12)
+    assert (ratio - 1).abs().max() < 6 / math.sqrt(2 * len(expected))
+    # Every draw is another one, and joint draws tie the examples together while marginal ones of the last layer do not.
+    if prior is not None:
+        assert (found[0] != found[1]).all()
+
+
+def test_a_local_layer_has_its_exact_law():
+    model, guide = build(nn.Linear(3, 2, bias=False, **F64), ps.priors.Normal())
+    x = torch.randn(4, 3, **F64)
+    found = rows(Drawing(model, guide, "mc", 20_000), x)
+    # Logits of a Categorical are normalised: their difference is what the weights say.
+    difference = found[..., 0] - found[..., 1]
+    law = guide.site_law("weight")
+    mean = x @ (law.mean[0] - law.mean[1])
+    deviation = (x.square() @ law.variance.sum(0)).sqrt()
+    assert ((difference.mean(0) - mean) / deviation).abs().max() < 4.5 / math.sqrt(20_000)
+    assert (difference.std(0) / deviation - 1).abs().max() < 0.03
+
+
+@pytest.mark.parametrize(("joint", "tied"), [(False, False), (True, True)])
+def test_a_joint_draw_serves_all_examples_and_pieces(monkeypatch, joint, tied):
+    monkeypatch.setattr(room, "_BUDGET", {"cpu": 2 * 3 * 8, "cuda": 1})  # two examples a piece
+    model, guide = build(nn.Linear(3, 2, bias=False, **F64), ps.priors.Normal())
+    x = torch.randn(1, 3, **F64).expand(6, 3).contiguous()
+    prediction = predict(model, guide, x, mode="mc:7", joint=joint)
+    same = (prediction.probs - prediction.probs[:1]).abs().max() < 1e-12
+    assert bool(same) == tied and prediction.num_samples == 7
+
+
+def test_what_no_draw_changes_is_computed_once():
+    net = Residual()
+    model, guide = build(net, {"middle.weight": ps.priors.Normal()})
+    seen = []
+    tanh = torch.Tensor.tanh
+
+    class Count(torch.overrides.TorchFunctionMode):
+        def __torch_function__(self, func, types, args=(), kwargs=None):
+            if func is tanh:
+                seen.append(survey._differs(args[0]))
+            return func(*args, **(kwargs or {}))
+
+    drawing = Drawing(model, guide, "mc", 50)
+    with Count():
+        rows(drawing, torch.randn(6, 3, **F64))
+    # Twice to look, once for all fifty draws, and never on a batch of draws.
+    assert seen == [False] * len(seen) and len(seen) <= 6
+
+
+def test_chunks_and_pieces_fit_the_memory_set_aside(monkeypatch):
+    model, guide = build(Residual(), {"middle.weight": ps.priors.Normal()})
+    x = torch.randn(12, 3, **F64)
+    widest = 4 * 8  # bytes of four activations
+    for budget, examples, draws in ((12 * widest * 5, 12, 5), (6 * widest, 6, 1), (1, 1, 1)):
+        monkeypatch.setattr(room, "_BUDGET", {"cpu": budget, "cuda": 1})
+        drawing = Drawing(model, guide, "mc", 10)
+        with evaluating(model, guide):
+            pieces = [part for part, _ in drawing.parts(x)]
+            sizes = [len(chunk.traces) for chunk in drawing.chunks(pieces[0])]
+        assert [len(piece) for piece in pieces] == [examples] * (12 // examples)
+        assert max(sizes) == draws and sum(sizes) == 10
+
+
+@pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
+def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, error):
+    model, guide = build(Residual(), {"middle.weight": ps.priors.Normal()})
+    folded, tried = Chunk._folded, []
+
+    def little(self, x, statistics):
+        tried.append(len(self.traces))
+        if len(self.traces) > 3:
+            raise error
+        return folded(self, x, statistics)
+
+    monkeypatch.setattr(Chunk, "_folded", little)
+    drawing = Drawing(model, guide, "mc", 16)
+    x = torch.randn(4, 3, **F64)
+    found = rows(drawing, x)
+    assert found.shape == (16, 4, 3) and len({float(row.sum()) for row in found}) == 16
+    assert tried == [2, 2, 16, 8, 4, 2, 2, 4, 2, 2, 8, 4, 2, 2, 4, 2, 2] and drawing.most == 2
+    tried.clear()
+    rows(drawing, x)
+    assert tried == [2] * 8 and drawing.plan.folded
+
+
+def test_channels_last_is_used_where_the_network_takes_it():
+    x = torch.randn(6, 2, 8, 8, **F64)
+    results = {}
+    for how in ("flatten", "view"):
+        torch.manual_seed(0)
+        model, guide = build(Images(how), {"head.weight": ps.priors.Normal()})
+        drawing = Drawing(model, guide, "mean", 1)
+        results[how] = rows(drawing, x)
+        assert drawing.plan.channels_last == (how == "flatten")
+    torch.testing.assert_close(results["flatten"], results["view"])
+
+
+def test_looking_changes_nothing():
+    model, guide = build(Images(), {"head.weight": ps.priors.Normal()})
+    state = torch.get_rng_state()
+    buffers = {name: value.clone() for name, value in model.named_buffers()}
+    drawing = Drawing(model, guide, "mc", 9)
+    with evaluating(model, guide):
+        next(drawing.parts(torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0), **F64)))
+    assert drawing.plan.folded and torch.equal(torch.get_rng_state(), state)
+    assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
+
+
+def test_errors_of_the_model_are_its_own():
+    model, guide = build(nn.Linear(3, 2, **F64), ps.priors.Normal())
+    with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
+        predict(model, guide, torch.randn(4, 5, **F64), mode="mc:3")
+
+
+def test_targets_are_checked_side_by_side():
+    model, guide = build(nn.Linear(3, 2, **F64), ps.priors.Normal())
+    x = torch.randn(4, 3, **F64)
+    with pytest.raises(ValueError, match="labels from 0 to 1"):
+        predict(model, guide, x, y=torch.tensor([0, 1, 2, 0]), mode="mc:3")
+    found = predict(model, guide, x, y=torch.tensor([0, 1, 1, 0]), mode="mc:3")
+    torch.testing.assert_close(found.log_density, found.log_prob(torch.tensor([0, 1, 1, 0])))
+
+
+def test_a_users_own_model_is_drawn_side_by_side():
+    class Own:
+        """Two sites, one of which the other depends on."""
+
+        def observation(self, x):
+            scale = pyro.sample("scale", pyro.distributions.LogNormal(0.0, 1.0))
+            weight = pyro.sample("weight", pyro.distributions.Normal(torch.zeros(3, **F64), scale).to_event(1))
+            return pyro.distributions.Normal(x @ weight, 1.0)
+
+    def guide(x):
+        scale = pyro.sample("scale", pyro.distributions.LogNormal(torch.tensor(0.0, **F64), 0.1))
+        pyro.sample("weight", pyro.distributions.Normal(torch.ones(3, **F64), scale).to_event(1))
+
+    x = torch.randn(4, 3, **F64)
+    drawing = Drawing(Own(), guide, "mc", 8000)
+    average = DrawAverage(drawing.model)
+    with torch.no_grad():
+        for part, _ in drawing.parts(x):
+            for chunk in drawing.chunks(part):
+                for row in chunk.on(part, average.statistics):
+                    average.add(row)
+    found = average.results()
+    assert drawing.plan.folded and drawing.plan.shared == ("scale", "weight")
+    torch.testing.assert_close(found["mean"], x.sum(1), atol=0.15, rtol=0)
+    spread = x.square().sum(1) * math.exp(2 * 0.1**2)
+    torch.testing.assert_close(found["epistemic"], spread, rtol=0.1, atol=0)
