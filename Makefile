@@ -7,6 +7,10 @@ PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraint
 # The root links guides and models are the package's own folders: tools get these paths, never the root.
 CODE := pyrostoch $(wildcard tests examples)
 
+# The other libraries of `make peers` live apart: nothing else needs them, and their pins are their own.
+PEERS     := .venv-peers
+PEERS_PIP := $(PEERS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
+
 # make test PYTEST_ARGS="tests/test_house.py -x"; COVER=90 measures coverage and fails below that percentage.
 PYTEST_ARGS ?=
 COVER       ?=
@@ -20,7 +24,7 @@ TEST_THREADS ?= 1
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint cov wheel clean distclean
+.PHONY: help venv demo test lint cov wheel peers clean distclean
 
 help:  ## print this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -47,12 +51,14 @@ wheel: $(VENV)/.test  ## build the wheel into dist/ (DIST=...)
 	$(BIN)/python -m build --wheel --no-isolation --outdir "$(DIST)"
 	rm -rf build
 
+peers: $(PEERS)/.ready  ## make .venv-peers with the libraries that `pyrostoch bench speed` compares with
+
 clean:  ## remove builds and caches (keeps .venv and runs/)
 	rm -rf build dist htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## clean, and remove .venv
-	rm -rf $(VENV)
+distclean: clean  ## clean, and remove .venv and .venv-peers
+	rm -rf $(VENV) $(PEERS)
 
 # The stamps: an interpreter, then the runtime, then the test tools. Only a change of the two files installs anew.
 $(VENV)/.created:
@@ -71,4 +77,11 @@ $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.runtime
 	$(PIP) -e ".[test]"
+	@touch $@
+
+# bayesian-torch and TyXe would pull torchvision, whose wheels do not fit a CPU build of torch.
+$(PEERS)/.ready: constraints.txt
+	"$(PYTHON)" -m venv $(PEERS)
+	$(PEERS_PIP) torch pyro-ppl torchbnn==1.2 numpyro==0.22.0 "jax[cpu]==0.10.2"
+	$(PEERS_PIP) --no-deps bayesian-torch==0.5.0 tyxe==0.0.2
 	@touch $@

@@ -24,7 +24,7 @@ CHOICE = bench(
     case("a/base", needs_gpu=("full",), recipes={"cpu": SHORT, "full": SHORT}),
     case("a/next", start="a/base", needs_gpu=("full",), recipes={"cpu": SHORT, "full": SHORT}),
     case("a/last", start="a/next", recipes={"cpu": SHORT}),
-    case("b/own", data=None, alone=lambda preset, seed, out: {}, recipes={"cpu": SHORT, "full": SHORT}),
+    case("b/own", data=None, alone=lambda own: {}, recipes={"cpu": SHORT, "full": SHORT}),
     case("b/full", recipes=FULL_ONLY),
 )
 

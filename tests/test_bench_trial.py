@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from pyrostoch.bench import BENCHES, Bench, Case, Recipe, Setting, files, trial
+from pyrostoch.bench.case import Own
 from pyrostoch.bench.trial import carry_out, trial_folder
 from pyrostoch.data import DataSplit, load
 from pyrostoch.guides import Additive, LayerwiseAlpha, WeightwiseAlpha
@@ -304,15 +305,15 @@ def test_start_that_was_not_run_is_named(state: str, tmp_path: Path) -> None:
 def test_case_that_is_a_trial_of_its_own(tmp_path: Path) -> None:
     calls: list[Any] = []
 
-    def alone(preset: str, seed: int, out: Path) -> Mapping[str, float]:
-        calls.append((preset, seed, out))
+    def alone(own: Own) -> Mapping[str, float]:
+        calls.append((own.case.name, own.recipe, own.setting.preset, own.seed, own.setting.out))
         return {"accuracy/mean": 0.25}
 
-    toy = case("toy", data=None, alone=alone)
-    # A trial of its own knows no device and no precision.
+    toy = case("toy", data=None, alone=alone, cpu_only=True)
+    # It computes on the CPU wherever others do, and knows no precision.
     there = setting(tmp_path, device="cuda:0", precision="bf16")
     record = carry_out(bench(toy), toy, 3, there, None)
-    assert calls == [("quick", 3, tmp_path)]
+    assert calls == [("toy", toy.recipes["quick"], "quick", 3, tmp_path)]
     assert record["metrics"] == {"accuracy/mean": 0.25} and record["curve"] == {}
     assert record["device"].startswith("cpu (") and record["device"].endswith(", float32")
     assert carry_out(bench(toy), toy, 3, there, None) == record and len(calls) == 1

@@ -25,7 +25,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["priors", "likelihoods", "model", "layers"], 3),
     **dict.fromkeys(["guides", "models", "staging"], 4),
     **dict.fromkeys(["infer"], 5),
-    **dict.fromkeys(["obfuscate", "diagnose"], 6),
+    **dict.fromkeys(["obfuscate", "diagnose", "lightning"], 6),
     **dict.fromkeys(["report", "bench", "runs"], 7),
     **dict.fromkeys(["cli", "__main__"], 8),
     **dict.fromkeys(["__init__"], 9),
@@ -50,8 +50,8 @@ RESULT_CLASSES = {"Comparison", "Decomposition", "Diagnosis", "Fit", "Prediction
 
 # Imported inside the functions that need them; what torch and Pyro load by themselves does not count.
 HEAVY = {
-    *("PIL", "arviz", "arviz_base", "h5netcdf", "h5py", "matplotlib", "pandas", "rich", "scipy", "sklearn", "sympy"),
-    *("torch._dynamo", "torch._inductor", "torchvision", "typer", "xarray"),
+    *("PIL", "arviz", "arviz_base", "h5netcdf", "h5py", "lightning", "matplotlib", "pandas", "rich", "scipy"),
+    *("sklearn", "sympy", "torch._dynamo", "torch._inductor", "torchvision", "typer", "xarray"),
 }
 
 MAX_LINES = 400

@@ -5,6 +5,7 @@
 | `variance` | variance layers beside dropout: accuracy by mean, one sample and many |
 | `elbo` | the ELBO of the alpha guides and the additive one, cold and warm-started, term by term |
 | `pruning` | weights removed by their alpha, beside pruning by magnitude |
+| `speed` | one step of several libraries, eager and compiled, side by side; averages, memory, import |
 
 `run` carries out the trials of a benchmark (a case and a seed each), `results` are tidy records in JSON, and `markdown`
 makes the table of all of them.

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -17,15 +16,15 @@ from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior
 
 if TYPE_CHECKING:
-    from pyrostoch.bench.trial import Trained
+    from pyrostoch.bench.trial import Setting, Trained
 
-__all__ = ["Bench", "Case", "MakeGuide", "Recipe"]
+__all__ = ["Bench", "Case", "MakeGuide", "Own", "Recipe"]
 
 #: Extra scores of a trained network, by metric.
 Measure = Callable[["Trained"], Mapping[str, float]]
 
-#: A trial of a kind of its own.
-Alone = Callable[[str, int, Path], Mapping[str, float]]
+#: Carries out a trial of a kind of its own and makes its metrics.
+Alone = Callable[["Own"], Mapping[str, float]]
 
 _WHOLE = ("epochs", "batch_size", "examples")
 _WORDS: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "estimator": ESTIMATORS}
@@ -36,7 +35,7 @@ class Recipe:
     """How a network is trained, and how its guide starts.
 
     Args:
-        epochs: Passes through the training data.
+        epochs: Passes through the training data; rounds, where a trial is of a kind of its own.
         batch_size: Examples a step.
         lr: Learning rate at the start.
         lr_alpha: Learning rate of log alpha at the start; `lr` where it is not given.
@@ -115,8 +114,8 @@ class Case:
         curve: Whether scores are followed over the epochs, for the figure.
         draws: Draws for the ELBO's data term; 0 where no ELBO is reported.
         measure: Further scores.
-        alone: Carries out a whole trial of its own kind, on the CPU: preset, seed and the benchmarks' folder make
-            metrics.
+        alone: Carries out a whole trial of its own kind.
+        cpu_only: Whether it runs on the CPU wherever the others do.
     """
 
     name: str
@@ -134,6 +133,26 @@ class Case:
     draws: int = 0
     measure: Measure | None = None
     alone: Alone | None = None
+    cpu_only: bool = False
+
+
+@dataclass(frozen=True)
+class Own:
+    """What a trial of a kind of its own is given.
+
+    Args:
+        case: The case.
+        recipe: Its recipe.
+        setting: Preset, device, folder.
+        seed: The seed.
+        tell: Told how it goes on: `epoch`, the rounds done, and a `note`.
+    """
+
+    case: Case
+    recipe: Recipe
+    setting: Setting
+    seed: int
+    tell: Callable[[dict[str, Any]], Any]
 
 
 @dataclass(frozen=True)
@@ -147,7 +166,9 @@ class Bench:
         columns: Metrics of the table with their headings.
         published: Published values by case and metric, for the line beneath a row.
         notes: Sentences beneath the table.
-        source: Where the published values are from.
+        source: Where the published values are from; empty where there are none.
+        across: Whether cases are the table's columns and metrics its rows; cases whose names begin alike share one.
+        targets: The most that a value is meant to be, by case and metric.
     """
 
     name: str
@@ -157,6 +178,8 @@ class Bench:
     published: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
     source: str
+    across: bool = False
+    targets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
 
     def case(self, name: str) -> Case:
         """The case of a name.

@@ -5,9 +5,10 @@ from __future__ import annotations
 from pyrostoch.bench.case import Bench
 from pyrostoch.bench.elbo import ELBO_TABLE
 from pyrostoch.bench.pruning import PRUNING
+from pyrostoch.bench.speed import SPEED
 from pyrostoch.bench.variance import VARIANCE
 
 __all__ = ["BENCHES"]
 
 #: All benchmarks.
-BENCHES: dict[str, Bench] = {bench.name: bench for bench in (VARIANCE, ELBO_TABLE, PRUNING)}
+BENCHES: dict[str, Bench] = {bench.name: bench for bench in (VARIANCE, ELBO_TABLE, PRUNING, SPEED)}

@@ -59,7 +59,8 @@ def section(bench: Bench, entries: Sequence[Entry], figures: Iterable[str] = ())
         Markdown.
     """
     parts = [f"## {bench.title}: `pyrostoch bench {bench.name}`", tables(bench, entries)]
-    parts += [f"Published: {bench.source}.", *bench.notes, *(f"![{bench.title}]({figure})" for figure in figures)]
+    parts += [f"Published: {bench.source}."] if bench.source else []
+    parts += [*bench.notes, *(f"![{bench.title}]({figure})" for figure in figures)]
     for preset in ("cpu", "full"):
         missing = _not_run(bench, entries, preset)
         if missing:
@@ -85,9 +86,46 @@ def tables(bench: Bench, entries: Sequence[Entry], *, held_out: bool = False) ->
             groups.setdefault(entry["preset"], []).append(entry)
     where = ", scored on held-out training data" if held_out else ""
     parts = [
-        (f"### Preset `{preset}`{where}", _table(bench, own, preset, held_out)) for preset, own in groups.items() if own
+        (
+            f"### Preset `{preset}`{where}",
+            _across(bench, own, preset) if bench.across else _table(bench, own, preset, held_out),
+        )
+        for preset, own in groups.items()
+        if own
     ]
     return "\n\n".join(text for part in parts for text in part)
+
+
+def _across(bench: Bench, entries: Sequence[Entry], preset: str) -> str:
+    """Cases beside each other, a row a metric, and a table for those whose names begin alike."""
+    groups: dict[str, list[Case]] = {}
+    for case in bench.cases:
+        if any(entry["case"] == case.name for entry in entries):
+            groups.setdefault(case.name.partition("/")[0], []).append(case)
+    parts, machines = [], dict[str, None]()
+    for cases in groups.values():
+        rows = [["", *(case.title for case in cases)], ["---", *["---:"] * len(cases)]]
+        for metric, title in bench.columns:
+            cells = [_across_cell(bench, entries, case.name, metric, preset) for case in cases]
+            rows += [[title, *cells]] if any(cells) else []
+        parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
+        for case in cases:
+            machines[_machine(next(entry for entry in entries if entry["case"] == case.name))] = None
+    there = {entry["metric"] for entry in entries}
+    # A ratio is not run by itself.
+    idle = [title for metric, title in bench.columns if metric not in there and not metric.startswith("ratio/")]
+    words = f"Run on: {'; '.join(machines)}."
+    return "\n\n".join([*parts, f"{words} Not run: {'; '.join(idle)}." if idle else words])
+
+
+def _across_cell(bench: Bench, entries: Sequence[Entry], case: str, metric: str, preset: str) -> str:
+    """A value with its lowest and highest round, and what it is meant to be at most."""
+    text = _cell(value_of(entries, case, metric, preset), metric)
+    ends = [value_of(entries, case, f"{metric}/{end}", preset) for end in ("low", "high")]
+    if text and all(ends):
+        text += f" ({' to '.join(_cell(end, metric) for end in ends)})"
+    target = bench.targets.get(case, {}).get(metric)
+    return f"{text}, target {target:g}" if text and target is not None else text
 
 
 def _table(bench: Bench, entries: Sequence[Entry], preset: str, held_out: bool) -> str:
@@ -111,11 +149,7 @@ def _table(bench: Bench, entries: Sequence[Entry], preset: str, held_out: bool) 
             # As it was published, without digits that were not.
             cells = [f"*{known[metric] * _unit(metric):.6g}*" if metric in known else "" for metric, _ in bench.columns]
             rows.append(["*published*", *cells, "", "", ""])
-        versions = own[0]["versions"]
-        machines[
-            f"{own[0]['device']}, torch {versions['torch']}, pyro-ppl {versions['pyro']}, Python {versions['python']}, "
-            f"pyrostoch {versions['pyrostoch']}, {own[0]['date']}"
-        ] = None
+        machines[_machine(own[0])] = None
     words = ["Mean ± standard error over the seeds; a single seed has none."]
     if any(_NO_NUMBER in row for row in rows):
         words.append(f"{_NO_NUMBER}: not a finite number.")
@@ -127,6 +161,14 @@ def _table(bench: Bench, entries: Sequence[Entry], preset: str, held_out: bool) 
     lines += ["", " ".join(words)]
     told = [f"- {', '.join(names)}: {text}." for text, names in recipes.items() if text]
     return "\n".join([*lines, *(["", "Recipes:", "", *told] if told else [])])
+
+
+def _machine(entry: Entry) -> str:
+    versions = entry["versions"]
+    return (
+        f"{entry['device']}, torch {versions['torch']}, pyro-ppl {versions['pyro']}, Python {versions['python']}, "
+        f"pyrostoch {versions['pyrostoch']}, {entry['date']}"
+    )
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:

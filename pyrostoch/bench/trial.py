@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._version import versions
-from pyrostoch.bench.case import Bench, Case, Recipe
+from pyrostoch.bench.case import Bench, Case, Own, Recipe
 from pyrostoch.bench.files import read_json, write_json
 from pyrostoch.bench.follow import Follower
 from pyrostoch.data import DataSplit
@@ -148,9 +148,10 @@ def carry_out(
     if _is_done(folder / _RECORD, record["settings"]):
         return dict(read_json(folder / _RECORD))
     if case.alone is not None:
-        device = describe_device(torch.device("cpu"), "float32")
+        device = describe_device(torch.device("cpu" if case.cpu_only else setting.device), "float32")
         begin = time.perf_counter()
-        metrics = dict(case.alone(setting.preset, seed, setting.out))
+        own = Own(case, setting.recipe(case), setting, seed, progress or (lambda row: None))
+        metrics = dict(case.alone(own))
         record |= {"metrics": metrics, "curve": {}, "seconds": {"whole": time.perf_counter() - begin}}
     elif split is None:
         raise ValueError(f"bench {bench.name}: {case.name} needs a data set")

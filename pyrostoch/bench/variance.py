@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from pyrostoch.bench import toy
-from pyrostoch.bench.case import Bench, Case, MakeGuide, Recipe
+from pyrostoch.bench.case import Bench, Case, MakeGuide, Own, Recipe
 from pyrostoch.bench.files import save_figure
 from pyrostoch.data import DataSplit
 from pyrostoch.guides import Additive, LayerwiseAlpha, VarianceOnly
@@ -109,11 +108,12 @@ def _vgg_case(kind: str, data: tuple[str, str, str], width: float = 1.0) -> Case
     )
 
 
-def _toy(preset: str, seed: int, out: Path) -> dict[str, float]:
+def _toy(own: Own) -> dict[str, float]:
     """The toy problem; the first seed draws its figure."""
-    found = toy.train(preset, seed=seed)
-    if seed == 0:
-        save_figure(figures.toy(found), out / "figures" / f"variance-toy-{preset}.png")
+    preset = own.setting.preset
+    found = toy.train(preset, seed=own.seed)
+    if own.seed == 0:
+        save_figure(figures.toy(found), own.setting.out / "figures" / f"variance-toy-{preset}.png")
     return {
         f"{name}/{row.mode}": float(value)
         for row in found.scores.rows
@@ -132,6 +132,7 @@ _CASES = (
             for name, preset in toy.PRESETS.items()
         },
         alone=_toy,
+        cpu_only=True,
     ),
     Case(
         name="lenet5/dense1/dropout",

@@ -15,7 +15,7 @@ __all__ = ["bench"]
 
 @guarded
 def bench(
-    name: Annotated[str, typer.Argument(help="variance, elbo or pruning.", metavar="NAME")],
+    name: Annotated[str, typer.Argument(help="variance, elbo, pruning or speed.", metavar="NAME")],
     preset: Annotated[
         str | None,
         typer.Option(

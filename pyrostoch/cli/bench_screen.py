@@ -52,7 +52,8 @@ class BenchScreen(Watch):
         self._console.print(head, markup=False, soft_wrap=True)
         for case in self._cases:
             recipe = self._setting.recipe(case)
-            self._console.print(f"  {case.name}: {recipe.epochs} epochs", markup=False, soft_wrap=True)
+            unit = "rounds" if self._bench.across else "epochs"
+            self._console.print(f"  {case.name}: {recipe.epochs} {unit}", markup=False, soft_wrap=True)
         for case in self._idle:
             self._console.print(
                 f"  {case.name}: not run, needs a GPU (or --only {case.name})", markup=False, soft_wrap=True
@@ -76,7 +77,8 @@ class BenchScreen(Watch):
     def epoch(self, row: dict[str, Any]) -> None:
         """Move the bar."""
         if self._progress is not None:
-            self._progress.update(self._bar, completed=row["epoch"], note=f"ELBO {row['elbo']:,.1f}", refresh=True)
+            note = row["note"] if "note" in row else f"ELBO {row['elbo']:,.1f}"
+            self._progress.update(self._bar, completed=row["epoch"], note=note, refresh=True)
 
     def done(self, record: dict[str, Any]) -> None:
         """Say how a trial has done."""
@@ -85,7 +87,7 @@ class BenchScreen(Watch):
         shown = {name: record["metrics"].get(name) for name in ("accuracy/mean", "accuracy/mc:1", "accuracy/mc:20")}
         scores = ", ".join(f"{name} {100 * value:.2f} %" for name, value in shown.items() if value is not None)
         elbo = record["metrics"].get("elbo")
-        words = scores if elbo is None else f"{scores}, ELBO {elbo:,.1f}"
+        words = ", ".join(part for part in (scores, "" if elbo is None else f"ELBO {elbo:,.1f}") if part) or "done"
         seconds = sum(record["seconds"].values())
         self._console.print(
             f"{record['case']}, seed {record['seed']}: {words}; {seconds:.0f} s", markup=False, soft_wrap=True

@@ -33,7 +33,8 @@ def start_value(start: Start, site: Site, shape: torch.Size, what: str) -> Tenso
     value = start(site) if callable(start) and not isinstance(start, Tensor) else start
     tensor = torch.as_tensor(value, dtype=site.init.dtype, device=site.init.device)
     try:
-        return tensor.expand(shape).clone()
+        # Contiguous: a clone of an expanded tensor keeps strides of 0, which DDP warns of.
+        return tensor.expand(shape).clone(memory_format=torch.contiguous_format)
     except RuntimeError as error:
         raise ValueError(
             f"{what} at site {site.name!r}: expected a number or a shape that broadcasts to {tuple(shape)}, got "

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data.distributed import DistributedSampler
 
 from pyrostoch._checks import batch_size as count_of
+from pyrostoch.infer.parallel import Ranks
 
-__all__ = ["Batches", "Inputs", "as_batches", "order_of", "to_device"]
+__all__ = ["Batches", "Inputs", "Share", "as_batches", "order_of", "pair", "to_device"]
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -44,6 +47,23 @@ def to_device(x: Any, device: torch.device) -> Any:
     return x.to(device, non_blocking=True)
 
 
+@dataclass(frozen=True)
+class Share:
+    """One process's part of a batch.
+
+    Args:
+        x: Inputs.
+        y: Targets.
+        weight: Weight of its data term, where there are several processes whose parts may differ in size.
+        count: Examples of the whole batch.
+    """
+
+    x: Inputs
+    y: Tensor
+    weight: float | None
+    count: int
+
+
 class Batches(ABC):
     """A data set cut into batches.
 
@@ -65,6 +85,16 @@ class Batches(ABC):
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
         """The batches of one epoch: shuffled by `seed` and `number`, or as they lie where `seed` is `None`."""
 
+    def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
+        """The same batches, each cut into the parts of several processes.
+
+        Args:
+            seed: Seed of the order.
+            number: Number of the epoch.
+            ranks: The processes.
+        """
+        yield from (Share(x, y, None, len(y)) for x, y in self.epoch(seed, number))
+
     def generators(self) -> list[torch.Generator]:
         """Random generators other than torch's own that the order depends on."""
         return []
@@ -83,9 +113,18 @@ class _Indexed(Batches):
 
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
         """Slices of a permutation of the examples."""
+        yield from (self.pick(index) for index in self._indices(seed, number))
+
+    def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
+        """Each process takes every so many-th example of a batch."""
+        for index in self._indices(seed, number):
+            mine, weight = ranks.share(index)
+            yield Share(*self.pick(mine), weight if ranks.many else None, len(index))
+
+    def _indices(self, seed: int | None, number: int) -> Iterator[Tensor]:
         order = torch.arange(self.num_data) if seed is None else order_of(seed, number, self.num_data)
         # To the data's device once an epoch, so that no step waits for a copy of its indices.
-        yield from (self.pick(index) for index in order.to(self._device).split(self.batch_size))
+        yield from order.to(self._device).split(self.batch_size)
 
     @abstractmethod
     def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
@@ -111,7 +150,7 @@ class _Items(_Indexed):
 
     def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
         """Items of the data set, collated as a `DataLoader` would."""
-        return _pair(default_collate([self._dataset[i] for i in index.tolist()]))
+        return pair(default_collate([self._dataset[i] for i in index.tolist()]))
 
 
 class _Loader(Batches):
@@ -120,8 +159,10 @@ class _Loader(Batches):
         self.batch_size = loader.batch_size
         try:
             self._steps = len(loader)
-            # A sampler may leave examples out; without batch_size it is the loader's own and counts batches.
-            counted: Any = loader.dataset if loader.batch_size is None else loader.sampler
+            # A sampler may leave examples out; without batch_size it is the loader's own and counts batches, and one of
+            # several processes counts a part.
+            whole = loader.batch_size is None or isinstance(loader.sampler, DistributedSampler)
+            counted: Any = loader.dataset if whole else loader.sampler
             self.num_data = len(counted)
         except TypeError as error:
             raise TypeError(
@@ -134,7 +175,20 @@ class _Loader(Batches):
 
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
         """The loader's batches, in the loader's own order."""
-        yield from (_pair(batch) for batch in self._loader)
+        yield from (pair(batch) for batch in self._loader)
+
+    def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
+        """The loader's batches, which its sampler has shared out already."""
+        sampler = self._loader.sampler
+        if ranks.many and not isinstance(sampler, DistributedSampler):
+            raise ValueError(
+                f"data: expected a DataLoader with a torch.utils.data.DistributedSampler, since {ranks.size} processes "
+                f"share the data, got one with a {type(sampler).__name__}; or give (x, y) or a Dataset, which fit "
+                "shares out itself"
+            )
+        if isinstance(sampler, DistributedSampler):
+            sampler.set_epoch(number)
+        yield from super().shares(seed, number, ranks)
 
     def generators(self) -> list[torch.Generator]:
         """The generators of the loader and of its samplers."""
@@ -198,7 +252,7 @@ def _of_tensors(x: Any, y: Any, batch_size: int, what: str) -> Batches:
     return _Tensors(x, y, batch_size)
 
 
-def _pair(batch: Any) -> tuple[Inputs, Tensor]:
+def pair(batch: Any) -> tuple[Inputs, Tensor]:
     """`(x, y)` from what a data set or loader yields: the last entry is the target."""
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
         raise TypeError(

@@ -36,6 +36,8 @@ class CompiledStep:
         self._elbo = getattr(loss, "elbo", None)
         self._weighted = isinstance(getattr(self._elbo, "kl_weight", None), (int, float, Tensor))
         self._step = StagedStep(self._compute, optimizer, [loss])
+        dtypes = {parameter.dtype for parameter in self._step.parameters}
+        self._dtype = torch.float64 if torch.float64 in dtypes else torch.float32
 
     @property
     def reason(self) -> str | None:
@@ -65,10 +67,12 @@ class CompiledStep:
         weight = None
         if self._weighted:
             # Annealed between steps: a tensor that is read anew, not a number that the graph would keep.
-            weight = torch.as_tensor(self._elbo.kl_weight, dtype=torch.float64)  # type: ignore[union-attr]
-        return self._step(weight, *args, **kwargs)[0]
+            weight = torch.as_tensor(self._elbo.kl_weight, dtype=self._dtype)  # type: ignore[union-attr]
+        # Handed on although it is not used, so that another setting of the ELBO is another step.
+        settings = tuple(getattr(self._elbo, name, None) for name in ("num_particles", "estimator"))
+        return self._step(weight, settings, *args, **kwargs)[0]
 
-    def _compute(self, weight: Tensor | None, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    def _compute(self, weight: Tensor | None, settings: Any, *args: Any, **kwargs: Any) -> tuple[Tensor]:
         if weight is None:
             return (self._loss(*args, **kwargs),)
         elbo: Any = self._elbo

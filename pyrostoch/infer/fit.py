@@ -21,6 +21,7 @@ from pyrostoch.infer.compile import repays
 from pyrostoch.infer.elbo import Estimator
 from pyrostoch.infer.heldout import mode, predictive_loss
 from pyrostoch.infer.history import Fit, History, append
+from pyrostoch.infer.parallel import Ranks, joined, local_device
 from pyrostoch.infer.safefile import CheckpointError, check_writable, read_file, write_file
 from pyrostoch.infer.schedule import Schedule
 from pyrostoch.infer.settings import Settings, check_same_run
@@ -143,26 +144,31 @@ def fit(
     batches = as_batches(data, batch_size)
     held_out = None if validation is None else as_batches(validation, batch_size, "validation")
     path = None if checkpoint is None else Path(checkpoint)
+    where = place(model, guide, local_device(device))
+    ranks = joined(where)
     if path is not None:
-        check_writable(path)
-    where = place(model, guide, device)
+        ranks.on_first(lambda: check_writable(path))
     with ExitStack() as stack:
         stack.enter_context(mode(True, model, guide))
         stack.enter_context(pyro.validation_enabled(False))
         # An autoguide asks the global store first, which may hold a namesake's parameters: an empty one meanwhile.
         stack.enter_context(pyro.get_param_store().scope())
-        if seed is not None:
+        if seed is not None or ranks.many:
             stack.enter_context(forked(where, seed))
         check = check_data(model, guide, batches, where)
         check_store(model, guide)
         if held_out is not None:
             check_data(model, guide, held_out, where, "validation")
-        order_seed = int(torch.randint(2**31, ())) if seed is None else seed
-        resumed = read_file(path) if resume and path is not None and path.exists() else None
-        compiled = repays(compile, guide, len(batches) * epochs, where)
-        if resumed is not None and compile == "auto":
+        order_seed = ranks.of_first(int(torch.randint(2**31, ())) if seed is None else seed)
+        there = ranks.of_first(resume and path is not None and path.exists())
+        resumed = read_file(path) if there and path is not None else None
+        # Gradients are averaged between the backward pass and the update, which a staged step has in one.
+        compiled = repays(compile, guide, len(batches) * epochs, where) and not (ranks.many and compile == "auto")
+        if ranks.many and compiled:
+            raise ValueError("compile=True: the step of several processes is not compiled; leave compile out")
+        if resumed is not None and compile == "auto" and not ranks.many:
             compiled = bool((resumed[1].get("training") or {}).get("compiled", False))
-        trainer = Trainer(model, guide, batches, settings, where, order_seed, compiled=compiled)
+        trainer = Trainer(model, guide, batches, settings, where, order_seed, compiled=compiled, ranks=ranks)
         run = _Run(trainer, held_out, path)
         if resumed is not None:
             run.resume(*resumed)
@@ -193,11 +199,20 @@ class _Run:
             validation_examples=None if self.held_out is None else self.held_out.num_data,
         )
 
+    @property
+    def _ranks(self) -> Ranks:
+        return self.trainer.ranks
+
     def finish(self, check: Callable[[Any, Tensor], None] | None, callback: Callback | None, progress: bool) -> Fit:
         """Run the epochs that are left."""
         settings = self.trainer.settings
         bar = tqdm(
-            total=settings.epochs, initial=self.done, desc="fit", unit="epoch", mininterval=1.0, disable=not progress
+            total=settings.epochs,
+            initial=self.done,
+            desc="fit",
+            unit="epoch",
+            mininterval=1.0,
+            disable=not (progress and self._ranks.first),
         )
         with bar:
             if self.trainer.step.staged:
@@ -206,12 +221,13 @@ class _Run:
                 row = self._epoch(check)
                 check = None
                 if self.path is not None:
-                    self._write(self.path)
+                    path = self.path
+                    self._ranks.on_first(lambda path=path: self._write(path))  # type: ignore[misc]
                 bar.set_postfix_str(self._postfix(row), refresh=False)
                 bar.update()
                 if callback is not None:
                     with mode(False, self.trainer.model, self.trainer.guide), forked(self.trainer.device):
-                        callback(dict(row))
+                        self._ranks.on_first(lambda row=row: callback(dict(row)))  # type: ignore[misc]
         kept = self.done if self.best_epoch is None else self.best_epoch
         return Fit(
             history=self.history,
@@ -235,9 +251,11 @@ class _Run:
             raise
         self.done += 1
         if self.held_out is not None:
-            row["validation"] = predictive_loss(
+            loss = predictive_loss(
                 trainer.model, trainer.guide, self.held_out, trainer.device, estimator=settings.estimator
             )
+            # One number for all ranks, since it decides when to stop.
+            row["validation"] = self._ranks.of_first(loss)
         row["seconds"] = perf_counter() - begin
         append(self.history, row)
         if settings.patience is not None:

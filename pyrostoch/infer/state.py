@@ -15,7 +15,7 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TrainingState", "forked", "module_state", "parameter_names"]
+__all__ = ["TrainingState", "forked", "module_state", "parameter_names", "reseed"]
 
 
 def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
@@ -62,11 +62,16 @@ def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
     """Leave torch's generators (CPU's and the device's) as they are found; seeded inside where a seed is given."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if seed is not None:
-            torch.default_generator.manual_seed(seed)
-            if device.type == "cuda":
-                with torch.cuda.device(device):
-                    torch.cuda.manual_seed(seed)
+            reseed(device, seed)
         yield
+
+
+def reseed(device: torch.device, seed: int) -> None:
+    """Seed torch's generators of the CPU and of one device, no other device's."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
 
 
 class TrainingState:

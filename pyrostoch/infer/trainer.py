@@ -2,17 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 
-from pyrostoch.infer.batches import Batches, to_device
+from pyrostoch.infer.batches import Batches, Share, to_device
 from pyrostoch.infer.elbo import ELBO
+from pyrostoch.infer.parallel import Ranks
 from pyrostoch.infer.schedule import kl_weight, rate_factor
 from pyrostoch.infer.settings import Settings
-from pyrostoch.infer.state import TrainingState, parameter_names
+from pyrostoch.infer.state import TrainingState, parameter_names, reseed
 from pyrostoch.infer.terms import Terms
 from pyrostoch.model import BayesianModel
 from pyrostoch.staging import StagedStep
@@ -39,6 +40,17 @@ class NonFiniteLossError(FloatingPointError):
         self.epoch, self.step, self.where = epoch, step, where
 
 
+class _Loss(nn.Module):
+    """The loss as a module around model and guide, for DistributedDataParallel to call."""
+
+    def __init__(self, model: nn.Module, guide: nn.Module, loss: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model, self.guide, self._loss = model, guide, loss
+
+    def forward(self, *args: Any) -> Any:
+        return self._loss(*args)
+
+
 class Trainer:
     """Model, guide and their optimiser, trained epoch by epoch.
 
@@ -50,6 +62,7 @@ class Trainer:
         device: Where model and guide live.
         order_seed: Seed of the order of the examples.
         compiled: Whether to compile the step.
+        ranks: The processes that train together, where there are several.
 
     Raises:
         ValueError: There is nothing to train.
@@ -65,6 +78,7 @@ class Trainer:
         order_seed: int,
         *,
         compiled: bool = False,
+        ranks: Ranks | None = None,
     ) -> None:
         self.model, self.guide, self.batches = model, guide, batches
         self.settings, self.device, self.order_seed = settings, device, order_seed
@@ -77,9 +91,12 @@ class Trainer:
             )
         self.optimizer, self._rates = self._make_optimizer()
         self.state = TrainingState(model, guide, self.optimizer, self.names, device, batches.generators())
-        self.step = StagedStep(
-            self._loss, self.optimizer, [guide, model], clip=settings.clip, staged=compiled, name="fit"
-        )
+        self.ranks = Ranks() if ranks is None else ranks
+        loss: Any = self._loss
+        if self.ranks.many:
+            # Gives all ranks the parameters of the first, and averages their gradients.
+            loss = nn.parallel.DistributedDataParallel(_Loss(model, guide, self._loss))
+        self.step = StagedStep(loss, self.optimizer, [guide, model], clip=settings.clip, staged=compiled, name="fit")
         # A tensor, since a staged step would keep a number for ever.
         dtypes = {p.dtype for p in self.names if p.dtype.is_floating_point}
         self._kl_weight = torch.ones((), dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
@@ -113,13 +130,13 @@ class Trainer:
         start = self.state.capture()
         rows: list[Tensor] = []
         sizes: list[int] = []
-        for x, y in self.batches.epoch(self.order_seed, number):
+        for part in self._shares(number):
             if check is not None:
-                check(x, y)
-            rows.append(self._step(x, y, number, len(rows)))
-            sizes.append(len(y))
+                check(part.x, part.y)
+            rows.append(self._step(part, number, len(rows)))
+            sizes.append(part.count)
         self.optimizer.zero_grad(set_to_none=True)
-        terms = torch.stack(rows).cpu().double()
+        terms = self.ranks.mean(torch.stack(rows)).cpu().double()
         bad = (~torch.isfinite(terms).all(1)).nonzero()
         if len(bad) or self._wrong_parameters():
             self._explain(number, int(bad[0]) if len(bad) else len(rows), len(rows), start)
@@ -128,12 +145,19 @@ class Trainer:
         row = {"epoch": number, "loss": loss, "elbo": data - kl - penalty, "data": data, "kl": kl, "penalty": penalty}
         return {**row, "kl_weight": self.kl_weight, "lr": self.optimizer.param_groups[0]["lr"]}
 
-    def _step(self, x: Any, y: Tensor, number: int, index: int) -> Tensor:
+    def _shares(self, number: int) -> Iterator[Share]:
+        """This process's part of each batch of an epoch, its noise seeded where there are others."""
+        if self.ranks.many:
+            reseed(self.device, self.ranks.noise_seed(self.order_seed, number))
+        return self.batches.shares(self.order_seed, number, self.ranks)
+
+    def _step(self, share: Share, number: int, index: int) -> Tensor:
         """One step of the optimiser; returns loss, data term, KL and penalty as a tensor on the device."""
         self._prepare(number, index)
-        return self.step(to_device(x, self.device), to_device(y, self.device), self._kl_weight)[1]
+        x, y = to_device(share.x, self.device), to_device(share.y, self.device)
+        return self.step(x, y, self._kl_weight, share.weight)[1]
 
-    def _loss(self, x: Any, y: Tensor, kl_weight: Tensor) -> tuple[Tensor, Tensor]:
+    def _loss(self, x: Any, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
         """The loss of a batch, and all its terms in a row."""
         data: Any = 0.0
         kl: Any = 0.0
@@ -143,6 +167,7 @@ class Trainer:
             data, kl, penalty = data + terms.data, kl + terms.kl, penalty + terms.penalty
         particles = self.settings.num_particles
         data, kl, penalty = data / particles, kl / particles, penalty / particles
+        data = data if weight is None else data * weight
         loss = kl * kl_weight + penalty - data
         return loss, torch.stack([self._number(value) for value in (loss, data, kl, penalty)])
 
@@ -175,11 +200,11 @@ class Trainer:
         """Run the epoch again up to the bad step, look there for what is not finite, roll back, and raise."""
         self.state.restore(start)
         where: list[str] = []
-        for index, (x, y) in enumerate(self.batches.epoch(self.order_seed, number)):
+        for index, share in enumerate(self._shares(number)):
             if index == bad:
-                where = self._what_is_wrong(x, y, number, index)
+                where = self._what_is_wrong(share.x, share.y, number, index)
                 break
-            self._step(x, y, number, index)
+            self._step(share, number, index)
         if not where:
             where = [f"parameter {name!r}" for name in self._wrong_parameters()]
         self.state.restore(start)

@@ -56,15 +56,21 @@ def undisturbed(tensors: Sequence[Tensor]) -> Iterator[None]:
         >>> count.item()
         0.0
     """
-    kept = [tensor.detach().clone() for tensor in tensors]
+    # What overlaps itself cannot be written to either.
+    kept = [(tensor, tensor.detach().clone()) for tensor in tensors if not _overlaps(tensor)]
     devices = sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
             yield
     finally:
         with torch.no_grad():
-            for tensor, value in zip(tensors, kept, strict=True):
+            for tensor, value in kept:
                 tensor.copy_(value)
+
+
+def _overlaps(tensor: Tensor) -> bool:
+    strided = tensor.layout is torch.strided
+    return strided and any(step == 0 and size > 1 for step, size in zip(tensor.stride(), tensor.shape, strict=True))
 
 
 class Graph:

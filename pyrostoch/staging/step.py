@@ -12,8 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pyrostoch.staging.compare import compare, compare_updates
 from pyrostoch.staging.compiler import Compiled, lower, missing
 from pyrostoch.staging.graph import StagingError, trace, undisturbed, unique
+from pyrostoch.staging.python_state import Pins, put_back
 from pyrostoch.staging.update import Update
 
 __all__ = ["StagedStep"]
@@ -24,20 +26,36 @@ Compute = Callable[..., Sequence[Tensor]]
 # A further shape or mode is compiled when it has come so often: one that comes seldom, such as the last short batch of
 # an epoch, never repays the compiler's seconds. By count and not by clock, so that runs repeat themselves.
 _OFTEN = 1000
-# Shapes that keep changing are not worth compiling either.
-_MOST = 8
-# What two ways through the same kernels may differ by, in relative norm; what compiled code may.
-_SAME, _CLOSE = 1e-3, 1e-2
+# Shapes that keep changing are not worth compiling either, nor arguments that do.
+_MOST, _MOST_SEEN, _MOST_OUTDATED = 8, 100, 2
+# What two ways through the same kernels may differ by, in relative norm; what compiled code may, in its values, and in
+# its updates, which Adam makes as large for a gradient of pure rounding as for any other.
+_SAME, _CLOSE, _ALIKE = 1e-5, 1e-2, 0.3
+
+_PLAIN = (bool, int, float, str, torch.dtype, torch.device, type(None))
 
 
 @dataclass
 class _Staged:
-    """A compiled step: the tensors it reads besides the batch, and the shape of what it returns."""
+    """A compiled step, and what it takes for granted.
+
+    Args:
+        run: The program.
+        static: The tensors it reads besides the optimiser's and the batch.
+        constants: Further tensors.
+        values: Number of its results that are values.
+        layout: Which memory the optimiser had.
+        moved: The optimiser's parameters.
+        pins: What it has taken from the Python side of the modules.
+    """
 
     run: Compiled
     static: list[Tensor]
     constants: list[Tensor]
     values: int
+    layout: tuple[Any, ...]
+    moved: list[Tensor]
+    pins: Pins
 
 
 class StagedStep:
@@ -85,9 +103,11 @@ class StagedStep:
         self.seconds, self.stagings = 0.0, 0
         self._parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
         self._modules = list(modules)
-        self._update = Update(optimizer) if Update.supports(optimizer) else None
+        self._own_update = Update(optimizer) if Update.supports(optimizer) else None
         self._seen: dict[Hashable, int] = {}
         self._staged: dict[Hashable, _Staged] = {}
+        self._latest: tuple[Hashable, list[Any]] | None = None
+        self._outdated = 0
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -106,22 +126,51 @@ class StagedStep:
         """
         if self.reason is not None:
             return self.eager(*args, **kwargs)
-        leaves, key = self._key(args, kwargs)
+        leaves, form = pytree.tree_flatten((args, kwargs))
+        leaves = [_dense(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        strange = next((leaf for leaf in leaves if not _is_plain(leaf)), None)
+        if strange is not None or len(self._seen) > _MOST_SEEN:
+            self._give_up(
+                f"an argument of type {type(strange).__name__} (only dense tensors without gradients, numbers and "
+                "strings are followed)"
+                if strange is not None
+                else "its arguments keep changing in shape or value; numbers that change belong into tensors"
+            )
+            return self.eager(*args, **kwargs)
+        key = self._key(leaves, form)
         found = self._staged.get(key)
-        if found is None:
-            if not self._is_due(key):
+        if found is not None and not (found.pins.hold() and _same_objects(found.moved, self.parameters)):
+            del self._staged[key]
+            self._outdated += 1
+            if self._outdated > _MOST_OUTDATED:
+                self._give_up(
+                    "a number, tensor or hook of a module keeps changing; a number that changes belongs into a buffer"
+                )
                 return self.eager(*args, **kwargs)
+            found, self._seen[key] = None, 0
+        if found is not None and found.layout == self._layout():
+            return self._replay(found, leaves)
+        if found is None and self._is_due(key):
             start = perf_counter()
             try:
-                found = self._staged[key] = self._stage(args, kwargs)
+                with put_back(self._parts):
+                    found = self._stage(key, leaves, form)
+                self._staged[key] = found
                 self.stagings += 1
-            except StagingError as error:
-                self.reason = str(error)
-                warnings.warn(f"{self.name}: the step runs eagerly: {error}", UserWarning, stacklevel=2)
-                return self.eager(*args, **kwargs)
+                return self._replay(found, leaves)
+            except Exception as error:  # a model, a compiler: anything may go wrong, and the eager step still works
+                self._give_up(str(error) if isinstance(error, StagingError) else f"{type(error).__name__}: {error}")
             finally:
                 self.seconds += perf_counter() - start
-        return self._replay(found, leaves)
+        values = self.eager(*args, **kwargs)
+        self._seen[key] = self._seen.get(key, 0) + 1
+        self._latest = key, leaves
+        return values
+
+    def _give_up(self, reason: str) -> None:
+        self.reason, self._latest = reason, None
+        self._staged.clear()
+        warnings.warn(f"{self.name}: the step runs eagerly: {reason}", UserWarning, stacklevel=3)
 
     def eager(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
         """Make one step without staging.
@@ -143,43 +192,58 @@ class StagedStep:
 
     def _is_due(self, key: Hashable) -> bool:
         """Whether it is time to stage what this call is like."""
-        count = self._seen[key] = self._seen.get(key, 0) + 1
+        count = self._seen.get(key, 0)
         if len(self._staged) >= _MOST:
             return False
-        return count > (1 if not self._staged and next(iter(self._seen)) == key else _OFTEN)
+        if not self._staged and next(iter(self._seen), key) == key:
+            # At once where the optimiser goes on from earlier steps, so that a resumed run is the uninterrupted one.
+            return count > 0 or all(parameter in self.optimizer.state for parameter in self.parameters)
+        return count >= _OFTEN
 
-    def _key(self, args: Any, kwargs: Any) -> tuple[list[Any], Hashable]:
-        """The tensors of a call, and all that a staged step takes for granted about it."""
-        leaves, form = pytree.tree_flatten((args, kwargs))
+    @property
+    def _update(self) -> Update | None:
+        """The update, while it is all that the optimiser's own step does."""
+        return self._own_update if self._own_update is not None and Update.supports(self.optimizer) else None
+
+    def _layout(self) -> tuple[Any, ...]:
+        return () if self._update is None else self._update.layout()
+
+    def _pins(self) -> Pins:
+        return Pins(self._parts, self.parameters)
+
+    def _key(self, leaves: list[Any], form: Any) -> Hashable:
+        """All that a staged step takes for granted about a call."""
         batch = tuple(
-            (leaf.shape, leaf.stride(), leaf.dtype, leaf.device, leaf.requires_grad)
-            if isinstance(leaf, Tensor)
-            else (type(leaf), leaf if isinstance(leaf, Hashable) else id(leaf))
+            (leaf.shape, leaf.stride(), leaf.dtype, leaf.device) if isinstance(leaf, Tensor) else (type(leaf), leaf)
             for leaf in leaves
         )
         modes = tuple(part.training for part in self._parts)
-        state = tuple((p.dtype, p.device, p.requires_grad) for p in self.parameters)
+        state = tuple((p.shape, p.stride(), p.dtype, p.device, p.requires_grad) for p in self.parameters)
         update = None if self._update is None else self._update.key()
-        casts = (torch.is_autocast_enabled("cpu"), torch.is_autocast_enabled("cuda"), torch.get_default_dtype())
-        return leaves, (batch, str(form), modes, state, update, casts)
+        casts = tuple((torch.is_autocast_enabled(kind), torch.get_autocast_dtype(kind)) for kind in ("cpu", "cuda"))
+        return batch, str(form), modes, state, update, casts, torch.get_default_dtype()
 
     def _replay(self, found: _Staged, leaves: list[Any]) -> tuple[Tensor, ...]:
-        if self._update is not None:
-            self._update.refresh()
-        inputs = self._inputs(found.static, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        update = self._update
+        if update is not None:
+            update.refresh()
         with torch.no_grad():
-            results = found.run(*inputs, *found.constants)
-        if self._update is None:
+            results = found.run(*self._inputs(found.static, leaves), *found.constants)
+        if update is None:
             for parameter, gradient in zip(self.parameters, results[found.values :], strict=True):
                 parameter.grad = gradient
             self.optimizer.step()
+        else:
+            # For torch's rate schedulers, which warn where no step has been made.
+            self.optimizer._opt_called = True  # type: ignore[attr-defined]
         return tuple(results[: found.values])
 
-    def _inputs(self, static: list[Tensor], batch: list[Tensor]) -> list[Tensor]:
+    def _inputs(self, static: list[Tensor], leaves: list[Any]) -> list[Tensor]:
         # The optimiser's state is looked up anew, since load_state_dict replaces it.
-        return [*static, *(self._update.tensors() if self._update is not None else ()), *batch]
+        update = self._update
+        return [*static, *(() if update is None else update.tensors()), *_tensors(leaves)]
 
-    def _stage(self, args: Any, kwargs: Any) -> _Staged:
+    def _stage(self, key: Hashable, leaves: list[Any], form: Any) -> _Staged:
         """Trace, compare with the eager step, compile, compare again.
 
         Raises:
@@ -188,46 +252,60 @@ class StagedStep:
         lacking = missing(next(iter(self.parameters)).device)
         if lacking is not None:
             raise StagingError(lacking)
-        own = [t for module in self._modules for t in (*module.parameters(), *module.buffers())]
-        buffers = unique([buffer for module in self._modules for buffer in module.buffers()])
+        if any(getattr(parameter, "_post_accumulate_grad_hooks", None) for parameter in self.parameters):
+            raise StagingError("a parameter has hooks on its accumulated gradient")
+        if any(parameter.is_complex() for parameter in self.parameters):
+            raise StagingError("a parameter is complex")
+        own = [tensor for module in self._modules for tensor in (*module.parameters(), *module.buffers())]
         static = unique([*self.parameters, *own])
-        leaves, form = pytree.tree_flatten((args, kwargs))
+        update = self._update
+        if update is not None:
+            update.refresh()
         # Copies, so that a batch shares its memory with nothing else.
-        leaves = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
-        args, kwargs = pytree.tree_unflatten(leaves, form)
-        if self._update is not None:
-            self._update.refresh()
-        inputs = self._inputs(static, [leaf for leaf in leaves if isinstance(leaf, Tensor)])
+        now = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in leaves]
+        # Traced on the batch before this one and with other noise, so that a value that the trace has frozen shows.
+        then = now
+        if self._latest is not None and self._latest[0] == key:
+            then = [leaf.detach().clone() if isinstance(leaf, Tensor) else leaf for leaf in self._latest[1]]
+        inputs = self._inputs(static, now)
+        buffers = unique([buffer for module in self._modules for buffer in module.buffers()])
         count = 0
 
-        def whole() -> list[Tensor | None]:
+        def whole(leaves: list[Any], *, updated: bool) -> list[Tensor | None]:
             nonlocal count
+            args, kwargs = pytree.tree_unflatten(leaves, form)
             values = self.compute(*args, **kwargs)
             count = len(values)
             gradients = self._gradients(values[0])
-            if self._update is not None:
+            if updated and update is not None:
                 with torch.no_grad():
-                    self._update.apply(gradients)
+                    update.apply(gradients)
             return [*(value.detach() for value in values), *gradients]
 
+        def read(results: Sequence[Tensor | None], moved: Sequence[Tensor]) -> list[Tensor | None]:
+            kept = (None if result is None else result.clone() for result in results)
+            return [*kept, *(tensor.detach().clone() for tensor in moved), torch.get_rng_state()]
+
         with undisturbed(inputs):
-            values = self.compute(*args, **kwargs)
-            expected = [*(value.detach().clone() for value in values), *self._gradients(values[0])]
-            expected += [buffer.detach().clone() for buffer in buffers]
-        graph = trace(whole, inputs)
-        now = [buffer for module in self._modules for buffer in module.buffers()]
-        if len(unique([*buffers, *now])) != len(buffers):
-            raise StagingError("the network puts a new tensor in a buffer's place; write into the buffer instead")
+            expected = read(whole(now, updated=False), buffers)
+        traced = self._inputs(static, then)
+        graph = trace(lambda: whole(then, updated=True), traced)
         with undisturbed(inputs):
-            found = [*graph(*inputs, *()), *(buffer.detach().clone() for buffer in buffers)]
-        _compare(found, expected, count, _SAME, "written down")
-        if self._update is not None:
+            results = graph(*inputs)
+            found = read(results, buffers)
+            after = read([], inputs)
+        compare(found, expected, count, _SAME, "written down")
+        if update is not None:
             graph.keep(count)
         run = lower(graph.module, [*inputs, *graph.constants])
+        before = read([], inputs)
         with undisturbed(inputs), torch.no_grad():
             found = list(run(*inputs, *graph.constants))
-        _compare(found[:count], expected[:count], count, _CLOSE, "compiled")
-        return _Staged(run, static, graph.constants, count)
+            done = read([], inputs)
+        compare(found[:count], expected[:count], count, _CLOSE, "compiled")
+        compare_updates(done, after, before, _ALIKE)
+        self.optimizer.zero_grad(set_to_none=True)
+        return _Staged(run, static, graph.constants, count, self._layout(), self.parameters, self._pins())
 
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
         """The gradients, clipped."""
@@ -243,29 +321,24 @@ class StagedStep:
         return found
 
 
-def _compare(
-    found: Sequence[Tensor | None], expected: Sequence[Tensor | None], values: int, most: float, how: str
-) -> None:
-    """Refuse a staged step that does not do what the eager step does on the same noise.
-
-    Values are compared one by one; gradients and buffers by the norm of them all, since a gradient that is zero but for
-    rounding has no relative error.
-    """
-    pairs = list(zip(found, expected, strict=True))
-    if any((one is None) != (other is None) for one, other in pairs):
-        raise StagingError(f"the step as {how} has gradients for other parameters than the eager one")
-    whole = [(one.double(), other.double()) for one, other in pairs if one is not None and other is not None]
-    error = [_norm([one - other for one, other in [pair]]) / (_norm([pair[1]]) + 1e-12) for pair in whole[:values]]
-    if whole[values:]:
-        rest = whole[values:]
-        error.append(_norm([one - other for one, other in rest]) / (_norm([other for _, other in rest]) + 1e-12))
-    worst = max(error)
-    if not worst <= most and all(bool(torch.isfinite(other).all()) for _, other in whole):
-        raise StagingError(
-            f"the step as {how} differs from the eager one by {worst:.1e} (relative) on the same noise: it depends on "
-            "something that a graph does not see, such as a Python number or random generator that changes"
-        )
+def _tensors(leaves: list[Any]) -> list[Tensor]:
+    return [leaf for leaf in leaves if isinstance(leaf, Tensor)]
 
 
-def _norm(tensors: Sequence[Tensor]) -> float:
-    return float(torch.stack([torch.linalg.vector_norm(tensor).cpu() for tensor in tensors]).norm())
+def _is_plain(leaf: Any) -> bool:
+    if isinstance(leaf, Tensor):
+        return leaf.layout is torch.strided and not leaf.requires_grad
+    return isinstance(leaf, _PLAIN)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The tensor without gaps between its entries, such as a slice has."""
+    if tensor.layout is not torch.strided or tensor.is_contiguous():
+        return tensor
+    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last):
+        return tensor
+    return tensor.contiguous()
+
+
+def _same_objects(one: list[Tensor], other: list[Tensor]) -> bool:
+    return len(one) == len(other) and all(here is there for here, there in zip(one, other, strict=True))

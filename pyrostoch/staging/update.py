@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim import optimizer as _optimizer
 
 __all__ = ["Update"]
 
@@ -56,8 +57,11 @@ class Update:
         Args:
             optimizer: The optimiser.
         """
-        hooked = optimizer._optimizer_step_pre_hooks or optimizer._optimizer_step_post_hooks
-        return type(optimizer) in _KINDS and not hooked
+        hooked = (
+            *(optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks),
+            *(_optimizer._global_optimizer_pre_hooks, _optimizer._global_optimizer_post_hooks),
+        )
+        return type(optimizer) in _KINDS and not any(hooked)
 
     @property
     def parameters(self) -> list[Tensor]:
@@ -72,6 +76,14 @@ class Update:
             if state:
                 found += [state[name] for name in _STATE[self.kind] if state.get(name) is not None]
         return found
+
+    def layout(self) -> tuple[Any, ...]:
+        """Which tensors there are, of those that `tensors` gives."""
+        state = self.optimizer.state
+        return tuple(
+            tuple(name for name in _STATE[self.kind] if (state.get(parameter) or {}).get(name) is not None)
+            for parameter in self.parameters
+        )
 
     def key(self) -> tuple[Any, ...]:
         """The options that a staged update keeps as they are."""
@@ -90,6 +102,8 @@ class Update:
 
     def refresh(self) -> None:
         """Copy the groups' numbers to where the update reads them."""
+        while len(self._numbers) < len(self.optimizer.param_groups):
+            self._numbers.append(torch.zeros_like(self._numbers[0]))
         for group, numbers in zip(self.optimizer.param_groups, self._numbers, strict=True):
             if self.kind == "adam":
                 row = (float(group["lr"]), float(group["betas"][0]), float(group["betas"][1]))
@@ -108,7 +122,7 @@ class Update:
             for parameter in group["params"]:
                 gradient = next(rest)
                 if gradient is not None:
-                    state = self.optimizer.state.setdefault(parameter, {})
+                    state = self.optimizer.state.get(parameter) or {}
                     step = _adam if self.kind == "adam" else _sgd
                     step(parameter, gradient, state, group, numbers.unbind())
 

@@ -1,0 +1,28 @@
+"""A Bayesian network on Lightning's Trainer, which brings devices, nodes, precision, checkpoints and loggers.
+
+Run it with the bundled digits, `python examples/lightning_mnist.py`, or with MNIST, `... mnist`. More devices are
+`Trainer(devices=4, num_nodes=2, precision="bf16-mixed")`, and nothing else changes.
+"""
+
+import sys
+
+from lightning.pytorch import Trainer, seed_everything
+from torch.utils.data import DataLoader, TensorDataset
+
+import pyrostoch as ps
+from pyrostoch.lightning import SVIModule
+
+seed_everything(0)
+data = ps.data.load(sys.argv[1] if len(sys.argv) > 1 else "digits")
+net = ps.models.MLP(data.x_train[0].numel(), hidden=(100, 100), out_features=10)
+model = ps.BayesianModel(
+    net, prior=ps.priors.LogUniform(), likelihood=ps.likelihoods.Categorical(), num_data=len(data.x_train)
+)
+module = SVIModule(model, ps.guides.WeightwiseAlpha(model), lr=1e-2, kl_warmup=10.0)
+
+train = DataLoader(TensorDataset(data.x_train.flatten(1), data.y_train), batch_size=100, shuffle=True)
+test = DataLoader(TensorDataset(data.x_test.flatten(1), data.y_test), batch_size=1000)
+trainer = Trainer(max_epochs=30, logger=False, enable_checkpointing=False, log_every_n_steps=10)
+trainer.fit(module, train)
+trainer.test(module, test)
+print(ps.decompose(model, module.guide, (data.x_train.flatten(1), data.y_train), num_samples=5))

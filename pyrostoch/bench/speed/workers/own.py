@@ -1,0 +1,78 @@
+"""pyrostoch: steps, eager and compiled, and averages over draws."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pyro
+import torch
+from pyro import poutine
+from torch import Tensor, nn
+
+from pyrostoch.guides import Additive
+from pyrostoch.infer import ELBO, compile_step, predict
+from pyrostoch.infer.elbo import interpretation
+from pyrostoch.likelihoods import Categorical
+from pyrostoch.model import BayesianModel
+from pyrostoch.models import MLP, LeNet5
+from pyrostoch.priors import Normal
+
+from .task import LR, NUM_DATA, SCALE, Route, Task
+from .torches import batches, training, waiter
+
+__all__ = ["build", "model_and_guide"]
+
+
+def model_and_guide(task: Task) -> tuple[BayesianModel, Additive]:
+    """The task's network as a Bayesian model, and an additive Gaussian guide of it."""
+    torch.manual_seed(task.seed)
+    widths, patterns = task.widths, {"weights": ["*.weight"], "all": ["*"], "dense": ["dense*.weight"]}[task.random]
+    net: nn.Module = MLP(widths[0], widths[1:-1], widths[-1]) if widths else LeNet5()
+    if not widths and task.random != "dense":
+        # Not those of batch normalisation; there are no biases.
+        patterns = ["conv*.weight", "dense*.weight"]
+    model = BayesianModel(
+        net,
+        prior={pattern: Normal(0.0, 1.0) for pattern in patterns},
+        likelihood=Categorical(),
+        num_data=NUM_DATA,
+    ).to(task.device)
+    return model, Additive(model, init_scale=SCALE).to(task.device)
+
+
+def build(task: Task) -> Route:
+    """The routes `pyrostoch-...`, and `averaged` and `calls` for averages of predictions."""
+    pyro.enable_validation(False)
+    model, guide = model_and_guide(task)
+    data, wait = batches(task), waiter(task.device)
+    if task.route == "averaged":
+        return Route(lambda number: predict(model, guide, data[0][0], mode=f"mc:{task.draws}"), wait)
+    if task.route == "calls":
+        return Route(_calls(model, guide, data[0][0], task.draws), wait)
+    loss = ELBO(task.route.rpartition("-")[2])(model, guide)
+    parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
+    if "compiled" not in task.route:
+        return training(task, loss, parameters)
+    step = compile_step(loss, torch.optim.Adam(parameters, lr=LR))
+    return Route(lambda number: step(*data[number % len(data)]), wait, lambda: step.reason)
+
+
+def _calls(model: Any, guide: Any, x: Tensor, draws: int) -> Callable[[int], Tensor]:
+    """The same average by one call of the network a draw."""
+    model.eval()
+
+    def average(number: int) -> Tensor:
+        means = []
+        with torch.no_grad():
+            for part in x.split(1000):
+                total: Any = 0.0
+                for _ in range(draws):
+                    with interpretation("marginal", model):
+                        trace = poutine.trace(guide).get_trace(part)
+                        law = poutine.replay(model.observation, trace=trace)(part)
+                    total = total + law.probs
+                means.append(total / draws)
+        return torch.cat(means)
+
+    return average
