@@ -135,9 +135,13 @@ class Recycling(Net):
 
 
 def test_a_recycled_address_is_not_the_output():
-    net = Recycling()
-    uses = take_census(net, {"last.weight": net.last.weight.detach()}, (X,), {})
-    assert net.recycled and not uses["last.weight"][0].output
+    net, seen = Recycling(), 0
+    # Whether an address comes back is the allocator's business: it nearly always does.
+    for _ in range(20):
+        uses = take_census(net, {"last.weight": net.last.weight.detach()}, (X,), {})
+        assert not uses["last.weight"][0].output
+        seen += net.recycled
+    assert seen
 
 
 LAWS = {

@@ -69,10 +69,10 @@ class CompiledStep:
             # Annealed between steps: a tensor that is read anew, not a number that the graph would keep.
             weight = torch.as_tensor(self._elbo.kl_weight, dtype=self._dtype)  # type: ignore[union-attr]
         # Handed on although it is not used, so that another setting of the ELBO is another step.
-        settings = tuple(getattr(self._elbo, name, None) for name in ("num_particles", "estimator"))
+        settings = str((getattr(self._elbo, "num_particles", None), getattr(self._elbo, "estimator", None)))
         return self._step(weight, settings, *args, **kwargs)[0]
 
-    def _compute(self, weight: Tensor | None, settings: Any, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+    def _compute(self, weight: Tensor | None, settings: str, *args: Any, **kwargs: Any) -> tuple[Tensor]:
         if weight is None:
             return (self._loss(*args, **kwargs),)
         elbo: Any = self._elbo

@@ -8,6 +8,7 @@ that staged and eager steps may follow each other and checkpoints are the optimi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import is_
 from typing import Any
 
 import torch
@@ -48,6 +49,9 @@ class Update:
         self.optimizer = optimizer
         self.kind = _KINDS[type(optimizer)]
         numbers = _NUMBERS[self.kind]
+        self._entries: list[Any] = []
+        self._memory: list[tuple[Any, str, Tensor | None]] = []
+        self._layout: tuple[Any, ...] = ((),) * len(self.parameters)
         self._numbers = [torch.zeros(len(numbers), dtype=torch.float64) for _ in optimizer.param_groups]
 
     @staticmethod
@@ -70,20 +74,25 @@ class Update:
 
     def tensors(self) -> list[Tensor]:
         """What the update reads and writes besides parameters and gradients, in a fixed order."""
-        found = list(self._numbers)
-        for parameter in self.parameters:
-            state = self.optimizer.state.get(parameter)
-            if state:
-                found += [state[name] for name in _STATE[self.kind] if state.get(name) is not None]
-        return found
+        self._look()
+        return [*self._numbers, *(tensor for _, _, tensor in self._memory if tensor is not None)]
 
     def layout(self) -> tuple[Any, ...]:
         """Which tensors there are, of those that `tensors` gives."""
-        state = self.optimizer.state
-        return tuple(
-            tuple(name for name in _STATE[self.kind] if (state.get(parameter) or {}).get(name) is not None)
-            for parameter in self.parameters
-        )
+        self._look()
+        return self._layout
+
+    def _look(self) -> None:
+        """Find the optimiser's memory, anew only where it has been replaced: this is asked at each step."""
+        entries = list(self.optimizer.state.values())
+        same = len(entries) == len(self._entries) and all(map(is_, entries, self._entries))
+        if same and all(entry.get(name) is tensor for entry, name, tensor in self._memory):
+            return
+        state, names = self.optimizer.state, _STATE[self.kind]
+        found = [state.get(parameter) or {} for parameter in self.parameters]
+        self._entries = entries
+        self._memory = [(entry, name, entry.get(name)) for entry in found for name in names]
+        self._layout = tuple(tuple(name for name in names if entry.get(name) is not None) for entry in found)
 
     def key(self) -> tuple[Any, ...]:
         """The options that a staged update keeps as they are."""
