@@ -153,12 +153,19 @@ def test_chunks_and_pieces_fit_the_memory_set_aside(monkeypatch):
     model, guide = build(Residual(), {"middle.weight": ps.priors.Normal()})
     x = torch.randn(12, 3, **F64)
     widest = 4 * 8  # bytes of four activations
-    for budget, examples, draws in ((12 * widest * 5, 12, 5), (6 * widest, 6, 1), (1, 1, 1)):
+    monkeypatch.setattr(room, "_FEWEST", 4)
+    # All draws of few examples; of the fewest examples, some draws; no more examples than fit before the draws.
+    for budget, examples, draws in (
+        (6 * widest * 10 * 2, 6, 10),
+        (4 * widest * 5 * 2, 4, 5),
+        (2 * widest, 2, 1),
+        (1, 1, 1),
+    ):
         monkeypatch.setattr(room, "_BUDGET", {"cpu": budget, "cuda": 1})
         drawing = Drawing(model, guide, "mc", 10)
         with evaluating(model, guide):
             pieces = [part for part, _ in drawing.parts(x)]
-            sizes = [len(chunk.traces) for chunk in drawing.chunks(pieces[0])]
+            sizes = [len(chunk.values) for chunk in drawing.chunks(pieces[0])]
         assert [len(piece) for piece in pieces] == [examples] * (12 // examples)
         assert max(sizes) == draws and sum(sizes) == 10
 
@@ -169,8 +176,8 @@ def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, error):
     folded, tried = Chunk._folded, []
 
     def little(self, x, statistics):
-        tried.append(len(self.traces))
-        if len(self.traces) > 3:
+        tried.append(len(self.values))
+        if len(self.values) > 3:
             raise error
         return folded(self, x, statistics)
 

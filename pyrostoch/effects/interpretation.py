@@ -120,9 +120,9 @@ class Interpretation(Messenger):
             return
         law = base_law(msg["fn"])
         if self.treats(law):
-            # Stands for the draw by its identity and shape; its content is never read.
+            # Stands for the draw by its identity and shape; its content is never read, so one number will do.
             like = law.mean
-            msg["value"] = torch.empty(like.shape, dtype=like.dtype, device=like.device)
+            msg["value"] = torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
             msg["done"] = True
             self._pending.add(msg["name"])
 

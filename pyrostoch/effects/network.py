@@ -65,8 +65,12 @@ class NetworkCall:
         """Call the network once, the mode around nothing but the call."""
         mode = _NetworkMode(self, count=True)
         self.mode = mode
-        with entered(self), _uncached(), mode:
-            output = functional_call(self.net, self.weights, self.args, self.kwargs)
+        try:
+            with entered(self), _uncached(), mode:
+                output = functional_call(self.net, self.weights, self.args, self.kwargs)
+        finally:
+            # Call and mode refer to each other: draws and inputs would stay until Python collects circles.
+            del self.mode
         mode.check_hits()
         return output
 

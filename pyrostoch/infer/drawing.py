@@ -30,6 +30,9 @@ __all__ = ["Chunk", "Drawing"]
 # 32 MiB are asked of the system anew each time, which costs more than the arithmetic.
 _BUDGET = {"cpu": 8 * 2**20, "cuda": 2**29}
 
+# Examples that a pass should have at least.
+_FEWEST = 16
+
 Statistics = Callable[[Distribution], dict[str, Tensor]]
 
 
@@ -39,13 +42,15 @@ class Chunk:
 
     Args:
         drawing: Where it belongs.
-        traces: One trace of the guide a draw.
-        known: For each draw, what the interpretation knows of each site.
+        trace: A trace of the guide.
+        known: What the interpretation knows of each site.
+        values: For each draw, the values of the sites that have one of its own.
     """
 
     drawing: Drawing
-    traces: list[Any]
-    known: list[dict[str, Any]]
+    trace: Any
+    known: dict[str, Any]
+    values: list[dict[str, Tensor]]
 
     def on(self, x: Any, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
         """What is wanted of the law of the observations, for each draw in turn.
@@ -55,7 +60,7 @@ class Chunk:
             statistics: Reads tensors from a law.
         """
         plan = self.drawing.plan
-        if plan.folded and len(self.traces) > 1:
+        if plan.folded and len(self.values) > 1:
             try:
                 results = self._folded(x, statistics)
             except Exception as error:  # whatever a network does that cannot be done side by side
@@ -64,38 +69,36 @@ class Chunk:
                     return
                 plan.folded = False
             else:
-                yield from ({name: value[k] for name, value in results.items()} for k in range(len(self.traces)))
+                yield from ({name: value[k] for name, value in results.items()} for k in range(len(self.values)))
                 return
-        for trace, known in zip(self.traces, self.known, strict=True):
-            yield self._run(x, trace, known, statistics)
+        for values in self.values:
+            yield self._run(x, values, statistics)
 
     def _halves(self, x: Any, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
-        half = len(self.traces) // 2
+        half = len(self.values) // 2
         self.drawing.most = half
         for part in (slice(None, half), slice(half, None)):
-            yield from Chunk(self.drawing, self.traces[part], self.known[part]).on(x, statistics)
+            yield from Chunk(self.drawing, self.trace, self.known, self.values[part]).on(x, statistics)
 
     def _folded(self, x: Any, statistics: Statistics) -> dict[str, Tensor]:
-        shared = self.drawing.plan.shared
-        values = {site: torch.stack([known[site].value for known in self.known]) for site in shared}
-        index = torch.empty(len(self.traces))  # at least one tensor to run over, also where no site is shared
-
-        def one(values: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-            known = {site: draw.holding(values.get(site, draw.value)) for site, draw in self.known[0].items()}
-            return self._run(x, self.traces[0], known, statistics)
-
+        values = {site: torch.stack([draw[site] for draw in self.values]) for site in self.values[0]}
+        index = torch.empty(len(self.values))  # at least one tensor to run over, also where no site is shared
         # A batch of draws has no truth value for Pyro's checks to ask; one draw has passed them.
         with pyro.validation_enabled(False):
-            found: dict[str, Tensor] = torch.vmap(one, randomness="different")(values, index)
+            found: dict[str, Tensor] = torch.vmap(
+                lambda values, index: self._run(x, values, statistics), randomness="different"
+            )(values, index)
         return found
 
-    def _run(self, x: Any, trace: Any, known: dict[str, Any], statistics: Statistics) -> dict[str, Tensor]:
-        trace = trace.copy()
+    def _run(self, x: Any, values: dict[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
+        known = {site: draw.holding(values.get(site, draw.value)) for site, draw in self.known.items()}
+        trace = self.trace.copy()
         for site, draw in known.items():
             trace.nodes[site] = {**trace.nodes[site], "value": draw.value}
         with self.drawing.interpretation() as how:
-            how.hold({site: draw.holding(draw.value) for site, draw in known.items()})
+            how.hold(known)
             law = observe(self.drawing.model, trace, x)
+        trace.nodes.clear()
         self.drawing.routes = how.routes
         return statistics(law)
 
@@ -151,6 +154,9 @@ class Drawing:
         if not self._looked:
             self._looked, self.plan = True, self._look(x)
         size = max(1, self._budget(inputs) // max(self.plan.before, 1))
+        if self.plan.folded:
+            # Rather fewer examples with all draws at once than many with some: what is alike is then computed once.
+            size = min(size, max(_FEWEST, self._budget(inputs) // 2 // max(self.plan.after * self.draws, 1)))
         if self.plan.channels_last:
             inputs = tuple(_channels_last(part) for part in inputs)
         count = len(inputs[0])
@@ -171,20 +177,35 @@ class Drawing:
         left = self.draws
         while left:
             each = max(self.plan.after * len(inputs[0]), self.plan.weights, 1)
-            size = min(left, self.most, max(1, self._budget(inputs) // each) if self.plan.folded else 1)
-            yield self._draw(x, size)
+            # Half of it: several such tensors live at once, where elsewhere one is the largest.
+            size = min(left, self.most, max(1, self._budget(inputs) // 2 // each) if self.plan.folded else 1)
+            chunk = self._draw(x, size)
+            yield chunk
+            # A trace refers to itself, so its tensors would stay until Python collects circles.
+            chunk.trace.nodes.clear()
             left -= size
 
     def _budget(self, inputs: tuple[Tensor, ...]) -> int:
         return _BUDGET.get(inputs[0].device.type, _BUDGET["cuda"])
 
     def _draw(self, x: Any, count: int) -> Chunk:
-        traces, known = [], []
-        for _ in range(count):
+        trace: Any = None
+        known: dict[str, Any] = {}
+        values: list[dict[str, Tensor]] = []
+        while len(values) < count:
+            if trace is not None and not self.plan.shared:
+                # The draws differ by the noise within the network only.
+                values += [{}] * (count - len(values))
+                break
             with self.interpretation() as how:
-                traces.append(poutine.trace(self.guide).get_trace(x))
-                known.append(how.held(self.plan.shared))
-        return Chunk(self, traces, known)
+                latest = poutine.trace(self.guide).get_trace(x)
+                drawn = how.held(self.plan.shared)
+            values.append({site: drawn[site].value for site in self.plan.shared if site in drawn})
+            if trace is None:
+                trace, known = latest, drawn
+            else:
+                latest.nodes.clear()
+        return Chunk(self, trace, known, values)
 
     def _look(self, x: Any) -> Plan:
         """Run few draws on few examples, side by side if that can be done, and see."""

@@ -207,6 +207,8 @@ def observe(model: Any, guide_trace: Any, x: Any) -> Distribution:
             "Build the guide from this model"
         )
     law: Any = trace.nodes["_RETURN"]["value"]
+    # A trace refers to itself, so its tensors would stay until Python collects circles.
+    trace.nodes.clear()
     if not isinstance(law, Distribution) or len(law.batch_shape) != 1:
         found = f"batch shape {tuple(law.batch_shape)}" if isinstance(law, Distribution) else type(law).__name__
         raise ValueError(
