@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SubsetRandomSampler, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.batches import as_batches, order_of
+from pyrostoch.infer.batches import as_batches, order_of, settle
 from pyrostoch.infer.fit import fit
 
 COUNT = 23
@@ -227,3 +227,21 @@ def test_nothing_to_train_is_refused() -> None:
     guide.requires_grad_(False)
     with pytest.raises(ValueError, match="nothing to train"):
         fit(model, guide, (X, Y), epochs=1, batch_size=5)
+
+
+@pytest.mark.parametrize(("room", "moved"), [(10**6, True), (79, False)])
+def test_data_that_fit_are_kept_on_the_device(monkeypatch, room, moved):
+    monkeypatch.setattr("pyrostoch.infer.batches._room", lambda device: room)
+    x, y = (torch.zeros(5, 2), torch.zeros(5, 1)), torch.arange(5, dtype=torch.int32)
+    batches = as_batches((x, y), 2)
+    found = settle(batches, torch.device("meta"))
+    assert (found is not batches) == moved and (len(found), found.num_data) == (3, 5)
+    (first, second), targets = next(iter(found.epoch(None, 0)))
+    assert {part.device.type for part in (first, second, targets)} == {"meta" if moved else "cpu"}
+    assert (first.shape, second.shape, targets.shape) == ((2, 2), (2, 1), (2,))
+
+
+def test_only_tensors_are_moved(monkeypatch):
+    monkeypatch.setattr("pyrostoch.infer.batches._room", lambda device: 10**9)
+    batches = as_batches(Items(), 2)
+    assert settle(batches, torch.device("meta")) is batches

@@ -16,7 +16,7 @@ from torch.utils.data.distributed import DistributedSampler
 from pyrostoch._checks import batch_size as count_of
 from pyrostoch.infer.parallel import Ranks
 
-__all__ = ["Batches", "Inputs", "Share", "as_batches", "order_of", "pair", "to_device"]
+__all__ = ["Batches", "Inputs", "Share", "as_batches", "order_of", "pair", "settle", "to_device"]
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -250,6 +250,38 @@ def _of_tensors(x: Any, y: Any, batch_size: int, what: str) -> Batches:
         if count_of(part) != len(y):
             raise ValueError(f"{what}: expected as many inputs as targets, got {len(part)} inputs and {len(y)} targets")
     return _Tensors(x, y, batch_size)
+
+
+def settle(batches: Batches, device: torch.device) -> Batches:
+    """The same batches with their data on the device, where they lie in memory as tensors and fit there easily.
+
+    A batch is then a slice that no copy from the host waits for.
+
+    Args:
+        batches: The batches.
+        device: Where the model lives.
+
+    Returns:
+        Batches of the same examples in the same order.
+
+    Example:
+        >>> batches = as_batches((torch.zeros(5, 2), torch.arange(5)), 2)
+        >>> settle(batches, torch.device("cpu")) is batches
+        True
+    """
+    if batches.whole is None or batches.batch_size is None:
+        return batches
+    x, y = batches.whole
+    parts = (*(x if isinstance(x, tuple) else (x,)), y)
+    away = [part for part in parts if part.device != device]
+    if not away or sum(part.numel() * part.element_size() for part in away) > _room(device):
+        return batches
+    return _Tensors(to_device(x, device), y.to(device), batches.batch_size)
+
+
+def _room(device: torch.device) -> int:
+    """Bytes that data may take on a device: a quarter of what is free on a GPU, nothing elsewhere."""
+    return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
 
 
 def pair(batch: Any) -> tuple[Inputs, Tensor]:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from pyrostoch.infer.batches import Batches, as_batches
+from pyrostoch.infer.batches import Batches, as_batches, settle
 from pyrostoch.infer.checkpoint import check_fits, describe
 from pyrostoch.infer.compile import repays
 from pyrostoch.infer.elbo import Estimator
@@ -159,6 +159,8 @@ def fit(
         check_store(model, guide)
         if held_out is not None:
             check_data(model, guide, held_out, where, "validation")
+            held_out = settle(held_out, where)
+        batches = settle(batches, where)
         order_seed = ranks.of_first(int(torch.randint(2**31, ())) if seed is None else seed)
         there = ranks.of_first(resume and path is not None and path.exists())
         resumed = read_file(path) if there and path is not None else None
