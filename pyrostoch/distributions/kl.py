@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from pyro.distributions import Delta
 from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
 from torch import Size, Tensor
 from torch.distributions import Distribution, ExponentialFamily, Independent, TransformedDistribution, kl_divergence
-from torch.distributions.kl import _KL_REGISTRY, _dispatch_kl
+from torch.distributions.kl import _KL_MEMOIZE, _KL_REGISTRY, _dispatch_kl
 
 from pyrostoch.distributions.alpha_kl import kl_ard, kl_log_uniform, kl_log_uniform_molchanov
 from pyrostoch.distributions.ard import ARD
@@ -41,7 +42,7 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
         (True, False)
     """
     inner_q, inner_p = _peel(q), _peel(p)
-    formula = _dispatch_kl(type(inner_q.core), type(inner_p.core))
+    formula = _formula(type(inner_q.core), type(inner_p.core))
     if formula is refuse_two_point:
         refuse_two_point(inner_q.core, inner_p.core)
     if isinstance(inner_q.core, Delta) or (inner_q.mask is None) != (inner_p.mask is None):
@@ -92,7 +93,7 @@ def kl_sum(q: Distribution, p: Distribution, value: Tensor | None = None) -> Ten
         return _total(kl_divergence(q, p))
 
     depth = len(inner_q.core.event_shape)
-    shape = torch.broadcast_shapes(_shape_above(q, depth), _shape_above(p, depth))
+    shape = _broadcast(_shape_above(q, depth), _shape_above(p, depth))
     if (
         inner_q.mask is None
         and isinstance(inner_q.core, MultiplicativeNormal)
@@ -106,6 +107,18 @@ def kl_sum(q: Distribution, p: Distribution, value: Tensor | None = None) -> Ten
         if mask is not None:
             terms = torch.where(mask.to(terms.device), terms, 0.0)
     return _total(terms)
+
+
+def _formula(q: type, p: type) -> Any:
+    # torch's own memory of what it has looked up, which a new formula empties: a search takes longer than most KLs.
+    if (q, p) not in _KL_MEMOIZE:
+        _KL_MEMOIZE[q, p] = _dispatch_kl(q, p)
+    return _KL_MEMOIZE[q, p]
+
+
+def _broadcast(one: Size, other: Size) -> Size:
+    # torch.broadcast_shapes takes as long as a small KL.
+    return one if one == other or not other else torch.broadcast_shapes(one, other)
 
 
 @dataclass(frozen=True)
