@@ -79,7 +79,7 @@ class Recipe:
         changes: dict[str, Any] = {}
         for name, text in settings.items():
             if name not in known:
-                raise ValueError(f"recipe: no setting {name!r}; it has {name_list(known)}")
+                raise ValueError(f"recipe: no setting {name!r}; it has {name_list(known, len(known))}")
             if name in _WORDS:
                 changes[name] = check_choice(f"recipe: {name}", text, _WORDS[name])
                 continue
