@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 
 import pyro
 import pytest
@@ -145,8 +146,8 @@ def test_what_no_draw_changes_is_computed_once():
     drawing = Drawing(model, guide, "mc", 50)
     with Count():
         rows(drawing, torch.randn(6, 3, **F64))
-    # Twice to look, once for all fifty draws, and never on a batch of draws.
-    assert seen == [False] * len(seen) and len(seen) <= 6
+    # A few times to look and to count uses, once for all fifty draws, and never on a batch of draws.
+    assert seen == [False] * len(seen) and len(seen) <= 7
 
 
 def test_chunks_and_pieces_fit_the_memory_set_aside(monkeypatch):
@@ -256,3 +257,103 @@ def test_a_users_own_model_is_drawn_side_by_side():
     torch.testing.assert_close(found["mean"], x.sum(1), atol=0.15, rtol=0)
     spread = x.square().sum(1) * math.exp(2 * 0.1**2)
     torch.testing.assert_close(found["epistemic"], spread, rtol=0.1, atol=0)
+
+
+class Kept(Residual):
+    """Keeps an activation, fills itself from its first batch, counts, or rolls dice outside torch."""
+
+    def __init__(self, how):
+        super().__init__()
+        self.how, self.count, self.latest = how, 0, None
+        self.register_buffer("filled", torch.zeros((), **F64))
+        self.register_buffer("start", torch.zeros((), **F64))
+
+    def forward(self, x):
+        out = super().forward(x)
+        if self.how == "keeps":
+            self.latest = out
+        elif self.how == "fills" and not self.filled:
+            self.start.copy_(x.mean())
+            self.filled.fill_(1)
+        elif self.how == "counts":
+            self.count += 1
+            out = out * (self.count % 2)
+        elif self.how == "dice":
+            out = out * random.random()
+        return out - self.start
+
+
+@pytest.mark.parametrize("how", ["keeps", "fills", "counts", "dice"])
+def test_a_network_with_a_state_is_looked_at_without_a_trace(how):
+    net = Kept(how)
+    model, guide = build(net, {"middle.weight": ps.priors.Normal()})
+    x = torch.randn(6, 3, **F64)
+    dice = random.getstate()
+    drawing = Drawing(model, guide, "mc", 4)
+    with evaluating(model, guide):
+        pieces = [part for part, _ in drawing.parts(x)]
+    assert (net.count, net.latest, float(net.filled)) == (0, None, 0.0) and random.getstate() == dice
+    # What is filled from a batch is so from the whole batch, side by side as well.
+    assert drawing.plan.folded == (how == "fills") and len(pieces) == 1
+    predict(model, guide, x, mode="mc:4")
+    assert net.latest is None or net.latest.sum().isfinite()
+    assert net.count in (0, 4 + 1)  # one pass more counts the weights' uses
+    assert float(net.start) == pytest.approx(float(x.mean()) if how == "fills" else 0.0)
+
+
+def test_a_guide_of_several_members_is_asked_for_each_draw():
+    model, low = build(nn.Linear(1, 1, bias=False, **F64), ps.priors.Normal())
+    high = ps.guides.Additive(model, init_loc=2.0, init_scale=0.01)
+    low = ps.guides.Additive(model, init_loc=-2.0, init_scale=0.01)
+    model.likelihood = ps.likelihoods.Gaussian(1.0)
+    found = predict(model, Members([low, high]), torch.ones(3, 1, **F64), mode="mc:400")
+    torch.testing.assert_close(found.epistemic, torch.full((3, 1), 4.0, **F64), rtol=0.1, atol=0)
+
+
+class Members(nn.ModuleList):
+    def forward(self, *args):
+        return self[int(torch.randint(2, ()))](*args)
+
+
+def test_joint_draws_of_a_guide_that_reads_its_batch_are_those_of_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(room, "_BUDGET", {"cpu": 1, "cuda": 1})
+
+    class Own:
+        def observation(self, x):
+            with pyro.plate("each", len(x)):
+                z = pyro.sample("z", pyro.distributions.Normal(torch.zeros((), **F64), 1.0))
+            return pyro.distributions.Normal(z, 1.0)
+
+    def guide(x):
+        with pyro.plate("each", len(x)):
+            pyro.sample("z", pyro.distributions.Normal(x[:, 0], 1e-3))
+
+    x = torch.randn(7, 2, **F64)
+    found = predict(Own(), guide, x, mode="mc:5", joint=True)
+    torch.testing.assert_close(found.mean, x[:, 0], atol=0.01, rtol=0)
+
+
+def test_arguments_out_of_range_are_told_side_by_side():
+    model, guide = build(nn.Linear(3, 2, **F64), ps.priors.Normal())
+    model.likelihood = ps.likelihoods.FromOutput(lambda out: pyro.distributions.Normal(out[:, 0], out[:, 1]))
+    with torch.no_grad():
+        model.net.bias.copy_(torch.tensor([0.0, 100.0]))
+    x = torch.zeros(9, 3, **F64)
+    x[6, 0], x[7, 0] = 1e4, -1e4
+    with pyro.validation_enabled(True), pytest.raises(ValueError, match="scale"):
+        predict(model, guide, x, mode="mc:20")
+
+
+def test_a_joint_draw_stays_what_it_is_where_the_network_writes_into_its_weights(monkeypatch):
+    class Writes(Residual):
+        def forward(self, x):
+            out = super().forward(x)
+            self.middle.weight.mul_(0.5)
+            return out
+
+    monkeypatch.setattr(room, "_BUDGET", {"cpu": 1, "cuda": 1})
+    model, guide = build(Writes(), {"middle.weight": ps.priors.Normal()})
+    one_by_one(monkeypatch)
+    x = torch.randn(1, 3, **F64).expand(5, 3).contiguous()
+    probs = predict(model, guide, x, mode="mc:3", joint=True).probs
+    torch.testing.assert_close(probs, probs[:1].expand(5, 3))

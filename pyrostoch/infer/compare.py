@@ -181,7 +181,7 @@ def compare(
         guide: Its guide.
         data: Held-out data: `(x, y)`, a `Dataset` or a `DataLoader`.
         modes: Modes as for `predict`: `"mean"`, `"mc:K"`.
-        batch_size: Examples run through the network at a time.
+        batch_size: Examples run through the network at a time, at most: fewer where activations are large.
         device: Where the data are moved, batch by batch: the model's own device, which is also the default.
         seed: Seed of every mode's draws; torch's random state is left as it was. Without it the draws go on from there.
 
@@ -249,7 +249,7 @@ def accuracy_by_samples(
         guide: Its guide.
         data: Held-out data: `(x, y)`, a `Dataset` or a `DataLoader`.
         samples: Numbers of samples.
-        batch_size: Examples run through the network at a time.
+        batch_size: Examples run through the network at a time, at most: fewer where activations are large.
         device: As in `compare`.
         seed: As in `compare`.
 

@@ -8,6 +8,7 @@ randomness begins, and how large its activations are.
 from __future__ import annotations
 
 import contextlib
+import gc
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -15,14 +16,17 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
-from torch import Tensor
+from pyro.infer.autoguide import AutoGuide
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyrostoch.effects import Interpretation, SharedSample
+from pyrostoch.effects import Interpretation, SharedSample, base_law
+from pyrostoch.guides import Guide, PerSite
 from pyrostoch.infer.draws import MODES, observe
 from pyrostoch.infer.state import forked
 from pyrostoch.infer.survey import Plan, Watch, growth, size_of
 from pyrostoch.model import latent_sites
+from pyrostoch.staging import put_back, undisturbed, unique
 
 __all__ = ["Chunk", "Drawing"]
 
@@ -61,15 +65,18 @@ class Chunk:
         """
         plan = self.drawing.plan
         if plan.folded and len(self.values) > 1:
+            results: dict[str, Tensor] | None = None
             try:
                 results = self._folded(x, statistics)
             except Exception as error:  # whatever a network does that cannot be done side by side
-                if is_out_of_memory(error):
-                    yield from self._halves(x, statistics)
-                    return
-                plan.folded = False
-            else:
+                plan.folded = is_out_of_memory(error)
+            # Outside the handler, whose error holds on to what has filled the memory.
+            if results is not None:
                 yield from ({name: value[k] for name, value in results.items()} for k in range(len(self.values)))
+                return
+            if plan.folded:
+                gc.collect()
+                yield from self._halves(x, statistics)
                 return
         for values in self.values:
             yield self._run(x, values, statistics)
@@ -83,14 +90,28 @@ class Chunk:
     def _folded(self, x: Any, statistics: Statistics) -> dict[str, Tensor]:
         values = {site: torch.stack([draw[site] for draw in self.values]) for site in self.values[0]}
         index = torch.empty(len(self.values))  # at least one tensor to run over, also where no site is shared
-        # A batch of draws has no truth value for Pyro's checks to ask; one draw has passed them.
+        checked = pyro.settings.get("validate_distributions_pyro")
+
+        def one(values: dict[str, Tensor], index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+            fits: list[Tensor] = []
+
+            def read(law: Distribution) -> dict[str, Tensor]:
+                fits.append(_has_valid_arguments(law) if checked else torch.ones((), dtype=torch.bool))
+                return statistics(law)
+
+            return self._run(x, values, read), fits[0]
+
+        # A batch of draws has no truth value for Pyro's checks to ask: they are asked of all draws at the end.
         with pyro.validation_enabled(False):
-            found: dict[str, Tensor] = torch.vmap(
-                lambda values, index: self._run(x, values, statistics), randomness="different"
-            )(values, index)
-        return found
+            found, fits = torch.vmap(one, randomness="different")(values, index)
+        if not bool(fits.all()):
+            raise ValueError("a law of the observations has arguments out of range")  # one by one, the law tells which
+        return dict(found)
 
     def _run(self, x: Any, values: dict[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
+        if self.drawing.joint:
+            # Copies, since a draw serves several batches and a network may write into its weights.
+            values = {site: value.clone() for site, value in values.items()}
         known = {site: draw.holding(values.get(site, draw.value)) for site, draw in self.known.items()}
         trace = self.trace.copy()
         for site, draw in known.items():
@@ -153,8 +174,8 @@ class Drawing:
         inputs = x if isinstance(x, tuple) else (x,)
         if not self._looked:
             self._looked, self.plan = True, self._look(x)
-        size = max(1, self._budget(inputs) // max(self.plan.before, 1))
-        if self.plan.folded:
+        size = max(1, self._budget(inputs) // max(self.plan.before, 1)) if self._sees_no_data else len(inputs[0])
+        if self.plan.folded and self._sees_no_data:
             # Rather fewer examples with all draws at once than many with some: what is alike is then computed once.
             size = min(size, max(_FEWEST, self._budget(inputs) // 2 // max(self.plan.after * self.draws, 1)))
         if self.plan.channels_last:
@@ -213,16 +234,35 @@ class Drawing:
         most = min(3, len(inputs[0]))
         some = [_first(x, max(1, most - 1)), _first(x, most)]
         plan = Plan()
-        with forked(inputs[0].device):
+        modules = [module for module in (self.model, self.guide) if isinstance(module, nn.Module)]
+        parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
+        buffers = unique([buffer for module in modules for buffer in module.buffers()])
+        # Few examples may be used otherwise than many: what has been seen of the weights' uses is forgotten again.
+        censuses = getattr(self.model, "_censuses", {})
+        before = dict(censuses)
+        with forked(inputs[0].device), undisturbed(buffers):
             try:
-                seen = [self._look_at(plan, few) for few in some]
-            except Exception:  # what is wrong shows when the whole batch is run; two examples may just be too few
-                return plan
-            plan.before = growth(seen[0].alike, seen[1].alike)
-            plan.channels_last = self._bears_channels_last(plan, some[0])
-            if self.draws > 1 and MODES[self.name].sampled:
-                self._look_side_by_side(plan, some)
+                with put_back(parts, caches=False):
+                    seen = [self._look_at(plan, few) for few in some]
+                    plan.before = growth(seen[0].alike, seen[1].alike)
+                    plan.channels_last = most > 1 and self._bears_channels_last(plan, some[1])
+                    if self.draws > 1 and MODES[self.name].sampled and self._same_law(plan):
+                        self._look_side_by_side(plan, some)
+            except Exception:  # what is wrong shows when the whole batch is run; few examples may just be too few
+                plan.folded = False
+            finally:
+                censuses.clear()
+                censuses.update(before)
         return plan
+
+    def _same_law(self, plan: Plan) -> bool:
+        """Whether a site that is replaced by its law has the same law at each draw."""
+        return isinstance(self.guide, (Guide, PerSite)) or not plan.treated
+
+    @property
+    def _sees_no_data(self) -> bool:
+        """Whether the guide's draws are the same for any batch, so that one may be cut into pieces."""
+        return isinstance(self.guide, (Guide, PerSite, AutoGuide))
 
     def _look_at(self, plan: Plan, few: Any) -> Watch:
         with self.interpretation() as how, Watch() as watch:
@@ -230,6 +270,7 @@ class Drawing:
             model_trace = poutine.trace(poutine.replay(self.model.observation, trace=trace)).get_trace(few)
         latents = dict(latent_sites(model_trace))
         plan.shared = tuple(site for site in latents if site not in how.treated)
+        plan.treated = len(plan.shared) < len(latents)
         plan.weights = sum(size_of(latents[site]["value"]) for site in plan.shared)
         return watch
 
@@ -270,6 +311,17 @@ class Drawing:
             yield
         finally:
             self.plan = before
+
+
+def _has_valid_arguments(law: Distribution) -> Tensor:
+    """Whether all of a law's arguments are where they may be, without asking for the answer."""
+    base = base_law(law)
+    good = torch.ones((), dtype=torch.bool)
+    for name, constraint in base.arg_constraints.items():
+        # An argument that is derived from another one on demand is as good as that.
+        if name in vars(base) and not constraint.is_discrete:
+            good = good & constraint.check(getattr(base, name)).all().cpu()
+    return good
 
 
 def _first(x: Any, count: int) -> Any:

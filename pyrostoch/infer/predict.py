@@ -147,7 +147,7 @@ def predict(
         num_samples: The K of `"mc"`; 20 by default.
         joint: Draw each weight once per sample for all examples. Otherwise a layer that can draws afresh for each
             example, which keeps each example's prediction exact and makes its Monte-Carlo error independent.
-        batch_size: Examples run through the network at a time.
+        batch_size: Examples run through the network at a time, at most: fewer where activations are large.
         device: Where the inputs are moved, batch by batch: the model's own device. Without it they must be there.
 
     Returns:

@@ -23,6 +23,7 @@ class Plan:
     Args:
         folded: Whether draws go through it side by side.
         shared: Sites of which each draw has a value of its own, before the network runs.
+        treated: Whether other sites are replaced by their laws.
         channels_last: Whether images are laid out channel by channel.
         before: Bytes an example of the largest activation that no draw changes.
         after: Bytes an example and draw of the largest one that draws change.
@@ -31,6 +32,7 @@ class Plan:
 
     folded: bool = False
     shared: tuple[str, ...] = ()
+    treated: bool = False
     channels_last: bool = False
     before: int = 0
     after: int = 0

@@ -64,11 +64,12 @@ class Pins:
 
 
 @contextmanager
-def put_back(parts: Sequence[nn.Module]) -> Iterator[None]:
+def put_back(parts: Sequence[nn.Module], *, caches: bool = True) -> Iterator[None]:
     """Leave the Python side of modules, and the dice of Python and NumPy, as they are found.
 
     Args:
         parts: The modules, without those inside them.
+        caches: Whether modules may keep tensors as attributes, which are put back too.
 
     Raises:
         StagingError: Something has moved that a graph would not move.
@@ -95,7 +96,7 @@ def put_back(parts: Sequence[nn.Module]) -> Iterator[None]:
         fault = error
         raise
     finally:
-        moved = _moved(before, held)
+        moved = _moved(before, held, caches)
         if moved is None and (random.getstate() != dice or not _same(np.random.get_state(), numpy_dice)):
             moved = "it draws from the random generator of Python or NumPy, which a staged step would not; use torch's"
         for part, values in before:
@@ -117,7 +118,7 @@ def put_back(parts: Sequence[nn.Module]) -> Iterator[None]:
             raise StagingError(moved) from fault
 
 
-def _moved(before: list[Any], held: list[Any]) -> str | None:
+def _moved(before: list[Any], held: list[Any], caches: bool) -> str | None:
     for part, values in before:
         for name, value in vars(part).items():
             if isinstance(value, _NUMBERS) and values.get(name) != value:
@@ -125,6 +126,8 @@ def _moved(before: list[Any], held: list[Any]) -> str | None:
                     f"it changes the Python value {name!r} of a {type(part).__name__}, which a staged step would leave "
                     "alone"
                 )
+            if isinstance(value, Tensor) and not caches and values.get(name) is not value:
+                return f"it keeps a tensor as {name!r} of a {type(part).__name__}"
     for part, parameters, buffers in held:
         for now, then in ((part._parameters, parameters), (part._buffers, buffers)):
             for name, tensor in then.items():
