@@ -8,7 +8,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import numpy as np
 import pyro
 import torch
 from torch import Tensor, nn
@@ -20,8 +19,9 @@ from pyrostoch.infer.draws import parse_mode
 from pyrostoch.infer.elbo import ELBO, Estimator
 from pyrostoch.infer.predict import predict
 from pyrostoch.infer.schedule import Schedule, kl_weight, rate_factor
+from pyrostoch.infer.seeds import forked, mixed_seed
 from pyrostoch.infer.settings import Settings
-from pyrostoch.infer.state import forked, parameter_names
+from pyrostoch.infer.state import make_adam, parameter_names
 from pyrostoch.infer.upfront import check_parties, check_store
 from pyrostoch.metrics.accuracy import hits
 from pyrostoch.model import BayesianModel
@@ -33,7 +33,7 @@ except ModuleNotFoundError as error:
         f"pyrostoch.lightning needs Lightning, which is not installed ({error}): pip install pyrostoch[lightning]"
     ) from error
 
-__all__ = ["SVIModule", "noise_seed"]
+__all__ = ["SVIModule"]
 
 # The last part of the seed, so that the noise of held-out data is never that of a training step.
 _TRAINING, _HELD_OUT = 0, 1
@@ -149,14 +149,7 @@ class SVIModule(LightningModule):
                 "SVIModule: nothing to train: neither the guide nor the model has a parameter with requires_grad=True; "
                 "an autoguide of Pyro has none before it is called once, guide(x, y)"
             )
-        groups = self.guide.parameter_groups() if hasattr(self.guide, "parameter_groups") else {}  # type: ignore[operator]
-        alphas = {id(parameter) for parameter in groups.get("alpha", ())}
-        lr_alpha = settings.lr if settings.lr_alpha is None else settings.lr_alpha
-        parted = [
-            {"params": [p for p in names if id(p) not in alphas], "lr": settings.lr},
-            {"params": [p for p in names if id(p) in alphas], "lr": lr_alpha},
-        ]
-        optimizer = torch.optim.Adam([group for group in parted if group["params"]])
+        optimizer = make_adam(self.guide, names, settings)
         steps = self._length() if settings.schedule != "constant" else 1
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: rate_factor(settings.schedule, min(step, steps), steps)
@@ -223,7 +216,7 @@ class SVIModule(LightningModule):
         data: Any = 0.0
         kl: Any = 0.0
         penalty: Any = 0.0
-        seed = noise_seed(self._seed, _TRAINING, self.global_rank, self.trainer.current_epoch, batch_idx)
+        seed = mixed_seed(self._seed, _TRAINING, self.global_rank, self.trainer.current_epoch, batch_idx)
         # Autoguides ask the parameter store first, which may hold a namesake's parameters: an empty one meanwhile.
         # Pyro's validation, which waits for the device, sees the first batch of a run only.
         with pyro.get_param_store().scope(), pyro.validation_enabled(self._look), forked(self.device, seed):
@@ -278,7 +271,7 @@ class SVIModule(LightningModule):
     def _score(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
         x, y = pair(batch)
         # The same at every validation, so that epochs are compared on equal terms.
-        with forked(self.device, noise_seed(0, _HELD_OUT, self.global_rank, dataloader_idx, batch_idx)):
+        with forked(self.device, mixed_seed(0, _HELD_OUT, self.global_rank, dataloader_idx, batch_idx)):
             found = predict(self.model, self.guide, x, y=y, mode=self._mode, batch_size=len(y))
         scores = {"nll": -found.log_density.mean()}  # type: ignore[union-attr]
         if found.log_probs is not None:
@@ -313,19 +306,3 @@ class SVIModule(LightningModule):
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Go on with the noise of the run that is resumed."""
         self._seed = checkpoint["pyrostoch_seed"]
-
-
-def noise_seed(*parts: int) -> int:
-    """One seed from several whole numbers, the same on every machine; other numbers give another.
-
-    Args:
-        parts: The run's seed, what the noise is for, the device's rank, the epoch, the batch.
-
-    Returns:
-        A number below 2^63.
-
-    Example:
-        >>> noise_seed(7, 0, 1) == noise_seed(7, 0, 1), noise_seed(7, 0, 1) == noise_seed(7, 1, 0)
-        (True, False)
-    """
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

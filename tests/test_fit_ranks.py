@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pyrostoch as ps
 from pyrostoch.infer.parallel import Ranks
+from pyrostoch.infer.seeds import mixed_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 # Batches of ten, and a last one of one example, of which one of two ranks gets none.
@@ -160,7 +161,7 @@ def test_with_noise_they_agree_in_expectation(ranks: Any) -> None:
 
 
 def test_each_rank_and_epoch_has_noise_of_its_own() -> None:
-    seeds = {Ranks(rank, 2).noise_seed(seed, epoch) for rank in range(2) for seed in range(3) for epoch in range(4)}
+    seeds = {mixed_seed(seed, epoch, rank) for rank in range(2) for seed in range(3) for epoch in range(4)}
     assert len(seeds) == 24
 
 

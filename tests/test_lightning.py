@@ -18,14 +18,14 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 import pyrostoch as ps
 from pyrostoch.infer.schedule import kl_weight, rate_factor
-from pyrostoch.infer.state import forked
+from pyrostoch.infer.seeds import forked, mixed_seed
 
 pytest.importorskip("lightning.pytorch", reason="needs pyrostoch[lightning]")
 
 from lightning.pytorch import Callback, Trainer
 from lightning.pytorch.callbacks import ModelCheckpoint
 
-from pyrostoch.lightning import SVIModule, noise_seed
+from pyrostoch.lightning import SVIModule
 
 pytestmark = [
     # Lightning 2.6 under torch 2.13 asks a tree's leaf in the old way.
@@ -125,9 +125,9 @@ def test_same_as_a_loop_by_hand(float64: None) -> None:
                 group["lr"] = rate * rate_factor("cosine", step, epochs * 3)
             loss_of.kl_weight = kl_weight(step, 3, (1.0, 3.0))
             optimizer.zero_grad()
-            with forked(CPU, noise_seed(9, 0, 0, epoch, index)):
+            with forked(CPU, mixed_seed(9, 0, 0, epoch, index)):
                 loss = loss_of.differentiable_loss(twin, twins, x, y)
-            with forked(CPU, noise_seed(9, 0, 0, epoch, index)):
+            with forked(CPU, mixed_seed(9, 0, 0, epoch, index)):
                 pairs = [ps.ELBO().terms(twin, twins, x, y) for _ in range(2)] if epoch == epochs - 1 else []
             loss.backward()
             optimizer.step()

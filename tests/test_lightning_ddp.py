@@ -17,13 +17,13 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pyrostoch as ps
 from pyrostoch.infer.schedule import rate_factor
-from pyrostoch.infer.state import forked
+from pyrostoch.infer.seeds import forked, mixed_seed
 
 pytest.importorskip("lightning.pytorch", reason="needs pyrostoch[lightning]")
 
 from lightning.pytorch import Trainer
 
-from pyrostoch.lightning import SVIModule, noise_seed
+from pyrostoch.lightning import SVIModule
 
 ROOT = Path(__file__).resolve().parent.parent
 COUNT, BATCH, EPOCHS, SEED, LR, LR_ALPHA = 40, 10, 3, 7, 0.05, 0.1
@@ -141,7 +141,7 @@ def test_each_rank_has_its_noise_and_the_mean_of_their_losses_is_minimised(
             sampler = share(rank, 2, shuffle=True)
             sampler.set_epoch(epoch)
             rows = list(sampler)[index * BATCH : (index + 1) * BATCH]
-            with forked(torch.device("cpu"), noise_seed(SEED, 0, rank, epoch, index)):
+            with forked(torch.device("cpu"), mixed_seed(SEED, 0, rank, epoch, index)):
                 terms = ps.ELBO().terms(model, guide, x[rows], y[rows])
             parts.append(terms.kl - terms.data)
         torch.stack(parts).mean().backward()

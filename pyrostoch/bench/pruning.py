@@ -28,7 +28,7 @@ _THRESHOLD = 3.0
 _RECIPES = {
     "quick": Recipe(epochs=4, lr=2e-3, init_scale=math.exp(-5), kl_warmup=(1.0, 2.0), examples=2000),
     "cpu": Recipe(epochs=30, lr=2e-3, lr_alpha=1e-2, init_scale=math.exp(-5), kl_warmup=(1.0, 10.0)),
-    "full": Recipe(epochs=200, lr=1e-3, init_scale=math.exp(-5), kl_warmup=(5.0, 20.0)),
+    "full": Recipe(epochs=200, batch_size=100, lr=1e-3, init_scale=math.exp(-5), kl_warmup=(5.0, 20.0)),
 }
 
 
@@ -92,7 +92,6 @@ def _case(name: str, title: str, make: Callable[[DataSplit], nn.Module], layers:
         recipes=_RECIPES,
         random={f"{layer}.weight": LogUniform() for layer in layers},
         modes=("mean", "mc:20"),
-        needs_gpu=("full",),
         draws=2,
         measure=_measure(make),
     )

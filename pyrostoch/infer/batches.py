@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
@@ -15,6 +14,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pyrostoch._checks import batch_size as count_of
 from pyrostoch.infer.parallel import Ranks
+from pyrostoch.infer.seeds import mixed_seed
 
 __all__ = ["Batches", "Inputs", "Share", "as_batches", "order_of", "pair", "settle", "to_device"]
 
@@ -36,8 +36,7 @@ def order_of(seed: int, epoch: int, count: int) -> Tensor:
         >>> bool((order_of(0, 1, 5) == order_of(0, 1, 5)).all()), sorted(order_of(0, 2, 4).tolist())
         (True, [0, 1, 2, 3])
     """
-    mixed = int(np.random.SeedSequence([seed, epoch]).generate_state(1, np.uint64)[0] >> np.uint64(1))
-    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed))
+    return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
 
 
 def to_device(x: Any, device: torch.device) -> Any:

@@ -219,9 +219,8 @@ def compare(
                 start = time.perf_counter()
                 for x, y in drawing.parts(batch, targets):
                     average = DrawAverage(model, y)
-                    for chunk in drawing.chunks(x):
-                        for statistics in chunk.on(x, average.statistics):
-                            average.add(statistics)
+                    for statistics in drawing.each(x, average.statistics):
+                        average.add(statistics)
                     scores.update(average, y)
                 _wait(home)
                 scores.seconds += time.perf_counter() - start
@@ -281,8 +280,7 @@ def accuracy_by_samples(
             for x, y in drawing.parts(batch, targets):
                 average, spent = DrawAverage(model, y), 0.0
                 start = time.perf_counter()
-                passes = (row for chunk in drawing.chunks(x) for row in chunk.on(x, average.statistics))
-                for k, statistics in enumerate(passes, 1):
+                for k, statistics in enumerate(drawing.each(x, average.statistics), 1):
                     average.add(statistics)
                     if k in scores:
                         _wait(home)

@@ -1,8 +1,8 @@
 """Many posterior draws for less than their number of passes.
 
 What no draw changes is computed once, and the draws go through the rest side by side (`torch.vmap`), as many at a time
-as fit a fixed amount of memory. A network is looked at first, on two examples: whether it can be run so, where its
-randomness begins, and how large its activations are.
+as fit a fixed amount of memory. A network is looked at first, on up to three examples: whether it can be run so, where
+its randomness begins, and how large its activations are.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from torch.distributions import Distribution
 from pyrostoch.effects import Interpretation, SharedSample, base_law
 from pyrostoch.guides import Guide, PerSite
 from pyrostoch.infer.draws import MODES, observe
-from pyrostoch.infer.state import forked
+from pyrostoch.infer.seeds import forked
 from pyrostoch.infer.survey import Plan, Watch, growth, size_of
 from pyrostoch.model import latent_sites
 from pyrostoch.staging import put_back, undisturbed, unique
@@ -36,6 +36,9 @@ _BUDGET = {"cpu": 8 * 2**20, "cuda": 2**29}
 
 # Examples that a pass should have at least.
 _FEWEST = 16
+
+# Name, among the statistics, of whether a law's arguments are where they may be.
+_FITS = "fits"
 
 Statistics = Callable[[Distribution], dict[str, Tensor]]
 
@@ -92,21 +95,19 @@ class Chunk:
         index = torch.empty(len(self.values))  # at least one tensor to run over, also where no site is shared
         checked = pyro.settings.get("validate_distributions_pyro")
 
-        def one(values: dict[str, Tensor], index: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-            fits: list[Tensor] = []
-
+        def one(values: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
             def read(law: Distribution) -> dict[str, Tensor]:
-                fits.append(_has_valid_arguments(law) if checked else torch.ones((), dtype=torch.bool))
-                return statistics(law)
+                fits = _has_valid_arguments(law) if checked else torch.ones((), dtype=torch.bool)
+                return {**statistics(law), _FITS: fits}
 
-            return self._run(x, values, read), fits[0]
+            return self._run(x, values, read)
 
         # A batch of draws has no truth value for Pyro's checks to ask: they are asked of all draws at the end.
         with pyro.validation_enabled(False):
-            found, fits = torch.vmap(one, randomness="different")(values, index)
-        if not bool(fits.all()):
+            found = torch.vmap(one, randomness="different")(values, index)
+        if not bool(found.pop(_FITS).all()):
             raise ValueError("a law of the observations has arguments out of range")  # one by one, the law tells which
-        return dict(found)
+        return found
 
     def _run(self, x: Any, values: dict[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
         if self.drawing.joint:
@@ -144,8 +145,8 @@ class Drawing:
         ...                          likelihood=ps.likelihoods.Categorical(), num_data=10)
         >>> drawing = Drawing(model, ps.guides.Additive(model), "mc", 5)
         >>> with torch.no_grad():
-        ...     found = [row["logits"] for x, _ in drawing.parts(torch.ones(4, 2)) for chunk in drawing.chunks(x)
-        ...              for row in chunk.on(x, lambda law: {"logits": law.logits})]
+        ...     found = [row["logits"] for x, _ in drawing.parts(torch.ones(4, 2))
+        ...              for row in drawing.each(x, lambda law: {"logits": law.logits})]
         >>> len(found), found[0].shape, drawing.plan.folded
         (5, torch.Size([4, 3]), True)
     """
@@ -205,6 +206,16 @@ class Drawing:
             # A trace refers to itself, so its tensors would stay until Python collects circles.
             chunk.trace.nodes.clear()
             left -= size
+
+    def each(self, x: Any, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+        """What is wanted of the law of the observations, for each draw in turn.
+
+        Args:
+            x: Inputs of one batch.
+            statistics: Reads tensors from a law.
+        """
+        for chunk in self.chunks(x):
+            yield from chunk.on(x, statistics)
 
     def _budget(self, inputs: tuple[Tensor, ...]) -> int:
         return _BUDGET.get(inputs[0].device.type, _BUDGET["cuda"])

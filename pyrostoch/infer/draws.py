@@ -17,7 +17,7 @@ from pyrostoch.effects import Interpretation, MeanPropagation, base_law
 from pyrostoch.infer.batches import Batches, Inputs, to_device
 from pyrostoch.infer.elbo import interpretation
 from pyrostoch.infer.heldout import mode
-from pyrostoch.infer.state import forked
+from pyrostoch.infer.seeds import forked
 from pyrostoch.likelihoods import Likelihood
 from pyrostoch.metrics import MomentAverage, PredictiveAverage
 from pyrostoch.metrics.uncertainty import LogMeanExp

@@ -24,8 +24,9 @@ from pyrostoch.infer.history import Fit, History, append
 from pyrostoch.infer.parallel import Ranks, joined, local_device
 from pyrostoch.infer.safefile import CheckpointError, check_writable, read_file, write_file
 from pyrostoch.infer.schedule import Schedule
+from pyrostoch.infer.seeds import forked
 from pyrostoch.infer.settings import Settings, check_same_run
-from pyrostoch.infer.state import forked, module_state
+from pyrostoch.infer.state import module_state
 from pyrostoch.infer.trainer import NonFiniteLossError, Trainer
 from pyrostoch.infer.upfront import check_data, check_parties, check_store, place
 from pyrostoch.model import BayesianModel

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrostoch.infer.batches import Batches, to_device
 from pyrostoch.infer.elbo import interpretation
-from pyrostoch.infer.state import forked
+from pyrostoch.infer.seeds import forked
 from pyrostoch.model import BayesianModel
 
 __all__ = ["mode", "predictive_loss"]

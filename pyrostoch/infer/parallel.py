@@ -12,7 +12,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor
@@ -65,15 +64,6 @@ class Ranks:
         mine = index[self.rank :: self.size]
         weight = self.size * len(mine) / max(len(index), 1)
         return (mine, weight) if len(mine) else (index[:1], 0.0)
-
-    def noise_seed(self, seed: int, epoch: int) -> int:
-        """A seed for the noise of an epoch, another one on each rank.
-
-        Args:
-            seed: Seed of the run.
-            epoch: Number of the epoch.
-        """
-        return int(np.random.SeedSequence([seed, epoch, self.rank]).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the ranks, the same on all of them.

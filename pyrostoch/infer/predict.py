@@ -195,9 +195,8 @@ def predict(
         else:
             results = []
             for piece, average in pieces():
-                for chunk in drawing.chunks(piece):
-                    for statistics in chunk.on(piece, average.statistics):
-                        average.add(statistics)
+                for statistics in drawing.each(piece, average.statistics):
+                    average.add(statistics)
                 results.append(average.results())
     fields: dict[str, Any] = {field: torch.cat([result[field] for result in results]) for field in results[0]}
     return Prediction(mode=name, num_samples=draws, routes=dict(drawing.routes), **fields)

@@ -9,13 +9,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor, nn
 
-__all__ = ["TrainingState", "forked", "module_state", "parameter_names", "reseed"]
+from pyrostoch.infer.settings import Settings
+
+__all__ = ["TrainingState", "make_adam", "module_state", "parameter_names"]
 
 
 def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
@@ -57,21 +58,24 @@ def parameter_names(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, st
     return names
 
 
-@contextmanager
-def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Leave torch's generators (CPU's and the device's) as they are found; seeded inside where a seed is given."""
-    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
-        if seed is not None:
-            reseed(device, seed)
-        yield
+def make_adam(guide: nn.Module, names: dict[nn.Parameter, str], settings: Settings) -> torch.optim.Adam:
+    """Adam over one or two groups: the guide's logarithms of alpha have a group, and a rate, of their own.
 
-
-def reseed(device: torch.device, seed: int) -> None:
-    """Seed torch's generators of the CPU and of one device, no other device's."""
-    torch.default_generator.manual_seed(seed)
-    if device.type == "cuda":
-        with torch.cuda.device(device):
-            torch.cuda.manual_seed(seed)
+    Args:
+        guide: The guide; its `parameter_groups()["alpha"]`, where it has one, are the logarithms of alpha.
+        names: The trained parameters of model and guide.
+        settings: Their rates at the start, `lr` and `lr_alpha`.
+    """
+    groups = guide.parameter_groups() if hasattr(guide, "parameter_groups") else {}  # type: ignore[operator]
+    alphas = {id(parameter) for parameter in groups.get("alpha", ())}
+    parted = [
+        {"params": [p for p in names if id(p) not in alphas], "lr": settings.lr},
+        {
+            "params": [p for p in names if id(p) in alphas],
+            "lr": settings.lr if settings.lr_alpha is None else settings.lr_alpha,
+        },
+    ]
+    return torch.optim.Adam([group for group in parted if group["params"]])
 
 
 class TrainingState:

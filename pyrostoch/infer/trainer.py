@@ -12,8 +12,9 @@ from pyrostoch.infer.batches import Batches, Share, to_device
 from pyrostoch.infer.elbo import ELBO
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.infer.schedule import kl_weight, rate_factor
+from pyrostoch.infer.seeds import mixed_seed, reseed
 from pyrostoch.infer.settings import Settings
-from pyrostoch.infer.state import TrainingState, parameter_names, reseed
+from pyrostoch.infer.state import TrainingState, make_adam, parameter_names
 from pyrostoch.infer.terms import Terms
 from pyrostoch.model import BayesianModel
 from pyrostoch.staging import StagedStep
@@ -89,7 +90,8 @@ class Trainer:
             raise ValueError(
                 "fit: nothing to train: neither the guide nor the model has a parameter with requires_grad=True"
             )
-        self.optimizer, self._rates = self._make_optimizer()
+        self.optimizer = make_adam(guide, self.names, settings)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.state = TrainingState(model, guide, self.optimizer, self.names, device, batches.generators())
         self.ranks = Ranks() if ranks is None else ranks
         loss: Any = self._loss
@@ -100,19 +102,6 @@ class Trainer:
         # A tensor, since a staged step would keep a number for ever.
         dtypes = {p.dtype for p in self.names if p.dtype.is_floating_point}
         self._kl_weight = torch.ones((), dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
-
-    def _make_optimizer(self) -> tuple[torch.optim.Adam, list[float]]:
-        """Adam over two groups, log alphas apart, and the rate each group starts from."""
-        settings = self.settings
-        groups = self.guide.parameter_groups() if hasattr(self.guide, "parameter_groups") else {}  # type: ignore[operator]
-        alphas = {id(parameter) for parameter in groups.get("alpha", ())}
-        lr_alpha = settings.lr if settings.lr_alpha is None else settings.lr_alpha
-        parted: list[tuple[list[nn.Parameter], float]] = [
-            ([p for p in self.names if id(p) not in alphas], settings.lr),
-            ([p for p in self.names if id(p) in alphas], lr_alpha),
-        ]
-        used = [(parameters, rate) for parameters, rate in parted if parameters]
-        return torch.optim.Adam([{"params": p, "lr": rate} for p, rate in used]), [rate for _, rate in used]
 
     def run_epoch(self, number: int, check: Callable[[Any, Tensor], None] | None = None) -> dict[str, Any]:
         """Train for one epoch; nothing is read from the device before its end.
@@ -148,7 +137,7 @@ class Trainer:
     def _shares(self, number: int) -> Iterator[Share]:
         """This process's part of each batch of an epoch, its noise seeded where there are others."""
         if self.ranks.many:
-            reseed(self.device, self.ranks.noise_seed(self.order_seed, number))
+            reseed(self.device, mixed_seed(self.order_seed, number, self.ranks.rank))
         return self.batches.shares(self.order_seed, number, self.ranks)
 
     def _step(self, share: Share, number: int, index: int) -> Tensor:

@@ -17,7 +17,7 @@ from pyrostoch.effects import base_law
 from pyrostoch.effects.census import Use, take_census
 from pyrostoch.infer.batches import Batches, to_device
 from pyrostoch.infer.heldout import mode
-from pyrostoch.infer.state import forked
+from pyrostoch.infer.seeds import forked
 from pyrostoch.likelihoods import Bernoulli, Categorical
 from pyrostoch.model import BayesianModel
 

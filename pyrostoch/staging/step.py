@@ -208,9 +208,6 @@ class StagedStep:
     def _layout(self) -> tuple[Any, ...]:
         return () if self._update is None else self._update.layout()
 
-    def _pins(self) -> Pins:
-        return Pins(self._parts, self.parameters)
-
     def _key(self, leaves: list[Any], form: Any) -> Hashable:
         """All that a staged step takes for granted about a call."""
         batch = tuple(
@@ -305,7 +302,9 @@ class StagedStep:
         compare(found[:count], expected[:count], count, _CLOSE, "compiled")
         compare_updates(done, after, before, _ALIKE)
         self.optimizer.zero_grad(set_to_none=True)
-        return _Staged(run, static, graph.constants, count, self._layout(), self.parameters, self._pins())
+        return _Staged(
+            run, static, graph.constants, count, self._layout(), self.parameters, Pins(self._parts, self.parameters)
+        )
 
     def _gradients(self, loss: Tensor) -> list[Tensor | None]:
         """The gradients, clipped."""
