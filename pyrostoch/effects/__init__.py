@@ -17,6 +17,7 @@ from pyrostoch.effects.flipout import Flipout
 from pyrostoch.effects.interpretation import INDEPENDENT, Interpretation, base_law
 from pyrostoch.effects.local import LocalReparameterization
 from pyrostoch.effects.mean import MeanPropagation
+from pyrostoch.effects.moments import MomentPropagation
 from pyrostoch.effects.network import call_network, checkpoint
 from pyrostoch.effects.shared import SharedSample
 
@@ -26,6 +27,7 @@ __all__ = [
     "Interpretation",
     "LocalReparameterization",
     "MeanPropagation",
+    "MomentPropagation",
     "SharedSample",
     "base_law",
     "call_network",

@@ -20,8 +20,8 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from pyrostoch._ops import bind
 from pyrostoch.effects.active import entered
-from pyrostoch.effects.ops import bind
 
 __all__ = ["Use", "batch_of", "take_census", "tensors_in"]
 

@@ -12,9 +12,9 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pyrostoch._ops import LinearOp
 from pyrostoch.effects.census import Use, batch_of, take_census
 from pyrostoch.effects.network import NetworkCall
-from pyrostoch.effects.ops import LinearOp
 
 __all__ = ["INDEPENDENT", "Interpretation", "base_law"]
 
@@ -81,7 +81,17 @@ class Interpretation(Messenger):
         """Why a weight keeps its drawn value in this one linear use: a reason, or `None`."""
         return None
 
-    def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+    def keep(self, site: str, reason: str) -> Tensor:
+        """The value with which a weight goes through the network that is not replaced by its law.
+
+        Args:
+            site: Its site.
+            reason: Why not; empty where that is the interpretation's design.
+        """
+        self.routes[site] = f"shared ({reason})" if reason else "shared"
+        return self.draw(site)
+
+    def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Any:
         """Carry out one linear operation whose weight and/or bias are the named, deferred sites."""
         raise RuntimeError(f"{type(self).__name__} defers no weight")
 
@@ -161,12 +171,11 @@ class Interpretation(Messenger):
                 known.spent = True
                 deferred[parameter] = site
             else:
-                self.routes[site] = f"shared ({reason})" if reason else "shared"
-                call.weights[parameter] = self.draw(site)
+                call.weights[parameter] = self.keep(site, reason)
         call.deferred = set(deferred)
         self.treated |= set(deferred.values())
 
-        def carrier(op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+        def carrier(op: LinearOp, weight: str | None, bias: str | None) -> Any:
             return self.carry(
                 op, None if weight is None else deferred[weight], None if bias is None else deferred[bias]
             )

@@ -7,10 +7,10 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
+from pyrostoch._ops import LinearOp
 from pyrostoch.distributions import SymmetricUniform, TwoPoint
 from pyrostoch.effects.census import Use
 from pyrostoch.effects.interpretation import Interpretation
-from pyrostoch.effects.ops import LinearOp
 
 __all__ = ["LocalReparameterization"]
 

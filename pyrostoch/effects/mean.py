@@ -8,7 +8,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pyrostoch.effects.interpretation import Interpretation, base_law
 
-__all__ = ["MeanPropagation"]
+__all__ = ["MeanPropagation", "replace_by_mean"]
 
 
 class MeanPropagation(Interpretation):
@@ -30,26 +30,38 @@ class MeanPropagation(Interpretation):
     name = "mean"
 
     def _pyro_sample(self, msg: Any) -> None:
-        if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
-            return
-        law = base_law(msg["fn"])
-        try:
-            mean = law.mean
-        except (NotImplementedError, ValueError) as error:  # torch's and Pyro's laws that have none to tell
-            mean = _mean_through_transforms(law)
-            if mean is None:
-                raise ValueError(
-                    f"site {msg['name']!r}: {type(law).__name__} has no known mean, so mean propagation cannot replace "
-                    "it; use mode='mc'"
-                ) from error
-        # A copy: a network may write into its weights, and the mean may be the guide's own parameter.
-        msg["value"] = mean.expand(msg["fn"].shape()).clone()
-        msg["done"] = True
+        replace_by_mean(msg)
 
     def _pyro_dropout(self, msg: Any) -> None:
         # Inverted scaling: the mean of what is left of an input is the input.
         msg["value"] = msg["args"][0]
         msg["done"] = True
+
+
+def replace_by_mean(msg: Any) -> None:
+    """Give a site the mean of its law, unless it has a value.
+
+    Args:
+        msg: Pyro's message of the site.
+
+    Raises:
+        ValueError: The law has no finite mean.
+    """
+    if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
+        return
+    law = base_law(msg["fn"])
+    try:
+        mean = law.mean
+    except (NotImplementedError, ValueError) as error:  # torch's and Pyro's laws that have none to tell
+        mean = _mean_through_transforms(law)
+        if mean is None:
+            raise ValueError(
+                f"site {msg['name']!r}: {type(law).__name__} has no known mean, so it cannot be replaced by it; use "
+                "mode='mc'"
+            ) from error
+    # A copy: a network may write into its weights, and the mean may be the guide's own parameter.
+    msg["value"] = mean.expand(msg["fn"].shape()).clone()
+    msg["done"] = True
 
 
 def _mean_through_transforms(law: Any) -> Any:

@@ -21,14 +21,15 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from pyrostoch._ops import LinearOp, bind
 from pyrostoch.effects.active import active_call, entered
 from pyrostoch.effects.census import tensors_in
-from pyrostoch.effects.ops import LinearOp, bind
+from pyrostoch.moments import MissingRuleError
 
 __all__ = ["NetworkCall", "call_network", "checkpoint"]
 
 # How one linear operation with deferred weights is carried out: (operation, name of weight, name of bias) -> output.
-Carrier = Callable[[LinearOp, str | None, str | None], Tensor]
+Carrier = Callable[[LinearOp, str | None, str | None], Any]
 
 
 class NetworkCall:
@@ -68,6 +69,12 @@ class NetworkCall:
         try:
             with entered(self), _uncached(), mode:
                 output = functional_call(self.net, self.weights, self.args, self.kwargs)
+        except MissingRuleError as error:
+            names = {id(module): name for name, module in self.net.named_modules()}
+            place = names.get(id(error.module))
+            if not place:
+                raise
+            raise MissingRuleError(f"module {place!r}: {error}", error.function, error.module) from None
         finally:
             # Call and mode refer to each other: draws and inputs would stay until Python collects circles.
             del self.mode

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -15,13 +16,14 @@ from torch.distributions import Bernoulli, Categorical, Distribution
 from pyrostoch._checks import check_choice, check_finite, name_list
 from pyrostoch.effects import Interpretation, MeanPropagation, base_law
 from pyrostoch.infer.batches import Batches, Inputs, to_device
-from pyrostoch.infer.elbo import interpretation
+from pyrostoch.infer.elbo import MOMENTS, interpretation
 from pyrostoch.infer.heldout import mode
 from pyrostoch.infer.seeds import forked
 from pyrostoch.likelihoods import Likelihood
 from pyrostoch.metrics import MomentAverage, PredictiveAverage
 from pyrostoch.metrics.uncertainty import LogMeanExp
 from pyrostoch.model import latent_sites
+from pyrostoch.moments.predictive import OutputLaw
 
 __all__ = [
     "MODES",
@@ -39,6 +41,9 @@ __all__ = [
 ]
 
 _DEFAULT_SAMPLES = 20
+
+# Before the name of a field of a prediction that is complete, and not one of many draws.
+_READY = "ready/"
 
 
 @dataclass(frozen=True)
@@ -58,6 +63,7 @@ class Mode:
 MODES: dict[str, Mode] = {
     "mean": Mode(lambda model: MeanPropagation(), sampled=False),
     "mc": Mode(lambda model: interpretation("marginal", model), sampled=True),
+    **{name: Mode(partial(interpretation, name), sampled=False) for name in MOMENTS},
 }
 
 
@@ -78,6 +84,8 @@ def parse_mode(text: str, num_samples: int | None = None) -> tuple[str, int]:
         >>> parse_mode("mc:5"), parse_mode("mc"), parse_mode("mean")
         (('mc', 5), ('mc', 20), ('mean', 1))
     """
+    if text in MODES and not MODES[text].sampled and num_samples is None:
+        return text, 1
     name, colon, count = str(text).partition(":")
     known = [f"{key}:K" if colon and value.sampled else key for key, value in MODES.items()]
     if name not in MODES:
@@ -267,6 +275,7 @@ class DrawAverage:
         self._moments = MomentAverage()
         self._density = LogMeanExp()
         self._shape = torch.Size()
+        self._ready: dict[str, Tensor] = {}
         self.classes = False
 
     def statistics(self, law: Distribution) -> dict[str, Tensor]:
@@ -275,6 +284,8 @@ class DrawAverage:
         Args:
             law: The law of the observations for that draw.
         """
+        if isinstance(law, OutputLaw):
+            return self._of_moments(law)
         found: dict[str, Tensor] = {}
         if self.y is not None:
             if not self._density.draws:
@@ -291,12 +302,32 @@ class DrawAverage:
                 "report; use a law with both"
             ) from error
 
+    def _of_moments(self, law: OutputLaw) -> dict[str, Tensor]:
+        """The whole prediction, since a pass by moments is not one of many draws."""
+        if self.y is not None:
+            check_targets(self._model, law, self.y)
+        if law.closed is None:
+            points = DrawAverage(self._model, self.y)
+            for member in law.members():
+                points.add(points.statistics(member))
+            return {_READY + name: value for name, value in points.results().items()}
+        fields = dict(law.closed.fields)
+        if self.y is not None:
+            fields["log_density"] = law.log_prob(self.y).to(torch.float64)
+        return {_READY + name: value for name, value in fields.items()}
+
     def add(self, statistics: Mapping[str, Tensor]) -> None:
         """Add one draw.
 
         Args:
             statistics: As `statistics` gives them.
         """
+        self._ready = {
+            name.removeprefix(_READY): value for name, value in statistics.items() if name.startswith(_READY)
+        }
+        if self._ready:
+            self.classes = "log_probs" in self._ready
+            return
         if "density" in statistics:
             self._density.update(statistics["density"])
         if "classes" in statistics:
@@ -308,15 +339,17 @@ class DrawAverage:
     @property
     def log_probs(self) -> Tensor:
         """Log of the mean probabilities, (n, ..., C)."""
-        return self._classes.log_probs.reshape(self._shape)
+        return self._ready["log_probs"] if self._ready else self._classes.log_probs.reshape(self._shape)
 
     @property
     def log_density(self) -> Tensor:
         """Log of the mean density of the targets, (n,)."""
-        return self._density.compute()
+        return self._ready["log_density"] if self._ready else self._density.compute()
 
     def results(self) -> dict[str, Tensor]:
         """The averages by the name of the field of a `Prediction`."""
+        if self._ready:
+            return self._ready
         found: dict[str, Tensor] = {} if self.y is None else {"log_density": self.log_density}
         if self.classes:
             found["log_probs"] = self.log_probs

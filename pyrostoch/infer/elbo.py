@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -10,13 +11,29 @@ from pyro.infer import ELBO as PyroELBO
 from torch import Tensor
 
 from pyrostoch._checks import check_choice
-from pyrostoch.effects import Flipout, Interpretation, LocalReparameterization, SharedSample
+from pyrostoch.effects import Flipout, Interpretation, LocalReparameterization, MomentPropagation, SharedSample
 from pyrostoch.infer.terms import Terms, draw_terms, draw_traces
 from pyrostoch.model import BayesianModel
 
-__all__ = ["ELBO", "ESTIMATORS", "Estimator", "interpretation"]
+__all__ = ["ELBO", "ESTIMATORS", "MOMENTS", "Estimator", "interpretation"]
 
-Estimator = Literal["local", "shared", "flipout", "marginal"]
+Estimator = Literal[
+    "local", "shared", "flipout", "marginal", "moments", "moments:closed", "moments:full", "moments:full:closed"
+]
+
+#: The ways to propagate moments, by name: what covariance goes along, and how the output is read.
+MOMENTS: dict[str, Callable[[], MomentPropagation]] = {
+    "moments": MomentPropagation,
+    "moments:closed": lambda: MomentPropagation(closed=True),
+    "moments:full": lambda: MomentPropagation("full"),
+    "moments:full:closed": lambda: MomentPropagation("full", closed=True),
+}
+
+
+def _moments(name: str, *, lazy: bool = False) -> Interpretation:
+    """Moment propagation draws nothing, so there is nothing to leave undrawn."""
+    return MOMENTS[name]()
+
 
 #: How an estimator's name becomes an interpretation. "marginal" keeps every example's marginal exact.
 ESTIMATORS: dict[str, Callable[..., Interpretation]] = {
@@ -24,6 +41,7 @@ ESTIMATORS: dict[str, Callable[..., Interpretation]] = {
     "shared": SharedSample,
     "flipout": Flipout,
     "marginal": lambda lazy=False: LocalReparameterization(factorised=False, lazy=lazy),
+    **{name: partial(_moments, name) for name in MOMENTS},
 }
 
 
@@ -31,7 +49,8 @@ def interpretation(estimator: str, model: Any = None) -> Interpretation:
     """A fresh interpretation for an estimator's name.
 
     Args:
-        estimator: `"local"`, `"shared"`, `"flipout"`, or `"marginal"` (local where exact, else shared).
+        estimator: `"local"`, `"shared"`, `"flipout"`, `"marginal"` (local where exact, else shared), or one of
+            `MOMENTS`.
         model: The model it is for. In a `BayesianModel` nothing but the network reads a weight, so draws may stay
             undrawn until the network needs them; in any other model they are drawn.
 
@@ -62,8 +81,10 @@ class ELBO(PyroELBO):
     weight scales both sides of every latent site, so that annealing it anneals what it says.
 
     Args:
-        estimator: How random weights are treated: `"local"` reparameterization, one `"shared"` sample, `"flipout"`, or
-            `"marginal"`: local only where it is exact.
+        estimator: How random weights are treated: `"local"` reparameterization, one `"shared"` sample, `"flipout"`,
+            `"marginal"` (local only where it is exact), or `"moments"`: no draw at all, the mean log-likelihood under
+            the output's Gaussian, by fixed points of it or, `"moments:closed"`, to second order; `"moments:full"`
+            carries covariances.
         num_particles: Independent draws averaged in one step.
         kl_weight: Weight beta of the KL, for annealing; 1 is the ELBO itself. It may be set between steps.
 

@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
+from pyrostoch._ops import bind
 from pyrostoch.effects.census import tensors_in
-from pyrostoch.effects.ops import bind
 
 __all__ = ["Plan", "Watch", "growth", "size_of"]
 

@@ -11,8 +11,9 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrostoch.distributions import has_closed_form, kl_sum
-from pyrostoch.effects import INDEPENDENT, Interpretation
+from pyrostoch.effects import INDEPENDENT, Interpretation, MomentPropagation
 from pyrostoch.model import latent_sites
+from pyrostoch.moments.predictive import OutputLaw
 
 __all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces"]
 
@@ -101,7 +102,7 @@ def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, 
     penalty: Tensor | float = 0.0
     for node in model_trace.nodes.values():
         if node["type"] == "sample" and node["is_observed"]:
-            term = _scaled(node, _log_prob(node))
+            term = _scaled(node, _expected_log_prob(node))
             if type(node["fn"]).__name__ == "Unit":
                 penalty = penalty - term
             else:
@@ -132,7 +133,8 @@ def _site_term(name: str, model_node: Any, guide_node: Any, how: Interpretation)
                 f"site {name!r}: poutine.mask on a latent site is not supported; select sites by prior rules"
             )
         return SiteTerm(kl * guide_node["scale"], True, improper, size)
-    value = how.draw(name) if guide_node["infer"].get(INDEPENDENT) else guide_node["value"]
+    drawn = guide_node["infer"].get(INDEPENDENT) or isinstance(how, MomentPropagation)
+    value = how.draw(name) if drawn else guide_node["value"]
     log_q = _scaled(guide_node, law.log_prob(value))
     log_p = _scaled(model_node, prior.log_prob(value))
     return SiteTerm(log_q - log_p, False, improper, size)
@@ -149,6 +151,12 @@ def _check_gradient(name: str, law: Any) -> None:
 def _log_prob(node: Any) -> Tensor:
     log_prob: Tensor = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
     return log_prob
+
+
+def _expected_log_prob(node: Any) -> Tensor:
+    """The log density of what was observed; its mean over the output, where that is known by its moments."""
+    fn = node["fn"]
+    return fn.expected_log_prob(node["value"]) if isinstance(fn, OutputLaw) else _log_prob(node)
 
 
 def _scaled(node: Any, log_prob: Tensor) -> Tensor:

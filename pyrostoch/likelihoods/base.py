@@ -13,6 +13,8 @@ from torch.distributions import Distribution
 from torch.nn import functional as F
 
 from pyrostoch._checks import check_positive
+from pyrostoch.moments import Moments
+from pyrostoch.moments.predictive import Closed, OutputLaw
 from pyrostoch.priors import FromDistribution
 
 __all__ = ["FromOutput", "Likelihood", "Noise", "as_likelihood", "per_example"]
@@ -44,9 +46,16 @@ class Likelihood(nn.Module):
         """The observation's law, one batch axis, from the output and the likelihood's own quantities."""
         raise TypeError(f"{type(self).__name__} must implement law(output)")
 
+    def closed(self, output: Moments, **quantities: Tensor | float) -> Closed | None:
+        """A closed reading of output moments, where there is one."""
+        return None
+
     def forward(self, output: Any, quantities: dict[str, Tensor | float] | None = None) -> Distribution:
-        """The observation's law, its own quantities drawn unless they are given."""
-        return self.law(output, **(self.draw() if quantities is None else quantities))
+        """The observation's law, its own quantities drawn unless they are given; the output may be moments."""
+        drawn = self.draw() if quantities is None else quantities
+        if isinstance(output, Moments):
+            return OutputLaw(output, lambda z: self.law(z, **drawn), lambda: self.closed(output, **drawn))
+        return self.law(output, **drawn)
 
     def check_shape(self, law: Distribution, target: Tensor) -> None:
         """Refuse a target whose shape is not that of the law: broadcasting would fit something else."""

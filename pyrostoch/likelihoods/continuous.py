@@ -10,6 +10,8 @@ from torch.distributions import Distribution
 
 from pyrostoch._checks import check_positive
 from pyrostoch.likelihoods.base import Likelihood, Noise, like, per_example, positive
+from pyrostoch.moments import Moments
+from pyrostoch.moments.predictive import Closed, noisy_gaussian
 
 __all__ = ["Gaussian", "HeteroscedasticGaussian", "StudentT"]
 
@@ -35,6 +37,10 @@ class Gaussian(Likelihood):
     def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """N(output, scale^2)."""
         return per_example(dist.Normal(output, like(quantities["scale"], output)))
+
+    def closed(self, output: Moments, **quantities: Tensor | float) -> Closed | None:
+        """N(mean, covariance + scale^2), exact."""
+        return noisy_gaussian(output, like(quantities["scale"], output.loc))
 
 
 class HeteroscedasticGaussian(Likelihood):

@@ -10,6 +10,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrostoch.likelihoods.base import Likelihood, per_example
+from pyrostoch.moments import Moments
+from pyrostoch.moments.predictive import Closed, softmax_under_gaussian
 
 __all__ = ["Bernoulli", "Categorical", "Poisson"]
 
@@ -29,6 +31,10 @@ class Categorical(Likelihood):
                 f"likelihood Categorical: expected logits of shape (batch, classes), got {tuple(output.shape)}"
             )
         return per_example(dist.Categorical(logits=output))
+
+    def closed(self, output: Moments, **quantities: Tensor | float) -> Closed | None:
+        """Class probabilities by a closed approximation."""
+        return softmax_under_gaussian(output) if output.how.closed else None
 
     def check_shape(self, law: Distribution, target: Tensor) -> None:
         """Refuse targets that are not one whole number an example."""

@@ -1,0 +1,192 @@
+"""Which unit stands for which of torch's activation functions; dropout; and sampling through what has no rule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyrostoch.moments.affine import scaled
+from pyrostoch.moments.arithmetic import added
+from pyrostoch.moments.gaussian import Link, Moments
+from pyrostoch.moments.smooth import Gelu, Probit, Smooth
+from pyrostoch.moments.table import RULES, moments_in, rule
+from pyrostoch.moments.units import Knot, Piecewise, Unit, activate
+
+__all__ = ["sample_through"]
+
+_RELU = Piecewise((Knot(kink=1.0),))
+
+
+def _register(unit: Callable[..., Unit], *functions: Any, in_place: tuple[Any, ...] = ()) -> None:
+    """Rules for functions `f(x, *settings, inplace=False)` and for those that always work in place."""
+
+    @rule(*functions, *in_place)
+    def _activation(
+        func: Callable[..., Any], input: Moments, *args: Any, inplace: bool = False, **kwargs: Any
+    ) -> Moments:
+        made = activate(input, unit(*args, **kwargs))
+        return input.become(made) if inplace or func in in_place else made
+
+
+def _fixed(unit: Unit) -> Callable[..., Unit]:
+    return lambda *_: unit
+
+
+def _leaky(negative_slope: float = 0.01, *_: Any) -> Unit:
+    return Piecewise((Knot(kink=1.0 - negative_slope),), slant=negative_slope)
+
+
+def _clamp(min: Any = None, max: Any = None, *_: Any) -> Unit:
+    if min is None or max is None:
+        at = min if max is None else max
+        return Piecewise(
+            (Knot(at, kink=1.0 if max is None else -1.0),),
+            offset=at if max is None else 0.0,
+            slant=float(max is not None),
+        )
+    return Piecewise((Knot(min, kink=1.0), Knot(max, kink=-1.0)), offset=min)
+
+
+def _gelu(approximate: str = "none") -> Unit:
+    return Gelu() if approximate == "none" else Smooth(lambda x: F.gelu(x, approximate=approximate))
+
+
+def _smooth(function: Callable[..., Tensor]) -> Callable[..., Unit]:
+    return lambda *args, **kwargs: Smooth(lambda x: function(x, *args, **kwargs))
+
+
+_register(_fixed(_RELU), torch.relu, F.relu, Tensor.relu, in_place=(torch.relu_, F.relu_, Tensor.relu_))
+_register(_leaky, F.leaky_relu, in_place=(F.leaky_relu_,))
+_register(lambda *_: _clamp(0.0, 6.0), F.relu6)
+_register(lambda low=-1.0, high=1.0, *_: _clamp(low, high), F.hardtanh, in_place=(F.hardtanh_,))
+_register(_clamp, torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
+_register(_clamp, torch.clamp_min, Tensor.clamp_min)
+_register(lambda max: _clamp(None, max), torch.clamp_max, Tensor.clamp_max)
+_register(lambda *_: Piecewise((Knot(-3.0, kink=1 / 6), Knot(3.0, kink=-1 / 6))), F.hardsigmoid)
+_register(_fixed(Piecewise((Knot(kink=2.0),), slant=-1.0)), torch.abs, Tensor.abs, Tensor.__abs__)
+_register(_fixed(Piecewise((Knot(jump=2.0),), offset=-1.0)), torch.sign, Tensor.sign)
+_register(_fixed(Probit(math.sqrt(0.5), 2.0, -1.0)), torch.erf, Tensor.erf, torch.special.erf)
+_register(_fixed(Probit()), torch.special.ndtr)
+_register(_gelu, F.gelu)
+for _functions in (
+    (torch.tanh, F.tanh, Tensor.tanh),
+    (torch.sigmoid, F.sigmoid, Tensor.sigmoid),
+    (torch.sin, Tensor.sin),
+    (torch.cos, Tensor.cos),
+    (F.softplus,),
+    (F.silu,),
+    (F.mish,),
+    (F.elu,),
+    (F.selu, torch.selu),
+    (F.celu, torch.celu),
+    (F.softsign,),
+    (F.logsigmoid,),
+    (F.hardswish,),
+    (F.tanhshrink,),
+):
+    _register(_smooth(_functions[0]), *_functions)
+
+
+@rule(torch.heaviside, Tensor.heaviside)
+def _heaviside(func: Callable[..., Any], input: Moments, values: Tensor) -> Moments:
+    return activate(input, Piecewise.threshold())
+
+
+@rule(*(getattr(Tensor, f"__{name}__") for name in ("gt", "ge")), torch.gt, torch.ge, Tensor.gt, Tensor.ge)
+def _above(func: Callable[..., Any], x: Moments, at: Any) -> Moments:
+    """A comparison is a unit of 0 and 1: what a network does with the truth value counts it."""
+    return activate(x, Piecewise.threshold(at))
+
+
+@rule(F.prelu, torch.prelu)
+def _prelu(func: Callable[..., Any], input: Moments, weight: Tensor) -> Moments:
+    slope = weight.reshape(1, -1, *[1] * (input.loc.dim() - 2)) if weight.numel() > 1 else weight.reshape(())
+    rising, falling = activate(input, _RELU), activate(scaled(input, -input.loc, -1.0), _RELU)
+    return added(rising, scaled(falling, falling.loc * slope, slope), -1.0)
+
+
+@rule(F.log_softmax, torch.log_softmax, Tensor.log_softmax)
+def _log_softmax(
+    func: Callable[..., Any], input: Moments, dim: int | None = None, *rest: Any, **kwargs: Any
+) -> Moments:
+    """The constant of the mean is taken off, not the random one: no softmax of it sees the difference."""
+    return scaled(input, func(input.loc, dim), 1.0)
+
+
+@rule(F.dropout, torch.dropout, torch.feature_dropout)
+@rule(F.dropout1d, F.dropout2d, F.dropout3d)
+def _dropout(
+    func: Callable[..., Any], input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False
+) -> Moments:
+    """Masks are independent of everything: the mean stays, and each entry gains (v + m²) p / (1 - p)."""
+    if not training or p == 0.0:
+        return input
+    x, odds = input, p / (1.0 - p)
+    second = x.var + x.loc.square()
+    cov = None
+    if x.cov is not None:
+        flat = x.loc.flatten(1)
+        masks = torch.arange(x.loc[0].numel(), device=x.loc.device)
+        if func not in (F.dropout, torch.dropout):  # one mask for a whole channel
+            masks = masks // math.prod(x.loc.shape[2:])
+        joint = x.cov + flat.unsqueeze(1) * flat.unsqueeze(2)
+        cov = x.cov + odds * joint * (masks.unsqueeze(0) == masks.unsqueeze(1))
+    made = Moments(x.loc, x.var + odds * second, cov, x.how, (Link(x, lambda rows: rows, torch.ones_like(x.loc)),))
+    return x.become(made) if inplace else made
+
+
+def sample_through(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Moments:
+    """Moments of an operation without a rule, by Monte Carlo through this one operation.
+
+    Args:
+        func: A function whose result is one tensor of floating-point numbers, the examples in front.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+
+    Returns:
+        Mean and variance (or covariance) of the draws.
+
+    Raises:
+        ValueError: The function returns something else.
+    """
+    given = {id(moments): moments for moments in moments_in((args, kwargs))}
+    how = next(iter(given.values())).how
+    draws: list[Tensor] = []
+    for _ in range(how.draws):
+        values = {key: _drawn(moments) for key, moments in given.items()}
+        found = func(*_replaced(args, values), **_replaced(kwargs, values))
+        if not isinstance(found, Tensor) or not found.is_floating_point():
+            raise ValueError(f"moments: {func} returns no tensor of real numbers, so it cannot be sampled through")
+        draws.append(found)
+    stacked = torch.stack(draws)
+    loc, var = stacked.mean(0), stacked.var(0)
+    cov = None
+    if how.full:
+        centred = (stacked - loc).flatten(2).movedim(0, 1)
+        cov = centred.mT @ centred / (how.draws - 1)
+    return Moments(loc, var, cov, how)
+
+
+RULES["fallback"] = sample_through
+
+
+def _drawn(moments: Moments) -> Tensor:
+    noise = torch.randn_like(moments.loc)
+    if moments.cov is None:
+        return moments.loc + moments.stddev() * noise
+    values, vectors = torch.linalg.eigh(moments.cov)
+    scaled_noise = values.clamp_min(0.0).sqrt() * noise.flatten(1)
+    return moments.loc + (vectors @ scaled_noise.unsqueeze(-1)).reshape(moments.loc.shape)
+
+
+def _replaced(tree: Any, values: dict[int, Tensor]) -> Any:
+    if isinstance(tree, (tuple, list)):
+        return type(tree)(_replaced(item, values) for item in tree)
+    if isinstance(tree, dict):
+        return {key: _replaced(item, values) for key, item in tree.items()}
+    return values.get(id(tree), tree)

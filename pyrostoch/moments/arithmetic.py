@@ -1,0 +1,147 @@
+"""Sums and products of moments with each other and with fixed tensors: residual links, gates, scaling, shifting."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrostoch.moments.affine import affine, scaled
+from pyrostoch.moments.gaussian import Link, Moments, cross_covariance, elementwise_covariance, related
+from pyrostoch.moments.table import rule
+
+__all__ = ["added", "multiplied"]
+
+
+def added(x: Moments, y: Moments, sign: float = 1.0) -> Moments:
+    """X + y, or x - y, with the covariance of the two where they have something in common.
+
+    Args:
+        x: The first.
+        y: The second, of the same shape.
+        sign: 1 or -1.
+    """
+    _same_shape(x, y)
+    loc = x.loc + sign * y.loc
+    plain, turned = torch.ones_like(loc), torch.full_like(loc, sign)
+    links = (Link(x, lambda rows: rows, plain), Link(y, lambda rows: sign * rows, turned))
+    if x.cov is not None and y.cov is not None:
+        cov = x.cov + y.cov
+        if related(x, y):
+            cross = cross_covariance(x, y)
+            cov = cov + sign * (cross + cross.mT)
+        return Moments(loc, cov.diagonal(dim1=1, dim2=2).reshape(loc.shape), cov, x.how, links)
+    shared = elementwise_covariance(x, y)
+    var = x.var + y.var if shared is None else x.var + y.var + 2.0 * sign * shared
+    return Moments(loc, var.clamp_min(0.0), None, x.how, links)
+
+
+def multiplied(x: Moments, y: Moments) -> Moments:
+    """The product entry by entry, exact for jointly Gaussian x and y.
+
+    Args:
+        x: The first.
+        y: The second, of the same shape.
+    """
+    _same_shape(x, y)
+    together = related(x, y)
+    shared: Any = elementwise_covariance(x, y) if x.cov is None else None
+    cov = None
+    if x.cov is not None and y.cov is not None:
+        m, n = x.loc.flatten(1), y.loc.flatten(1)
+        cov = n.unsqueeze(2) * n.unsqueeze(1) * x.cov + m.unsqueeze(2) * m.unsqueeze(1) * y.cov + x.cov * y.cov
+        if together:
+            cross = cross_covariance(x, y)
+            mixed = n.unsqueeze(2) * m.unsqueeze(1) * cross
+            cov = cov + mixed + mixed.mT + cross * cross.mT
+            shared = cross.diagonal(dim1=1, dim2=2).reshape(x.loc.shape)
+    loc = x.loc * y.loc if shared is None else x.loc * y.loc + shared
+    links = (
+        Link(x, lambda rows: rows * y.loc.unsqueeze(1), y.loc),
+        Link(y, lambda rows: rows * x.loc.unsqueeze(1), x.loc),
+    )
+    if cov is not None:
+        return Moments(loc, cov.diagonal(dim1=1, dim2=2).reshape(loc.shape), cov, x.how, links)
+    var = x.var * y.loc.square() + y.var * x.loc.square() + x.var * y.var
+    if shared is not None:
+        var = var + 2.0 * x.loc * y.loc * shared + shared.square()
+    return Moments(loc, var.clamp_min(0.0), None, x.how, links)
+
+
+def _same_shape(x: Moments, y: Moments) -> None:
+    if x.loc.shape != y.loc.shape:
+        raise ValueError(
+            f"moments: expected operands of one shape, got {tuple(x.loc.shape)} and {tuple(y.loc.shape)}; entries that "
+            "are used several times would be correlated"
+        )
+
+
+@rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__)
+def _add(func: Callable[..., Any], x: Any, y: Any, *, alpha: float = 1.0) -> Moments:
+    if isinstance(x, Moments) and isinstance(y, Moments):
+        made = added(x, y if alpha == 1.0 else scaled(y, y.loc * alpha, alpha))
+    elif isinstance(x, Moments):
+        made = scaled(x, x.loc + alpha * y, 1.0)
+    else:
+        made = scaled(y, x + alpha * y.loc, alpha)
+    return x.become(made) if func in (Tensor.add_, Tensor.__iadd__) else made
+
+
+@rule(torch.sub, Tensor.sub, Tensor.__sub__, Tensor.sub_, Tensor.__isub__, torch.subtract)
+def _sub(func: Callable[..., Any], x: Any, y: Any, *, alpha: float = 1.0) -> Moments:
+    if isinstance(x, Moments) and isinstance(y, Moments):
+        made = added(x, y if alpha == 1.0 else scaled(y, y.loc * alpha, alpha), -1.0)
+    elif isinstance(x, Moments):
+        made = scaled(x, x.loc - alpha * y, 1.0)
+    else:
+        made = scaled(y, x - alpha * y.loc, -alpha)
+    return x.become(made) if func in (Tensor.sub_, Tensor.__isub__) else made
+
+
+@rule(Tensor.__rsub__, torch.rsub)
+def _rsub(func: Callable[..., Any], x: Moments, y: Any) -> Moments:
+    return scaled(x, y - x.loc, -1.0)
+
+
+@rule(torch.neg, Tensor.neg, Tensor.__neg__)
+def _neg(func: Callable[..., Any], x: Moments) -> Moments:
+    return scaled(x, -x.loc, -1.0)
+
+
+@rule(torch.mul, Tensor.mul, Tensor.__mul__, Tensor.__rmul__, Tensor.mul_, Tensor.__imul__, torch.multiply)
+def _mul(func: Callable[..., Any], x: Any, y: Any) -> Moments:
+    if isinstance(x, Moments) and isinstance(y, Moments):
+        made = multiplied(x, y)
+    else:
+        moments, factor = (x, y) if isinstance(x, Moments) else (y, x)
+        made = scaled(moments, moments.loc * factor, factor)
+    return x.become(made) if func in (Tensor.mul_, Tensor.__imul__) else made
+
+
+@rule(torch.div, Tensor.div, Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__, torch.true_divide)
+def _div(func: Callable[..., Any], x: Any, y: Any) -> Moments:
+    if isinstance(y, Moments):
+        raise ValueError("moments: a quotient by a random quantity has no moments")
+    made = scaled(x, x.loc / y, 1.0 / y)
+    return x.become(made) if func in (Tensor.div_, Tensor.__itruediv__) else made
+
+
+@rule(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square)
+def _pow(func: Callable[..., Any], x: Moments, exponent: Any = 2) -> Moments:
+    if not isinstance(x, Moments) or exponent != 2:
+        raise ValueError(f"moments: of the powers the second is known, got exponent {exponent!r}")
+    return multiplied(x, x)
+
+
+@rule(torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.mm, Tensor.mm)
+def _matmul(func: Callable[..., Any], x: Any, weight: Any) -> Moments:
+    if not isinstance(x, Moments) or isinstance(weight, Moments) or weight.dim() != 2:
+        raise ValueError("moments: a product of matrices is known for moments times a fixed matrix")
+    return affine(x, x.loc @ weight, x.var @ weight.square(), lambda rows: rows @ weight)
+
+
+@rule(torch.addmm)
+def _addmm(func: Callable[..., Any], bias: Tensor, x: Moments, weight: Tensor) -> Moments:
+    return _add(torch.add, _matmul(torch.matmul, x, weight), bias)

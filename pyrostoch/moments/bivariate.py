@@ -1,0 +1,202 @@
+r"""Integrals of the bivariate normal density over its correlation: what all piecewise-polynomial units share.
+
+With $\varphi_2(a, b; r)$ the density at $(a, b)$ of two standard normal variables with correlation $r$,
+
+$$ I_n(a, b, \rho) = \int_0^\rho (\rho - r)^n\, \varphi_2(a, b; r)\, dr. $$
+
+By Price's theorem the covariance of two threshold units is $I_0$, and that of two rectified units needs $I_1$ besides
+(`pyrostoch.moments.units`). $I_0$ is what a bivariate distribution function adds to the product of its margins.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+__all__ = ["bivariate_cdf", "density_integral", "normal_cdf", "normal_pdf", "rectified_mean"]
+
+# Gauss-Legendre on (0, 1): with 20 nodes the integral is exact to 1e-15 up to the correlation at which the other
+# expansion takes over, with 10 to 1e-9, which single precision does not see.
+_NODES = {
+    dtype: tuple(
+        (0.5 * (x + 1.0), 0.5 * w) for x, w in zip(*map(list, np.polynomial.legendre.leggauss(n)), strict=True)
+    )
+    for dtype, n in ((torch.float64, 20), (torch.float32, 10))
+}
+_NEAR = 0.925
+
+# Beyond this many standard deviations both densities are zero in double precision.
+_FAR = 38.0
+
+
+def normal_pdf(x: Tensor) -> Tensor:
+    """Density of the standard normal law.
+
+    Args:
+        x: Where.
+    """
+    return torch.exp(-0.5 * x.square()) / math.sqrt(2.0 * math.pi)
+
+
+def normal_cdf(x: Tensor) -> Tensor:
+    """Distribution function of the standard normal law.
+
+    Args:
+        x: Where.
+    """
+    return torch.special.ndtr(x)
+
+
+def rectified_mean(x: Tensor) -> Tensor:
+    r"""$E[(x + z)^+] = x\,\Phi(x) + \varphi(x)$ for a standard normal $z$.
+
+    Args:
+        x: Mean in standard deviations.
+    """
+    return x * normal_cdf(x) + normal_pdf(x)
+
+
+def density_integral(a: Tensor, b: Tensor, rho: Tensor, order: int = 0) -> Tensor:
+    r"""$I_n(a, b, \rho)$ for n = 0 or 1, with exact derivatives.
+
+    Gauss-Legendre quadrature in the arc sine of the correlation up to $|\rho| = 0.925$; beyond that the integral from
+    $\rho$ to 1, whose singular part is taken out in closed form. The nodes are looped over, so that memory is that of a
+    few tensors of the result's shape. In float64 the error is below 1e-12, in float32 below 1e-6.
+
+    Args:
+        a: First threshold, in standard deviations.
+        b: Second threshold.
+        rho: Correlation, from -1 to 1.
+        order: n.
+
+    Returns:
+        The integral, in the broadcast shape, in float32 or float64.
+
+    Raises:
+        ValueError: `order` is neither 0 nor 1.
+
+    Example:
+        >>> zero, half = torch.zeros(()), torch.tensor(0.5)
+        >>> density_integral(zero, zero, half) * 2 * torch.pi - torch.asin(half)
+        tensor(0.)
+
+    References:
+        Sheppard 1899; Drezner, Wesolowsky, "On the computation of the bivariate normal integral", 1990; Genz,
+        "Numerical computation of rectangular bivariate and trivariate normal and t probabilities", 2004.
+    """
+    if order not in (0, 1):
+        raise ValueError(f"density_integral: expected order 0 or 1, got {order}")
+    dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), rho.dtype)
+    dtype = dtype if dtype in _NODES else torch.float32
+    a, b, rho = torch.broadcast_tensors(a.to(dtype), b.to(dtype), rho.to(dtype))
+    found: Tensor = _DensityIntegral.apply(a.clamp(-_FAR, _FAR), b.clamp(-_FAR, _FAR), rho.clamp(-1.0, 1.0), order)
+    return found
+
+
+def bivariate_cdf(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
+    r"""$P(x < a, y < b)$ for two standard normal variables with correlation $\rho$: $\Phi(a)\Phi(b) + I_0$.
+
+    Args:
+        a: First limit.
+        b: Second limit.
+        rho: Correlation.
+
+    Example:
+        >>> zero = torch.zeros((), dtype=torch.float64)
+        >>> round(bivariate_cdf(zero, zero, zero + 0.5).item(), 12)
+        0.333333333333
+    """
+    return normal_cdf(a) * normal_cdf(b) + density_integral(a, b, rho)
+
+
+class _DensityIntegral(torch.autograd.Function):
+    """The integral forward, its exact derivatives backward."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
+        # I_n(a, b, -rho) = (-1)^(n+1) I_n(a, -b, rho): the density is the same with one sign turned.
+        negative = rho < 0
+        b = torch.where(negative, -b, b)
+        rho = rho.abs()
+        found = torch.where(rho > _NEAR, _near(a, b, rho, order), _away(a, b, rho.clamp_max(_NEAR), order))
+        return torch.where(negative, -found, found) if order == 0 else found
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+        a, b, rho, order = inputs
+        ctx.order = order
+        ctx.save_for_backward(a, b, rho)
+
+    @staticmethod
+    def backward(ctx: Any, *grads: Tensor) -> Any:
+        a, b, rho = ctx.saved_tensors
+        (grad,) = grads
+        # The derivatives stay finite where the correlation is 1 within rounding.
+        tiny = torch.finfo(rho.dtype).eps
+        q2 = ((1.0 - rho) * (1.0 + rho)).clamp_min(tiny**1.5)
+        q = q2.sqrt()
+        over_a = normal_cdf((b - rho * a) / q) - normal_cdf(b)
+        over_b = normal_cdf((a - rho * b) / q) - normal_cdf(a)
+        if ctx.order == 0:
+            exponent = -0.5 * (a.square() + b.square() - 2.0 * a * b * rho).clamp_min(0.0) / q2
+            along = exponent.exp() / (2.0 * math.pi * q)
+            return grad * normal_pdf(a) * over_a, grad * normal_pdf(b) * over_b, grad * along, None
+        along = density_integral(a, b, rho)
+        da = b * along + normal_pdf(b) * over_b + rho * normal_pdf(a) * over_a
+        db = a * along + normal_pdf(a) * over_a + rho * normal_pdf(b) * over_b
+        return grad * da, grad * db, grad * along, None
+
+
+def _away(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
+    """By r = sin t, from 0 to arcsin(rho)."""
+    angle = torch.asin(rho)
+    squares, product = a.square() + b.square(), 2.0 * a * b
+    total = torch.zeros_like(angle)
+    for node, weight in _NODES[rho.dtype]:
+        sine = torch.sin(angle * node)
+        term = torch.exp(-0.5 * (squares - product * sine) / (1.0 - sine.square()))
+        total = total + weight * (term if order == 0 else (rho - sine) * term)
+    return total * angle / (2.0 * math.pi)
+
+
+def _near(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
+    r"""From the value at correlation 1 backwards, by $x = \sqrt{1 - r^2}$ from 0 to $q = \sqrt{1 - \rho^2}$.
+
+    The density is there $\exp(-d^2 / 2x^2 - ab / (1 + r)) / (2 \pi x)$ with d = a - b and dr = -x dx / r; the factor
+    with d has a closed integral against powers of x², the smooth rest is left to quadrature.
+    """
+    q2 = (1.0 - rho) * (1.0 + rho)
+    q = q2.clamp_min(torch.finfo(rho.dtype).tiny).sqrt()
+    product, d = a * b, (a - b).abs()
+    # Moments of exp(-d²/2x² - ab/2) over (0, q): k0 of x^0, k1 of x^2, k2 of x^4.
+    edge = torch.exp(-0.5 * (d / q).square() - 0.5 * product)
+    k0 = q * edge - math.sqrt(2.0 * math.pi) * d * torch.exp(torch.special.log_ndtr(-d / q) - 0.5 * product)
+    k1 = (q * q2 * edge - d.square() * k0) / 3.0
+    k2 = (q * q2.square() * edge - d.square() * k1) / 5.0
+    c1 = (4.0 - product) / 8.0
+    c2 = (4.0 - product) * (12.0 - product) / 128.0
+    g0 = 1.0 / (1.0 + rho)
+    g1 = g0 * (c1 + 0.5 * g0)
+    total = torch.zeros_like(q)
+    for node, weight in _NODES[rho.dtype]:
+        x2 = q2 * (node * node)
+        r = (1.0 - x2).sqrt()
+        pole = -0.5 * (d / (q * node)).square()
+        exact = torch.exp(pole - product / (1.0 + r)) / r
+        known = torch.exp(pole - 0.5 * product)
+        if order == 0:
+            total = total + weight * (exact - known * (1.0 + x2 * (c1 + x2 * c2)))
+        else:
+            total = total + weight * (q2 - x2) * (exact / (r + rho) - known * (g0 + x2 * g1))
+    low, high = torch.minimum(a, b), torch.maximum(a, b)
+    at_one = normal_cdf(low) * normal_cdf(-high)
+    if order == 0:
+        return at_one - (total * q + k0 + c1 * k1 + c2 * k2) / (2.0 * math.pi)
+    rest = total * q + g0 * (q2 * k0 - k1) + g1 * (q2 * k1 - k2)
+    return (1.0 - g0 * q2) * at_one - rectified_mean(low) * rectified_mean(-high) + rest / (2.0 * math.pi)

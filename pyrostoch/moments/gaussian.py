@@ -1,0 +1,245 @@
+"""The object that flows through a network in place of a tensor: a mean with a variance, or with a covariance."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pyrostoch.moments.table import apply
+
+__all__ = ["Link", "Moments", "Treatment", "cross_covariance", "elementwise_covariance"]
+
+# With a diagonal covariance, branches with mixing layers between them have their correlation worked out up to this many
+# entries an example; beyond, they are taken as uncorrelated.
+_LARGEST = 1024
+
+_numbers = itertools.count()
+
+
+@dataclass(frozen=True)
+class Treatment:
+    """How moments are carried through a network.
+
+    Args:
+        full: Whether a full covariance goes along, over all entries of an example, and not only variances.
+        sampled: Whether operations without a rule are sampled through, instead of raising an error.
+        draws: Draws for such an operation.
+        closed: Whether a closed approximation reads the output, where there is one, and not points of its Gaussian.
+        points: How many points.
+    """
+
+    full: bool = False
+    sampled: bool = False
+    draws: int = 100
+    closed: bool = False
+    points: int = 64
+
+
+@dataclass(frozen=True)
+class Link:
+    """Where moments come from: how a covariance with the parent becomes one with the child.
+
+    Args:
+        parent: The moments an operation was given.
+        push: The expected derivative of the operation as a linear map, `(B, r, *parent) -> (B, r, *child)`.
+        gain: The same as a factor, in the child's shape, where the operation acts on each entry alone.
+    """
+
+    parent: Moments
+    push: Callable[[Tensor], Tensor]
+    gain: Tensor | None = None
+
+
+class Moments:
+    r"""Mean and variance, or mean and full covariance, of a batch of activations taken as Gaussian.
+
+    Torch's functions take it as they take a tensor: each is answered by its rule in `pyrostoch.moments.table`, and one
+    without a rule raises an error that names it. The first axis counts examples, which are independent.
+
+    It remembers what it was made from, so that branches of a network that meet again are added with their covariance:
+    for jointly Gaussian $u$ and $x$, $\mathrm{Cov}(u, f(x)) = \mathrm{Cov}(u, x)\, E[f'(x)]$ (Stein's lemma).
+
+    Args:
+        loc: Mean, (B, ...).
+        var: Variance, of the same shape.
+        cov: Covariance of an example's entries, (B, n, n), n the product of the other axes; or `None`.
+        how: How the moments are carried on.
+        links: Where they come from.
+        late: Gives the covariance where only variances are carried and one operation back is taken into account.
+
+    Attributes:
+        order: Rises from each object to the next, so that a child has a higher one than its parents.
+
+    Example:
+        >>> x = Moments(torch.zeros(2, 3), torch.ones(2, 3))
+        >>> torch.relu(x).var[0, 0] - (0.5 - 1 / (2 * torch.pi))
+        tensor(0.)
+        >>> (x - x).var.sum().item(), torch.nn.Flatten()(x).shape
+        (0.0, torch.Size([2, 3]))
+
+    References:
+        Stein 1981; Frey, Hinton, "Variational learning in nonlinear Gaussian belief networks", 1999, for the idea.
+    """
+
+    def __init__(
+        self,
+        loc: Tensor,
+        var: Tensor,
+        cov: Tensor | None = None,
+        how: Treatment | None = None,
+        links: tuple[Link, ...] = (),
+        late: Callable[[], Tensor] | None = None,
+    ) -> None:
+        self.loc, self.var, self.cov = loc, var, cov
+        self.how = Treatment(full=cov is not None) if how is None else how
+        self.links, self.late = links, late
+        self.order = next(_numbers)
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        return apply(func, args, kwargs or {})
+
+    def __getattr__(self, name: str) -> Any:
+        # Asked for only where the object has no such attribute: whatever a tensor has.
+        found = None if name.startswith("_") else getattr(Tensor, name, None)
+        if found is None:
+            raise AttributeError(f"Moments has no attribute {name!r}, and neither has a tensor")
+        if not callable(found) or name in _ABOUT:
+            return getattr(self.loc, name)
+        return lambda *args, **kwargs: apply(found, (self, *args), kwargs)
+
+    def __len__(self) -> int:
+        return len(self.loc)
+
+    def __repr__(self) -> str:
+        kind = "full covariance" if self.cov is not None else "variances"
+        return f"Moments(shape={tuple(self.loc.shape)}, {kind}, dtype={self.loc.dtype}, device={self.loc.device})"
+
+    def become(self, other: Moments) -> Moments:
+        """Take over another's values, as an operation in place does; what was made before keeps the old ones.
+
+        Args:
+            other: The result.
+        """
+        old = Moments(self.loc, self.var, self.cov, self.how, self.links, self.late)
+        old.order, self.order = self.order, other.order
+        self.loc, self.var, self.cov, self.late = other.loc, other.var, other.cov, other.late
+        self.links = tuple(
+            Link(old if link.parent is self else link.parent, link.push, link.gain) for link in other.links
+        )
+        return self
+
+    def covariance(self) -> Tensor:
+        """The covariance of each example's entries, (B, n, n), as far as it is known."""
+        if self.cov is not None:
+            return self.cov
+        return torch.diag_embed(self.var.flatten(1)) if self.late is None else self.late()
+
+    def stddev(self) -> Tensor:
+        """Standard deviations."""
+        return self.var.clamp_min(0.0).sqrt()
+
+
+# What only asks about a tensor's form.
+_ABOUT = {
+    "dim",
+    "size",
+    "stride",
+    "numel",
+    "nelement",
+    "ndimension",
+    "is_floating_point",
+    "is_complex",
+    "is_contiguous",
+}
+_ABOUT |= {"element_size", "data_ptr", "storage_offset", "get_device", "is_signed", "has_names", "untyped_storage"}
+
+
+def _operator(name: str) -> Callable[..., Any]:
+    function = getattr(Tensor, name)
+    return lambda self, *args: apply(function, (self, *args), {})
+
+
+for _name in ("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "rtruediv", "itruediv"):
+    setattr(Moments, f"__{_name}__", _operator(f"__{_name}__"))
+for _name in ("neg", "abs", "pow", "rpow", "matmul", "rmatmul", "getitem", "lt", "le", "gt", "ge"):
+    setattr(Moments, f"__{_name}__", _operator(f"__{_name}__"))
+
+
+def cross_covariance(one: Moments, other: Moments) -> Tensor:
+    """Covariance of two moments' entries, (B, n, m): by their own covariance where they are the same, else by descent.
+
+    Args:
+        one: The first.
+        other: The second.
+    """
+    if one is other:
+        return one.covariance()
+    if one.order > other.order:
+        return cross_covariance(other, one).mT
+    count = len(one.loc)
+    total = torch.zeros(count, one.loc[0].numel(), other.loc[0].numel(), dtype=one.loc.dtype, device=one.loc.device)
+    for link in other.links:
+        if related(one, link.parent):
+            rows = cross_covariance(one, link.parent)
+            total = total + link.push(rows.unflatten(2, link.parent.loc.shape[1:])).flatten(2)
+    return total
+
+
+def elementwise_covariance(one: Moments, other: Moments) -> Tensor | None:
+    """Covariance of entries at the same place, in the common shape, where only variances are carried.
+
+    Args:
+        one: The first.
+        other: The second, of the same shape.
+
+    Returns:
+        The covariances; `None` where the two have nothing in common, or too many entries to work it out.
+    """
+    if one is other:
+        return one.var
+    if one.order > other.order:
+        one, other = other, one
+    links = [link for link in other.links if related(one, link.parent)]
+    if not links:
+        return None
+    total: Tensor | None = None
+    for link in links:
+        if link.gain is None or link.parent.loc.shape != one.loc.shape:
+            break
+        part = elementwise_covariance(one, link.parent)
+        if part is not None:
+            total = part * link.gain if total is None else total + part * link.gain
+    else:
+        return total
+    if one.loc[0].numel() > _LARGEST:
+        return None
+    return cross_covariance(one, other).diagonal(dim1=1, dim2=2).reshape(one.loc.shape)
+
+
+def related(one: Moments, other: Moments) -> bool:
+    """Whether two moments have an ancestor in common, or one descends from the other.
+
+    Args:
+        one: The first.
+        other: The second.
+    """
+    return not _ancestors(one).isdisjoint(_ancestors(other))
+
+
+def _ancestors(moments: Moments) -> set[int]:
+    found: set[int] = set()
+    waiting = [moments]
+    while waiting:
+        latest = waiting.pop()
+        if id(latest) not in found:
+            found.add(id(latest))
+            waiting += [link.parent for link in latest.links]
+    return found

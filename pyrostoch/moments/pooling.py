@@ -1,0 +1,185 @@
+"""Pooling: averages exactly, maxima by Clark's formulas in a tournament within each window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyrostoch.moments.affine import affine
+from pyrostoch.moments.bivariate import normal_cdf, rectified_mean
+from pyrostoch.moments.gaussian import Link, Moments
+from pyrostoch.moments.table import rule
+from pyrostoch.moments.units import root
+
+__all__ = ["maximum", "tournament"]
+
+
+def maximum(loc: tuple[Tensor, Tensor], var: tuple[Tensor, Tensor], cov: Tensor | float) -> tuple[Tensor, ...]:
+    r"""Mean and variance of the larger of two Gaussian variables, and the probability that it is the first.
+
+    With $\theta^2$ the variance of the difference, $\alpha = (m_1 - m_2) / \theta$ and $G(x) = x \Phi(x) + \varphi(x)$,
+
+    $$ E = m_2 + \theta\,G(\alpha), \qquad
+    \mathrm{Var} = v_2 + 2 (c - v_2) \Phi(\alpha) + \theta^2 (\Phi(\alpha) - G(\alpha) G(-\alpha)). $$
+
+    Args:
+        loc: The two means.
+        var: The two variances.
+        cov: Their covariance.
+
+    Example:
+        >>> zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        >>> [round(value.item(), 6) for value in maximum((zero, zero), (one, one), 0.0)]
+        [0.56419, 0.68169, 0.5]
+
+    References:
+        Clark, "The greatest of a finite set of random variables", 1961.
+    """
+    spread = (var[0] + var[1] - 2.0 * cov).clamp_min(0.0)
+    theta = root(spread)
+    alpha = (loc[0] - loc[1]) / theta
+    first, over = normal_cdf(alpha), rectified_mean(alpha)
+    variance = var[1] + 2.0 * (cov - var[1]) * first + spread * (first - over * rectified_mean(-alpha))
+    return loc[1] + theta * over, variance.clamp_min(0.0), first
+
+
+def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+    """Mean and variance of the largest of k Gaussian variables, two and two at a time, each winner taken as Gaussian.
+
+    Args:
+        loc: Means, (..., k).
+        var: Variances, (..., k).
+        cov: Covariances, (..., k, k); without them the variables are independent.
+
+    Returns:
+        Mean and variance of the largest, (...), and how much each variable counts in its covariance with others,
+        (..., k), which add up to 1.
+    """
+    weights = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device).expand(*loc.shape, loc.shape[-1])
+    while loc.shape[-1] > 1:
+        pairs, count = loc.shape[-1] // 2, loc.shape[-1]
+        one, other = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
+        between: Tensor | float = 0.0
+        if cov is not None:
+            between = cov[..., one, other].diagonal(dim1=-2, dim2=-1)
+        mean, variance, first = maximum((loc[..., one], loc[..., other]), (var[..., one], var[..., other]), between)
+        share = first.unsqueeze(-1)
+        won = share * weights[..., one, :] + (1.0 - share) * weights[..., other, :]
+        if cov is not None:
+            rows = share * cov[..., one, :] + (1.0 - share) * cov[..., other, :]
+            rows = torch.cat([rows, cov[..., 2 * pairs :, :]], dim=-2)
+            kept = first.unsqueeze(-2)
+            columns = kept * rows[..., one] + (1.0 - kept) * rows[..., other]
+            cov = torch.cat([columns, rows[..., 2 * pairs :]], dim=-1)
+        odd = slice(2 * pairs, count)
+        loc, var = torch.cat([mean, loc[..., odd]], dim=-1), torch.cat([variance, var[..., odd]], dim=-1)
+        weights = torch.cat([won, weights[..., odd, :]], dim=-2)
+        if cov is not None:
+            cov = torch.diagonal_scatter(cov, var, dim1=-2, dim2=-1)
+    return loc[..., 0], var[..., 0], weights[..., 0, :]
+
+
+def _pair(value: Any, count: int) -> tuple[int, ...]:
+    return (value,) * count if isinstance(value, int) else tuple(value) * (count if len(value) == 1 else 1)
+
+
+@rule(F.max_pool1d, torch.max_pool1d, F.max_pool2d, torch.max_pool2d)
+def _max_pool(
+    func: Callable[..., Any],
+    input: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    dilation: Any = 1,
+    ceil_mode: bool = False,
+    return_indices: bool = False,
+) -> Moments:
+    count = 1 if func in (F.max_pool1d, torch.max_pool1d) else 2
+    if ceil_mode or return_indices or set(_pair(dilation, count)) != {1} or input.loc.dim() != count + 2:
+        raise ValueError(
+            "moments: max pooling is known for batches of 1 or 2 spatial axes, without dilation, ceil_mode or indices"
+        )
+    size, pad = _pair(kernel_size, count), _pair(padding, count)
+    step = _pair(stride, count) if stride else size
+
+    def windows(values: Tensor, fill: float) -> Tensor:
+        """(..., *space) as (..., *positions, k)."""
+        if any(pad):
+            values = F.pad(values, [side for width in reversed(pad) for side in (width, width)], value=fill)
+        for width, every in zip(size, step, strict=True):
+            values = values.unfold(-count, width, every)  # the spatial axes come to stand first, one by one
+        return values.flatten(-count)
+
+    # What lies outside never wins.
+    low = (
+        input.loc.detach().amin() - 1e3 * (1.0 + input.var.detach().amax().sqrt())
+        if any(pad)
+        else input.loc.new_zeros(())
+    )
+    locs = windows(input.loc - low, 0.0) + low
+    within = None
+    if input.cov is not None:
+        shape = input.loc.shape[1:]
+        index = torch.arange(1, input.loc[0].numel() + 1, device=locs.device, dtype=torch.float64).reshape(shape)
+        places = windows(index, 0.0).round().long()
+        padded = F.pad(input.cov, (1, 0, 1, 0))
+        within = padded[:, places.unsqueeze(-1), places.unsqueeze(-2)]
+    loc, var, weights = tournament(locs, windows(input.var, 0.0), within)
+
+    def push(rows: Tensor) -> Tensor:
+        return (windows(rows, 0.0) * weights.unsqueeze(1)).sum(-1)
+
+    cov = None
+    if input.cov is not None:
+        half = push(input.cov.unflatten(2, input.loc.shape[1:])).flatten(2)
+        cov = push(half.mT.unflatten(2, input.loc.shape[1:])).flatten(2)
+        cov = torch.diagonal_scatter(cov, var.flatten(1), dim1=1, dim2=2)
+    return Moments(loc, var, cov, input.how, (Link(input, push),))
+
+
+@rule(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)
+def _avg_pool(
+    func: Callable[..., Any],
+    input: Moments,
+    kernel_size: Any,
+    stride: Any = None,
+    padding: Any = 0,
+    ceil_mode: bool = False,
+    count_include_pad: bool = True,
+    divisor_override: int | None = None,
+) -> Moments:
+    if ceil_mode or divisor_override is not None:
+        raise ValueError("moments: average pooling is known without ceil_mode and divisor_override")
+    count = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}[func]
+    size = math.prod(_pair(kernel_size, count))
+
+    def pooled(values: Tensor) -> Tensor:
+        return func(values, kernel_size, stride, padding, False, count_include_pad)
+
+    def push(rows: Tensor) -> Tensor:
+        return pooled(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
+
+    # How many entries are averaged: fewer at the border, where padding does not count.
+    inside = func(torch.ones_like(input.loc[:1]), kernel_size, stride, padding, False, True)
+    divisor = size if count_include_pad else inside * size
+    return affine(input, pooled(input.loc), pooled(input.var) / divisor, push)
+
+
+@rule(F.adaptive_avg_pool1d, torch.adaptive_avg_pool1d, F.adaptive_avg_pool2d, F.adaptive_avg_pool3d)
+def _adaptive_avg_pool(func: Callable[..., Any], input: Moments, output_size: Any) -> Moments:
+    loc = func(input.loc, output_size)
+    count = loc.dim() - 2
+    sizes = list(zip(input.loc.shape[-count:], loc.shape[-count:], strict=True))
+    if any(before % after for before, after in sizes):
+        raise ValueError(f"moments: adaptive average pooling is known where sizes divide, got {sizes}")
+    divisor = math.prod(before // after for before, after in sizes)
+
+    def push(rows: Tensor) -> Tensor:
+        return func(rows.flatten(0, 1), output_size).unflatten(0, rows.shape[:2])
+
+    return affine(input, loc, func(input.var, output_size) / divisor, push)

@@ -1,0 +1,166 @@
+"""Operations that only arrange entries: views, permutations, slices, padding, copies, and joining."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pyrostoch.moments.gaussian import Link, Moments, cross_covariance, related
+from pyrostoch.moments.table import rule
+
+__all__ = ["rearranged"]
+
+_NAMES = (
+    "flatten",
+    "reshape",
+    "squeeze",
+    "unsqueeze",
+    "permute",
+    "transpose",
+    "movedim",
+    "unflatten",
+    "narrow",
+    "flip",
+)
+_METHODS = ("view", "view_as", "reshape_as", "contiguous", "clone", "expand", "expand_as", "__getitem__", "swapaxes")
+_PARTS = ("chunk", "split", "unbind", "tensor_split")
+_CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "detach", "cpu", "cuda")
+
+
+def rearranged(x: Moments, func: Callable[[Tensor], Any], *, keep: bool = False) -> Any:
+    """Moments after an operation that puts each entry somewhere, or a zero where none comes from.
+
+    Args:
+        x: The moments.
+        func: The operation on a tensor of their shape, the axis of examples kept first.
+        keep: Whether the entries stay in their order, so that nothing but the shape changes.
+
+    Returns:
+        The moments, in a tuple where the operation returns several tensors.
+
+    Raises:
+        ValueError: The operation changes the number of examples.
+    """
+    locs, variances = func(x.loc), func(x.var)
+    if isinstance(locs, Tensor):
+        return _arranged(x, locs, variances, func, None, keep)
+    return tuple(
+        _arranged(x, loc, var, func, part, False) for part, (loc, var) in enumerate(zip(locs, variances, strict=True))
+    )
+
+
+def _arranged(
+    x: Moments, loc: Tensor, var: Tensor, func: Callable[[Tensor], Any], part: int | None, keep: bool
+) -> Moments:
+    if loc.dim() == 0 or len(loc) != len(x.loc):
+        raise ValueError(
+            f"moments: the first axis counts examples, {len(x.loc)} of them, and an operation has made shape "
+            f"{tuple(loc.shape)} of {tuple(x.loc.shape)}; keep the examples in front"
+        )
+
+    def source() -> Tensor:
+        """For each entry of a result, the entry of an example it is, counted from 1; 0 for none."""
+        count = x.loc[0].numel()
+        index = torch.arange(1, count + 1, device=loc.device, dtype=torch.float64).reshape(1, *x.loc.shape[1:])
+        made = func(index.expand(x.loc.shape).contiguous())
+        return (made if part is None else made[part])[0].reshape(-1).round().long()
+
+    def push(rows: Tensor) -> Tensor:
+        flat = rows.flatten(2)
+        if not keep:
+            flat = torch.cat([torch.zeros_like(flat[..., :1]), flat], dim=-1)[..., source()]
+        return flat.reshape(*flat.shape[:2], *loc.shape[1:])
+
+    cov = x.cov
+    if cov is not None and not keep:
+        index = source()
+        cov = F.pad(cov, (1, 0, 1, 0))[:, index][:, :, index]
+    gain = torch.ones_like(loc) if keep and loc.shape == x.loc.shape else None
+    return Moments(loc, var, cov, x.how, (Link(x, push, gain),), x.late if keep else None)
+
+
+@rule(*(getattr(torch, name) for name in (*_NAMES, *_PARTS)), *(getattr(Tensor, name) for name in (*_NAMES, *_PARTS)))
+@rule(*(getattr(Tensor, name) for name in _METHODS), torch.clone)
+def _arrange(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Any:
+    args = tuple(other.loc if isinstance(other, Moments) else other for other in args)
+    keep = getattr(func, "__name__", "") in {
+        "view",
+        "flatten",
+        "reshape",
+        "contiguous",
+        "clone",
+        "unflatten",
+        "squeeze",
+    }
+    keep = keep or getattr(func, "__name__", "") in {"unsqueeze", "view_as", "reshape_as"}
+    return rearranged(x, lambda values: func(values, *args, **kwargs), keep=keep)
+
+
+@rule(*(getattr(Tensor, name) for name in _CASTS))
+def _cast(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Moments:
+    args = tuple(other.loc if isinstance(other, Moments) else other for other in args)
+    loc, var = func(x.loc, *args, **kwargs), func(x.var, *args, **kwargs)
+    cov = None if x.cov is None else func(x.cov, *args, **kwargs)
+    late = x.late
+    link = Link(x, lambda rows: func(rows, *args, **kwargs), torch.ones_like(loc))
+    return Moments(loc, var, cov, x.how, (link,), None if late is None else lambda: func(late(), *args, **kwargs))
+
+
+@rule(F.pad)
+def _pad(
+    func: Callable[..., Any], input: Moments, pad: Sequence[int], mode: str = "constant", value: float | None = None
+) -> Moments:
+    if not value:
+        return rearranged(input, lambda values: func(values, pad, mode))
+    padded: Moments = rearranged(input, lambda values: func(values, pad, mode))
+    padded.loc = func(input.loc, pad, mode, value)
+    return padded
+
+
+@rule(F.interpolate)
+def _interpolate(func: Callable[..., Any], input: Moments, *args: Any, **kwargs: Any) -> Moments:
+    if kwargs.get("mode", args[2] if len(args) > 2 else "nearest") not in ("nearest", "nearest-exact"):
+        raise ValueError("moments: interpolation mixes entries in every mode but 'nearest' and 'nearest-exact'")
+    return rearranged(input, lambda values: func(values, *args, **kwargs))
+
+
+@rule(torch.cat, torch.concat, torch.stack)
+def _join(func: Callable[..., Any], tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Moments:
+    given = [part for part in tensors if isinstance(part, Moments)]
+    first = given[0]
+    locs = [part.loc if isinstance(part, Moments) else part for part in tensors]
+    variances = [part.var if isinstance(part, Moments) else torch.zeros_like(part) for part in tensors]
+    loc, var = func(locs, dim, **kwargs), func(variances, dim, **kwargs)
+    if dim % (locs[0].dim() + (func is torch.stack)) == 0:
+        raise ValueError("moments: the first axis counts examples; join along another one")
+
+    def place(part: int) -> Callable[[Tensor], Tensor]:
+        """Rows of one part, with zeros where the others stand."""
+
+        def push(rows: Tensor) -> Tensor:
+            flat = [
+                torch.zeros_like(other).new_zeros(rows.shape[0] * rows.shape[1], *other.shape[1:]) for other in locs
+            ]
+            flat[part] = rows.flatten(0, 1)
+            return func(flat, dim).unflatten(0, rows.shape[:2])
+
+        return push
+
+    links = tuple(Link(part, place(at)) for at, part in enumerate(tensors) if isinstance(part, Moments))
+    return Moments(loc, var, _joint(links, loc) if first.how.full else None, first.how, links)
+
+
+def _joint(links: tuple[Link, ...], loc: Tensor) -> Tensor:
+    """Covariance of what was joined, blocks between related parts included."""
+    total: Any = 0.0
+    for one in links:
+        for other in links:
+            if related(one.parent, other.parent):
+                cross = cross_covariance(one.parent, other.parent)
+                rows = other.push(cross.unflatten(2, other.parent.loc.shape[1:])).flatten(2).mT
+                total = total + one.push(rows.unflatten(2, one.parent.loc.shape[1:])).flatten(2)
+    return torch.as_tensor(total).reshape(len(loc), loc[0].numel(), loc[0].numel())
