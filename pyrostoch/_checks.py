@@ -41,6 +41,13 @@ def check_positive(what: str, value: float) -> float:
     return value
 
 
+def check_count(what: str, value: int) -> int:
+    """Return a whole number from 1 up, or raise an error that names what it is."""
+    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+        raise ValueError(f"{what}: expected a whole number from 1 up, got {value!r}")
+    return value
+
+
 def batch_size(x: Any) -> int:
     """Number of examples in a tensor, or in a tuple of tensors that share their first axis."""
     first = x[0] if isinstance(x, (tuple, list)) else x

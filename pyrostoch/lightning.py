@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler
 
 from pyrostoch._checks import name_list
+from pyrostoch._seeds import forked, mixed_seed
 from pyrostoch.infer.batches import pair
 from pyrostoch.infer.draws import parse_mode
 from pyrostoch.infer.elbo import ELBO, Estimator
 from pyrostoch.infer.predict import predict
 from pyrostoch.infer.schedule import Schedule, kl_weight, rate_factor
-from pyrostoch.infer.seeds import forked, mixed_seed
 from pyrostoch.infer.settings import Settings
 from pyrostoch.infer.state import make_adam, parameter_names
 from pyrostoch.infer.upfront import check_parties, check_store

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pyrostoch as ps
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.infer.seeds import mixed_seed
+from pyrostoch._seeds import mixed_seed
 
 ROOT = Path(__file__).resolve().parent.parent
 # Batches of ten, and a last one of one example, of which one of two ranks gets none.

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pyrostoch as ps
 from pyrostoch.infer.schedule import rate_factor
-from pyrostoch.infer.seeds import forked, mixed_seed
+from pyrostoch._seeds import forked, mixed_seed
 
 pytest.importorskip("lightning.pytorch", reason="needs pyrostoch[lightning]")
 

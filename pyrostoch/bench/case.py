@@ -146,6 +146,7 @@ class Own:
         setting: Preset, device, folder.
         seed: The seed.
         tell: Told how it goes on: `epoch`, the rounds done, and a `note`.
+        split: Its data set, where it has one.
     """
 
     case: Case
@@ -153,6 +154,7 @@ class Own:
     setting: Setting
     seed: int
     tell: Callable[[dict[str, Any]], Any]
+    split: DataSplit | None = None
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ def carry_out(
     if case.alone is not None:
         device = describe_device(torch.device("cpu" if case.cpu_only else setting.device), "float32")
         begin = time.perf_counter()
-        own = Own(case, setting.recipe(case), setting, seed, progress or (lambda row: None))
+        own = Own(case, setting.recipe(case), setting, seed, progress or (lambda row: None), split)
         metrics = dict(case.alone(own))
         record |= {"metrics": metrics, "curve": {}, "seconds": {"whole": time.perf_counter() - begin}}
     elif split is None:

@@ -8,12 +8,16 @@ An interpretation is a Pyro handler, entered with `with`; the network's code doe
 | `"local"` | `LocalReparameterization` | replaced by the law of its layer's output |
 | `"flipout"` | `Flipout` | one draw with signs flipped for each example |
 | `"mean"` | `MeanPropagation` | its mean |
+| `"moments"` | `MomentPropagation` | its mean and variance, while activations carry theirs |
+
+`frozen_noise` fixes an ensemble of draws, each a deterministic path.
 """
 
 from __future__ import annotations
 
 from pyrostoch.effects.active import inside_network
 from pyrostoch.effects.flipout import Flipout
+from pyrostoch.effects.frozen import frozen_noise
 from pyrostoch.effects.interpretation import INDEPENDENT, Interpretation, base_law
 from pyrostoch.effects.local import LocalReparameterization
 from pyrostoch.effects.mean import MeanPropagation
@@ -32,5 +36,6 @@ __all__ = [
     "base_law",
     "call_network",
     "checkpoint",
+    "frozen_noise",
     "inside_network",
 ]

@@ -37,6 +37,10 @@ class MeanPropagation(Interpretation):
         msg["value"] = msg["args"][0]
         msg["done"] = True
 
+    def _pyro_activation(self, msg: Any) -> None:
+        msg["value"] = msg["kwargs"]["layer"].expected(msg["args"][0])
+        msg["done"] = True
+
 
 def replace_by_mean(msg: Any) -> None:
     """Give a site the mean of its law, unless it has a value.

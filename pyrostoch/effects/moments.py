@@ -116,6 +116,13 @@ class MomentPropagation(Interpretation):
         replace_by_mean(msg)
 
     def _pyro_dropout(self, msg: Any) -> None:
+        self._certain(msg)
+
+    def _pyro_activation(self, msg: Any) -> None:
+        self._certain(msg)
+
+    def _certain(self, msg: Any) -> None:
+        """A tensor that meets noise for the first time is a mean without variance."""
         x = msg["args"][0]
         if isinstance(x, Tensor):
             msg["args"] = (Moments(x, torch.zeros_like(x), None, self.how), *msg["args"][1:])

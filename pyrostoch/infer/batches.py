@@ -13,8 +13,8 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pyrostoch._checks import batch_size as count_of
+from pyrostoch._seeds import mixed_seed
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.infer.seeds import mixed_seed
 
 __all__ = ["Batches", "Inputs", "Share", "as_batches", "order_of", "pair", "settle", "to_device"]
 

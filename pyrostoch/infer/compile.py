@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from pyrostoch._checks import name_list
 from pyrostoch.staging import StagedStep, missing
 
 __all__ = ["CompiledStep", "compile_step", "repays"]
@@ -99,8 +101,9 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
     Args:
         loss: `elbo(model, guide)`: an ELBO of this library or of Pyro, called with model and guide. Any module whose
             output is a loss will do.
-        optimizer: A torch optimiser of the parameters. The update of Adam, AdamW and SGD becomes part of the program;
-            any other makes its own step on the program's gradients.
+        optimizer: A torch optimiser of the loss's parameters: the guide's, and the network's that have no prior. The
+            update of Adam, AdamW and SGD becomes part of the program; any other makes its own step on the program's
+            gradients.
 
     Returns:
         The step: `step(x, y)` returns the loss.
@@ -113,7 +116,8 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
         >>> model = ps.BayesianModel(nn.Linear(2, 1), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.5),
         ...                          num_data=10)
         >>> guide = ps.guides.Additive(model)
-        >>> step = compile_step(ps.ELBO()(model, guide), torch.optim.Adam(guide.parameters(), lr=0.01))
+        >>> loss = ps.ELBO()(model, guide)
+        >>> step = compile_step(loss, torch.optim.Adam(loss.parameters(), lr=0.01))
         >>> x = torch.randn(10, 2)
         >>> bool(step(x, x.sum(1, keepdim=True)) > 0)
         True
@@ -126,7 +130,19 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"compile_step: expected a torch.optim.Optimizer, got {type(optimizer).__name__}; Pyro's optimisers keep "
-            "parameters by name in the parameter store: give torch.optim.Adam(guide.parameters(), lr=...)"
+            "parameters by name in the parameter store: give torch.optim.Adam(loss.parameters(), lr=...)"
+        )
+    moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    left = [
+        name for name, parameter in loss.named_parameters() if parameter.requires_grad and id(parameter) not in moved
+    ]
+    if left:
+        warnings.warn(
+            f"compile_step: the optimiser does not move {name_list(left)}, though requires_grad is set: give it "
+            "loss.parameters(), with those of the guide and those of the network that have no prior, or fix them by "
+            "requires_grad_(False)",
+            UserWarning,
+            stacklevel=2,
         )
     return CompiledStep(loss, optimizer)
 

@@ -20,10 +20,10 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyrostoch._seeds import forked
 from pyrostoch.effects import Interpretation, SharedSample, base_law
 from pyrostoch.guides import Guide, PerSite
 from pyrostoch.infer.draws import MODES, observe
-from pyrostoch.infer.seeds import forked
 from pyrostoch.infer.survey import Plan, Watch, growth, size_of
 from pyrostoch.model import latent_sites
 from pyrostoch.staging import put_back, undisturbed, unique

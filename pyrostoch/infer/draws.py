@@ -14,11 +14,11 @@ from torch import Tensor, nn
 from torch.distributions import Bernoulli, Categorical, Distribution
 
 from pyrostoch._checks import check_choice, check_finite, name_list
+from pyrostoch._seeds import forked
 from pyrostoch.effects import Interpretation, MeanPropagation, base_law
 from pyrostoch.infer.batches import Batches, Inputs, to_device
 from pyrostoch.infer.elbo import MOMENTS, interpretation
 from pyrostoch.infer.heldout import mode
-from pyrostoch.infer.seeds import forked
 from pyrostoch.likelihoods import Likelihood
 from pyrostoch.metrics import MomentAverage, PredictiveAverage
 from pyrostoch.metrics.uncertainty import LogMeanExp

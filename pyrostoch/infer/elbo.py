@@ -12,6 +12,7 @@ from torch import Tensor
 
 from pyrostoch._checks import check_choice
 from pyrostoch.effects import Flipout, Interpretation, LocalReparameterization, MomentPropagation, SharedSample
+from pyrostoch.effects.frozen import particles
 from pyrostoch.infer.terms import Terms, draw_terms, draw_traces
 from pyrostoch.model import BayesianModel
 
@@ -134,9 +135,11 @@ class ELBO(PyroELBO):
     def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
         """The loss, -ELBO with the KL weighted, averaged over particles; call `.backward()` on it."""
         total: Any = 0.0
-        for _ in range(self.num_particles):
-            terms = self.terms(model, guide, *args, **kwargs)
-            total = total + (terms.kl * self.kl_weight + terms.penalty - terms.data) / self.num_particles
+        draws = particles(self.num_particles)
+        for draw in draws:
+            with draw:
+                terms = self.terms(model, guide, *args, **kwargs)
+            total = total + (terms.kl * self.kl_weight + terms.penalty - terms.data) / len(draws)
         loss: Tensor = torch.as_tensor(total)
         return loss
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from pyrostoch._seeds import forked
 from pyrostoch.infer.batches import Batches, as_batches, settle
 from pyrostoch.infer.checkpoint import check_fits, describe
 from pyrostoch.infer.compile import repays
@@ -24,7 +25,6 @@ from pyrostoch.infer.history import Fit, History, append
 from pyrostoch.infer.parallel import Ranks, joined, local_device
 from pyrostoch.infer.safefile import CheckpointError, check_writable, read_file, write_file
 from pyrostoch.infer.schedule import Schedule
-from pyrostoch.infer.seeds import forked
 from pyrostoch.infer.settings import Settings, check_same_run
 from pyrostoch.infer.state import module_state
 from pyrostoch.infer.trainer import NonFiniteLossError, Trainer

@@ -10,9 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyrostoch._seeds import forked
 from pyrostoch.infer.batches import Batches, to_device
 from pyrostoch.infer.elbo import interpretation
-from pyrostoch.infer.seeds import forked
 from pyrostoch.model import BayesianModel
 
 __all__ = ["mode", "predictive_loss"]

@@ -8,11 +8,12 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from pyrostoch._seeds import mixed_seed, reseed
+from pyrostoch.effects.frozen import particles
 from pyrostoch.infer.batches import Batches, Share, to_device
 from pyrostoch.infer.elbo import ELBO
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.infer.schedule import kl_weight, rate_factor
-from pyrostoch.infer.seeds import mixed_seed, reseed
 from pyrostoch.infer.settings import Settings
 from pyrostoch.infer.state import TrainingState, make_adam, parameter_names
 from pyrostoch.infer.terms import Terms
@@ -151,11 +152,12 @@ class Trainer:
         data: Any = 0.0
         kl: Any = 0.0
         penalty: Any = 0.0
-        for _ in range(self.settings.num_particles):
-            terms = self._terms(x, y)
+        draws = particles(self.settings.num_particles)
+        for draw in draws:
+            with draw:
+                terms = self._terms(x, y)
             data, kl, penalty = data + terms.data, kl + terms.kl, penalty + terms.penalty
-        particles = self.settings.num_particles
-        data, kl, penalty = data / particles, kl / particles, penalty / particles
+        data, kl, penalty = data / len(draws), kl / len(draws), penalty / len(draws)
         data = data if weight is None else data * weight
         loss = kl * kl_weight + penalty - data
         return loss, torch.stack([self._number(value) for value in (loss, data, kl, penalty)])
@@ -217,8 +219,9 @@ class Trainer:
         parts = x if isinstance(x, tuple) else (x,)
         wrong = [] if all(bool(torch.isfinite(part).all()) for part in parts) else ["inputs x of this batch"]
         wrong += [f"parameter {name!r}" for name in self._wrong_parameters()]
-        for _ in range(self.settings.num_particles):
-            terms = self._terms(x, y)
+        for draw in particles(self.settings.num_particles):
+            with draw:
+                terms = self._terms(x, y)
             values: dict[str, Tensor | float] = {"data term": terms.data, "penalty": terms.penalty}
             values |= {f"KL of site {name!r}": site.kl for name, site in terms.sites.items()}
             wrong += [name for name, value in values.items() if not bool(torch.isfinite(self._number(value)))]

@@ -13,11 +13,11 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_finite, name_list
+from pyrostoch._seeds import forked
 from pyrostoch.effects import base_law
 from pyrostoch.effects.census import Use, take_census
 from pyrostoch.infer.batches import Batches, to_device
 from pyrostoch.infer.heldout import mode
-from pyrostoch.infer.seeds import forked
 from pyrostoch.likelihoods import Bernoulli, Categorical
 from pyrostoch.model import BayesianModel
 

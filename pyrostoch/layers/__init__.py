@@ -1,4 +1,4 @@
-"""Layers: torch's own with priors on their parameters, and dropout that interpretations control.
+"""Layers: torch's own with priors on their parameters, and noise that interpretations control.
 
 | layer | what it is |
 | --- | --- |
@@ -7,6 +7,7 @@
 | `RandomWeights` | the mixin that makes any layer one of these |
 | `Stochastic` | a module of your own that holds such layers, as guides want it |
 | `MCDropout`, `MCDropout2d` | dropout that is on while sampling and off under mean propagation |
+| `ThresholdNeuron` | binary neurons behind noise: drawn, averaged, or carried by moments |
 
 Inside a `BayesianModel` the model draws the weights; used alone in a Pyro model a layer draws its own.
 """
@@ -14,6 +15,7 @@ Inside a `BayesianModel` the model draws the weights; used alone in a Pyro model
 from __future__ import annotations
 
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
+from pyrostoch.layers.neuron import ThresholdNeuron
 from pyrostoch.layers.standard import (
     GRU,
     LSTM,
@@ -46,4 +48,5 @@ __all__ = [
     "MultiheadAttention",
     "RandomWeights",
     "Stochastic",
+    "ThresholdNeuron",
 ]

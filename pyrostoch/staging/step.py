@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils import _pytree as pytree
 
+from pyrostoch.effects.frozen import noise_is_frozen
 from pyrostoch.staging.compare import compare, compare_updates
 from pyrostoch.staging.compiler import Compiled, lower, missing
 from pyrostoch.staging.graph import StagingError, trace, undisturbed, unique
@@ -124,7 +125,7 @@ class StagedStep:
         Returns:
             The values computed before the update, detached, the loss first.
         """
-        if self.reason is not None:
+        if self.reason is not None or noise_is_frozen():  # a staged step would draw afresh
             return self.eager(*args, **kwargs)
         leaves, form = _flatten(args, kwargs)
         leaves = [_dense(leaf) if isinstance(leaf, Tensor) else leaf for leaf in leaves]
