@@ -6,7 +6,7 @@ it (or `pyro.infer.SVI` with `ELBO`), and `decompose`, `predict`, `compare` and 
 
 from __future__ import annotations
 
-from pyrostoch import data, distributions, effects, guides, layers, likelihoods, metrics, models, priors
+from pyrostoch import data, distributions, effects, guides, layers, likelihoods, metrics, models, moments, priors
 from pyrostoch._version import __version__
 from pyrostoch.diagnose import from_mcmc, to_arviz
 from pyrostoch.infer import (
@@ -14,6 +14,8 @@ from pyrostoch.infer import (
     Comparison,
     Decomposition,
     Fit,
+    Homeostasis,
+    MomentsError,
     Prediction,
     accuracy_by_samples,
     compare,
@@ -21,6 +23,8 @@ from pyrostoch.infer import (
     decompose,
     fit,
     load,
+    moments_error,
+    noise_scaled,
     predict,
     save,
 )
@@ -32,6 +36,8 @@ __all__ = [
     "Comparison",
     "Decomposition",
     "Fit",
+    "Homeostasis",
+    "MomentsError",
     "Prediction",
     "__version__",
     "accuracy_by_samples",
@@ -49,6 +55,9 @@ __all__ = [
     "load",
     "metrics",
     "models",
+    "moments",
+    "moments_error",
+    "noise_scaled",
     "predict",
     "priors",
     "save",

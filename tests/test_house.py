@@ -46,7 +46,7 @@ NEIGHBOURS = {
 }
 
 # Results are read, not called: their docstring needs no example.
-RESULT_CLASSES = {"Comparison", "Decomposition", "Diagnosis", "Fit", "Prediction"}
+RESULT_CLASSES = {"Comparison", "Decomposition", "Diagnosis", "Fit", "MomentsError", "Prediction"}
 
 # Imported inside the functions that need them; what torch and Pyro load by themselves does not count.
 HEAVY = {

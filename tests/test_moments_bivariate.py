@@ -15,6 +15,7 @@ from torch.fx.experimental.proxy_tensor import make_fx
 from pyrostoch.moments import bivariate_cdf, density_integral
 from pyrostoch.moments.bivariate import normal_cdf, normal_pdf, rectified_mean
 from pyrostoch.moments.pooling import maximum
+from pyrostoch.moments.units import correlation
 
 F32, F64 = torch.float32, torch.float64
 Point = tuple[float, float, float]
@@ -297,6 +298,7 @@ def test_correlations_beyond_one_by_rounding_count_as_one() -> None:
     a, b, rho = tensors([(0.3, 0.7, 1.0), (0.3, -0.7, -1.0), (0.3, 0.3, 1.0)])
     for order in (0, 1):
         assert torch.equal(density_integral(a, b, rho * (1 + 1e-15), order), density_integral(a, b, rho, order))
+    assert torch.equal(correlation((0 * rho, 0 * rho), 1e-9 * rho), rho)
 
 
 def test_other_orders_are_refused() -> None:

@@ -85,8 +85,7 @@ def each_of(cases: dict[str, Case], broken: Sequence[str] = (), reason: str = ""
     return pytest.mark.parametrize("case", [pytest.param(cases[n], id=n, marks=marks.get(n, [])) for n in cases])
 
 
-LOCS = t64(0.0, 0.7, -1.5, 2.5, 0.31, -6.0, 5.0)
-VARS = t64(1.0, 0.3, 2.0, 0.05, 1e-4, 1.0, 2.0)
+LOCS, VARS = t64(0.0, 0.7, -1.5, 2.5, 0.31, -6.0, 5.0), t64(1.0, 0.3, 2.0, 0.05, 1e-4, 1.0, 2.0)
 NODES, WEIGHTS = map(torch.from_numpy, np.polynomial.legendre.leggauss(30))
 
 
@@ -133,8 +132,7 @@ def gap(case: Case, reference: Callable[..., Tensor], rhos: Sequence[float]) -> 
 
 
 def assert_finite_slopes(values: Sequence[Tensor], *arguments: Tensor) -> None:
-    for value in values:
-        assert all(slope.isfinite().all() for slope in grad(value.sum(), arguments, retain_graph=True))
+    assert all(s.isfinite().all() for value in values for s in grad(value.sum(), arguments, retain_graph=True))
 
 
 def assert_is_mean(value: Tensor, draws: Tensor) -> None:
@@ -279,13 +277,13 @@ def test_full_covariance_entry_by_entry(at: Tensor) -> None:
 def test_the_largest_of_several_variables(k: int, correlated: bool) -> None:
     draw = torch.Generator().manual_seed(k)
     loc = 2 + torch.randn(k, generator=draw, dtype=F64) / 2
-    root = torch.eye(k, dtype=F64) + 0.1 * correlated * torch.randn(k, k, generator=draw, dtype=F64)
+    root = torch.eye(k, dtype=F64) + 0.8 * correlated * torch.eye(k, dtype=F64).roll(1, 0)
     cov = root @ root.T
     found = tournament(loc, cov.diagonal(), cov if correlated else None)
     largest, winner = (loc + torch.randn(200_000, k, generator=draw, dtype=F64) @ root.T).max(1)
     rows = (largest, (largest - largest.mean()) ** 2, F.one_hot(winner, k).double())
     assert found[2].sum().item() == pytest.approx(1, abs=1e-14)
-    for value, draws, tolerance in zip(found, rows, (0.02, 0.08, 0.05), strict=True):
+    for value, draws, tolerance in zip(found, rows, (0.045, 0.08, 0.05), strict=True):
         if k == 2:
             assert_is_mean(value, draws)
         assert_close(value, draws.mean(0), rtol=0, atol=tolerance)
@@ -304,8 +302,7 @@ def outputs(size: float, full: bool, points: int = 64) -> Pair:
 
 
 def drawn(output: Moments, cov: Tensor) -> Tensor:
-    noise = torch.randn(100_000, 3, 4, 1, generator=torch.Generator().manual_seed(4), dtype=F64)
-    return output.loc + (torch.linalg.cholesky(cov) @ noise).squeeze(-1)
+    return output.loc + (torch.linalg.cholesky(cov) @ torch.randn(100_000, 3, 4, 1, dtype=F64)).squeeze(-1)
 
 
 either = pytest.mark.parametrize("full", [False, True], ids=["variances", "covariance"])
@@ -314,8 +311,8 @@ either = pytest.mark.parametrize("full", [False, True], ids=["variances", "covar
 @either
 def test_points_have_the_moments_of_the_output(full: bool) -> None:
     output, cov = outputs(1.0, full)
-    points = gaussian_points(output)
-    assert points.shape == (64, 3, 4) and torch.equal(points, gaussian_points(output))
+    before, points = torch.get_rng_state(), gaussian_points(output)
+    assert points.shape == (64, 3, 4) and torch.equal(before, torch.get_rng_state())
     assert_close(points.mean(0), output.loc, rtol=0, atol=1e-14)
     assert full or (points.var(0, correction=0) - output.var).abs().max() < 1e-14
     off = gaussian_points(outputs(1.0, full, 4096)[0]) - output.loc
@@ -348,3 +345,6 @@ def test_classes_of_gaussian_logits(full: bool) -> None:
             assert_close(closed.fields["log_probs"].exp(), logs.exp().mean(0), rtol=0, atol=0.02)
             assert_close(closed.log_density(y), closed.fields["log_probs"][torch.arange(3), y])
             assert_close(closed.expected(y), picked.mean(0), rtol=0.05, atol=0)
+    two = softmax_under_gaussian(Moments(t64(0, 2).unsqueeze(0), t64(1, 3).unsqueeze(0)))
+    x, w = gaussian_nodes(*t64(2, 4))
+    assert_close(two.fields["log_probs"][0, 1].exp(), (w * x.sigmoid()).sum(), rtol=0, atol=0.01)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pyrostoch.infer.certificate import LayerError, MomentsError, moments_error
 from pyrostoch.infer.checkpoint import load, save
 from pyrostoch.infer.compare import Comparison, ComparisonRow, accuracy_by_samples, compare
 from pyrostoch.infer.compile import CompiledStep, compile_step
@@ -9,6 +10,7 @@ from pyrostoch.infer.decompose import Decomposition, SiteRow, decompose
 from pyrostoch.infer.elbo import ELBO
 from pyrostoch.infer.fit import fit
 from pyrostoch.infer.history import Fit
+from pyrostoch.infer.homeostasis import Homeostasis, NeuronStatistics, noise_scaled
 from pyrostoch.infer.predict import Prediction, predict
 from pyrostoch.infer.safefile import CheckpointError
 from pyrostoch.infer.trainer import NonFiniteLossError
@@ -21,6 +23,10 @@ __all__ = [
     "CompiledStep",
     "Decomposition",
     "Fit",
+    "Homeostasis",
+    "LayerError",
+    "MomentsError",
+    "NeuronStatistics",
     "NonFiniteLossError",
     "Prediction",
     "SiteRow",
@@ -30,6 +36,8 @@ __all__ = [
     "decompose",
     "fit",
     "load",
+    "moments_error",
+    "noise_scaled",
     "predict",
     "save",
 ]

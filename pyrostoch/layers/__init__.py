@@ -8,6 +8,7 @@
 | `Stochastic` | a module of your own that holds such layers, as guides want it |
 | `MCDropout`, `MCDropout2d` | dropout that is on while sampling and off under mean propagation |
 | `ThresholdNeuron` | binary neurons behind noise: drawn, averaged, or carried by moments |
+| `RateNetwork` | recurrent rectified-power rates driven by noise with memory: trajectories, or their moments |
 
 Inside a `BayesianModel` the model draws the weights; used alone in a Pyro model a layer draws its own.
 """
@@ -16,6 +17,7 @@ from __future__ import annotations
 
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
 from pyrostoch.layers.neuron import ThresholdNeuron
+from pyrostoch.layers.recurrent import RateMoments, RateNetwork
 from pyrostoch.layers.standard import (
     GRU,
     LSTM,
@@ -47,6 +49,8 @@ __all__ = [
     "MCDropout2d",
     "MultiheadAttention",
     "RandomWeights",
+    "RateMoments",
+    "RateNetwork",
     "Stochastic",
     "ThresholdNeuron",
 ]
