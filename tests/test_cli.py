@@ -57,9 +57,11 @@ def test_compare_says_what_it_does_and_found(compared: tuple[Path, str]) -> None
     record = json.loads((folder / "results.json").read_text())
     assert "prior LogUniform(), one for all guides improper" in output
     assert "random fc2.weight" in output and "2 epochs" in output
-    assert "guide ELBO data KL mean 1 sample 20 samples NLL ECE seconds" in output
+    assert "guide ELBO data KL mean moments 1 sample 20 samples NLL ECE seconds" in output
     for entry in record["guides"]:
-        line = re.search(rf" {entry['name']} (-[\d,.]+) (-[\d,.]+) ([\d,.]+) ([\d.]+) [\d.]+ ([\d.]+) [\d.]+ ", output)
+        line = re.search(
+            rf" {entry['name']} (-[\d,.]+) (-[\d,.]+) ([\d,.]+) ([\d.]+) [\d.]+ [\d.]+ ([\d.]+) [\d.]+ ", output
+        )
         assert line, entry["name"]
         elbo, data, kl, mean, many = (float(text.replace(",", "")) for text in line.groups())
         terms, rows = entry["decomposition"], {row["mode"]: row for row in entry["rows"]}

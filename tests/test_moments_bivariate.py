@@ -29,7 +29,7 @@ each_band = pytest.mark.parametrize("band", BANDS)
 
 @cache
 def points(band: str, count: int = 40) -> list[Point]:
-    """Thresholds up to 8, most within 2 of zero, a third of them next to each other where the density is singular."""
+    """Thresholds up to 8, a third of the pairs next to each other, where the density is close to a pole."""
     source = random.Random(band)
     drawn = []
     for k in range(count):

@@ -15,6 +15,7 @@ from pyrostoch.moments.gaussian import cross_covariance
 
 F64 = {"dtype": torch.float64}
 COVARIANCES = pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
+LOSSY = pytest.mark.xfail(strict=True, reason="the mean of a padded maximum cancels a thousand deviations")
 
 # Faults of the library that these tests have found; each mark is to go with its fault.
 BROKEN = {
@@ -63,16 +64,12 @@ def gaussian(shape, *, full, batch=2, spread=1.0, dtype=torch.float64, how=None)
 
 def draws(x, count):
     """Draws from moments, (count, B, ...)."""
-    root = torch.linalg.cholesky(x.covariance())
-    noise = torch.randn(count, len(x), root.shape[-1], **F64)
-    return x.loc + torch.einsum("bij,kbj->kbi", root, noise).reshape(count, *x.shape)
+    noise = torch.randn(count, *x.shape, **F64).flatten(2)
+    return x.loc + torch.einsum("bij,kbj->kbi", torch.linalg.cholesky(x.covariance()), noise).unflatten(2, x.shape[1:])
 
 
 def assert_like(y, function, x, tolerances=None, count=100_000):
-    """Mean, variance and covariance as those of the function's draws: within 4.5 standard errors, or as near as said.
-
-    Tolerances are those of means in deviations, of variances as fractions, and of covariances as correlations.
-    """
+    """Mean, variance, covariance within 4.5 errors of the draws', or within tolerances in deviations (squared)."""
     torch.manual_seed(1)
     with torch.no_grad():
         found = function(draws(x, count).flatten(0, 1)).to(x.dtype).unflatten(0, (count, len(x))).flatten(2)
@@ -213,9 +210,6 @@ def test_approximations_are_near_the_moments_of_draws(name, full):
     assert_like(function(x), function, x, tolerances, count=20_000)
 
 
-LOSSY = pytest.mark.xfail(strict=True, reason="a thousand deviations are taken off and put back")
-
-
 @pytest.mark.parametrize("dtype", [torch.float64, pytest.param(torch.float32, marks=LOSSY)], ids=str)
 def test_the_largest_of_certain_numbers_is_the_plain_maximum(dtype):
     x = torch.randn(2, 2, 6, 5, dtype=dtype)
@@ -235,10 +229,13 @@ def test_batch_statistics_are_those_of_a_large_sample(shape, full):
             twin.copy_(parameter.uniform_(0.5, 1.5))
         y, z = ours(x), draws(x, 100)
         sampled = theirs(z.flatten(0, 1)).unflatten(0, z.shape[:2])
-    torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=0, atol=0.01)
-    torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=0.01, atol=0)
-    assert ((sampled.mean(0) - y.loc) / sampled.std(0)).square().mean() == pytest.approx(0.01, rel=0.2)
-    assert (sampled.var(0) / y.var).mean() == pytest.approx(1.0, abs=0.02)
+        torch.testing.assert_close(ours.running_mean, theirs.running_mean, rtol=0, atol=0.01)
+        torch.testing.assert_close(ours.running_var, theirs.running_var, rtol=0.01, atol=0)
+        assert ((sampled.mean(0) - y.loc) / sampled.std(0)).square().mean() == pytest.approx(0.01, rel=0.2)
+        assert (sampled.var(0) / y.var).mean() == pytest.approx(1.0, abs=0.02)
+        theirs.load_state_dict(ours.state_dict())
+        torch.testing.assert_close(ours(Moments(x.loc[:3], 0.0 * x.var[:3])).loc, theirs(x.loc[:3]))
+        torch.testing.assert_close(ours.running_var, theirs.running_var)
 
 
 @COVARIANCES
@@ -301,11 +298,16 @@ def test_what_was_made_before_an_operation_in_place_keeps_its_covariance(full):
     torch.testing.assert_close((x + child).var, 9.0 * start)
 
 
+def test_entries_after_a_layer_norm_add_up_to_nothing():
+    y = F.layer_norm(gaussian((2, 3), full=True), (2, 3))
+    torch.testing.assert_close(y.cov.sum(2), torch.zeros(2, 6, **F64))
+
+
 def test_mixing_branches_of_many_entries_count_as_uncorrelated():
     x = gaussian((1024,), full=False, batch=1)
     torch.testing.assert_close((x - x.flip(1).flip(1)).var, torch.zeros(1, 1024, **F64))
     x = torch.cat([x, x], 1)
-    torch.testing.assert_close((x + x.flip(1)).var, x.var + x.var.flip(1))
+    torch.testing.assert_close((x - x.flip(1).flip(1)).var, 2.0 * x.var)
 
 
 MIXING = ["torch.cat([x, x])", "torch.cat([x, x], dim=-3)", "torch.stack([x, x])", "x.mean()", "x.mean((0, 1))"]
@@ -323,10 +325,8 @@ def test_mixing_examples_is_refused(name, full):
 REFUSED = {
     "x / x": "a quotient by a random quantity",
     "torch.div(2.0, x)": "a quotient by a random quantity",
-    "x ** 3": "the second is known, got exponent 3",
     "x + x[:, :, :1]": "operands of one shape",
     "w(3, 3) @ x": "moments times a fixed matrix",
-    "F.adaptive_avg_pool1d(x, 3)": "where sizes divide",
     "F.max_pool1d(x, 2, ceil_mode=True)": "without dilation, ceil_mode or indices",
     "F.interpolate(x, scale_factor=2, mode='linear')": "interpolation mixes entries",
 }
@@ -353,19 +353,19 @@ MISSING = {
 
 
 class Block(nn.Module):
-    def __init__(self, function, inner=None):
+    def __init__(self, function):
         super().__init__()
-        self.function, self.inner = function, inner
+        self.function = function
 
     def forward(self, x):
-        return self.function(x) if self.inner is None else self.inner(x * 2.0)
+        return self.function(x)
 
 
 @pytest.mark.parametrize("name", cases(*MISSING))
 def test_a_function_without_a_rule_is_named_with_its_module(name):
     block = Block(call(name))
     with pytest.raises(MissingRuleError, match=f"^moments: no rule for .*{MISSING[name]}.*mode='mc'") as caught:
-        Block(None, nn.Sequential(block))(gaussian((3, 4), full=False))
+        Block(nn.Sequential(nn.ReLU(), block))(gaussian((3, 4), full=False))
     assert caught.value.module is block or type(caught.value.module).__module__.startswith("torch.nn")
 
 

@@ -292,7 +292,7 @@ def test_the_largest_of_several_variables(k: int, correlated: bool) -> None:
         assert all(torch.equal(batch[1, 2], value) for batch, value in zip(full, found, strict=True))
 
 
-def outputs(size: float, full: bool, points: int = 64) -> Pair:
+def outputs(size: float, full: bool, points: int = 64) -> tuple[Moments, Tensor]:
     """Moments of three examples of four outputs, and their covariance."""
     draw = torch.Generator().manual_seed(3)
     loc, root = torch.randn(3, 4, generator=draw, dtype=F64), torch.randn(3, 4, 4, generator=draw, dtype=F64)

@@ -87,7 +87,7 @@ def test_record_of_a_guide_agrees_with_itself(record: dict[str, Any]) -> None:
         assert math.isclose(terms["elbo"], terms["data"] - terms["kl"], rel_tol=1e-9)
         assert terms["num_data"] == 1437 and terms["sites"][0]["weights"] == 120
         rows = {row["mode"]: row for row in entry["rows"]}
-        assert list(rows) == ["mean", "mc:1", "mc:20"]
+        assert list(rows) == ["mean", "moments", "mc:1", "mc:20"]
         curve = entry["by_samples"]
         assert curve["samples"] == [1, 2, 5, 10, 20]
         assert (curve["accuracy"][0], curve["accuracy"][-1]) == (rows["mc:1"]["accuracy"], rows["mc:20"]["accuracy"])

@@ -116,8 +116,8 @@ def train(
 def evaluate(
     run: opt.RunName,
     modes: Annotated[
-        str, typer.Option("--modes", help="Ways to predict, by commas: mean, mc:K.", metavar="MODES")
-    ] = "mean,mc:1,mc:20",
+        str, typer.Option("--modes", help="Ways to predict, by commas: mean, moments, mc:K.", metavar="MODES")
+    ] = "mean,moments,mc:1,mc:20",
     guide: opt.SomeGuides = None,
     seed: opt.DrawSeed = None,
     data_dir: opt.DataDir = None,

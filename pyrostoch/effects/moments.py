@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any, Literal
 
 import torch
@@ -87,6 +88,10 @@ class MomentPropagation(Interpretation):
                 )
             draw.drawn = draw.law.rsample()
         return draw.drawn
+
+    def held(self, drawn: Iterable[str]) -> dict[str, Any]:
+        """What is known of each site; a mean stands for its value, so that there is nothing to draw."""
+        return super().held(())
 
     def keep(self, site: str, reason: str) -> Tensor:
         """Refuse a weight that cannot be replaced by its moments, unless sampling is allowed."""

@@ -12,7 +12,8 @@
 
 What they tell once trained: `guide.zero_mean_gap()` (what their means are worth), `to_variance_only` (the variance
 network they are close to), `prune` (the weights that are noise) beside `magnitude_masks`. What a pruning exports is
-saved as a state dict, and `load_pruned` reads it.
+saved as a state dict, and `load_pruned` reads it; `refresh_batch_norm` fits its normalisation to a network without
+noise.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from pyrostoch.guides.export import load_pruned
 from pyrostoch.guides.gap import ZeroMeanGap, ZeroMeanRow
 from pyrostoch.guides.per_site import PerSite
 from pyrostoch.guides.prune import Pruning, PruningRow, magnitude_masks, prune
+from pyrostoch.guides.refresh import refresh_batch_norm
 from pyrostoch.guides.sparse import SparseConv2d, SparseLinear
 from pyrostoch.guides.variance_limit import to_variance_only
 from pyrostoch.guides.variance_only import VarianceOnly
@@ -51,5 +53,6 @@ __all__ = [
     "load_pruned",
     "magnitude_masks",
     "prune",
+    "refresh_batch_norm",
     "to_variance_only",
 ]

@@ -180,7 +180,7 @@ def compare(
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)`.
         guide: Its guide.
         data: Held-out data: `(x, y)`, a `Dataset` or a `DataLoader`.
-        modes: Modes as for `predict`: `"mean"`, `"mc:K"`.
+        modes: Modes as for `predict`: `"mean"`, `"moments"`, `"mc:K"`.
         batch_size: Examples run through the network at a time, at most: fewer where activations are large.
         device: Where the data are moved, batch by batch: the model's own device, which is also the default.
         seed: Seed of every mode's draws; torch's random state is left as it was. Without it the draws go on from there.

@@ -134,16 +134,20 @@ def predict(
     r"""Predict with a Bayesian network.
 
     Mode `"mc"` averages over draws, $p(y \mid x) \approx \frac1K \sum_k p(y \mid x, w_k)$, probabilities and not
-    logits; mode `"mean"` replaces every weight by its mean and runs once. The network is in evaluation mode throughout,
+    logits; mode `"mean"` replaces every weight by its mean and runs once; mode `"moments"` runs once too, while every
+    activation carries its mean and variance, and averages over the output's Gaussian (`moments_error` says how far that
+    can be trusted). The network is in evaluation mode throughout,
     so drawing weights switches neither BatchNorm nor dropout, and every submodule is put back into its own mode. Draws
-    are added up one by one: memory does not grow with K, and activations only with `batch_size`.
+    go side by side as far as a fixed amount of memory allows: it does not grow with K.
 
     Args:
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)` that returns the observations' law.
         guide: A Pyro guide of that model.
         x: Inputs, or a tuple of inputs that share their first axis, the examples.
         y: Targets, to have their `log_density`.
-        mode: `"mean"`, `"mc"` or `"mc:K"`.
+        mode: `"mean"`, `"mc"` or `"mc:K"`, or `"moments"`: with variances and a Gaussian's fixed points at the output;
+            `"moments:closed"` reads classes by a closed approximation, `"moments:full"` carries full covariances
+            (memory grows with the square of a layer's width), `"moments:full:closed"` does both.
         num_samples: The K of `"mc"`; 20 by default.
         joint: Draw each weight once per sample for all examples. Otherwise a layer that can draws afresh for each
             example, which keeps each example's prediction exact and makes its Monte-Carlo error independent.

@@ -18,7 +18,7 @@ from pyrostoch.runs.parties import Party
 
 __all__ = ["CURVE", "MODES", "Scores", "lesson", "noise", "score", "terms"]
 
-MODES = ("mean", "mc:1", "mc:20")
+MODES = ("mean", "moments", "mc:1", "mc:20")
 
 #: Numbers of samples at which the scores are read out on the way.
 CURVE = (1, 2, 5, 10, 20)
@@ -53,7 +53,7 @@ def score(party: Party, modes: Sequence[str] = MODES, *, seed: int = 0, curve: S
 
     Args:
         party: Model, guide and data.
-        modes: `"mean"`, `"mc:K"`.
+        modes: `"mean"`, `"moments"`, `"mc:K"`.
         seed: Seed of the draws.
         curve: Numbers of samples of the curve.
 
