@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.parallel import Ranks
 from pyrostoch._seeds import mixed_seed
+from pyrostoch.infer.parallel import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
 # Batches of ten, and a last one of one example, of which one of two ranks gets none.

@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.schedule import rate_factor
 from pyrostoch._seeds import forked, mixed_seed
+from pyrostoch.infer.schedule import rate_factor
 
 pytest.importorskip("lightning.pytorch", reason="needs pyrostoch[lightning]")
 

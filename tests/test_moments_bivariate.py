@@ -21,7 +21,6 @@ F32, F64 = torch.float32, torch.float64
 Point = tuple[float, float, float]
 each_order = pytest.mark.parametrize("order", [0, 1])
 each_dtype = pytest.mark.parametrize("dtype", [F32, F64], ids=["f32", "f64"])
-slow_rule = pytest.mark.filterwarnings("ignore:There is a performance drop:UserWarning")
 # Correlations are drawn as 1 - 10^-u for u in a range: 1.125 is 0.925, where one expansion takes over from the other.
 BANDS = {"away": (0.0, 1.125), "near": (1.125, 3.0), "nearer": (3.0, 12.0)}
 each_band = pytest.mark.parametrize("band", BANDS)
@@ -246,7 +245,6 @@ def test_derivatives_at_full_correlation_are_finite_and_those_of_the_limit(
         assert order == 0 or grads[2][k].item() == pytest.approx(float(sign * at_one(x, y, 0)), abs=1e-6)
 
 
-@slow_rule
 @each_order
 def test_vmap_over_any_argument(order: int) -> None:
     a, b, rho = tensors(points("away") + points("near"))
@@ -257,7 +255,6 @@ def test_vmap_over_any_argument(order: int) -> None:
     torch.testing.assert_close(rows, density_integral(a.unsqueeze(1), b[:3], rho[5], order), rtol=0, atol=1e-16)
 
 
-@slow_rule
 @each_order
 def test_derivatives_under_vmap(order: int) -> None:
     arguments = tensors(points("away") + points("near"))

@@ -22,7 +22,7 @@ __all__ = ["random_network", "unit_covariances", "wu_ramp", "wu_step"]
 
 
 def random_network(depth: int, width: int, full: bool) -> Callable[[Own], Mapping[str, float]]:
-    """A trial on a ReLU network with random weights: error of the output's moments against Monte Carlo.
+    """A trial on a ReLU network whose first layer is random: error of the output's moments against Monte Carlo.
 
     Args:
         depth: Hidden layers.
@@ -36,11 +36,13 @@ def random_network(depth: int, width: int, full: bool) -> Callable[[Own], Mappin
             net = MLP(width, (width,) * depth, 10)
             for layer in net.modules():
                 if isinstance(layer, nn.Linear):
-                    # Half of a weight's second moment is its variance, so that signal and noise keep their size.
-                    nn.init.normal_(layer.weight, 0.0, layer.in_features**-0.5)
-            prior = Normal(0.0, 1.0)
-            model = BayesianModel(net, prior=prior, likelihood=Gaussian(), num_data=1)
-            guide = Additive(model, init_scale=lambda site: torch.full_like(site.init, site.init.shape[1] ** -0.5))
+                    nn.init.normal_(layer.weight, 0.0, (2.0 / layer.in_features) ** 0.5)
+            # The first layer's weights are random, half of their second moment is variance; what follows is fixed, and
+            # makes what it mixes correlated.
+            with torch.no_grad():
+                net.fc1.weight.mul_(0.5**0.5)  # type: ignore[union-attr, operator]
+            model = BayesianModel(net, prior={"fc1.weight": Normal()}, likelihood=Gaussian(), num_data=1)
+            guide = Additive(model, init_scale=width**-0.5)
             mode = "moments:full" if full else "moments"
             draws = 64 * own.recipe.epochs
             found = moments_error(model, guide, torch.randn(20, width), mode=mode, num_samples=draws, seed=own.seed)

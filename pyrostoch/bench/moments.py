@@ -162,8 +162,8 @@ MOMENTS = Bench(
         "probabilities are means over 64 fixed points of the logits' Gaussian, or the closed reading.",
         "Networks of binary neurons are sampled at test: every neuron is drawn, the scores' softmax averaged. 'Mean' "
         "puts each neuron's mean state in its place.",
-        "Random networks: weights of equal squared mean and variance, 20 inputs; errors of the ten outputs' moments "
-        "against Monte Carlo. Monte Carlo's mean has the error of the last column's number of draws.",
+        "Random networks: He weights, those of the first layer half noise, 20 inputs; errors of the ten outputs' "
+        "moments against Monte Carlo. Monte Carlo's mean has the error of the last column's number of draws.",
         "Two units: 2,000 pairs, means within 2.5 deviations, correlations within 0.98, against nested quadrature.",
         "The sampling network is trained on frozen noise and judged on fresh noise; errors are norms over those of the "
         "posteriors (means: of their distance from the prior's).",

@@ -48,8 +48,7 @@ class Problem:
         places = torch.arange(num, dtype=torch.float64)
         apart = (places.unsqueeze(1) - places).abs()
         apart = torch.minimum(apart, num - apart)
-        prior = torch.exp(-0.5 * (apart / 1.5).square()) + 0.1 * torch.eye(num, dtype=torch.float64)
-        prior = prior / prior[0, 0]
+        prior = torch.exp(-apart / 1.5)
         features = torch.exp(-0.5 * apart.square()) / 1.5
         drawn = torch.linalg.cholesky(prior) @ torch.randn(num, generator=generator, dtype=torch.float64)
         images, means, covariances = [], [], []

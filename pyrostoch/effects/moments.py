@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
@@ -130,4 +129,4 @@ class MomentPropagation(Interpretation):
         """A tensor that meets noise for the first time is a mean without variance."""
         x = msg["args"][0]
         if isinstance(x, Tensor):
-            msg["args"] = (Moments(x, torch.zeros_like(x), None, self.how), *msg["args"][1:])
+            msg["args"] = (Moments.certain(x, self.how), *msg["args"][1:])

@@ -96,6 +96,8 @@ def parse_mode(text: str, num_samples: int | None = None) -> tuple[str, int]:
             )
         check_choice("mode", text, known)
     if not MODES[name].sampled:
+        if colon and any(other.startswith(f"{name}:") for other in MODES):
+            check_choice("mode", text, MODES)
         if colon or num_samples is not None:
             raise ValueError(
                 f"mode {name!r} draws nothing: leave num_samples out, got {text!r} and num_samples={num_samples}"

@@ -11,8 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrostoch.moments.affine import scaled
-from pyrostoch.moments.arithmetic import added
-from pyrostoch.moments.gaussian import Link, Moments
+from pyrostoch.moments.gaussian import Link, Moments, per_example
 from pyrostoch.moments.smooth import Gelu, Probit, Smooth
 from pyrostoch.moments.table import RULES, moments_in, rule
 from pyrostoch.moments.units import Knot, Piecewise, Unit, activate
@@ -63,7 +62,7 @@ def _smooth(function: Callable[..., Tensor]) -> Callable[..., Unit]:
 _register(_fixed(_RELU), torch.relu, F.relu, Tensor.relu, in_place=(torch.relu_, F.relu_, Tensor.relu_))
 _register(_leaky, F.leaky_relu, in_place=(F.leaky_relu_,))
 _register(lambda *_: _clamp(0.0, 6.0), F.relu6)
-_register(lambda low=-1.0, high=1.0, *_: _clamp(low, high), F.hardtanh, in_place=(F.hardtanh_,))
+_register(lambda min_val=-1.0, max_val=1.0, *_: _clamp(min_val, max_val), F.hardtanh, in_place=(F.hardtanh_,))
 _register(_clamp, torch.clamp, Tensor.clamp, torch.clip, Tensor.clip)
 _register(_clamp, torch.clamp_min, Tensor.clamp_min)
 _register(lambda max: _clamp(None, max), torch.clamp_max, Tensor.clamp_max)
@@ -106,8 +105,7 @@ def _above(func: Callable[..., Any], x: Moments, at: Any) -> Moments:
 @rule(F.prelu, torch.prelu)
 def _prelu(func: Callable[..., Any], input: Moments, weight: Tensor) -> Moments:
     slope = weight.reshape(1, -1, *[1] * (input.loc.dim() - 2)) if weight.numel() > 1 else weight.reshape(())
-    rising, falling = activate(input, _RELU), activate(scaled(input, -input.loc, -1.0), _RELU)
-    return added(rising, scaled(falling, falling.loc * slope, slope), -1.0)
+    return activate(input, Piecewise((Knot(kink=1.0 - slope),), slant=slope))
 
 
 @rule(F.log_softmax, torch.log_softmax, Tensor.log_softmax)
@@ -130,7 +128,7 @@ def _dropout(
     second = x.var + x.loc.square()
     cov = None
     if x.cov is not None:
-        flat = x.loc.flatten(1)
+        flat = per_example(x.loc)
         masks = torch.arange(x.loc[0].numel(), device=x.loc.device)
         if func not in (F.dropout, torch.dropout):  # one mask for a whole channel
             masks = masks // math.prod(x.loc.shape[2:])
@@ -180,7 +178,7 @@ def _drawn(moments: Moments) -> Tensor:
     if moments.cov is None:
         return moments.loc + moments.stddev() * noise
     values, vectors = torch.linalg.eigh(moments.cov)
-    scaled_noise = values.clamp_min(0.0).sqrt() * noise.flatten(1)
+    scaled_noise = values.clamp_min(0.0).sqrt() * per_example(noise)
     return moments.loc + (vectors @ scaled_noise.unsqueeze(-1)).reshape(moments.loc.shape)
 
 

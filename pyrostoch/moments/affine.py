@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrostoch._ops import LinearOp, bind
-from pyrostoch.moments.gaussian import Link, Moments, Treatment
+from pyrostoch.moments.gaussian import Link, Moments, Treatment, per_example, rows_of
 from pyrostoch.moments.table import rule
 
 __all__ = ["affine", "propagate_linear", "scaled"]
@@ -95,8 +95,8 @@ def pushed(link: Link, cov: Tensor) -> Tensor:
         cov: Covariance of the parent, (B, n, n).
     """
     shape = link.parent.loc.shape[1:]
-    half = link.push(cov.unflatten(2, shape)).flatten(2)
-    return link.push(half.mT.unflatten(2, shape)).flatten(2)
+    half = rows_of(link.push(rows_of(cov, shape)))
+    return rows_of(link.push(rows_of(half.mT, shape)))
 
 
 def _rows(op: LinearOp, rows: Tensor, weight: Tensor) -> Tensor:
@@ -107,14 +107,14 @@ def _weights_covariance(op: LinearOp, x: Moments, spread: Tensor | None, jitter:
     """Covariance from the weights: one weight met at many positions makes the outputs there correlated."""
     positions = op.applications(own)
     if positions == 1:
-        return torch.diag_embed(own.flatten(1))
+        return torch.diag_embed(per_example(own))
     outs = own.shape[1] if op.spatial else own.shape[-1]
     count = len(own)
     total = own.new_zeros(count, outs, positions, positions)
     if jitter is not None:
         total = total + jitter.reshape(1, -1, 1, 1)
     if spread is not None:
-        flat = x.loc.flatten(1)
+        flat = per_example(x.loc)
         second = F.pad(x.covariance() + flat.unsqueeze(2) * flat.unsqueeze(1), (1, 0, 1, 0))
         for index, variances in zip(_patches(op, x.loc), spread.flatten(1).T, strict=True):
             total = total + variances.reshape(1, -1, 1, 1) * second[:, index][:, :, index].unsqueeze(1)
@@ -175,7 +175,7 @@ def scaled(x: Moments, loc: Tensor, gain: Tensor | float) -> Moments:
         raise ValueError(
             f"moments: expected an operand that broadcasts to {tuple(x.loc.shape)}, got a result of {tuple(loc.shape)}"
         )
-    flat = factor.flatten(1)
+    flat = per_example(factor)
     cov = None if x.cov is None else x.cov * flat.unsqueeze(1) * flat.unsqueeze(2)
     before = x.late
 

@@ -9,7 +9,14 @@ import torch
 from torch import Tensor
 
 from pyrostoch.moments.affine import affine, scaled
-from pyrostoch.moments.gaussian import Link, Moments, cross_covariance, elementwise_covariance, related
+from pyrostoch.moments.gaussian import (
+    Link,
+    Moments,
+    cross_covariance,
+    elementwise_covariance,
+    per_example,
+    related,
+)
 from pyrostoch.moments.table import rule
 
 __all__ = ["added", "multiplied"]
@@ -50,7 +57,7 @@ def multiplied(x: Moments, y: Moments) -> Moments:
     shared: Any = elementwise_covariance(x, y) if x.cov is None else None
     cov = None
     if x.cov is not None and y.cov is not None:
-        m, n = x.loc.flatten(1), y.loc.flatten(1)
+        m, n = per_example(x.loc), per_example(y.loc)
         cov = n.unsqueeze(2) * n.unsqueeze(1) * x.cov + m.unsqueeze(2) * m.unsqueeze(1) * y.cov + x.cov * y.cov
         if together:
             cross = cross_covariance(x, y)

@@ -48,7 +48,8 @@ def normal_cdf(x: Tensor) -> Tensor:
     Args:
         x: Where.
     """
-    return torch.special.ndtr(x)
+    # By erfc, which keeps its digits in the tail.
+    return 0.5 * torch.special.erfc(-math.sqrt(0.5) * x)
 
 
 def rectified_mean(x: Tensor) -> Tensor:
@@ -176,7 +177,7 @@ def _near(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
     product, d = a * b, (a - b).abs()
     # Moments of exp(-d²/2x² - ab/2) over (0, q): k0 of x^0, k1 of x^2, k2 of x^4.
     edge = torch.exp(-0.5 * (d / q).square() - 0.5 * product)
-    k0 = q * edge - math.sqrt(2.0 * math.pi) * d * torch.exp(torch.special.log_ndtr(-d / q) - 0.5 * product)
+    k0 = edge * (q - math.sqrt(0.5 * math.pi) * d * torch.special.erfcx(math.sqrt(0.5) * d / q))
     k1 = (q * q2 * edge - d.square() * k0) / 3.0
     k2 = (q * q2.square() * edge - d.square() * k1) / 5.0
     c1 = (4.0 - product) / 8.0

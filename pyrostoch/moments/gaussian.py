@@ -12,7 +12,16 @@ from torch import Tensor
 
 from pyrostoch.moments.table import apply
 
-__all__ = ["Link", "Moments", "Treatment", "cross_covariance", "elementwise_covariance"]
+__all__ = [
+    "Link",
+    "Moments",
+    "Treatment",
+    "cross_covariance",
+    "elementwise_covariance",
+    "per_example",
+    "related",
+    "rows_of",
+]
 
 # With a diagonal covariance, branches with mixing layers between them have their correlation worked out up to this many
 # entries an example; beyond, they are taken as uncorrelated.
@@ -40,6 +49,25 @@ class Treatment:
     points: int = 64
 
 
+def per_example(values: Tensor) -> Tensor:
+    """Entries of each example in a row, (B, n).
+
+    Args:
+        values: (B, ...).
+    """
+    return values.reshape(len(values), -1)
+
+
+def rows_of(rows: Tensor, shape: torch.Size | tuple[int, ...] = (-1,)) -> Tensor:
+    """Rows `(B, r, ...)` with their entries in another shape; flat by default.
+
+    Args:
+        rows: Rows of an example's covariance.
+        shape: Shape of one row.
+    """
+    return rows.reshape(*rows.shape[:2], *shape)
+
+
 @dataclass(frozen=True)
 class Link:
     """Where moments come from: how a covariance with the parent becomes one with the child.
@@ -53,6 +81,10 @@ class Link:
     parent: Moments
     push: Callable[[Tensor], Tensor]
     gain: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        # What the parent is now: an operation in place may change the object later.
+        object.__setattr__(self, "parent", self.parent.node)
 
 
 class Moments:
@@ -99,6 +131,27 @@ class Moments:
         self.how = Treatment(full=cov is not None) if how is None else how
         self.links, self.late = links, late
         self.order = next(_numbers)
+        self._node: Moments | None = None
+
+    @classmethod
+    def certain(cls, x: Tensor, how: Treatment) -> Moments:
+        """A tensor as moments without variance.
+
+        Args:
+            x: The tensor, (B, ...).
+            how: How moments are carried.
+        """
+        size = x[0].numel() if len(x) else 0
+        return cls(x, torch.zeros_like(x), x.new_zeros(len(x), size, size) if how.full else None, how)
+
+    @property
+    def node(self) -> Moments:
+        """The values as they are now, in an object that no operation in place changes."""
+        if self._node is None:
+            node = Moments(self.loc, self.var, self.cov, self.how, self.links, self.late)
+            node.order = self.order
+            self._node = node._node = node
+        return self._node
 
     @classmethod
     def __torch_function__(
@@ -128,19 +181,15 @@ class Moments:
         Args:
             other: The result.
         """
-        old = Moments(self.loc, self.var, self.cov, self.how, self.links, self.late)
-        old.order, self.order = self.order, other.order
         self.loc, self.var, self.cov, self.late = other.loc, other.var, other.cov, other.late
-        self.links = tuple(
-            Link(old if link.parent is self else link.parent, link.push, link.gain) for link in other.links
-        )
+        self.order, self.links, self._node = other.order, other.links, other._node
         return self
 
     def covariance(self) -> Tensor:
         """The covariance of each example's entries, (B, n, n), as far as it is known."""
         if self.cov is not None:
             return self.cov
-        return torch.diag_embed(self.var.flatten(1)) if self.late is None else self.late()
+        return torch.diag_embed(per_example(self.var)) if self.late is None else self.late()
 
     def stddev(self) -> Tensor:
         """Standard deviations."""
@@ -180,6 +229,7 @@ def cross_covariance(one: Moments, other: Moments) -> Tensor:
         one: The first.
         other: The second.
     """
+    one, other = one.node, other.node
     if one is other:
         return one.covariance()
     if one.order > other.order:
@@ -189,7 +239,7 @@ def cross_covariance(one: Moments, other: Moments) -> Tensor:
     for link in other.links:
         if related(one, link.parent):
             rows = cross_covariance(one, link.parent)
-            total = total + link.push(rows.unflatten(2, link.parent.loc.shape[1:])).flatten(2)
+            total = total + rows_of(link.push(rows_of(rows, link.parent.loc.shape[1:])))
     return total
 
 
@@ -203,6 +253,7 @@ def elementwise_covariance(one: Moments, other: Moments) -> Tensor | None:
     Returns:
         The covariances; `None` where the two have nothing in common, or too many entries to work it out.
     """
+    one, other = one.node, other.node
     if one is other:
         return one.var
     if one.order > other.order:
@@ -231,7 +282,7 @@ def related(one: Moments, other: Moments) -> bool:
         one: The first.
         other: The second.
     """
-    return not _ancestors(one).isdisjoint(_ancestors(other))
+    return not _ancestors(one.node).isdisjoint(_ancestors(other.node))
 
 
 def _ancestors(moments: Moments) -> set[int]:

@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pyrostoch.moments.affine import affine
+from pyrostoch.moments.affine import affine, pushed
 from pyrostoch.moments.bivariate import normal_cdf, rectified_mean
-from pyrostoch.moments.gaussian import Link, Moments
+from pyrostoch.moments.gaussian import Link, Moments, per_example
 from pyrostoch.moments.table import rule
 from pyrostoch.moments.units import root
 
@@ -115,13 +115,11 @@ def _max_pool(
             values = values.unfold(-count, width, every)  # the spatial axes come to stand first, one by one
         return values.flatten(-count)
 
-    # What lies outside never wins.
-    low = (
-        input.loc.detach().amin() - 1e3 * (1.0 + input.var.detach().amax().sqrt())
-        if any(pad)
-        else input.loc.new_zeros(())
-    )
-    locs = windows(input.loc - low, 0.0) + low
+    locs = windows(input.loc, 0.0)
+    if any(pad):
+        # What lies outside never wins: it is twelve deviations below everything.
+        low = input.loc.detach().amin() - 12.0 * input.var.detach().amax().sqrt() - 1e-6
+        locs = torch.where(windows(torch.ones_like(input.loc[:1]), 0.0) > 0.5, locs, low)
     within = None
     if input.cov is not None:
         shape = input.loc.shape[1:]
@@ -134,12 +132,11 @@ def _max_pool(
     def push(rows: Tensor) -> Tensor:
         return (windows(rows, 0.0) * weights.unsqueeze(1)).sum(-1)
 
+    link = Link(input, push)
     cov = None
     if input.cov is not None:
-        half = push(input.cov.unflatten(2, input.loc.shape[1:])).flatten(2)
-        cov = push(half.mT.unflatten(2, input.loc.shape[1:])).flatten(2)
-        cov = torch.diagonal_scatter(cov, var.flatten(1), dim1=1, dim2=2)
-    return Moments(loc, var, cov, input.how, (Link(input, push),))
+        cov = torch.diagonal_scatter(pushed(link, input.cov), per_example(var), dim1=1, dim2=2)
+    return Moments(loc, var, cov, input.how, (link,))
 
 
 @rule(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)

@@ -48,57 +48,51 @@ class RectifiedPower:
             raise ValueError(f"RectifiedPower: expected a whole power from 1 up, got {self.power!r}")
 
     def mean_variance(self, loc: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance."""
-        s = root(var)
-        moments = _single((loc - self.at) / s, 2 * self.power)
+        """Mean and variance, in double precision: the variance is a difference."""
+        m, v = loc.double() - self.at, var.double()
+        moments = _single(m, root(v), 2 * self.power)
         mean = moments[self.power]
-        variance = moments[2 * self.power] - mean.square()
-        return self.gain * s**self.power * mean, (self.gain * s**self.power).square() * variance.clamp_min(0.0)
+        variance = (moments[2 * self.power] - mean.square()).clamp_min(0.0)
+        return (self.gain * mean).to(loc.dtype), (self.gain**2 * variance).to(loc.dtype)
 
     def slope(self, loc: Tensor, var: Tensor) -> Tensor:
         """Mean derivative."""
-        s = root(var)
-        lower = _single((loc - self.at) / s, self.power - 1)[self.power - 1]
-        return self.gain * self.power * s ** (self.power - 1) * lower
+        lower = _single(loc - self.at, root(var), self.power - 1)[self.power - 1]
+        return self.gain * self.power * lower
 
     def covariance(self, loc: tuple[Tensor, Tensor], var: tuple[Tensor, Tensor], cov: Tensor) -> Tensor:
-        """Exact covariance."""
-        n, rho = self.power, correlation(var, cov)
-        (s1, s2) = root(var[0]), root(var[1])
-        a, b = (loc[0] - self.at) / s1, (loc[1] - self.at) / s2
-        joint = _joint(a, b, rho, n) - _single(a, n)[n] * _single(b, n)[n]
-        return self.gain**2 * (s1 * s2) ** n * joint
+        """Exact covariance, in double precision: it is a difference."""
+        n, (m1, m2) = self.power, (value.double() - self.at for value in loc)
+        s1, s2 = (root(value.double()) for value in var)
+        rho = correlation((var[0].double(), var[1].double()), cov.double())
+        joint = _joint((m1, m2), (s1, s2), rho, n) - _single(m1, s1, n)[n] * _single(m2, s2, n)[n]
+        return (self.gain**2 * joint).to(cov.dtype)
 
 
-def _single(a: Tensor, power: int) -> list[Tensor]:
-    """E of the powers 0 to `power` of the positive part of a + z."""
-    found = [normal_cdf(a), a * normal_cdf(a) + normal_pdf(a)]
+def _single(loc: Tensor, s: Tensor, power: int) -> list[Tensor]:
+    """E of the powers 0 to `power` of the positive part of loc + s z."""
+    a = loc / s
+    found = [normal_cdf(a), loc * normal_cdf(a) + s * normal_pdf(a)]
     for n in range(2, power + 1):
-        found.append(a * found[n - 1] + (n - 1) * found[n - 2])
+        found.append(loc * found[n - 1] + (n - 1) * s.square() * found[n - 2])
     return found[: power + 1]
 
 
-def _joint(a: Tensor, b: Tensor, rho: Tensor, power: int) -> Tensor:
+def _joint(loc: tuple[Tensor, Tensor], s: tuple[Tensor, Tensor], rho: Tensor, power: int) -> Tensor:
     """E of the product of both n-th powers."""
+    (m1, m2), (s1, s2) = loc, s
+    a, b = m1 / s1, m2 / s2
     q = ((1.0 - rho) * (1.0 + rho)).clamp_min(torch.finfo(rho.dtype).eps).sqrt()
-    # Given that one is at its threshold, the other has this mean and the deviation q.
-    rest_a = [value * q**n for n, value in enumerate(_single((a - rho * b) / q, power))]
-    rest_b = [value * q**n for n, value in enumerate(_single((b - rho * a) / q, power))]
-    edge_a, edge_b = normal_pdf(a), normal_pdf(b)
+    edge, cov = normal_pdf(a), rho * s1 * s2
+    # Given that the first is at its threshold, the second has this mean and this deviation.
+    given = _single(m2 - rho * s2 * a, s2 * q, power)
     table: dict[tuple[int, int], Tensor] = {(0, 0): bivariate_cdf(a, b, rho)}
     for n in range(1, power + 1):
-        table[0, n] = b * table[0, n - 1] + rho * edge_a * rest_b[n - 1] + _lower(table, edge_b, rest_a, n)
+        # Beside a step: what the correlation brings is left at the step's threshold.
+        rest = s2 * normal_pdf(b) * normal_cdf((a - rho * b) / q) if n == 1 else (n - 1) * s2**2 * table[0, n - 2]
+        table[0, n] = m2 * table[0, n - 1] + rest + rho * s2 * edge * given[n - 1]
     for m in range(1, power + 1):
-        for n in range(power + 1):
-            value = a * table[m - 1, n]
-            value = value + (edge_a * rest_b[n] if m == 1 else (m - 1) * table[m - 2, n])
-            table[m, n] = value + rho * n * table[m - 1, n - 1] if n else value
-            if n == 0:
-                # Beside a step the correlated term is what remains at the step's threshold.
-                table[m, 0] = value + rho * edge_b * rest_a[m - 1]
+        for n in range(m, power + 1):
+            rest = s1 * edge * given[n] if m == 1 else (m - 1) * s1**2 * table[m - 2, n]
+            table[m, n] = m1 * table[m - 1, n] + rest + n * cov * table[m - 1, n - 1]
     return table[power, power]
-
-
-def _lower(table: dict[tuple[int, int], Tensor], edge_b: Tensor, rest_a: list[Tensor], n: int) -> Tensor:
-    """The term of the power two lower beside a step; for n = 1 what remains at the threshold."""
-    return edge_b * rest_a[0] if n == 1 else (n - 1) * table[0, n - 2]

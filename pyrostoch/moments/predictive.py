@@ -18,7 +18,7 @@ from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
 
-from pyrostoch.moments.gaussian import Moments
+from pyrostoch.moments.gaussian import Moments, per_example, rows_of
 
 __all__ = ["Closed", "OutputLaw", "gaussian_points", "noisy_gaussian", "softmax_under_gaussian"]
 
@@ -83,6 +83,10 @@ class OutputLaw(TorchDistribution):
         self.base_dist: Any = getattr(at_mean, "base_dist", at_mean)
         super().__init__(at_mean.batch_shape, at_mean.event_shape, validate_args=False)
 
+    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
+        """The law itself, for the shape that it has: a plate asks for it, and must not hide what it is."""
+        return self if torch.Size(batch_shape) == self.batch_shape else super().expand(batch_shape, _instance)
+
     @property
     def support(self) -> Any:
         """Where the observations lie."""
@@ -143,7 +147,7 @@ def _at(output: Moments, noise: Tensor) -> Tensor:
     loc = output.loc
     if loc[0].numel() > _MOST_OUTPUTS or (output.cov is None and output.late is None):
         return loc + output.stddev() * noise
-    moved = torch.einsum("bij,kbj->kbi", _cholesky(output.covariance()), noise.flatten(2).expand(-1, len(loc), -1))
+    moved = torch.einsum("bij,kbj->kbi", _cholesky(output.covariance()), rows_of(noise).expand(-1, len(loc), -1))
     return loc + moved.reshape(len(noise), *loc.shape)
 
 
@@ -220,18 +224,14 @@ def noisy_gaussian(output: Moments, scale: Tensor) -> Closed:
     fields = {"mean": output.loc, "variance": total, "total": total, "aleatoric": aleatoric, "epistemic": var}
 
     def expected(y: Tensor) -> Tensor:
-        return (
-            (law.log_prob(y) - 0.5 * var / noise).flatten(1).sum(1)
-            if y.dim() > 1
-            else law.log_prob(y) - 0.5 * var / noise
-        )
+        return per_example(law.log_prob(y) - 0.5 * var / noise).sum(1)
 
     def log_density(y: Tensor) -> Tensor:
         if y.dim() == 1 or output.cov is None and output.late is None or y[0].numel() > _MOST_OUTPUTS:
             apart = torch.distributions.Normal(output.loc, total.sqrt(), validate_args=False).log_prob(y)
-            return apart.flatten(1).sum(1) if y.dim() > 1 else apart
+            return per_example(apart).sum(1)
         noisy = output.covariance() + noise * torch.eye(y[0].numel(), dtype=y.dtype, device=y.device)
-        joint = torch.distributions.MultivariateNormal(output.loc.flatten(1), noisy, validate_args=False)
-        return joint.log_prob(y.flatten(1))
+        joint = torch.distributions.MultivariateNormal(per_example(output.loc), noisy, validate_args=False)
+        return joint.log_prob(per_example(y))
 
     return Closed({name: value.double() for name, value in fields.items()}, log_density, expected, exact=True)

@@ -7,10 +7,10 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from pyrostoch.moments.gaussian import Link, Moments, cross_covariance, related
-from pyrostoch.moments.table import rule
+from pyrostoch.moments.gaussian import Link, Moments, cross_covariance, related, rows_of
+from pyrostoch.moments.table import caller, refuse, rule
 
 __all__ = ["rearranged"]
 
@@ -70,10 +70,10 @@ def _arranged(
         return (made if part is None else made[part])[0].reshape(-1).round().long()
 
     def push(rows: Tensor) -> Tensor:
-        flat = rows.flatten(2)
+        flat = rows_of(rows)
         if not keep:
             flat = torch.cat([torch.zeros_like(flat[..., :1]), flat], dim=-1)[..., source()]
-        return flat.reshape(*flat.shape[:2], *loc.shape[1:])
+        return rows_of(flat, loc.shape[1:])
 
     cov = x.cov
     if cov is not None and not keep:
@@ -83,10 +83,49 @@ def _arranged(
     return Moments(loc, var, cov, x.how, (Link(x, push, gain),), x.late if keep else None)
 
 
+def _check_examples(name: str, x: Moments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Refuse what moves or picks examples: they are independent, and stay in front."""
+    count = x.loc.dim()
+
+    def axes(*values: Any) -> set[int]:
+        flat = [axis for value in values for axis in (value if isinstance(value, (tuple, list)) else (value,))]
+        return {axis % count for axis in flat if isinstance(axis, int)}
+
+    given = (*args, *kwargs.values())
+    if name in ("transpose", "swapaxes", "flip"):
+        moved = 0 in axes(*given)
+    elif name == "permute":
+        order = given[0] if isinstance(given[0], (tuple, list)) else given
+        moved = order[0] % count != 0
+    elif name == "movedim":
+        source, target = (values if isinstance(values, (tuple, list)) else (values,) for values in given[:2])
+        ends = dict(zip((s % count for s in source), (t % count for t in target), strict=True))
+        moved = ends.get(0, 0) != 0 or any(t == 0 and s != 0 for s, t in ends.items())
+    elif name in ("narrow", "unbind", "chunk", "split", "tensor_split"):
+        place = 0 if name in ("narrow", "unbind") else 1
+        axis = kwargs.get("dim", args[place] if len(args) > place else 0)
+        moved = axis % count == 0
+    elif name == "__getitem__":
+        index = args[0] if isinstance(args[0], tuple) else (args[0],)
+        first = index[0] if index else slice(None)
+        whole = isinstance(first, slice) and first == slice(None)
+        moved = not (whole or (first is Ellipsis and sum(part is not None for part in index[1:]) < count))
+    else:
+        return
+    if moved:
+        if isinstance(caller(), nn.MultiheadAttention):
+            refuse(torch.nn.functional.multi_head_attention_forward)
+        raise ValueError(
+            f"moments: the first axis counts examples, which are independent: {name} on shape {tuple(x.loc.shape)} "
+            "would move or pick them; keep the examples in front"
+        )
+
+
 @rule(*(getattr(torch, name) for name in (*_NAMES, *_PARTS)), *(getattr(Tensor, name) for name in (*_NAMES, *_PARTS)))
 @rule(*(getattr(Tensor, name) for name in _METHODS), torch.clone)
 def _arrange(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Any:
     args = tuple(other.loc if isinstance(other, Moments) else other for other in args)
+    _check_examples(getattr(func, "__name__", ""), x, args, kwargs)
     keep = getattr(func, "__name__", "") in {
         "view",
         "flatten",
@@ -161,6 +200,6 @@ def _joint(links: tuple[Link, ...], loc: Tensor) -> Tensor:
         for other in links:
             if related(one.parent, other.parent):
                 cross = cross_covariance(one.parent, other.parent)
-                rows = other.push(cross.unflatten(2, other.parent.loc.shape[1:])).flatten(2).mT
-                total = total + one.push(rows.unflatten(2, one.parent.loc.shape[1:])).flatten(2)
+                rows = rows_of(other.push(rows_of(cross, other.parent.loc.shape[1:]))).mT
+                total = total + rows_of(one.push(rows_of(rows, one.parent.loc.shape[1:])))
     return torch.as_tensor(total).reshape(len(loc), loc[0].numel(), loc[0].numel())

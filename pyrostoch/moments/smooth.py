@@ -18,7 +18,10 @@ __all__ = ["Gelu", "Probit", "Smooth"]
 
 # The trapezoidal rule on the real line converges geometrically: for tanh with a deviation s the error is of the order
 # of exp(-pi^2 / (s h)), 1e-11 at s = 1.5 and 1e-4 at s = 4.
-_STEP, _REACH, _DEGREE = 0.25, 26, 6
+_STEP, _REACH, _DEGREE = 0.25, 26, 12
+
+# Below this variance a slope is that of a wider law: differences of f would drown in rounding.
+_FLAT = 1e-10
 
 
 @dataclass(frozen=True)
@@ -62,8 +65,8 @@ class Smooth:
     r"""A smooth function by quadrature: $E[f(m + s z)]$ and the coefficients of f in Hermite polynomials of z.
 
     With $c_k = E[f(m + s z)\,\mathrm{He}_k(z)] / \sqrt{k!}$ the covariance is $\sum_k c_k c_k' \rho^k$ (Mehler), taken
-    up to k = 6; what is left of the two variances counts at the next power. The nodes are looped over, in the backward
-    pass too, so that memory does not grow with their number.
+    up to k = 12; what is left of the two variances, even and odd parts apart, counts at the next powers. The nodes are
+    looped over, in the backward pass too, so that memory does not grow with their number; sums are in double precision.
 
     Args:
         function: The function, entry by entry.
@@ -82,34 +85,39 @@ class Smooth:
 
     def mean_variance(self, loc: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance."""
-        mean, square, _ = self._expectations(loc, var, 0)
-        return mean, (square - (mean - self.function(loc).detach()).square()).clamp_min(0.0)
+        mean, square, _, _ = self._expectations(loc, var, 0)
+        variance = (square - mean.square()).clamp_min(0.0)
+        return (self.function(loc.double()).detach() + mean).to(loc.dtype), variance.to(loc.dtype)
 
     def slope(self, loc: Tensor, var: Tensor) -> Tensor:
         """Mean derivative, the first coefficient over the deviation."""
-        s = root(var)
-        return self._expectations(loc, s.square(), 1)[2][0] / s
+        s = root(var.double().clamp_min(_FLAT))
+        return (self._expectations(loc, s.square(), 1)[3][0] / s).to(loc.dtype)
 
     def covariance(self, loc: tuple[Tensor, Tensor], var: tuple[Tensor, Tensor], cov: Tensor) -> Tensor:
         """Covariance from the coefficients."""
-        rho = correlation(var, cov)
-        total: Any = torch.zeros_like(cov)
+        rho = correlation((var[0].double(), var[1].double()), cov.double())
         parts = []
         for m, v in zip(loc, var, strict=True):
-            mean, square, series = self._expectations(m, v, _DEGREE)
-            variance = square - (mean - self.function(m).detach()).square()
-            parts.append((series, (variance - sum(c.square() for c in series)).clamp_min(0.0)))
-        (one, rest_one), (other, rest_other) = parts
-        power = torch.ones_like(rho)
-        for c, d in zip(one, other, strict=True):
+            mean, square, mirrored, series = self._expectations(m, v, _DEGREE)
+            even, odd = 0.5 * (square + mirrored) - mean.square(), 0.5 * (square - mirrored)
+            even = even - sum(c.square() for c in series[1::2])
+            odd = odd - sum(c.square() for c in series[::2])
+            parts.append((series, odd.clamp_min(0.0), even.clamp_min(0.0)))
+        total, power = torch.zeros_like(rho), torch.ones_like(rho)
+        for c, d in zip(parts[0][0], parts[1][0], strict=True):
             power = power * rho
             total = total + c * d * power
-        return total + (rest_one * rest_other).clamp_min(torch.finfo(rho.dtype).tiny).sqrt() * power * rho
+        for one, other in zip(parts[0][1:], parts[1][1:], strict=True):
+            power = power * rho
+            total = total + (one * other).clamp_min(torch.finfo(rho.dtype).tiny).sqrt() * power
+        return total.to(cov.dtype)
 
-    def _expectations(self, loc: Tensor, var: Tensor, degree: int) -> tuple[Tensor, Tensor, tuple[Tensor, ...]]:
-        """E f, E (f - f(m))^2 and the first coefficients."""
-        mean, square, *series = _Expectations.apply(loc, root(var), self.function, degree)
-        return mean, square, tuple(series)
+    def _expectations(self, loc: Tensor, var: Tensor, degree: int) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
+        """E g, E g(z)^2, E g(z) g(-z) for g = f(m + s z) - f(m), and the first coefficients."""
+        found = _Expectations.apply(loc.double(), root(var.double()), self.function, degree)
+        mean, square, mirrored, *series = found
+        return mean, square, mirrored, tuple(series)
 
 
 class _Expectations(torch.autograd.Function):
@@ -120,38 +128,40 @@ class _Expectations(torch.autograd.Function):
         ctx.save_for_backward(loc, s)
         ctx.function, ctx.degree = function, degree
         centre = function(loc)
-        found = [torch.zeros_like(centre) for _ in range(2 + degree)]
+        found = [torch.zeros_like(centre) for _ in range(3 + degree)]
         for z, weight in _nodes():
-            value = function(loc + s * z) - centre
-            found[0] += weight * value
-            found[1] += weight * value.square()
+            up, down = function(loc + s * z) - centre, function(loc - s * z) - centre
+            found[0] += weight * (up + down)
+            found[1] += weight * (up.square() + down.square())
+            found[2] += 2.0 * weight * up * down
             for k, polynomial in enumerate(_hermite(z, degree)):
-                found[2 + k] += weight * polynomial * value
-        found[0] += centre
+                found[3 + k] += weight * polynomial * (up + down if k % 2 else up - down)
         return tuple(found)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, *grads: Tensor) -> Any:
         loc, s = ctx.saved_tensors
-        centre = ctx.function(loc)
         by_loc, by_s = torch.zeros_like(loc), torch.zeros_like(s)
         for z, weight in _nodes():
             with torch.enable_grad():
-                x = (loc + s * z).detach().requires_grad_()
-                value = ctx.function(x)
-            seed = grads[0] + 2.0 * (value.detach() - centre) * grads[1]
-            for polynomial, grad in zip(_hermite(z, ctx.degree), grads[2:], strict=True):
-                seed = seed + polynomial * grad
-            (moved,) = torch.autograd.grad(value, x, weight * seed)
-            by_loc += moved
-            by_s += z * moved
+                m, d = loc.detach().requires_grad_(), s.detach().requires_grad_()
+                centre = ctx.function(m).detach()
+                up, down = ctx.function(m + d * z) - centre, ctx.function(m - d * z) - centre
+                total = grads[0] * (up + down) + grads[1] * (up.square() + down.square()) + 2.0 * grads[2] * up * down
+                for k, polynomial in enumerate(_hermite(z, ctx.degree)):
+                    total = total + grads[3 + k] * polynomial * (up + down if k % 2 else up - down)
+                moved = torch.autograd.grad((weight * total).sum(), (m, d))
+            by_loc += moved[0]
+            by_s += moved[1]
         return by_loc, by_s, None, None
 
 
 def _nodes() -> list[tuple[float, float]]:
-    zs = [_STEP * k for k in range(-_REACH, _REACH + 1)]
-    return [(z, _STEP * math.exp(-0.5 * z * z) / math.sqrt(2.0 * math.pi)) for z in zs]
+    """Nodes from 0 up, each for both signs; the one at 0 counts half for either."""
+    zs = [_STEP * k for k in range(_REACH + 1)]
+    scale = _STEP / math.sqrt(2.0 * math.pi)
+    return [(z, scale * math.exp(-0.5 * z * z) * (0.5 if z == 0.0 else 1.0)) for z in zs]
 
 
 def _hermite(z: float, degree: int) -> list[float]:
@@ -175,7 +185,8 @@ class Gelu:
     """
 
     def mean_variance(self, loc: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance."""
+        """Mean and variance, in double precision: the variance is a difference."""
+        dtype, loc, var = loc.dtype, loc.double(), var.double()
         wide = 1.0 + var
         h = loc * wide.rsqrt()
         mean = _gelu_mean(loc, var)
@@ -187,7 +198,8 @@ class Gelu:
         double = torch.exp(-loc.square() / (1.0 + 2.0 * var)) / (2.0 * math.pi * (1.0 + 2.0 * var).sqrt())
         g2 = 2.0 * double - 2.0 * near * _gelu_mean(inner_loc, inner_var)
         xg, xg1 = loc * g + var * g1, loc * g1 + var * g2
-        return mean, (loc * xg + var * (g + xg1) - mean.square()).clamp_min(0.0)
+        variance = (loc * xg + var * (g + xg1) - mean.square()).clamp_min(0.0)
+        return mean.to(dtype), variance.to(dtype)
 
     def slope(self, loc: Tensor, var: Tensor) -> Tensor:
         """Mean of Phi(x) + x phi(x)."""

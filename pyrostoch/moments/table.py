@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
-__all__ = ["RULES", "MissingRuleError", "apply", "moments_in", "rule"]
+__all__ = ["RULES", "MissingRuleError", "apply", "caller", "moments_in", "refuse", "rule"]
 
 Rule = Callable[..., Any]
 
@@ -69,8 +69,20 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     given = list(moments_in((args, kwargs)))
     if given and given[0].how.sampled:
         return RULES["fallback"](func, *args, **kwargs)
+    refuse(func)
+
+
+def refuse(func: Callable[..., Any]) -> NoReturn:
+    """Say that a function has no rule, and where it was called.
+
+    Args:
+        func: The function.
+
+    Raises:
+        MissingRuleError: Always.
+    """
     name = resolve_name(func) or getattr(func, "__name__", repr(func))
-    module = _caller()
+    module = caller()
     where = "" if module is None else f", called in {type(module).__name__}"
     why = REFUSED.get(name.rpartition(".")[2], "")
     raise MissingRuleError(
@@ -107,8 +119,8 @@ def moments_in(tree: Any) -> Iterator[Any]:
         yield tree
 
 
-def _caller() -> nn.Module | None:
-    """The innermost module on the stack: it runs the function."""
+def caller() -> nn.Module | None:
+    """The innermost module on the stack: it runs the function at hand."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")

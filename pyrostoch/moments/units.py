@@ -14,12 +14,12 @@ import torch
 from torch import Tensor
 
 from pyrostoch.moments.bivariate import density_integral, normal_cdf, normal_pdf, rectified_mean
-from pyrostoch.moments.gaussian import Link, Moments
+from pyrostoch.moments.gaussian import Link, Moments, per_example
 
 __all__ = ["Knot", "Piecewise", "Unit", "activate", "correlation", "root"]
 
 # Below this variance the deviation is held: derivatives by it stay finite, and nothing visible moves.
-_FLOOR = {torch.float64: 1e-30}
+_FLOOR = {torch.float64: 1e-24}
 
 
 class Unit(Protocol):
@@ -69,9 +69,11 @@ def activate(x: Moments, unit: Unit) -> Moments:
     gain = unit.slope(x.loc, x.var)
     cov = None
     if x.cov is not None:
-        m, v = x.loc.flatten(1), x.var.flatten(1)
+        m, v = per_example(x.loc), per_example(x.var)
+        if isinstance(unit, Piecewise):
+            unit = unit.placed(x.loc.shape)
         cov = unit.covariance((m.unsqueeze(2), m.unsqueeze(1)), (v.unsqueeze(2), v.unsqueeze(1)), x.cov)
-        cov = torch.diagonal_scatter(cov, var.flatten(1), dim1=1, dim2=2)
+        cov = torch.diagonal_scatter(cov, per_example(var), dim1=1, dim2=2)
     return Moments(loc, var, cov, x.how, (Link(x, lambda rows: rows * gain.unsqueeze(1), gain),))
 
 
@@ -98,6 +100,7 @@ class Piecewise:
         knots: The places where it jumps or bends.
         offset: A constant.
         slant: Slope left of all knots.
+        across: The unit on the other side of a covariance, where it is another one.
 
     Example:
         >>> zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
@@ -111,8 +114,9 @@ class Piecewise:
     """
 
     knots: tuple[Knot, ...]
-    offset: float = 0.0
-    slant: float = 0.0
+    offset: Tensor | float = 0.0
+    slant: Tensor | float = 0.0
+    across: Piecewise | None = None
 
     @classmethod
     def threshold(cls, at: Tensor | float = 0.0) -> Piecewise:
@@ -132,7 +136,7 @@ class Piecewise:
             thresholds: Where the unit changes from one state to the next, rising.
         """
         steps = zip(values[:-1], values[1:], thresholds, strict=True)
-        return cls(tuple(Knot(at, jump=high - low) for low, high, at in steps), offset=values[0])  # type: ignore[arg-type]
+        return cls(tuple(Knot(at, jump=high - low) for low, high, at in steps), offset=values[0])
 
     def mean_variance(self, loc: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance, the sums over pairs of knots taken at correlation 1."""
@@ -150,7 +154,7 @@ class Piecewise:
     def slope(self, loc: Tensor, var: Tensor) -> Tensor:
         """Mean derivative: a jump counts with the density at its place."""
         s = root(var)
-        total = torch.full_like(loc, self.slant)
+        total = torch.zeros_like(loc) + self.slant
         for knot in self.knots:
             a = (loc - knot.at) / s
             if _there(knot.jump):
@@ -168,6 +172,28 @@ class Piecewise:
 
         return self._pairs(loc, (root(var[0]), root(var[1])), cov, integrals)
 
+    def placed(self, shape: torch.Size) -> Piecewise:
+        """The unit for a covariance of all entries with all: numbers of single entries go along rows and columns.
+
+        Args:
+            shape: Shape of the moments, (B, ...).
+        """
+        count = shape[1:].numel()
+
+        def along(axis: int) -> Callable[[Tensor | float], Tensor | float]:
+            def place(value: Tensor | float) -> Tensor | float:
+                if not isinstance(value, Tensor) or value.dim() == 0:
+                    return value
+                return per_example(value.expand(1, *shape[1:])).reshape((1, count, 1) if axis else (1, 1, count))
+
+            return place
+
+        return self._mapped(along(1), self._mapped(along(0)))
+
+    def _mapped(self, place: Callable[[Tensor | float], Tensor | float], across: Piecewise | None = None) -> Piecewise:
+        knots = tuple(Knot(place(knot.at), place(knot.jump), place(knot.kink)) for knot in self.knots)
+        return Piecewise(knots, place(self.offset), place(self.slant), across)
+
     def _pairs(
         self,
         loc: tuple[Tensor, Tensor],
@@ -177,15 +203,15 @@ class Piecewise:
     ) -> Tensor:
         """The covariance as a sum over the two units' parts."""
         (m1, m2), (s1, s2) = loc, deviation
-        total = self.slant * self.slant * cov
-        for one in self.knots:
+        across = self if self.across is None else self.across
+        total = self.slant * across.slant * cov
+        for one, twin in zip(self.knots, across.knots, strict=True):
             a = (m1 - one.at) / s1
-            if self.slant:
-                b = (m2 - one.at) / s2
-                total = total + self.slant * cov * (
-                    one.jump * (normal_pdf(a) / s1 + normal_pdf(b) / s2) + one.kink * (normal_cdf(a) + normal_cdf(b))
-                )
-            for other in self.knots:
+            if _there(self.slant):
+                b = (m2 - twin.at) / s2
+                total = total + across.slant * cov * (one.jump * normal_pdf(a) / s1 + one.kink * normal_cdf(a))
+                total = total + self.slant * cov * (twin.jump * normal_pdf(b) / s2 + twin.kink * normal_cdf(b))
+            for other in across.knots:
                 b = (m2 - other.at) / s2
                 jumps, kinks = _there(one.jump) and _there(other.jump), _there(one.kink) and _there(other.kink)
                 mixed = _there(one.jump) and _there(other.kink), _there(one.kink) and _there(other.jump)
