@@ -179,11 +179,16 @@ class BayesianModel(nn.Module):
             return call_network(self.net, values, inputs, sites=sites, censuses=self._censuses)
         except RuntimeError as error:
             own = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
-            given = {t.dtype for t in inputs if isinstance(t, Tensor) and t.is_floating_point()}
-            if "dtype" in str(error) and own and given and own != given:
+            given = {t.dtype for t in inputs if isinstance(t, Tensor)}
+            if ("dtype" in str(error) or "type" in str(error)) and own and given and own != given:
+                other = (
+                    ""
+                    if not all(dtype.is_floating_point for dtype in given)
+                    else f" or model and guide (.to({_dtypes(given)}))"
+                )
                 raise ValueError(
                     f"inputs x are {_dtypes(given)}, the network's weights are {_dtypes(own)}: convert the inputs "
-                    f"(x.to({_dtypes(own)})) or model and guide (.to({_dtypes(given)}))"
+                    f"(x.to({_dtypes(own)})){other}"
                 ) from error
             raise
 

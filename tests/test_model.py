@@ -211,12 +211,18 @@ def test_a_failed_construction_changes_nothing():
             torch.zeros(5, 1),
             r"inputs x are torch.float64, the network's weights are torch.float32",
         ),
+        (torch.zeros(5, 2).byte(), torch.zeros(5, 1), r"inputs x are torch.uint8, .*x\.to\(torch.float32\)\)$"),
         (torch.zeros(5, 2), [0.0] * 5, "targets y: expected a tensor"),
     ],
 )
 def test_bad_data(x, y, message):
     with pytest.raises((ValueError, TypeError), match=message):
         model_of()(x, y)
+
+
+def test_a_class_in_place_of_a_prior_is_named():
+    with pytest.raises(TypeError, match=r"got the class Laplace; make one of it: Laplace\(\)"):
+        model_of(prior=ps.priors.Laplace)
 
 
 def test_a_random_prior_scale_suits_autoguides_too():

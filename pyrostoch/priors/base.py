@@ -126,6 +126,8 @@ def as_prior(spec: Any) -> Prior | None:
         return spec
     if isinstance(spec, Distribution):
         return FromDistribution(spec)
+    if isinstance(spec, type):
+        raise TypeError(f"prior: expected a prior, got the class {spec.__name__}; make one of it: {spec.__name__}()")
     raise TypeError(
         f"prior: expected a prior (pyrostoch.priors.*), a Pyro distribution or None, got {type(spec).__name__}"
     )

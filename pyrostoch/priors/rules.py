@@ -72,7 +72,7 @@ def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:
         for name in parameters:
             if chosen[name] is None and not is_bias(name) and not isinstance(holders[name], _NORMALISATION):
                 chosen[name] = as_prior(spec)
-    elif callable(spec):
+    elif callable(spec) and not isinstance(spec, type):
         for name, parameter in parameters.items():
             chosen[name] = as_prior(spec(clean_name(name), parameter))
     elif spec is not None:
