@@ -13,16 +13,19 @@ import pyrostoch as ps
 from pyrostoch.lightning import SVIModule
 
 seed_everything(0)
-data = ps.data.load(sys.argv[1] if len(sys.argv) > 1 else "digits")
+name = sys.argv[1] if len(sys.argv) > 1 else "digits"
+if name not in ("digits", "mnist"):
+    sys.exit("usage: python examples/lightning_mnist.py [digits | mnist]")
+data = ps.data.load(name)
 net = ps.models.MLP(data.x_train[0].numel(), hidden=(100, 100), out_features=10)
 model = ps.BayesianModel(
     net, prior=ps.priors.LogUniform(), likelihood=ps.likelihoods.Categorical(), num_data=len(data.x_train)
 )
-module = SVIModule(model, ps.guides.WeightwiseAlpha(model), lr=1e-2, kl_warmup=10.0)
+module = SVIModule(model, ps.guides.WeightwiseAlpha(model), lr=1e-2, lr_alpha=0.2, kl_warmup=10.0)
 
 train = DataLoader(TensorDataset(data.x_train.flatten(1), data.y_train), batch_size=100, shuffle=True)
 test = DataLoader(TensorDataset(data.x_test.flatten(1), data.y_test), batch_size=1000)
 trainer = Trainer(max_epochs=30, logger=False, enable_checkpointing=False, log_every_n_steps=10)
 trainer.fit(module, train)
-trainer.test(module, test)
+trainer.test(module, test)  # of 20 draws averaged, SVIModule(mode="mc:20")
 print(ps.decompose(model, module.guide, (data.x_train.flatten(1), data.y_train), num_samples=5))

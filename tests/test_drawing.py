@@ -357,3 +357,14 @@ def test_a_joint_draw_stays_what_it_is_where_the_network_writes_into_its_weights
     x = torch.randn(1, 3, **F64).expand(5, 3).contiguous()
     probs = predict(model, guide, x, mode="mc:3", joint=True).probs
     torch.testing.assert_close(probs, probs[:1].expand(5, 3))
+
+
+@pytest.mark.parametrize("mode", ["mean", "mc", "moments"])
+def test_a_piece_is_as_large_as_activations_allow_whatever_the_weights(mode):
+    net = nn.Sequential(nn.Linear(3, 50, **F64), nn.ReLU(), nn.Linear(50, 200, **F64), nn.Linear(200, 3, **F64))
+    model, guide = build(net, {"2.weight": ps.priors.Normal()})
+    drawing = Drawing(model, guide, mode, 1)
+    with evaluating(model, guide):
+        list(drawing.parts(torch.zeros(4, 3, **F64)))
+    # The widest layer, of mean and variance by moments; a weight is 80,000 bytes.
+    assert drawing.plan.before == (3200 if mode == "moments" else 1600)

@@ -5,6 +5,8 @@
 | `variance` | variance layers beside dropout: accuracy by mean, one sample and many |
 | `elbo` | the ELBO of the alpha guides and the additive one, cold and warm-started, term by term |
 | `pruning` | weights removed by their alpha, beside pruning by magnitude |
+| `moments` | one pass by moments beside Monte Carlo; binary neurons; random networks, units, a sampling network |
+| `homeostasis` | transfer functions and accuracy of binary neurons when the noise changes |
 | `speed` | one step of several libraries, eager and compiled, side by side; averages, memory, import |
 
 `run` carries out the trials of a benchmark (a case and a seed each), `results` are tidy records in JSON, and `markdown`

@@ -254,6 +254,8 @@ class Drawing:
         with forked(inputs[0].device), undisturbed(buffers):
             try:
                 with put_back(parts, caches=False):
+                    # A first call runs more than the next ones: a census of the weights' uses goes before it.
+                    self._look_at(plan, some[0])
                     seen = [self._look_at(plan, few) for few in some]
                     plan.before = growth(seen[0].alike, seen[1].alike)
                     plan.channels_last = most > 1 and self._bears_channels_last(plan, some[1])

@@ -12,6 +12,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrostoch._ops import bind
 from pyrostoch.effects.census import tensors_in
+from pyrostoch.moments.table import moments_in
 
 __all__ = ["Plan", "Watch", "growth", "size_of"]
 
@@ -64,6 +65,11 @@ class Watch(TorchFunctionMode):
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
+        for moments in moments_in(result):
+            self.alike.append(
+                sum(size_of(part) for part in (moments.loc, moments.var, moments.cov) if part is not None)
+            )
+            self.apart.append(0)
         for tensor in tensors_in(result):
             size, apart = size_of(tensor), _differs(tensor)
             self.alike.append(0 if apart else size)
