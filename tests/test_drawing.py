@@ -147,7 +147,7 @@ def test_what_no_draw_changes_is_computed_once():
     with Count():
         rows(drawing, torch.randn(6, 3, **F64))
     # A few times to look and to count uses, once for all fifty draws, and never on a batch of draws.
-    assert seen == [False] * len(seen) and len(seen) <= 7
+    assert seen == [False] * len(seen) and len(seen) <= 8
 
 
 def test_chunks_and_pieces_fit_the_memory_set_aside(monkeypatch):
@@ -361,7 +361,9 @@ def test_a_joint_draw_stays_what_it_is_where_the_network_writes_into_its_weights
 
 @pytest.mark.parametrize("mode", ["mean", "mc", "moments"])
 def test_a_piece_is_as_large_as_activations_allow_whatever_the_weights(mode):
-    net = nn.Sequential(nn.Linear(3, 50, **F64), nn.ReLU(), nn.Linear(50, 200, **F64), nn.Linear(200, 3, **F64))
+    net = nn.Sequential(
+        nn.Linear(3, 50, **F64), nn.ReLU(), nn.Linear(50, 200, **F64), nn.ReLU(), nn.Linear(200, 3, **F64)
+    )
     model, guide = build(net, {"2.weight": ps.priors.Normal()})
     drawing = Drawing(model, guide, mode, 1)
     with evaluating(model, guide):
