@@ -41,7 +41,7 @@ class MomentPropagation(Interpretation):
         Frey, Hinton 1999; Wu et al. 2019; Gast, Roth, "Lightweight probabilistic deep networks", 2018.
 
     Example:
-        >>> import pyro, pyro.distributions as dist
+        >>> import pyro, torch, pyro.distributions as dist
         >>> from pyrostoch.effects import INDEPENDENT, call_network
         >>> net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.ReLU())
         >>> def model(x):
