@@ -15,7 +15,10 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrostoch as ps
 from pyrostoch.infer.decompose import decompose
-from pyrostoch.infer.elbo import ESTIMATORS
+from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS
+
+# Those that draw; the others have tests of their own.
+DRAWN = [name for name in ESTIMATORS if name not in MOMENTS]
 
 F64 = {"dtype": torch.float64}
 NOISE, PRIOR = 0.5, 0.8
@@ -83,7 +86,7 @@ def test_terms_equal_the_closed_form(guide, estimator):
     guide = GUIDES[guide](model)
     found = decompose(model, guide, (x, y), num_samples=100, batch_size=5, estimator=estimator)
     assert within(found.data, exact_data_term(guide, x, y), found.data_stderr)
-    assert 0 < found.data_stderr < 0.3 * abs(found.data)
+    assert (found.data_stderr == 0.0) if estimator in MOMENTS else (0 < found.data_stderr < 0.3 * abs(found.data))
     assert found.kl == pytest.approx(exact_kl(guide), rel=1e-12) and found.kl_stderr == 0.0 and found.kl_samples == 0
     assert found.elbo == pytest.approx(found.data - found.kl, rel=1e-14) and found.elbo_stderr == found.data_stderr
     (row,) = found.sites
@@ -208,7 +211,7 @@ def test_local_is_measured_to_differ_from_shared_on_a_convolution():
     guide = ps.guides.Additive(model, init_loc=mean, init_scale=scale)
     data = (torch.ones(count, 1, positions, **F64), torch.zeros(count, 1, **F64))
     options = {"num_samples": 100, "batch_size": 3}
-    found = {name: decompose(model, guide, data, estimator=name, **options) for name in ESTIMATORS}
+    found = {name: decompose(model, guide, data, estimator=name, **options) for name in DRAWN}
 
     def truth(applications):
         square = (positions * mean) ** 2 + applications * scale**2

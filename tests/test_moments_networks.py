@@ -18,7 +18,8 @@ from pyrostoch.effects import MomentPropagation
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.infer.predict import predict
 from pyrostoch.layers import MCDropout, MCDropout2d
-from pyrostoch.moments import MissingRuleError
+from pyrostoch.moments import MissingRuleError, Moments, Treatment
+from pyrostoch.moments.predictive import gaussian_points, softmax_under_gaussian
 
 pytestmark = pytest.mark.usefixtures("float64")
 NORMAL = ps.priors.Normal(0.0, 0.8)
@@ -303,6 +304,21 @@ def test_an_output_without_a_second_axis_is_read(name):
     guide, x = ps.guides.Additive(model, init_scale=0.3), torch.randn(4, 3)
     found, expected = (predict(one, guide, x, mode="moments").total for one in (model, twin))
     torch.testing.assert_close(found, expected.reshape(4))
+
+
+def test_points_and_the_closed_reading_of_classes_see_the_covariance_of_the_last_layer():
+    x = Moments(torch.randn(5, 3), 0.1 * torch.rand(5, 3) + 0.05, how=Treatment(points=2048))
+    y, labels = F.linear(x, torch.randn(4, 3)), torch.tensor([0, 1, 2, 3, 0])
+    points = gaussian_points(y)
+    sampled = torch.einsum("kbi,kbj->bij", points - y.loc, points - y.loc) / len(points)
+    torch.testing.assert_close(points.mean(0), y.loc)
+    torch.testing.assert_close(sampled, y.covariance(), rtol=0.02, atol=0.01)
+    closed, logs = softmax_under_gaussian(y), points.log_softmax(-1)
+    expected = logs[:, torch.arange(5), labels].mean(0)
+    epistemic = (logs.exp() * (logs - logs.exp().mean(0).log())).sum(-1).mean(0)
+    torch.testing.assert_close(closed.fields["log_probs"].exp(), logs.exp().mean(0), rtol=0, atol=0.02)
+    torch.testing.assert_close(closed.expected(labels), expected, rtol=0.02, atol=0)
+    torch.testing.assert_close(closed.fields["epistemic"], epistemic, rtol=0.3, atol=0)
 
 
 def test_fit_and_compare_know_moments():

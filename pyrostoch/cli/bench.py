@@ -15,7 +15,9 @@ __all__ = ["bench"]
 
 @guarded
 def bench(
-    name: Annotated[str, typer.Argument(help="variance, elbo, pruning or speed.", metavar="NAME")],
+    name: Annotated[
+        str, typer.Argument(help="variance, elbo, pruning, speed, moments or homeostasis.", metavar="NAME")
+    ],
     preset: Annotated[
         str | None,
         typer.Option(

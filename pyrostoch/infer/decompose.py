@@ -15,7 +15,7 @@ from pyrostoch.effects import SharedSample
 from pyrostoch.infer.batches import as_batches
 from pyrostoch.infer.draws import check_targets, evaluating, home_of, observe, visit
 from pyrostoch.infer.elbo import ESTIMATORS, interpretation
-from pyrostoch.infer.terms import Terms, draw_terms
+from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
 from pyrostoch.records import Record, number, table
 
 __all__ = ["Decomposition", "SiteRow", "decompose"]
@@ -172,7 +172,7 @@ def decompose(
                     law = observe(model, poutine.trace(guide).get_trace(x), x)
                 if k == 0:
                     check_targets(model, law, y)
-                totals[k] += law.log_prob(y).sum(dtype=torch.float64).item()
+                totals[k] += expected_log_prob(law, y).sum(dtype=torch.float64).item()
                 routes = how.routes
             count += len(y)
         _check_size(model, count)

@@ -15,7 +15,7 @@ from pyrostoch.effects import INDEPENDENT, Interpretation, MomentPropagation
 from pyrostoch.model import latent_sites
 from pyrostoch.moments.predictive import OutputLaw
 
-__all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces"]
+__all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces", "expected_log_prob"]
 
 
 @dataclass(frozen=True)
@@ -102,7 +102,8 @@ def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, 
     penalty: Tensor | float = 0.0
     for node in model_trace.nodes.values():
         if node["type"] == "sample" and node["is_observed"]:
-            term = _scaled(node, _expected_log_prob(node))
+            moments = isinstance(node["fn"], OutputLaw)
+            term = _scaled(node, expected_log_prob(node["fn"], node["value"]) if moments else _log_prob(node))
             if type(node["fn"]).__name__ == "Unit":
                 penalty = penalty - term
             else:
@@ -153,10 +154,15 @@ def _log_prob(node: Any) -> Tensor:
     return log_prob
 
 
-def _expected_log_prob(node: Any) -> Tensor:
-    """The log density of what was observed; its mean over the output, where that is known by its moments."""
-    fn = node["fn"]
-    return fn.expected_log_prob(node["value"]) if isinstance(fn, OutputLaw) else _log_prob(node)
+def expected_log_prob(law: Any, value: Tensor) -> Tensor:
+    """The log density of what was observed; its mean over the output, where that is known by its moments.
+
+    Args:
+        law: The law of the observations.
+        value: The observations.
+    """
+    found: Tensor = law.expected_log_prob(value) if isinstance(law, OutputLaw) else law.log_prob(value)
+    return found
 
 
 def _scaled(node: Any, log_prob: Tensor) -> Tensor:
