@@ -92,7 +92,7 @@ def test_record_of_a_guide_agrees_with_itself(record: dict[str, Any]) -> None:
         assert curve["samples"] == [1, 2, 5, 10, 20]
         assert (curve["accuracy"][0], curve["accuracy"][-1]) == (rows["mc:1"]["accuracy"], rows["mc:20"]["accuracy"])
         assert entry["history"]["epoch"] == [1, 2, 3]
-        assert set(entry["reliability"]) == {"mean", "mc:20"}
+        assert set(entry["reliability"]) == {"mean", "moments", "mc:20"}
         assert sum(entry["reliability"]["mean"]["count"]) == 360
         (histogram,) = entry["posterior"]
         shared = {"layerwise": 1, "neuronwise": 10}.get(entry["name"], 120)
