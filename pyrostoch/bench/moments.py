@@ -3,25 +3,24 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from functools import partial
 from statistics import median
-
-from torch import nn
 
 from pyrostoch.bench.binary import binary_cnn, binary_mlp
 from pyrostoch.bench.case import Bench, Case, Own, Recipe
 from pyrostoch.bench.gaps import random_network, unit_covariances
 from pyrostoch.bench.posterior import fit_posteriors
 from pyrostoch.bench.trial import Trained
-from pyrostoch.bench.variance import VARIANCE
-from pyrostoch.guides import Additive
+from pyrostoch.bench.variance import VARIANCE, nothing_random
+from pyrostoch.data import DataSplit
 from pyrostoch.infer.predict import predict
-from pyrostoch.model import BayesianModel
 
 __all__ = ["MOMENTS"]
 
 _ROUNDS, _TIMED = 5, 2000
+_MODES = ("mean", "mc:1", "mc:20", "mc:100", "moments", "moments:closed")
 
 # Epochs and rates were chosen on 10,000 held-out training images.
 _BINARY = {
@@ -32,10 +31,6 @@ _PSEUDO = {name: recipe.changed({"estimator": "local"}) for name, recipe in _BIN
 _CONV = {**_BINARY, "cpu": Recipe(epochs=10, lr=4e-3, estimator="moments:closed")}
 _ALONE = {"quick": Recipe(epochs=1), "cpu": Recipe(epochs=20)}
 _SAMPLER = {"quick": Recipe(epochs=20, lr=1e-2), "cpu": Recipe(epochs=1000, lr=1e-2)}
-
-
-def _nothing_random(model: BayesianModel, recipe: Recipe, origin: nn.Module | None) -> nn.Module:
-    return Additive(model)
 
 
 def _times(trained: Trained) -> dict[str, float]:
@@ -56,28 +51,18 @@ def _trained(name: str) -> Case:
     """A network of the bench `variance`, read by moments too."""
     case = VARIANCE.case(name)
     recipes = {preset: recipe for preset, recipe in case.recipes.items() if preset in ("quick", "cpu")}
-    return Case(
-        name=name,
-        title=case.title,
-        data=case.data,
-        network=case.network,
-        guide=case.guide,
-        recipes=recipes,
-        random=case.random,
-        modes=("mean", "mc:1", "mc:20", "mc:100", "moments", "moments:closed"),
-        measure=_times,
-    )
+    return replace(case, recipes=recipes, modes=_MODES, measure=_times)
 
 
-def _binary(name: str, title: str, network: object, recipes: Mapping[str, Recipe]) -> Case:
+def _binary(name: str, title: str, network: Callable[[DataSplit], nn.Module], recipes: Mapping[str, Recipe]) -> Case:
     return Case(
         name=f"binary/{name}",
         title=f"Binary neurons, {title}, MNIST",
         data="mnist",
-        network=network,  # type: ignore[arg-type]
-        guide=_nothing_random,
+        network=network,
+        guide=nothing_random,
         recipes=recipes,
-        modes=("mean", "mc:1", "mc:20", "mc:100", "moments", "moments:closed"),
+        modes=_MODES,
         measure=_times,
     )
 

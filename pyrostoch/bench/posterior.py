@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from torch.nn.utils.parametrize import register_parametrization
 
 from pyrostoch.effects import frozen_noise
-from pyrostoch.effects.frozen import particles
 from pyrostoch.layers.recurrent import RateNetwork
 from pyrostoch.records import Record
 
@@ -154,15 +153,15 @@ def fit_posteriors(num: int = 6, *, epochs: int = 300, lr: float = 0.01, runs: i
             before = _sampled_errors(sampler, problem, 200, 80, 40)
         optimizer = torch.optim.Adam(sampler.parameters(), lr=lr)
         schedule = torch.optim.lr_scheduler.LinearLR(optimizer, 1.0, 0.0, epochs)
-        with frozen_noise(num=1, seed=seed):
-            for _ in range(epochs):
-                optimizer.zero_grad()
-                for member in particles(1):
-                    with member:
-                        sum(_sampled_errors(sampler, problem, runs, 80, 40)).backward()  # type: ignore[union-attr]
-                nn.utils.clip_grad_norm_(sampler.parameters(), 1.0)
-                optimizer.step()
-                schedule.step()
+        noise = frozen_noise(num=1, seed=seed)
+        for _ in range(epochs):
+            optimizer.zero_grad()
+            for member in noise:
+                with member:
+                    sum(_sampled_errors(sampler, problem, runs, 80, 40)).backward()  # type: ignore[union-attr]
+            nn.utils.clip_grad_norm_(sampler.parameters(), 1.0)
+            optimizer.step()
+            schedule.step()
         with torch.no_grad():
             after = _sampled_errors(sampler, problem, 500, 200, 100)
             state = sampler.network.moments(sampler.feed(problem.images), 200)

@@ -18,7 +18,7 @@ from pyrostoch.models import VGG, CropAndFlip, LeNet5
 from pyrostoch.priors import LogUniform
 from pyrostoch.report import figures
 
-__all__ = ["VARIANCE", "lenet5"]
+__all__ = ["VARIANCE", "lenet5", "nothing_random"]
 
 # Epochs and rates of the CPU preset were chosen on 10,000 held-out training images; the full recipe is published.
 _LENET = {
@@ -54,7 +54,8 @@ def _vgg(**settings: Any) -> Callable[[DataSplit], nn.Module]:
     return make
 
 
-def _nothing_random(model: BayesianModel, recipe: Recipe, origin: nn.Module | None) -> nn.Module:
+def nothing_random(model: BayesianModel, recipe: Recipe, origin: nn.Module | None) -> nn.Module:
+    """A guide for a model without random weights: there is nothing to choose."""
     return Additive(model)
 
 
@@ -86,7 +87,7 @@ def _vgg_case(kind: str, data: tuple[str, str, str], width: float = 1.0) -> Case
     name = "vgg" if width == 1.0 else "vgg-narrow"
     random = {} if kind == "dropout" else {f"vgg.{pattern}": LogUniform() for pattern in VGG.VARIATIONAL}
     guides: dict[str, MakeGuide] = {
-        "dropout": _nothing_random,
+        "dropout": nothing_random,
         "gaussian": _variance("gaussian"),
         "layer-wise": _layerwise,
     }
@@ -139,7 +140,7 @@ _CASES = (
         title="LeNet5/MNIST, binary dropout (p = .5) of dense1's inputs",
         data="mnist",
         network=lambda split: lenet5(split, dropout=0.5),
-        guide=_nothing_random,
+        guide=nothing_random,
         recipes=_LENET,
         modes=("mean", "mc:1", "mc:20", "mc:100"),
         needs_gpu=("full",),

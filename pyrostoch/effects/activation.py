@@ -42,7 +42,7 @@ def random_activation(x: Any, layer: RandomActivation) -> Any:
         >>> class Coin:
         ...     def draw(self, x): return torch.bernoulli(x)
         ...     def expected(self, x): return x
-        ...     def propagate(self, x): raise NotImplementedError
+        ...     def propagate(self, x): return x
         >>> from pyrostoch.effects import MeanPropagation
         >>> with MeanPropagation():
         ...     random_activation(torch.tensor([0.3]), Coin())

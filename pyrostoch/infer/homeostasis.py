@@ -122,14 +122,14 @@ class Homeostasis:
                 for part in x.split(batch_size):
                     for name, pair in self._pairs(part).items():
                         one, other = (states.double() for states in pair)
-                        found = [(one + other).sum(1) / 2, (one * other).sum(1), one.sum(1), other.sum(1)]
+                        found = [(one * other).sum(1), one.sum(1), other.sum(1)]
                         found.append(torch.full_like(found[0], one.shape[1]))
                         known = sums.get(name)
                         sums[name] = found if known is None else [a + b for a, b in zip(known, found, strict=True)]
         made = {}
-        for name, (rate, product, one, other, count) in sums.items():
+        for name, (product, one, other, count) in sums.items():
             variance = (product / count - one * other / count.square()).clamp_min(0.0)
-            made[name] = NeuronStatistics((rate / count).float(), variance.float())
+            made[name] = NeuronStatistics(((one + other) / (2.0 * count)).float(), variance.float())
         return made
 
     def distance(self, x: Tensor, *, repeats: int = 4, batch_size: int = 1000, seed: int | None = None) -> float:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrostoch._ops import LinearOp, bind
-from pyrostoch.moments.gaussian import Link, Moments, Treatment, per_example, rows_of
+from pyrostoch.moments.gaussian import Link, Moments, Treatment, entries_of, per_example, rows_of
 from pyrostoch.moments.table import rule
 
 __all__ = ["affine", "propagate_linear", "scaled"]
@@ -126,7 +126,7 @@ def _weights_covariance(op: LinearOp, x: Moments, spread: Tensor | None, jitter:
 
 def _patches(op: LinearOp, x: Tensor) -> Tensor:
     """For each weight of an output, the entry of an example it meets at each position, from 1; 0 for padding."""
-    index = torch.arange(1, x[0].numel() + 1, device=x.device, dtype=torch.float64).reshape(1, *x.shape[1:])
+    index = entries_of(x)
     if op.spatial == 0:
         return index.reshape(-1, x.shape[-1]).T.round().long()
     rest = op.rest

@@ -18,6 +18,7 @@ __all__ = [
     "Treatment",
     "cross_covariance",
     "elementwise_covariance",
+    "entries_of",
     "per_example",
     "related",
     "rows_of",
@@ -56,6 +57,17 @@ def per_example(values: Tensor) -> Tensor:
         values: (B, ...).
     """
     return values.reshape(len(values), -1)
+
+
+def entries_of(x: Tensor) -> Tensor:
+    """The entries of one example, counted from 1 in the shape of an example, (1, ...): where an operation puts each.
+
+    Args:
+        x: A batch, (B, ...).
+    """
+    count = x[0].numel()
+    # In double precision, since not every operation takes whole numbers.
+    return torch.arange(1, count + 1, device=x.device, dtype=torch.float64).reshape(1, *x.shape[1:])
 
 
 def rows_of(rows: Tensor, shape: torch.Size | tuple[int, ...] = (-1,)) -> Tensor:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from pyrostoch.moments.affine import affine, pushed
 from pyrostoch.moments.bivariate import normal_cdf, rectified_mean
-from pyrostoch.moments.gaussian import Link, Moments, per_example
+from pyrostoch.moments.gaussian import Link, Moments, entries_of, per_example
 from pyrostoch.moments.table import rule
 from pyrostoch.moments.units import root
 
@@ -122,9 +122,7 @@ def _max_pool(
         locs = torch.where(windows(torch.ones_like(input.loc[:1]), 0.0) > 0.5, locs, low)
     within = None
     if input.cov is not None:
-        shape = input.loc.shape[1:]
-        index = torch.arange(1, input.loc[0].numel() + 1, device=locs.device, dtype=torch.float64).reshape(shape)
-        places = windows(index, 0.0).round().long()
+        places = windows(entries_of(input.loc), 0.0)[0].round().long()
         padded = F.pad(input.cov, (1, 0, 1, 0))
         within = padded[:, places.unsqueeze(-1), places.unsqueeze(-2)]
     loc, var, weights = tournament(locs, windows(input.var, 0.0), within)

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrostoch.moments.gaussian import Link, Moments, cross_covariance, related, rows_of
+from pyrostoch.moments.gaussian import Link, Moments, cross_covariance, entries_of, related, rows_of
 from pyrostoch.moments.table import caller, refuse, rule
 
 __all__ = ["rearranged"]
@@ -28,6 +28,9 @@ _NAMES = (
 )
 _METHODS = ("view", "view_as", "reshape_as", "contiguous", "clone", "expand", "expand_as", "__getitem__", "swapaxes")
 _PARTS = ("chunk", "split", "unbind", "tensor_split")
+# Those after which the entries stand in the same order.
+_KEEPING = {"clone", "contiguous", "flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze"}
+_KEEPING |= {"view", "view_as"}
 _CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "detach", "cpu", "cuda")
 
 
@@ -64,9 +67,7 @@ def _arranged(
 
     def source() -> Tensor:
         """For each entry of a result, the entry of an example it is, counted from 1; 0 for none."""
-        count = x.loc[0].numel()
-        index = torch.arange(1, count + 1, device=loc.device, dtype=torch.float64).reshape(1, *x.loc.shape[1:])
-        made = func(index.expand(x.loc.shape).contiguous())
+        made = func(entries_of(x.loc).expand(x.loc.shape).contiguous())
         return (made if part is None else made[part])[0].reshape(-1).round().long()
 
     def push(rows: Tensor) -> Tensor:
@@ -125,18 +126,9 @@ def _check_examples(name: str, x: Moments, args: tuple[Any, ...], kwargs: dict[s
 @rule(*(getattr(Tensor, name) for name in _METHODS), torch.clone)
 def _arrange(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Any:
     args = tuple(other.loc if isinstance(other, Moments) else other for other in args)
-    _check_examples(getattr(func, "__name__", ""), x, args, kwargs)
-    keep = getattr(func, "__name__", "") in {
-        "view",
-        "flatten",
-        "reshape",
-        "contiguous",
-        "clone",
-        "unflatten",
-        "squeeze",
-    }
-    keep = keep or getattr(func, "__name__", "") in {"unsqueeze", "view_as", "reshape_as"}
-    return rearranged(x, lambda values: func(values, *args, **kwargs), keep=keep)
+    name = getattr(func, "__name__", "")
+    _check_examples(name, x, args, kwargs)
+    return rearranged(x, lambda values: func(values, *args, **kwargs), keep=name in _KEEPING)
 
 
 @rule(*(getattr(Tensor, name) for name in _CASTS))
@@ -153,10 +145,9 @@ def _cast(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Mo
 def _pad(
     func: Callable[..., Any], input: Moments, pad: Sequence[int], mode: str = "constant", value: float | None = None
 ) -> Moments:
-    if not value:
-        return rearranged(input, lambda values: func(values, pad, mode))
     padded: Moments = rearranged(input, lambda values: func(values, pad, mode))
-    padded.loc = func(input.loc, pad, mode, value)
+    if value:
+        padded.loc = func(input.loc, pad, mode, value)
     return padded
 
 

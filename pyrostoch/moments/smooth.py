@@ -20,6 +20,12 @@ __all__ = ["Gelu", "Probit", "Smooth"]
 # of exp(-pi^2 / (s h)), 1e-11 at s = 1.5 and 1e-4 at s = 4.
 _STEP, _REACH, _DEGREE = 0.25, 26, 12
 
+# Nodes from 0 up, each for both signs, with their weights; the one at 0 counts half for either.
+_NODES = tuple(
+    (_STEP * k, _STEP * math.exp(-0.5 * (_STEP * k) ** 2) / math.sqrt(2.0 * math.pi) * (1.0 if k else 0.5))
+    for k in range(_REACH + 1)
+)
+
 # Below this variance a slope is that of a wider law: differences of f would drown in rounding.
 _FLAT = 1e-10
 
@@ -129,7 +135,7 @@ class _Expectations(torch.autograd.Function):
         ctx.function, ctx.degree = function, degree
         centre = function(loc)
         found = [torch.zeros_like(centre) for _ in range(3 + degree)]
-        for z, weight in _nodes():
+        for z, weight in _NODES:
             up, down = function(loc + s * z) - centre, function(loc - s * z) - centre
             found[0] += weight * (up + down)
             found[1] += weight * (up.square() + down.square())
@@ -143,7 +149,7 @@ class _Expectations(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         loc, s = ctx.saved_tensors
         by_loc, by_s = torch.zeros_like(loc), torch.zeros_like(s)
-        for z, weight in _nodes():
+        for z, weight in _NODES:
             with torch.enable_grad():
                 m, d = loc.detach().requires_grad_(), s.detach().requires_grad_()
                 centre = ctx.function(m).detach()
@@ -155,13 +161,6 @@ class _Expectations(torch.autograd.Function):
             by_loc += moved[0]
             by_s += moved[1]
         return by_loc, by_s, None, None
-
-
-def _nodes() -> list[tuple[float, float]]:
-    """Nodes from 0 up, each for both signs; the one at 0 counts half for either."""
-    zs = [_STEP * k for k in range(_REACH + 1)]
-    scale = _STEP / math.sqrt(2.0 * math.pi)
-    return [(z, scale * math.exp(-0.5 * z * z) * (0.5 if z == 0.0 else 1.0)) for z in zs]
 
 
 def _hermite(z: float, degree: int) -> list[float]:
