@@ -239,6 +239,7 @@ def test_what_cannot_be_replaced_is_drawn_where_that_is_allowed():
     y, routes = output_of(model, ps.guides.Additive(model), torch.randn(3, 4), fallback="mc")
     assert routes["body.weight"] == "one draw (used in torch.functional.einsum)" and routes["head.weight"] == "moments"
     assert y.shape == (3, 4) and (y.var > 0.0).all()
+    assert predict(model, ps.guides.Additive(model), torch.randn(3, 4), mode="moments:mc").mean.isfinite().all()
 
 
 MISSPELT = {"moment": "mode: .*did you mean 'moments'", "moments:ful": "did you mean 'moments:full'"}

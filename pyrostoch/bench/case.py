@@ -16,6 +16,8 @@ from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from pyrostoch.bench.trial import Setting, Trained
 
 __all__ = ["Bench", "Case", "MakeGuide", "Own", "Recipe"]
@@ -171,6 +173,7 @@ class Bench:
         source: Where the published values are from; empty where there are none.
         across: Whether cases are the table's columns and metrics its rows; cases whose names begin alike share one.
         targets: The most that a value is meant to be, by case and metric.
+        figure: Draws the first seed's scores, by case; nothing where there is too little to see.
     """
 
     name: str
@@ -182,6 +185,7 @@ class Bench:
     source: str
     across: bool = False
     targets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    figure: Callable[[Mapping[str, Mapping[str, float]]], Figure | None] | None = None
 
     def case(self, name: str) -> Case:
         """The case of a name.

@@ -5,37 +5,53 @@ from __future__ import annotations
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 from pyrostoch.bench.case import Bench
 from pyrostoch.bench.files import save_figure
 from pyrostoch.bench.run import finished
 from pyrostoch.bench.trial import Setting
 
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
 __all__ = ["write_figures"]
 
 
 def write_figures(bench: Bench, setting: Setting) -> list[Path]:
-    """Draw what the finished trials of a preset have recorded of their course: the first seed of cases with a curve.
+    """Draw what the finished trials of a preset have recorded, the first seed of each.
 
     Args:
         bench: The benchmark.
         setting: Preset and folder.
 
     Returns:
-        The files written, `<out>/figures/<bench>-transition-<preset>.png`; none where nothing has a course.
+        The files written: `<out>/figures/<bench>-transition-<preset>.png` where cases have a curve, and
+        `<out>/figures/<bench>-<preset>.png` where the benchmark has a figure of its own.
     """
     from pyrostoch.report.figures import phase_transition
 
-    trials = [record for record in finished(bench, setting) if record["preset"] == setting.preset and record["curve"]]
-    if not trials:
-        return []
-    first = min(record["seed"] for record in trials)
-    shown = [record for record in trials if record["seed"] == first]
-    labels = _labels([record["case"] for record in shown])
-    curves = [{"label": label, **record["curve"]} for label, record in zip(labels, shown, strict=True)]
-    path = setting.out / "figures" / f"{bench.name}-transition-{setting.preset}.png"
-    save_figure(phase_transition(curves, title="Test accuracy, first 2,000 images"), path)
-    return [path]
+    trials = [record for record in finished(bench, setting) if record["preset"] == setting.preset]
+    drawn: dict[str, Figure | None] = {}
+    curves = _first([record for record in trials if record["curve"]])
+    if curves:
+        labels = _labels([record["case"] for record in curves])
+        lines = [{"label": label, **record["curve"]} for label, record in zip(labels, curves, strict=True)]
+        drawn["-transition"] = phase_transition(lines, title="Test accuracy, first 2,000 images")
+    if bench.figure is not None:
+        drawn[""] = bench.figure({record["case"]: record["metrics"] for record in _first(trials)})
+    paths = []
+    for name, figure in drawn.items():
+        if figure is not None:
+            paths.append(setting.out / "figures" / f"{bench.name}{name}-{setting.preset}.png")
+            save_figure(figure, paths[-1])
+    return paths
+
+
+def _first(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """The trials of the lowest seed."""
+    seed = min((record["seed"] for record in trials), default=None)
+    return [record for record in trials if record["seed"] == seed]
 
 
 def _labels(names: Sequence[str]) -> list[str]:

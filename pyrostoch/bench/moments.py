@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from functools import partial
-from statistics import median
+from typing import TYPE_CHECKING
 
 from pyrostoch.bench.binary import binary_cnn, binary_mlp
 from pyrostoch.bench.case import Bench, Case, Own, Recipe
-from pyrostoch.bench.gaps import random_network, unit_covariances
+from pyrostoch.bench.gaps import random_network, time_of_moments, unit_covariances
 from pyrostoch.bench.posterior import fit_posteriors
 from pyrostoch.bench.trial import Trained
 from pyrostoch.bench.variance import VARIANCE, nothing_random
 from pyrostoch.data import DataSplit
-from pyrostoch.infer.predict import predict
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+    from torch import nn
 
 __all__ = ["MOMENTS"]
 
-_ROUNDS, _TIMED = 5, 2000
+_TIMED = 2000
 _MODES = ("mean", "mc:1", "mc:20", "mc:100", "moments", "moments:closed")
 
 # Epochs and rates were chosen on 10,000 held-out training images.
@@ -30,21 +32,22 @@ _BINARY = {
 _PSEUDO = {name: recipe.changed({"estimator": "local"}) for name, recipe in _BINARY.items()}
 _CONV = {**_BINARY, "cpu": Recipe(epochs=10, lr=4e-3, estimator="moments:closed")}
 _ALONE = {"quick": Recipe(epochs=1), "cpu": Recipe(epochs=20)}
+# Random networks: hidden layers, their width, and whether covariances are carried.
+_RANDOM = [(depth, width, False) for depth in (1, 2, 4) for width in (50, 200, 800)]
+_RANDOM += [(depth, width, True) for depth in (1, 2, 4) for width in (50, 200)]
 _SAMPLER = {"quick": Recipe(epochs=20, lr=1e-2), "cpu": Recipe(epochs=1000, lr=1e-2)}
 
 
 def _times(trained: Trained) -> dict[str, float]:
-    """Time of a pass by moments over that of one stochastic pass, taken in turns."""
-    x = trained.test[0][:_TIMED]
-    found: dict[str, list[float]] = {"mc:1": [], "moments": []}
-    for _ in range(_ROUNDS + 1):
-        for mode, seconds in found.items():
-            start = time.perf_counter()
-            predict(trained.model, trained.guide, x, mode=mode)
-            seconds.append(time.perf_counter() - start)
-    return {
-        "time/moments": median(one / other for one, other in zip(found["moments"][1:], found["mc:1"][1:], strict=True))
-    }
+    return {"time/moments": time_of_moments(trained.model, trained.guide, trained.test[0][:_TIMED])}
+
+
+def _figure(scores: Mapping[str, Mapping[str, float]]) -> Figure | None:
+    """Errors of the random networks."""
+    from pyrostoch.report.moments import gaps
+
+    sizes = [(depth, width, full) for depth, width, full in _RANDOM if _random_name(depth, width, full) in scores]
+    return gaps([(*size, scores[_random_name(*size)]) for size in sizes]) if sizes else None
 
 
 def _trained(name: str) -> Case:
@@ -72,10 +75,14 @@ def _posterior(own: Own) -> dict[str, float]:
     return {f"posterior/{name.replace('_', '-')}": value for name, value in found.items()}
 
 
+def _random_name(depth: int, width: int, full: bool) -> str:
+    return f"random/{depth}x{width}/{'full' if full else 'diagonal'}"
+
+
 def _random(depth: int, width: int, full: bool) -> Case:
     carried = "full covariance" if full else "variances"
     return Case(
-        name=f"random/{depth}x{width}/{'full' if full else 'diagonal'}",
+        name=_random_name(depth, width, full),
         title=f"Random ReLU network, {depth} hidden layer{'s' if depth > 1 else ''} of {width}, {carried}",
         data=None,
         recipes=_ALONE,
@@ -100,8 +107,7 @@ MOMENTS = Bench(
         ),
         _binary("dense/pseudogradient", "784-500-500-10, trained by a soft threshold's gradient", binary_mlp, _PSEUDO),
         _binary("conv/moments", "two convolutions and a dense layer, trained by moments", binary_cnn, _CONV),
-        *(_random(depth, width, False) for depth in (1, 2, 4) for width in (50, 200, 800)),
-        *(_random(depth, width, True) for depth in (1, 2, 4) for width in (50, 200)),
+        *(_random(*size) for size in _RANDOM),
         *(
             Case(
                 f"covariance/{kind}",
@@ -154,4 +160,5 @@ MOMENTS = Bench(
         "posteriors (means: of their distance from the prior's).",
     ),
     source="",
+    figure=_figure,
 )

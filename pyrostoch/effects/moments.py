@@ -97,7 +97,7 @@ class MomentPropagation(Interpretation):
         if not self.how.sampled:
             raise ValueError(
                 f"site {site!r}: moments need a random weight with a law of its own in exactly one linear layer or "
-                f"convolution, and this one is {reason}; predict with mode='mc', or draw it with fallback='mc'"
+                f"convolution, and this one is {reason}; predict with mode='mc', or draw it with mode='moments:mc'"
             )
         self.routes[site] = f"one draw ({reason})"
         return self.draw(site)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
 from functools import partial
 from typing import Any, Literal
@@ -22,13 +23,20 @@ Estimator = Literal[
     "local", "shared", "flipout", "marginal", "moments", "moments:closed", "moments:full", "moments:full:closed"
 ]
 
-#: The ways to propagate moments, by name: what covariance goes along, and how the output is read.
-MOMENTS: dict[str, Callable[[], MomentPropagation]] = {
-    "moments": MomentPropagation,
-    "moments:closed": lambda: MomentPropagation(closed=True),
-    "moments:full": lambda: MomentPropagation("full"),
-    "moments:full:closed": lambda: MomentPropagation("full", closed=True),
-}
+
+def _ways_of_moments() -> dict[str, Callable[[], MomentPropagation]]:
+    ways = {}
+    for full, sampled, closed in itertools.product((False, True), repeat=3):
+        name = "moments" + ":full" * full + ":mc" * sampled + ":closed" * closed
+        ways[name] = partial(
+            MomentPropagation, "full" if full else "diagonal", fallback="mc" if sampled else None, closed=closed
+        )
+    return ways
+
+
+#: The ways to propagate moments, by name: with full covariances, by sampling through operations without a rule, and
+#: with the output read by a closed approximation.
+MOMENTS: dict[str, Callable[[], MomentPropagation]] = _ways_of_moments()
 
 
 def _moments(name: str, *, lazy: bool = False) -> Interpretation:
@@ -85,7 +93,7 @@ class ELBO(PyroELBO):
         estimator: How random weights are treated: `"local"` reparameterization, one `"shared"` sample, `"flipout"`,
             `"marginal"` (local only where it is exact), or `"moments"`: no draw at all, the mean log-likelihood under
             the output's Gaussian, by fixed points of it or, `"moments:closed"`, to second order; `"moments:full"`
-            carries covariances.
+            carries covariances, `"moments:mc"` samples through operations without a rule.
         num_particles: Independent draws averaged in one step.
         kl_weight: Weight beta of the KL, for annealing; 1 is the ELBO itself. It may be set between steps.
 

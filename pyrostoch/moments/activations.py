@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrostoch.moments.affine import scaled
+from pyrostoch.moments.arithmetic import added
 from pyrostoch.moments.gaussian import Link, Moments, per_example
 from pyrostoch.moments.smooth import Gelu, Probit, Smooth
 from pyrostoch.moments.table import RULES, moments_in, rule
@@ -99,6 +100,8 @@ def _heaviside(func: Callable[..., Any], input: Moments, values: Tensor) -> Mome
 @rule(*(getattr(Tensor, f"__{name}__") for name in ("gt", "ge")), torch.gt, torch.ge, Tensor.gt, Tensor.ge)
 def _above(func: Callable[..., Any], x: Moments, at: Any) -> Moments:
     """A comparison is a unit of 0 and 1: what a network does with the truth value counts it."""
+    if isinstance(at, Moments):
+        x, at = added(x, at, -1.0), 0.0
     return activate(x, Piecewise.threshold(at))
 
 
@@ -124,6 +127,9 @@ def _dropout(
     """Masks are independent of everything: the mean stays, and each entry gains (v + m²) p / (1 - p)."""
     if not training or p == 0.0:
         return input
+    if p == 1.0:
+        made = scaled(input, torch.zeros_like(input.loc), 0.0)
+        return input.become(made) if inplace else made
     x, odds = input, p / (1.0 - p)
     second = x.var + x.loc.square()
     cov = None

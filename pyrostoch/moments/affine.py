@@ -229,7 +229,11 @@ def _layer_norm(
     eps: float = 1e-5,
     *rest: Any,
 ) -> Moments:
-    """An approximation: the variance over features, by which an example is divided, is replaced by its mean."""
+    r"""An approximation: the factor $f$ by which an example is multiplied is taken at the mean variance over features.
+
+    What it does to the variances is kept to first order: with the normalised means $z$, the derivative is
+    $f (I - 1/n - z z^\top / n)$.
+    """
     x, axes = input, tuple(range(-len(normalized_shape), 0))
     count = math.prod(normalized_shape)
     centre = x.loc.mean(axes, keepdim=True)
@@ -238,21 +242,40 @@ def _layer_norm(
     factor = torch.rsqrt((x.loc - centre).square().mean(axes, keepdim=True) + spread + eps)
     gain = factor if weight is None else factor * weight
     loc = (x.loc - centre) * gain + (0.0 if bias is None else bias)
-    var = (x.var * (1.0 - 2.0 / count) + x.var.mean(axes, keepdim=True) / count) * gain.square()
+    z = (x.loc - centre) * factor
+
+    def average(values: Tensor) -> Tensor:
+        return values.mean(axes, keepdim=True)
+
+    others = average(x.var) + 2.0 * z * average(x.var * z) + z.square() * average(x.var * z.square())
+    var = (x.var * (1.0 - 2.0 * (1.0 + z.square()) / count) + others / count) * gain.square()
 
     def push(rows: Tensor) -> Tensor:
-        return (rows - rows.mean(axes, keepdim=True)) * gain.unsqueeze(1)
+        turned = z.unsqueeze(1)
+        return (rows - average(rows) - turned * average(rows * turned)) * gain.unsqueeze(1)
 
     return affine(x, loc, var, push)
 
 
 @rule(torch.mean, Tensor.mean, torch.sum, Tensor.sum)
-def _reduce(func: Callable[..., Any], x: Moments, dim: Any = None, keepdim: bool = False, **kwargs: Any) -> Moments:
+def _reduce(
+    func: Callable[..., Any],
+    input: Moments,
+    dim: Any = None,
+    keepdim: bool = False,
+    *,
+    axis: Any = None,
+    dtype: torch.dtype | None = None,
+) -> Moments:
+    x, dim = input, axis if dim is None else dim
     axes = {axis % x.loc.dim() for axis in ((dim,) if isinstance(dim, int) else dim or range(x.loc.dim()))}
     if 0 in axes:
         raise ValueError("moments: the first axis counts examples, whose mean or sum has no moments of its own here")
     over = sorted(axes)
     count = math.prod(x.loc.shape[axis] for axis in over)
     mean = func in (torch.mean, Tensor.mean)
-    var = func(x.var, over, keepdim) / (count if mean else 1)
-    return affine(x, func(x.loc, over, keepdim), var, lambda rows: func(rows, [axis + 1 for axis in over], keepdim))
+
+    def reduced(values: Tensor, skip: int = 0) -> Tensor:
+        return func(values, [axis + skip for axis in over], keepdim, dtype=dtype)
+
+    return affine(x, reduced(x.loc), reduced(x.var) / (count if mean else 1), lambda rows: reduced(rows, 1))

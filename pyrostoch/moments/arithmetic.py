@@ -85,6 +85,18 @@ def _same_shape(x: Moments, y: Moments) -> None:
         )
 
 
+def _result(func: Callable[..., Any], x: Any, made: Moments, in_place: tuple[Any, ...]) -> Moments:
+    """The result, put into the first operand where the operation works in place."""
+    if func not in in_place:
+        return made
+    if not isinstance(x, Moments):
+        raise TypeError(
+            f"moments: {func.__name__} would put a random result into a plain tensor; write the sum or product as a "
+            "new tensor"
+        )
+    return x.become(made)
+
+
 @rule(torch.add, Tensor.add, Tensor.__add__, Tensor.__radd__, Tensor.add_, Tensor.__iadd__)
 def _add(func: Callable[..., Any], x: Any, y: Any, *, alpha: float = 1.0) -> Moments:
     if isinstance(x, Moments) and isinstance(y, Moments):
@@ -93,7 +105,7 @@ def _add(func: Callable[..., Any], x: Any, y: Any, *, alpha: float = 1.0) -> Mom
         made = scaled(x, x.loc + alpha * y, 1.0)
     else:
         made = scaled(y, x + alpha * y.loc, alpha)
-    return x.become(made) if func in (Tensor.add_, Tensor.__iadd__) else made
+    return _result(func, x, made, (Tensor.add_, Tensor.__iadd__))
 
 
 @rule(torch.sub, Tensor.sub, Tensor.__sub__, Tensor.sub_, Tensor.__isub__, torch.subtract)
@@ -104,12 +116,12 @@ def _sub(func: Callable[..., Any], x: Any, y: Any, *, alpha: float = 1.0) -> Mom
         made = scaled(x, x.loc - alpha * y, 1.0)
     else:
         made = scaled(y, x - alpha * y.loc, -alpha)
-    return x.become(made) if func in (Tensor.sub_, Tensor.__isub__) else made
+    return _result(func, x, made, (Tensor.sub_, Tensor.__isub__))
 
 
 @rule(Tensor.__rsub__, torch.rsub)
-def _rsub(func: Callable[..., Any], x: Moments, y: Any) -> Moments:
-    return scaled(x, y - x.loc, -1.0)
+def _rsub(func: Callable[..., Any], x: Any, y: Any, *, alpha: float = 1.0) -> Moments:
+    return _sub(torch.sub, y, x, alpha=alpha)
 
 
 @rule(torch.neg, Tensor.neg, Tensor.__neg__)
@@ -124,7 +136,7 @@ def _mul(func: Callable[..., Any], x: Any, y: Any) -> Moments:
     else:
         moments, factor = (x, y) if isinstance(x, Moments) else (y, x)
         made = scaled(moments, moments.loc * factor, factor)
-    return x.become(made) if func in (Tensor.mul_, Tensor.__imul__) else made
+    return _result(func, x, made, (Tensor.mul_, Tensor.__imul__))
 
 
 @rule(torch.div, Tensor.div, Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__, torch.true_divide)
@@ -132,7 +144,7 @@ def _div(func: Callable[..., Any], x: Any, y: Any) -> Moments:
     if isinstance(y, Moments):
         raise ValueError("moments: a quotient by a random quantity has no moments")
     made = scaled(x, x.loc / y, 1.0 / y)
-    return x.become(made) if func in (Tensor.div_, Tensor.__itruediv__) else made
+    return _result(func, x, made, (Tensor.div_, Tensor.__itruediv__))
 
 
 @rule(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square)
@@ -150,5 +162,8 @@ def _matmul(func: Callable[..., Any], x: Any, weight: Any) -> Moments:
 
 
 @rule(torch.addmm)
-def _addmm(func: Callable[..., Any], bias: Tensor, x: Moments, weight: Tensor) -> Moments:
-    return _add(torch.add, _matmul(torch.matmul, x, weight), bias)
+def _addmm(
+    func: Callable[..., Any], bias: Tensor, x: Moments, weight: Tensor, *, beta: float = 1.0, alpha: float = 1.0
+) -> Moments:
+    product = _matmul(torch.matmul, x, weight)
+    return _add(torch.add, product if alpha == 1.0 else _mul(torch.mul, product, alpha), beta * bias)

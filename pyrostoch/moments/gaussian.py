@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrostoch.moments.table import apply
+from pyrostoch.moments.table import apply, refuse
 
 __all__ = [
     "Link",
@@ -176,12 +176,20 @@ class Moments:
         found = None if name.startswith("_") else getattr(Tensor, name, None)
         if found is None:
             raise AttributeError(f"Moments has no attribute {name!r}, and neither has a tensor")
-        if not callable(found) or name in _ABOUT:
+        if name in _ABOUT:
             return getattr(self.loc, name)
+        if not callable(found):  # such as `mT`: torch's functions know it by its getter
+            return apply(found.__get__, (self,), {})
         return lambda *args, **kwargs: apply(found, (self, *args), kwargs)
 
     def __len__(self) -> int:
         return len(self.loc)
+
+    def __bool__(self) -> bool:
+        refuse(Tensor.__bool__)
+
+    # Two of them are never equal as objects: the comparison is one of entries, which has no rule.
+    __hash__ = object.__hash__
 
     def __repr__(self) -> str:
         kind = "full covariance" if self.cov is not None else "variances"
@@ -210,6 +218,24 @@ class Moments:
 
 # What only asks about a tensor's form.
 _ABOUT = {
+    "shape",
+    "dtype",
+    "device",
+    "layout",
+    "ndim",
+    "itemsize",
+    "nbytes",
+    "names",
+    "requires_grad",
+    "is_leaf",
+    "grad_fn",
+    "is_cuda",
+    "is_cpu",
+    "is_mps",
+    "is_meta",
+    "is_nested",
+    "is_quantized",
+    "is_sparse",
     "dim",
     "size",
     "stride",
@@ -230,7 +256,7 @@ def _operator(name: str) -> Callable[..., Any]:
 
 for _name in ("add", "radd", "iadd", "sub", "rsub", "isub", "mul", "rmul", "imul", "truediv", "rtruediv", "itruediv"):
     setattr(Moments, f"__{_name}__", _operator(f"__{_name}__"))
-for _name in ("neg", "abs", "pow", "rpow", "matmul", "rmatmul", "getitem", "lt", "le", "gt", "ge"):
+for _name in ("neg", "abs", "pow", "rpow", "matmul", "rmatmul", "getitem", "lt", "le", "gt", "ge", "eq", "ne"):
     setattr(Moments, f"__{_name}__", _operator(f"__{_name}__"))
 
 

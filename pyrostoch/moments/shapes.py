@@ -131,6 +131,21 @@ def _arrange(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) ->
     return rearranged(x, lambda values: func(values, *args, **kwargs), keep=name in _KEEPING)
 
 
+@rule(Tensor.mT.__get__)  # type: ignore[attr-defined]
+def _matrices(func: Callable[..., Any], x: Moments) -> Any:
+    return x.transpose(-2, -1)
+
+
+@rule(Tensor.real.__get__)  # type: ignore[attr-defined]
+def _real(func: Callable[..., Any], x: Moments) -> Moments:
+    return x
+
+
+@rule(Tensor.data.__get__)  # type: ignore[attr-defined]
+def _data(func: Callable[..., Any], x: Moments) -> Any:
+    return x.detach()
+
+
 @rule(*(getattr(Tensor, name) for name in _CASTS))
 def _cast(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Moments:
     args = tuple(other.loc if isinstance(other, Moments) else other for other in args)
@@ -159,12 +174,13 @@ def _interpolate(func: Callable[..., Any], input: Moments, *args: Any, **kwargs:
 
 
 @rule(torch.cat, torch.concat, torch.stack)
-def _join(func: Callable[..., Any], tensors: Sequence[Any], dim: int = 0, **kwargs: Any) -> Moments:
+def _join(func: Callable[..., Any], tensors: Sequence[Any], dim: int = 0, *, axis: int | None = None) -> Moments:
+    dim = dim if axis is None else axis
     given = [part for part in tensors if isinstance(part, Moments)]
     first = given[0]
     locs = [part.loc if isinstance(part, Moments) else part for part in tensors]
     variances = [part.var if isinstance(part, Moments) else torch.zeros_like(part) for part in tensors]
-    loc, var = func(locs, dim, **kwargs), func(variances, dim, **kwargs)
+    loc, var = func(locs, dim), func(variances, dim)
     if dim % (locs[0].dim() + (func is torch.stack)) == 0:
         raise ValueError("moments: the first axis counts examples; join along another one")
 

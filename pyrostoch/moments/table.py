@@ -86,8 +86,8 @@ def refuse(func: Callable[..., Any]) -> NoReturn:
     where = "" if module is None else f", called in {type(module).__name__}"
     why = REFUSED.get(name.rpartition(".")[2], "")
     raise MissingRuleError(
-        f"moments: no rule for {name}{where}{why}. Predict with mode='mc', or sample through such operations with "
-        "fallback='mc'; a rule is added by pyrostoch.moments.rule",
+        f"moments: no rule for {name}{where}{why}. Predict with mode='mc', or sample through such operations alone "
+        "with mode='moments:mc'; a rule is added by pyrostoch.moments.rule",
         name,
         module,
     )

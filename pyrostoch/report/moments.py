@@ -1,0 +1,77 @@
+"""The figure of moments beside Monte Carlo: errors by depth and width, and what a pass costs and is worth."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
+
+from pyrostoch.report.plots import COLOURS, GREY, name_axes, panels
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+__all__ = ["gaps"]
+
+# Scores of a random network of some depth and width, with variances alone or with the full covariance.
+Gap = tuple[int, int, bool, Mapping[str, float]]
+
+_MARKERS = ("o", "s", "^")
+
+
+def gaps(found: Sequence[Gap]) -> Figure:
+    """Errors of the output's moments in random networks, and the draws of equal error against the time of a pass.
+
+    Args:
+        found: Depth, width, whether the full covariance was carried, and the scores `gap/variance`, `gap/draws` (not a
+            number where the error is below Monte Carlo's) and `time/moments`.
+
+    Returns:
+        A figure of three panels.
+
+    Example:
+        >>> scores = {"gap/variance": 0.1, "gap/mean": 0.2, "gap/draws": 25.0, "time/moments": 3.0}
+        >>> [axes.get_title() for axes in gaps([(1, 50, False, scores), (2, 50, False, scores)]).axes]
+        ['Error of the variances', 'Error of the means', 'Draws of equal error']
+    """
+    figure, axes = panels(3, 3, 4.0, 3.2)
+    widths = sorted({width for _, width, _, _ in found})
+    depths = sorted({depth for depth, _, _, _ in found})
+    for colour, marker, width in zip(COLOURS, _MARKERS, widths, strict=False):
+        for full in (False, True):
+            rows = sorted((depth, scores) for depth, at, how, scores in found if (at, how) == (width, full))
+            if not rows:
+                continue
+            label = f"width {width}, {'full covariance' if full else 'variances'}"
+            line = {"color": colour, "marker": marker, "linestyle": "--" if full else "-"}
+            shown = [depth for depth, _ in rows]
+            axes[0].plot(shown, [100.0 * abs(scores["gap/variance"]) for _, scores in rows], label=label, **line)
+            axes[1].plot(shown, [scores["gap/mean"] for _, scores in rows], **line)
+            known = [scores for _, scores in rows if not math.isnan(scores["gap/draws"])]
+            axes[2].plot(
+                [scores["time/moments"] for scores in known],
+                [scores["gap/draws"] for scores in known],
+                color=colour,
+                marker=marker,
+                linestyle="none",
+                fillstyle="none" if full else "full",
+            )
+    name_axes(axes[0], "Error of the variances", "hidden layers", "relative error, %")
+    axes[0].set_yscale("log")
+    axes[0].legend(frameon=False, fontsize=7)
+    name_axes(axes[1], "Error of the means", "hidden layers", "in standard deviations")
+    for panel in axes[:2]:
+        panel.set_xticks(depths, [str(depth) for depth in depths])
+    _worth(axes[2])
+    return figure
+
+
+def _worth(axes: Axes) -> None:
+    """Above the line a pass by moments is cheaper than draws of the same error."""
+    name_axes(axes, "Draws of equal error", "time of a pass / time of a draw", "draws")
+    axes.set_xscale("log")
+    axes.set_yscale("log")
+    low, high = axes.get_xlim()
+    axes.plot((low, high), (low, high), color=GREY, linewidth=1.0)
+    axes.annotate("equal time", (high, high), fontsize=7, color=GREY, ha="right", va="bottom")
