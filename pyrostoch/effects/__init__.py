@@ -8,6 +8,7 @@ An interpretation is a Pyro handler, entered with `with`; the network's code doe
 | `"local"` | `LocalReparameterization` | replaced by the law of its layer's output |
 | `"flipout"` | `Flipout` | one draw with signs flipped for each example |
 | `"mean"` | `MeanPropagation` | its mean |
+| `"noise-free"` | `NoiseFree` | its mean; activations lose their noise |
 | `"moments"` | `MomentPropagation` | its mean and variance, while activations carry theirs |
 
 `frozen_noise` fixes an ensemble of draws, each a deterministic path.
@@ -20,7 +21,7 @@ from pyrostoch.effects.flipout import Flipout
 from pyrostoch.effects.frozen import frozen_noise
 from pyrostoch.effects.interpretation import INDEPENDENT, Interpretation, base_law
 from pyrostoch.effects.local import LocalReparameterization
-from pyrostoch.effects.mean import MeanPropagation
+from pyrostoch.effects.mean import MeanPropagation, NoiseFree
 from pyrostoch.effects.moments import MomentPropagation
 from pyrostoch.effects.network import call_network, checkpoint
 from pyrostoch.effects.shared import SharedSample
@@ -31,6 +32,7 @@ __all__ = [
     "Interpretation",
     "LocalReparameterization",
     "MeanPropagation",
+    "NoiseFree",
     "MomentPropagation",
     "SharedSample",
     "base_law",

@@ -21,6 +21,9 @@ class RandomActivation(Protocol):
     def expected(self, x: Tensor) -> Tensor:
         """Their mean for given inputs."""
 
+    def noise_free(self, x: Tensor) -> Tensor:
+        """What they are without noise."""
+
     def propagate(self, x: Moments) -> Moments:
         """Their moments for inputs known by their moments."""
 
@@ -42,6 +45,7 @@ def random_activation(x: Any, layer: RandomActivation) -> Any:
         >>> class Coin:
         ...     def draw(self, x): return torch.bernoulli(x)
         ...     def expected(self, x): return x
+        ...     def noise_free(self, x): return (x > 0.5).to(x.dtype)
         ...     def propagate(self, x): return x
         >>> from pyrostoch.effects import MeanPropagation
         >>> with MeanPropagation():

@@ -8,7 +8,7 @@ from pyro.poutine.util import site_is_subsample
 
 from pyrostoch.effects.interpretation import Interpretation, base_law
 
-__all__ = ["MeanPropagation", "replace_by_mean"]
+__all__ = ["MeanPropagation", "NoiseFree", "replace_by_mean"]
 
 
 class MeanPropagation(Interpretation):
@@ -39,6 +39,26 @@ class MeanPropagation(Interpretation):
 
     def _pyro_activation(self, msg: Any) -> None:
         msg["value"] = msg["kwargs"]["layer"].expected(msg["args"][0])
+        msg["done"] = True
+
+
+class NoiseFree(MeanPropagation):
+    """Mean propagation in which activations lose their noise, and are not replaced by their expectation.
+
+    A neuron with thresholds is in the state of its noise-free input: what a chip without a source of noise computes.
+
+    Example:
+        >>> import torch
+        >>> from pyrostoch.layers import Ternary
+        >>> with NoiseFree():
+        ...     Ternary(noise=1.0)(torch.tensor([[-0.4, 0.6]]))
+        tensor([[0., 1.]])
+    """
+
+    name = "noise-free"
+
+    def _pyro_activation(self, msg: Any) -> None:
+        msg["value"] = msg["kwargs"]["layer"].noise_free(msg["args"][0])
         msg["done"] = True
 
 

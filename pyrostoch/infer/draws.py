@@ -15,7 +15,7 @@ from torch.distributions import Bernoulli, Categorical, Distribution
 
 from pyrostoch._checks import check_choice, check_finite, name_list
 from pyrostoch._seeds import forked
-from pyrostoch.effects import Interpretation, MeanPropagation, base_law
+from pyrostoch.effects import Interpretation, MeanPropagation, NoiseFree, base_law
 from pyrostoch.infer.batches import Batches, Inputs, to_device
 from pyrostoch.infer.elbo import MOMENTS, interpretation
 from pyrostoch.infer.heldout import mode
@@ -62,6 +62,7 @@ class Mode:
 #: The predictive modes by name.
 MODES: dict[str, Mode] = {
     "mean": Mode(lambda model: MeanPropagation(), sampled=False),
+    "noise-free": Mode(lambda model: NoiseFree(), sampled=False),
     "mc": Mode(lambda model: interpretation("marginal", model), sampled=True),
     **{name: Mode(partial(interpretation, name), sampled=False) for name in MOMENTS},
 }

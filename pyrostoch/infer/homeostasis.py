@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyrostoch._checks import check_count, check_positive
 from pyrostoch._seeds import forked
 from pyrostoch.infer.draws import evaluating
-from pyrostoch.layers import ThresholdNeuron
+from pyrostoch.layers import KState, ThresholdNeuron
 
 __all__ = ["Homeostasis", "NeuronStatistics", "noise_scaled"]
 
@@ -237,7 +237,7 @@ class Homeostasis:
 
 @contextlib.contextmanager
 def noise_scaled(net: nn.Module, factor: float) -> Iterator[None]:
-    """Multiply the noise of every `ThresholdNeuron` of a network, for as long as the block lasts.
+    """Multiply the noise of every neuron with thresholds in a network, for as long as the block lasts.
 
     Args:
         net: The network.
@@ -255,12 +255,12 @@ def noise_scaled(net: nn.Module, factor: float) -> Iterator[None]:
         0.5
     """
     check_positive("noise_scaled factor", factor)
-    neurons: list[Any] = [part for part in net.modules() if isinstance(part, ThresholdNeuron)]
-    before = [neuron.noise for neuron in neurons]
+    neurons = [part for part in net.modules() if isinstance(part, KState)]
+    before = [neuron.noise_factor for neuron in neurons]
     try:
-        for neuron, noise in zip(neurons, before, strict=True):
-            neuron.noise = noise * factor
+        for neuron, own in zip(neurons, before, strict=True):
+            neuron.noise_factor = own * factor
         yield
     finally:
-        for neuron, noise in zip(neurons, before, strict=True):
-            neuron.noise = noise
+        for neuron, own in zip(neurons, before, strict=True):
+            neuron.noise_factor = own

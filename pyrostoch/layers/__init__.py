@@ -7,7 +7,8 @@
 | `RandomWeights` | the mixin that makes any layer one of these |
 | `Stochastic` | a module of your own that holds such layers, as guides want it |
 | `MCDropout`, `MCDropout2d` | dropout that is on while sampling and off under mean propagation |
-| `ThresholdNeuron` | binary neurons behind noise: drawn, averaged, or carried by moments |
+| `KState`, `Ternary`, `Binary` | neurons with k states behind noise: drawn, averaged, or carried by moments |
+| `ThresholdNeuron` | those of 0 and 1, with correlated noise, and a gain and a bias for homeostasis |
 | `RateNetwork` | recurrent rectified-power rates driven by noise with memory: trajectories, or their moments |
 
 Inside a `BayesianModel` the model draws the weights; used alone in a Pyro model a layer draws its own.
@@ -16,6 +17,7 @@ Inside a `BayesianModel` the model draws the weights; used alone in a Pyro model
 from __future__ import annotations
 
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
+from pyrostoch.layers.kstate import Binary, KState, Ternary
 from pyrostoch.layers.neuron import ThresholdNeuron
 from pyrostoch.layers.recurrent import RateMoments, RateNetwork
 from pyrostoch.layers.standard import (
@@ -37,6 +39,7 @@ from pyrostoch.layers.weights import RandomWeights
 __all__ = [
     "GRU",
     "LSTM",
+    "Binary",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -44,6 +47,7 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Embedding",
+    "KState",
     "Linear",
     "MCDropout",
     "MCDropout2d",
@@ -52,5 +56,6 @@ __all__ = [
     "RateMoments",
     "RateNetwork",
     "Stochastic",
+    "Ternary",
     "ThresholdNeuron",
 ]

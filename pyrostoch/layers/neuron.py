@@ -6,18 +6,16 @@ import math
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from pyrostoch._checks import check_positive
-from pyrostoch.effects.activation import random_activation
-from pyrostoch.moments import Moments, Piecewise, activate
+from pyrostoch.layers.kstate import KState
+from pyrostoch.moments import Moments
 from pyrostoch.moments.affine import scaled
-from pyrostoch.moments.bivariate import normal_cdf
 
 __all__ = ["ThresholdNeuron"]
 
 
-class ThresholdNeuron(nn.Module):
+class ThresholdNeuron(KState):
     r"""Neurons that are 1 where their noisy input is above a threshold, else 0.
 
     $$ s_i = [\,g_i x_i + b_i + \sigma \xi_i > \theta\,], \qquad \xi \sim N(0, (1 - c) I + c\,\mathbf{1}
@@ -68,48 +66,35 @@ class ThresholdNeuron(nn.Module):
     bias: Tensor
 
     def __init__(self, noise: float = 1.0, threshold: float = 0.0, correlation: float = 0.0) -> None:
-        super().__init__()
-        self.noise = check_positive("ThresholdNeuron noise", noise)
-        self.threshold = float(threshold)
+        super().__init__((0.0, 1.0), (threshold,), noise)
         if not 0.0 <= correlation < 1.0:
             raise ValueError(
                 f"ThresholdNeuron: expected a correlation from 0 up to but not including 1, got {correlation}"
             )
+        self.threshold = float(threshold)
         self.correlation = float(correlation)
         self.register_buffer("gain", torch.ones(()))
         self.register_buffer("bias", torch.zeros(()))
 
-    def forward(self, x: Any) -> Any:
-        """States of the neurons, `(batch, ...)`, under the interpretation in force."""
-        return random_activation(x, self)
-
-    def draw(self, x: Tensor) -> Tensor:
-        """States drawn for the given inputs; the backward pass is that of `expected`."""
-        x = self._adapted(x)
-        noise = math.sqrt(1.0 - self.correlation) * torch.randn(x.shape, dtype=x.dtype, device=x.device)
-        if self.correlation:
-            common = torch.randn(x.shape[:1], dtype=x.dtype, device=x.device)
-            noise = noise + math.sqrt(self.correlation) * common.reshape(-1, *[1] * (x.dim() - 1))
-        state = (x + self.noise * noise > self.threshold).to(x.dtype)
-        soft = normal_cdf((x - self.threshold) / self.noise)
-        return state + (soft - soft.detach())
-
-    def expected(self, x: Tensor) -> Tensor:
-        """Probability that a neuron is 1, for the given input."""
-        return normal_cdf((self._adapted(x) - self.threshold) / self.noise)
-
     def propagate(self, x: Moments) -> Moments:
         """Moments of the states: the noise adds to the input's covariance, the threshold is exact for a Gaussian."""
-        x = scaled(x, self._adapted(x.loc), self._each(self.gain, x.loc))
-        noise = self.noise**2
-        cov = None
-        if x.cov is not None:
-            own = torch.eye(x.cov.shape[-1], dtype=x.cov.dtype, device=x.cov.device)
-            cov = x.cov + noise * ((1.0 - self.correlation) * own + self.correlation)
-        return activate(Moments(x.loc, x.var + noise, cov, x.how, x.links), Piecewise.threshold(self.threshold))
+        return super().propagate(scaled(x, self._given(x.loc), self._each(self.gain, x.loc)))
 
-    def _adapted(self, x: Tensor) -> Tensor:
+    def _given(self, x: Tensor) -> Tensor:
+        x = super()._given(x)
         return self._each(self.gain, x) * x + self._each(self.bias, x)
+
+    def _fresh_noise(self, x: Tensor) -> Tensor:
+        noise = super()._fresh_noise(x)
+        if self.correlation:
+            common = torch.randn(x.shape[:1], dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.dim() - 1))
+            noise = math.sqrt(1.0 - self.correlation) * noise + math.sqrt(self.correlation) * common
+        return noise
+
+    def _noise_covariance(self, own: Tensor) -> Tensor:
+        alone = super()._noise_covariance(own)
+        shared = own.sqrt()
+        return (1.0 - self.correlation) * alone + self.correlation * shared.unsqueeze(1) * shared.unsqueeze(2)
 
     def _each(self, values: Tensor, x: Tensor) -> Tensor:
         """One value for each neuron or channel, in a shape that broadcasts."""
