@@ -61,7 +61,7 @@ def test_posteriors_are_those_of_bayes_rule():
 
 
 def test_training_on_frozen_noise_brings_a_network_nearer_to_the_posteriors():
-    found = fit_posteriors(3, epochs=60, lr=0.02, runs=10)
+    found = fit_posteriors(3, epochs=4, lr=0.02, runs=10)
     assert found.mean_error < 0.7 * found.untrained_mean_error
     assert math.isfinite(found.covariance_error) and found.moments_mean_error < found.untrained_mean_error
 

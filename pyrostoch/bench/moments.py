@@ -35,7 +35,7 @@ _ALONE = {"quick": Recipe(epochs=1), "cpu": Recipe(epochs=20)}
 # Random networks: hidden layers, their width, and whether covariances are carried.
 _RANDOM = [(depth, width, False) for depth in (1, 2, 4) for width in (50, 200, 800)]
 _RANDOM += [(depth, width, True) for depth in (1, 2, 4) for width in (50, 200)]
-_SAMPLER = {"quick": Recipe(epochs=20, lr=1e-2), "cpu": Recipe(epochs=1000, lr=1e-2)}
+_SAMPLER = {"quick": Recipe(epochs=1, lr=2e-2), "cpu": Recipe(epochs=80, lr=2e-2)}
 
 
 def _times(trained: Trained) -> dict[str, float]:

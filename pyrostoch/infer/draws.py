@@ -62,8 +62,8 @@ class Mode:
 #: The predictive modes by name.
 MODES: dict[str, Mode] = {
     "mean": Mode(lambda model: MeanPropagation(), sampled=False),
-    "noise-free": Mode(lambda model: NoiseFree(), sampled=False),
     "mc": Mode(lambda model: interpretation("marginal", model), sampled=True),
+    "noise-free": Mode(lambda model: NoiseFree(), sampled=False),
     **{name: Mode(partial(interpretation, name), sampled=False) for name in MOMENTS},
 }
 
