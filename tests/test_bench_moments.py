@@ -51,6 +51,14 @@ def test_a_random_network_has_the_gap_that_a_full_covariance_closes(tmp_path):
     assert abs(full["gap/variance"]) < 0.5 * abs(diagonal["gap/variance"])
 
 
+def test_the_figure_shows_the_random_networks_there_are():
+    scores = {"gap/variance": -0.1, "gap/mean": 0.2, "gap/draws": None, "time/moments": 3.0}
+    figure = MOMENTS.figure({"random/1x50/diagonal": scores, "random/2x50/diagonal": {**scores, "gap/draws": 25.0}})
+    assert [line.get_ydata().tolist() for line in figure.axes[0].lines] == [[10.0, 10.0]]
+    assert figure.axes[2].lines[0].get_ydata().tolist() == [25.0]
+    assert MOMENTS.figure({"covariance/relu": {}}) is None
+
+
 def test_posteriors_are_those_of_bayes_rule():
     problem = Problem.draw(4, 0)
     assert problem.images.shape == (4, 4) and problem.covariance.shape == (4, 4, 4)

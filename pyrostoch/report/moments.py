@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from pyrostoch.report.plots import COLOURS, GREY, name_axes, panels
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 __all__ = ["gaps"]
 
 # Scores of a random network of some depth and width, with variances alone or with the full covariance.
-Gap = tuple[int, int, bool, Mapping[str, float]]
+Gap = tuple[int, int, bool, Mapping[str, Any]]
 
 _MARKERS = ("o", "s", "^")
 
@@ -24,8 +24,8 @@ def gaps(found: Sequence[Gap]) -> Figure:
     """Errors of the output's moments in random networks, and the draws of equal error against the time of a pass.
 
     Args:
-        found: Depth, width, whether the full covariance was carried, and the scores `gap/variance`, `gap/draws` (not a
-            number where the error is below Monte Carlo's) and `time/moments`.
+        found: Depth, width, whether the full covariance was carried, and the scores `gap/variance`, `gap/draws` (`None`
+            where the error is below that of the Monte Carlo it was measured with) and `time/moments`.
 
     Returns:
         A figure of three panels.
@@ -48,7 +48,7 @@ def gaps(found: Sequence[Gap]) -> Figure:
             shown = [depth for depth, _ in rows]
             axes[0].plot(shown, [100.0 * abs(scores["gap/variance"]) for _, scores in rows], label=label, **line)
             axes[1].plot(shown, [scores["gap/mean"] for _, scores in rows], **line)
-            known = [scores for _, scores in rows if not math.isnan(scores["gap/draws"])]
+            known = [scores for _, scores in rows if scores["gap/draws"] is not None]
             axes[2].plot(
                 [scores["time/moments"] for scores in known],
                 [scores["gap/draws"] for scores in known],
@@ -72,6 +72,8 @@ def _worth(axes: Axes) -> None:
     name_axes(axes, "Draws of equal error", "time of a pass / time of a draw", "draws")
     axes.set_xscale("log")
     axes.set_yscale("log")
-    low, high = axes.get_xlim()
-    axes.plot((low, high), (low, high), color=GREY, linewidth=1.0)
-    axes.annotate("equal time", (high, high), fontsize=7, color=GREY, ha="right", va="bottom")
+    most = 10.0 ** math.ceil(math.log10(max(10.0, axes.get_xlim()[1])))
+    axes.set_xlim(1.0, most)
+    axes.set_ylim(1.0, 3.0 * axes.get_ylim()[1])
+    axes.plot((1.0, most), (1.0, most), color=GREY, linewidth=1.0)
+    axes.annotate("equal time", (most, most), fontsize=7, color=GREY, ha="right", va="bottom")
