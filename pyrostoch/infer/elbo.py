@@ -25,7 +25,7 @@ Estimator = Literal[
 
 
 def _ways_of_moments() -> dict[str, Callable[[], MomentPropagation]]:
-    ways = {}
+    ways: dict[str, Callable[[], MomentPropagation]] = {}
     for full, sampled, closed in itertools.product((False, True), repeat=3):
         name = "moments" + ":full" * full + ":mc" * sampled + ":closed" * closed
         ways[name] = partial(

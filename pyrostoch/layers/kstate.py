@@ -121,7 +121,7 @@ class KState(nn.Module):
         """The thresholds: numbers, or tensors where they are learnt."""
         if self.first_threshold is None:
             return self._thresholds
-        found = [self.first_threshold]
+        found: list[Tensor] = [self.first_threshold]
         for gap in () if self.log_gaps is None else self.log_gaps.unbind():
             found.append(found[-1] + gap.exp())
         return tuple(found)

@@ -44,7 +44,7 @@ def gaps(found: Sequence[Gap]) -> Figure:
             if not rows:
                 continue
             label = f"width {width}, {'full covariance' if full else 'variances'}"
-            line = {"color": colour, "marker": marker, "linestyle": "--" if full else "-"}
+            line: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "--" if full else "-"}
             shown = [depth for depth, _ in rows]
             axes[0].plot(shown, [100.0 * abs(scores["gap/variance"]) for _, scores in rows], label=label, **line)
             axes[1].plot(shown, [scores["gap/mean"] for _, scores in rows], **line)
