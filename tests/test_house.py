@@ -23,7 +23,7 @@ FLOORS: dict[str, int] = {
     **dict.fromkeys(["distributions", "moments", "metrics", "quantise"], 1),
     **dict.fromkeys(["effects"], 2),
     **dict.fromkeys(["priors", "likelihoods", "model", "layers"], 3),
-    **dict.fromkeys(["guides", "models", "staging"], 4),
+    **dict.fromkeys(["estimators", "guides", "models", "staging"], 4),
     **dict.fromkeys(["infer"], 5),
     **dict.fromkeys(["obfuscate", "diagnose", "lightning"], 6),
     **dict.fromkeys(["report", "bench", "runs"], 7),

@@ -1,0 +1,100 @@
+"""What the estimators share: handlers that decide on the states of a network's neurons, layer by layer."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from pyro.poutine.messenger import Messenger
+from torch import Tensor, nn
+
+from pyrostoch.layers import KState
+
+__all__ = ["Loss", "States", "check_examples_apart", "log_probabilities", "values_of"]
+
+#: The loss of each example, (B,), from a network's output, (B, ...).
+Loss = Callable[[Tensor], Tensor]
+
+
+class States(Messenger):
+    """Takes every layer of neurons with states out of a network's hands: a subclass says what they are.
+
+    Attributes:
+        depth: How many layers have been met in the pass under way.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.depth = 0
+
+    def __enter__(self) -> Any:
+        self.depth = 0
+        return super().__enter__()
+
+    def states(self, layer: KState, x: Tensor) -> Tensor:
+        """The states of a layer, without gradient, in the shape of its input.
+
+        Args:
+            layer: The layer.
+            x: Its input.
+        """
+        raise NotImplementedError
+
+    def _pyro_activation(self, msg: Any) -> None:
+        layer = msg["kwargs"]["layer"]
+        if not isinstance(layer, KState):
+            raise TypeError(
+                f"estimators: expected neurons with states (KState and its kinds), and this network has a "
+                f"{type(layer).__name__}"
+            )
+        if getattr(layer, "correlation", 0.0):
+            raise ValueError(
+                f"estimators: the noise of this {type(layer).__name__} is correlated between neurons, whose joint "
+                "probabilities have no closed form; use the straight-through estimator"
+            )
+        msg["value"] = self.states(layer, msg["args"][0])
+        msg["done"] = msg["stop"] = True
+        self.depth += 1
+
+
+def log_probabilities(layer: KState, x: Tensor) -> Tensor:
+    """Log probabilities of the states, (B, n, k), neurons in a row.
+
+    Args:
+        layer: The layer.
+        x: Its input, (B, ...).
+    """
+    found = layer.probabilities(x)
+    # A state of probability 0 is never drawn; its logarithm must not spoil what it is multiplied with.
+    return found.clamp_min(torch.finfo(found.dtype).tiny).log().reshape(len(x), -1, len(layer.states))
+
+
+def values_of(layer: KState, index: Tensor, x: Tensor) -> Tensor:
+    """States by their numbers, in the shape and dtype of the input.
+
+    Args:
+        layer: The layer.
+        index: Numbers of states, (..., n).
+        x: The input, (B, ...).
+    """
+    values = torch.tensor(layer.states, dtype=x.dtype, device=x.device)
+    return values[index].reshape(-1, *x.shape[1:])
+
+
+def check_examples_apart(net: nn.Module, estimator: str) -> None:
+    """Refuse networks in which examples see each other: these estimators run other numbers of them.
+
+    Args:
+        net: The network.
+        estimator: Name of the estimator.
+
+    Raises:
+        ValueError: A batch normalisation is in training mode.
+    """
+    for name, module in net.named_modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
+            raise ValueError(
+                f"estimator {estimator!r}: {name!r} is a {type(module).__name__} in training mode, where examples see "
+                "each other; put it into evaluation mode"
+            )
