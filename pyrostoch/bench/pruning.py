@@ -32,7 +32,11 @@ _RECIPES = {
     "cpu": Recipe(epochs=30, lr=2e-3, lr_alpha=1e-2, init_scale=math.exp(-5), kl_warmup=(1.0, 10.0)),
     "full": Recipe(epochs=200, batch_size=100, lr=1e-3, init_scale=math.exp(-5), kl_warmup=(5.0, 20.0)),
 }
-_CONV = {**_RECIPES, "cpu": replace(_RECIPES["cpu"], epochs=40, batch_size=100)}
+# Weights whose layer is normalised take a rate that would be far too high for others, and are pruned the further by it:
+# after 12 epochs 40 times at 0.02, 91 times at 0.05, the error held out the same.
+_CONV = {**_RECIPES, "cpu": replace(_RECIPES["cpu"], epochs=30, lr=5e-2, lr_alpha=5e-2, kl_warmup=(1.0, 6.0))}
+# Rate of the plain network that is pruned by magnitude: that of the plain networks in the other benchmarks.
+_PLAIN_LR = 2e-3
 
 
 def _lenet_300_100(split: DataSplit) -> nn.Module:
@@ -68,7 +72,7 @@ def _measure(make: Callable[[DataSplit], nn.Module]) -> Callable[[Trained], dict
             trained.train,
             epochs=recipe.epochs,
             batch_size=recipe.batch_size,
-            lr=recipe.lr,
+            lr=_PLAIN_LR,
             seed=trained.seed,
         )
         found["error/magnitude"] = _plain_error(trained, plain)
@@ -141,7 +145,7 @@ PRUNING = Bench(
         "statistics of batch normalisation, gathered with drawn weights, are estimated again on training images. "
         "Counts are over the weights of the layers named; batch normalisation and biases are kept and not counted.",
         "By magnitude: a plain network of the same shape, pruned gradually to the same number of weights in each "
-        "layer, with the same epochs and rate. The published networks have no batch normalisation.",
+        "layer, in the same number of epochs. The published networks have no batch normalisation.",
         "The published recipe clips log alpha to ±8; here the spread is a parameter of its own, without a clip.",
     ),
     source="Molchanov et al. 2017",
