@@ -275,7 +275,8 @@ def test_the_largest_of_several_variables(k: int, correlated: bool) -> None:
     loc = 2 + torch.randn(k, generator=draw, dtype=F64) / 2
     root = torch.eye(k, dtype=F64) + 0.8 * correlated * torch.eye(k, dtype=F64).roll(1, 0)
     cov = root @ root.T
-    found = tournament(loc, cov.diagonal(), cov if correlated else None)
+    mean, variance, counts = tournament(loc, cov.diagonal(), cov if correlated else None)
+    found = (mean, variance, counts())
     largest, winner = (loc + torch.randn(200_000, k, generator=draw, dtype=F64) @ root.T).max(1)
     rows = (largest, (largest - largest.mean()) ** 2, F.one_hot(winner, k).double())
     assert found[2].sum().item() == pytest.approx(1, abs=1e-14)
@@ -284,8 +285,8 @@ def test_the_largest_of_several_variables(k: int, correlated: bool) -> None:
             assert_is_mean(value, draws)
         assert_close(value, draws.mean(0), rtol=0, atol=tolerance)
     if not correlated:
-        full = tournament(loc.expand(2, 3, k), cov.diagonal().expand(2, 3, k), cov.expand(2, 3, k, k))
-        assert all(torch.equal(batch[1, 2], value) for batch, value in zip(full, found, strict=True))
+        *full, counts = tournament(loc.expand(2, 3, k), cov.diagonal().expand(2, 3, k), cov.expand(2, 3, k, k))
+        assert all(torch.equal(batch[1, 2], value) for batch, value in zip([*full, counts()], found, strict=True))
 
 
 def outputs(size: float, full: bool, points: int = 64) -> tuple[Moments, Tensor]:

@@ -140,7 +140,9 @@ def _dropout(
             masks = masks // math.prod(x.loc.shape[2:])
         joint = x.cov + flat.unsqueeze(1) * flat.unsqueeze(2)
         cov = x.cov + odds * joint * (masks.unsqueeze(0) == masks.unsqueeze(1))
-    made = Moments(x.loc, x.var + odds * second, cov, x.how, (Link(x, lambda rows: rows, torch.ones_like(x.loc)),))
+    made = Moments(
+        x.loc, x.var + odds * second, cov, x.how, (Link(x, lambda rows: rows, lambda: torch.ones_like(second)),)
+    )
     return x.become(made) if inplace else made
 
 

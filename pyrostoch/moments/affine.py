@@ -182,7 +182,7 @@ def scaled(x: Moments, loc: Tensor, gain: Tensor | float) -> Moments:
     def late() -> Tensor:
         return before() * flat.unsqueeze(1) * flat.unsqueeze(2)  # type: ignore[misc]
 
-    link = Link(x, lambda rows: rows * factor.unsqueeze(1), factor)
+    link = Link(x, lambda rows: rows * factor.unsqueeze(1), lambda: factor)
     return Moments(loc, x.var * factor.square(), cov, x.how, (link,), None if before is None else late)
 
 

@@ -32,8 +32,10 @@ def added(x: Moments, y: Moments, sign: float = 1.0) -> Moments:
     """
     _same_shape(x, y)
     loc = x.loc + sign * y.loc
-    plain, turned = torch.ones_like(loc), torch.full_like(loc, sign)
-    links = (Link(x, lambda rows: rows, plain), Link(y, lambda rows: sign * rows, turned))
+    links = (
+        Link(x, lambda rows: rows, lambda: torch.ones_like(loc)),
+        Link(y, lambda rows: sign * rows, lambda: torch.full_like(loc, sign)),
+    )
     if x.cov is not None and y.cov is not None:
         cov = x.cov + y.cov
         if related(x, y):
@@ -65,9 +67,10 @@ def multiplied(x: Moments, y: Moments) -> Moments:
             cov = cov + mixed + mixed.mT + cross * cross.mT
             shared = cross.diagonal(dim1=1, dim2=2).reshape(x.loc.shape)
     loc = x.loc * y.loc if shared is None else x.loc * y.loc + shared
+    one, other = x.loc, y.loc  # as they are now
     links = (
-        Link(x, lambda rows: rows * y.loc.unsqueeze(1), y.loc),
-        Link(y, lambda rows: rows * x.loc.unsqueeze(1), x.loc),
+        Link(x, lambda rows: rows * other.unsqueeze(1), lambda: other),
+        Link(y, lambda rows: rows * one.unsqueeze(1), lambda: one),
     )
     if cov is not None:
         return Moments(loc, cov.diagonal(dim1=1, dim2=2).reshape(loc.shape), cov, x.how, links)

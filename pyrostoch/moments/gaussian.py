@@ -87,12 +87,12 @@ class Link:
     Args:
         parent: The moments an operation was given.
         push: The expected derivative of the operation as a linear map, `(B, r, *parent) -> (B, r, *child)`.
-        gain: The same as a factor, in the child's shape, where the operation acts on each entry alone.
+        gain: Gives the same as a factor, in the child's shape, where the operation acts on each entry alone.
     """
 
     parent: Moments
     push: Callable[[Tensor], Tensor]
-    gain: Tensor | None = None
+    gain: Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
         # What the parent is now: an operation in place may change the object later.
@@ -305,7 +305,8 @@ def elementwise_covariance(one: Moments, other: Moments) -> Tensor | None:
             break
         part = elementwise_covariance(one, link.parent)
         if part is not None:
-            total = part * link.gain if total is None else total + part * link.gain
+            moved = part * link.gain()
+            total = moved if total is None else total + moved
     else:
         return total
     if one.loc[0].numel() > _LARGEST:

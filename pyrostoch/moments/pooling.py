@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrostoch.moments.affine import affine, pushed
-from pyrostoch.moments.bivariate import normal_cdf, rectified_mean
+from pyrostoch.moments.bivariate import normal_parts
 from pyrostoch.moments.gaussian import Link, Moments, entries_of, per_example
 from pyrostoch.moments.table import rule
 from pyrostoch.moments.units import root
@@ -43,12 +43,12 @@ def maximum(loc: tuple[Tensor, Tensor], var: tuple[Tensor, Tensor], cov: Tensor 
     spread = (var[0] + var[1] - 2.0 * cov).clamp_min(0.0)
     theta = root(spread)
     alpha = (loc[0] - loc[1]) / theta
-    first, over = normal_cdf(alpha), rectified_mean(alpha)
-    variance = var[1] + 2.0 * (cov - var[1]) * first + spread * (first - over * rectified_mean(-alpha))
+    first, over, under = normal_parts(alpha)
+    variance = var[1] + 2.0 * (cov - var[1]) * first + spread * (first - over * under)
     return loc[1] + theta * over, variance.clamp_min(0.0), first
 
 
-def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
     """Mean and variance of the largest of k Gaussian variables, two and two at a time, each winner taken as Gaussian.
 
     Args:
@@ -57,10 +57,10 @@ def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Ten
         cov: Covariances, (..., k, k); without them the variables are independent.
 
     Returns:
-        Mean and variance of the largest, (...), and how much each variable counts in its covariance with others,
-        (..., k), which add up to 1.
+        Mean and variance of the largest, (...), and a function that tells how much each variable counts in its
+        covariance with others, (..., k), which add up to 1.
     """
-    weights = torch.eye(loc.shape[-1], dtype=loc.dtype, device=loc.device).expand(*loc.shape, loc.shape[-1])
+    rounds: list[Tensor] = []
     while loc.shape[-1] > 1:
         pairs, count = loc.shape[-1] // 2, loc.shape[-1]
         one, other = slice(0, 2 * pairs, 2), slice(1, 2 * pairs, 2)
@@ -68,9 +68,9 @@ def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Ten
         if cov is not None:
             between = cov[..., one, other].diagonal(dim1=-2, dim2=-1)
         mean, variance, first = maximum((loc[..., one], loc[..., other]), (var[..., one], var[..., other]), between)
-        share = first.unsqueeze(-1)
-        won = share * weights[..., one, :] + (1.0 - share) * weights[..., other, :]
+        rounds.append(first)
         if cov is not None:
+            share = first.unsqueeze(-1)
             rows = share * cov[..., one, :] + (1.0 - share) * cov[..., other, :]
             rows = torch.cat([rows, cov[..., 2 * pairs :, :]], dim=-2)
             kept = first.unsqueeze(-2)
@@ -78,10 +78,18 @@ def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Ten
             cov = torch.cat([columns, rows[..., 2 * pairs :]], dim=-1)
         odd = slice(2 * pairs, count)
         loc, var = torch.cat([mean, loc[..., odd]], dim=-1), torch.cat([variance, var[..., odd]], dim=-1)
-        weights = torch.cat([won, weights[..., odd, :]], dim=-2)
         if cov is not None:
             cov = torch.diagonal_scatter(cov, var, dim1=-2, dim2=-1)
-    return loc[..., 0], var[..., 0], weights[..., 0, :]
+    return loc[..., 0], var[..., 0], lambda: _counts(rounds, torch.ones_like(loc))
+
+
+def _counts(rounds: list[Tensor], found: Tensor) -> Tensor:
+    """How much each variable counts, from what the last winner does, and the probabilities of each round's winners."""
+    for first in reversed(rounds):
+        pairs = first.shape[-1]
+        both = torch.stack([first, 1.0 - first], dim=-1) * found[..., :pairs].unsqueeze(-1)
+        found = torch.cat([both.flatten(-2), found[..., pairs:]], dim=-1)
+    return found
 
 
 def _pair(value: Any, count: int) -> tuple[int, ...]:
@@ -125,10 +133,10 @@ def _max_pool(
         places = windows(entries_of(input.loc), 0.0)[0].round().long()
         padded = F.pad(input.cov, (1, 0, 1, 0))
         within = padded[:, places.unsqueeze(-1), places.unsqueeze(-2)]
-    loc, var, weights = tournament(locs, windows(input.var, 0.0), within)
+    loc, var, counts = tournament(locs, windows(input.var, 0.0), within)
 
     def push(rows: Tensor) -> Tensor:
-        return (windows(rows, 0.0) * weights.unsqueeze(1)).sum(-1)
+        return (windows(rows, 0.0) * counts().unsqueeze(1)).sum(-1)
 
     link = Link(input, push)
     cov = None

@@ -80,7 +80,7 @@ def _arranged(
     if cov is not None and not keep:
         index = source()
         cov = F.pad(cov, (1, 0, 1, 0))[:, index][:, :, index]
-    gain = torch.ones_like(loc) if keep and loc.shape == x.loc.shape else None
+    gain = (lambda: torch.ones_like(loc)) if keep and loc.shape == x.loc.shape else None
     return Moments(loc, var, cov, x.how, (Link(x, push, gain),), x.late if keep else None)
 
 
@@ -152,7 +152,7 @@ def _cast(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Mo
     loc, var = func(x.loc, *args, **kwargs), func(x.var, *args, **kwargs)
     cov = None if x.cov is None else func(x.cov, *args, **kwargs)
     late = x.late
-    link = Link(x, lambda rows: func(rows, *args, **kwargs), torch.ones_like(loc))
+    link = Link(x, lambda rows: func(rows, *args, **kwargs), lambda: torch.ones_like(loc))
     return Moments(loc, var, cov, x.how, (link,), None if late is None else lambda: func(late(), *args, **kwargs))
 
 

@@ -6,6 +6,7 @@ variance and covariance are sums over pairs of the same few integrals of Gaussia
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -13,7 +14,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from pyrostoch.moments.bivariate import density_integral, normal_cdf, normal_pdf, rectified_mean
+from pyrostoch.moments.bivariate import density_integral, normal_cdf, normal_parts, normal_pdf, rectified_mean
 from pyrostoch.moments.gaussian import Link, Moments, per_example
 
 __all__ = ["Knot", "Piecewise", "Unit", "activate", "correlation", "root"]
@@ -66,7 +67,13 @@ def activate(x: Moments, unit: Unit) -> Moments:
         tensor([[0.2500, 0.2500]])
     """
     loc, var = unit.mean_variance(x.loc, x.var)
-    gain = unit.slope(x.loc, x.var)
+    given, before = unit, (x.loc, x.var)
+
+    @functools.cache
+    def gain() -> Tensor:
+        # Only branches that meet again ask for it.
+        return given.slope(*before)
+
     cov = None
     if x.cov is not None:
         m, v = per_example(x.loc), per_example(x.var)
@@ -74,7 +81,7 @@ def activate(x: Moments, unit: Unit) -> Moments:
             unit = unit.placed(x.loc.shape)
         cov = unit.covariance((m.unsqueeze(2), m.unsqueeze(1)), (v.unsqueeze(2), v.unsqueeze(1)), x.cov)
         cov = torch.diagonal_scatter(cov, per_example(var), dim1=1, dim2=2)
-    return Moments(loc, var, cov, x.how, (Link(x, lambda rows: rows * gain.unsqueeze(1), gain),))
+    return Moments(loc, var, cov, x.how, (Link(x, lambda rows: rows * gain().unsqueeze(1), gain),))
 
 
 @dataclass(frozen=True)
@@ -141,6 +148,8 @@ class Piecewise:
     def mean_variance(self, loc: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance, the sums over pairs of knots taken at correlation 1."""
         s = root(var)
+        if len(self.knots) == 1:
+            return self._of_one_knot(loc, var, s)
         mean = self.offset + self.slant * loc
         for knot in self.knots:
             a = (loc - knot.at) / s
@@ -149,6 +158,23 @@ class Piecewise:
             if _there(knot.kink):
                 mean = mean + knot.kink * s * rectified_mean(a)
         variance = self._pairs((loc, loc), (s, s), var, _at_one)
+        return mean, variance.clamp_min(0.0)
+
+    def _of_one_knot(self, loc: Tensor, var: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """The same with one tail and one density for everything: thresholds and ReLUs are most of what there is."""
+        (knot,) = self.knots
+        a = (loc - knot.at) / s
+        above, over, under = normal_parts(a)
+        mean, variance = self.offset + self.slant * loc, self.slant * self.slant * var
+        if _there(self.slant):
+            variance = variance + 2.0 * self.slant * s * (knot.jump * normal_pdf(a) + knot.kink * s * above)
+        if _there(knot.jump):
+            below = normal_cdf(-a)
+            mean = mean + knot.jump * above
+            variance = variance + knot.jump * below * (knot.jump * above + 2.0 * knot.kink * s * over)
+        if _there(knot.kink):
+            mean = mean + knot.kink * s * over
+            variance = variance + knot.kink * knot.kink * s.square() * (above - over * under)
         return mean, variance.clamp_min(0.0)
 
     def slope(self, loc: Tensor, var: Tensor) -> Tensor:
