@@ -151,7 +151,7 @@ def trial(own: Own) -> dict[str, float]:
             found["accuracy/noise-removed"] = _accuracy(model, test, own.seed)
         # Few neurons say more by how often they are 1 than by being 1: they need their noise.
         torch.default_generator.manual_seed(own.seed)
-        few = binary_mlp(split, widths=(20,), noise=4.0 * NOISE)
+        few = binary_mlp(split, widths=(5,), noise=4.0 * NOISE)
         narrow = _train(x, y, few, own.recipe, own.seed)
         found["accuracy/few"] = _accuracy(narrow, test, own.seed, 100)
         with noise_scaled(few, _NONE):
@@ -195,7 +195,7 @@ HOMEOSTASIS = Bench(
             for way in WAYS
         ),
         ("accuracy/noise-removed", "accuracy, noise removed, %"),
-        ("accuracy/few", "20 neurons at four times the noise, 100 samples, %"),
+        ("accuracy/few", "5 neurons at four times the noise, 100 samples, %"),
         ("accuracy/few/noise-removed", "the same, noise removed, %"),
         ("accuracy/trained-without", "trained with a tenth of the noise, accuracy there, %"),
         ("accuracy/trained-without/noise-1", "the same at the others' noise, %"),
