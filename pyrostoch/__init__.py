@@ -6,7 +6,20 @@ it (or `pyro.infer.SVI` with `ELBO`), and `decompose`, `predict`, `compare` and 
 
 from __future__ import annotations
 
-from pyrostoch import data, distributions, effects, guides, layers, likelihoods, metrics, models, moments, priors
+from pyrostoch import (
+    data,
+    distributions,
+    effects,
+    estimators,
+    guides,
+    layers,
+    likelihoods,
+    metrics,
+    models,
+    moments,
+    priors,
+    quantise,
+)
 from pyrostoch._version import __version__
 from pyrostoch.diagnose import from_mcmc, to_arviz
 from pyrostoch.infer import (
@@ -47,6 +60,7 @@ __all__ = [
     "decompose",
     "distributions",
     "effects",
+    "estimators",
     "fit",
     "from_mcmc",
     "guides",
@@ -60,6 +74,7 @@ __all__ = [
     "noise_scaled",
     "predict",
     "priors",
+    "quantise",
     "save",
     "to_arviz",
 ]

@@ -147,7 +147,9 @@ def predict(
         y: Targets, to have their `log_density`.
         mode: `"mean"`, `"mc"` or `"mc:K"`, or `"moments"`: with variances and a Gaussian's fixed points at the output;
             `"moments:closed"` reads classes by a closed approximation, `"moments:full"` carries full covariances
-            (memory grows with the square of a layer's width), `"moments:full:closed"` does both.
+            (memory grows with the square of a layer's width), `"moments:mc"` samples through operations without a
+            rule; `"moments:full:mc:closed"` does all of it. `"noise-free"` is the mean with neurons that lose their
+            noise.
         num_samples: The K of `"mc"`; 20 by default.
         joint: Draw each weight once per sample for all examples. Otherwise a layer that can draws afresh for each
             example, which keeps each example's prediction exact and makes its Monte-Carlo error independent.
