@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import Any
 
@@ -17,7 +18,7 @@ __all__ = ["Loss", "States", "check_examples_apart", "log_probabilities", "value
 Loss = Callable[[Tensor], Tensor]
 
 
-class States(Messenger):
+class States(Messenger, ABC):
     """Takes every layer of neurons with states out of a network's hands: a subclass says what they are.
 
     Attributes:
@@ -32,6 +33,7 @@ class States(Messenger):
         self.depth = 0
         return super().__enter__()
 
+    @abstractmethod
     def states(self, layer: KState, x: Tensor) -> Tensor:
         """The states of a layer, without gradient, in the shape of its input.
 
@@ -39,7 +41,6 @@ class States(Messenger):
             layer: The layer.
             x: Its input.
         """
-        raise NotImplementedError
 
     def _pyro_activation(self, msg: Any) -> None:
         layer = msg["kwargs"]["layer"]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
@@ -37,7 +38,7 @@ def rounded(values: Tensor, step: Tensor | float, start: Tensor | float = 0.0) -
     return torch.where(torch.as_tensor(step) > 0, start + step * (scaled + torch.rand_like(values)).floor(), values)
 
 
-class DiscreteGradient(nn.Module):
+class DiscreteGradient(nn.Module, ABC):
     """Puts gradients on a grid: a module that leaves what passes through it, and changes what comes back.
 
     Between two layers it makes the error signal discrete; `attach` does the same to the gradients of parameters.
@@ -56,6 +57,7 @@ class DiscreteGradient(nn.Module):
             check_positive(f"{type(self).__name__} clip", clip)
         self.per, self.clip = per, clip
 
+    @abstractmethod
     def discrete(self, gradient: Tensor, scale: Tensor) -> Tensor:
         """A gradient's discrete values.
 
@@ -63,7 +65,6 @@ class DiscreteGradient(nn.Module):
             gradient: The gradient.
             scale: The scale s, which broadcasts with it; no gradient is larger.
         """
-        raise NotImplementedError
 
     def forward(self, x: Tensor) -> Tensor:
         """The input itself."""
