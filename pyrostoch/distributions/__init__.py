@@ -5,6 +5,8 @@
 ``CenteredNormal``         N(0, sigma^2): the weight of a variance network
 ``SymmetricUniform``       U(-phi, phi)
 ``TwoPoint``               -phi or +phi, each with probability 1/2
+``Levels``                 one of a few levels times a scale
+``Grid``                   prior of it that favours no level
 ``LogUniform``             improper prior p(|w|) ~ 1/|w|
 ``ARD``                    prior N(0, tau^2) with tau^2 at its optimum for each weight
 ``ScaleMixture``           prior pi N(0, s1^2) + (1 - pi) N(0, s2^2)
@@ -25,6 +27,7 @@ from pyrostoch.distributions.discrete import TwoPoint
 from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
 from pyrostoch.distributions.improper import ImproperPrior
 from pyrostoch.distributions.kl import has_closed_form, kl_sum
+from pyrostoch.distributions.levels import Grid, Levels
 from pyrostoch.distributions.log_uniform import LogUniform
 from pyrostoch.distributions.mixture import ScaleMixture
 from pyrostoch.distributions.symmetric import SymmetricLaw
@@ -33,7 +36,9 @@ from pyrostoch.distributions.uniform import SymmetricUniform
 __all__ = [
     "ARD",
     "CenteredNormal",
+    "Grid",
     "ImproperPrior",
+    "Levels",
     "LogUniform",
     "MultiplicativeNormal",
     "ScaleMixture",

@@ -17,6 +17,8 @@ Prior ``ARD``, $-H(q) + \tfrac12\log(2\pi e E[w^2])$:
 - $U(-\varphi, \varphi)$: $\tfrac12\log(\pi e / 6) = 0.1765$, the uniform law's distance from the Gaussian of its own
   variance.
 
+Prior ``Grid``: categorical weights, $\log k - H(q)$.
+
 Proper priors: $U(-\varphi, \varphi)$ against ``Normal`` and ``Laplace``; two points against two points. Two points
 against anything else are refused by name: the divergence is infinite.
 
@@ -38,6 +40,7 @@ from pyrostoch.distributions.alpha_kl import EXACT, MOLCHANOV, RELEVANCE, AlphaK
 from pyrostoch.distributions.ard import ARD
 from pyrostoch.distributions.discrete import TwoPoint
 from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
+from pyrostoch.distributions.levels import Grid, Levels
 from pyrostoch.distributions.log_uniform import LOG_UNIFORM_CONSTANT, LogUniform
 from pyrostoch.distributions.symmetric import SymmetricLaw
 from pyrostoch.distributions.uniform import SymmetricUniform
@@ -116,6 +119,20 @@ def _two_point_two_point(q: TwoPoint, p: TwoPoint) -> Tensor:
 
 
 register_kl(TwoPoint, Distribution)(refuse_two_point)
+
+
+@register_kl(Levels, Grid)
+def _levels_grid(q: Levels, p: Grid) -> Tensor:
+    """The distance from evenly likely levels."""
+    return _over_batch(math.log(len(q.levels)) - q.entropy(), q, p)
+
+
+@register_kl(Levels, Distribution)
+def _levels_refused(q: Levels, p: Distribution) -> NoReturn:
+    raise ValueError(
+        f"KL(Levels || {type(p).__name__}) is infinite: a law on a grid puts probability where {type(p).__name__} has "
+        "none. Use the prior Grid, or no prior."
+    )
 
 
 def _constant(value: float, q: CenteredNormal | SymmetricLaw, p: Distribution) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from pyrostoch._ops import LinearOp
-from pyrostoch.distributions import SymmetricUniform, TwoPoint
+from pyrostoch.distributions import Levels, SymmetricUniform, TwoPoint
 from pyrostoch.effects.census import Use
 from pyrostoch.effects.interpretation import Interpretation
 
@@ -62,7 +62,9 @@ class LocalReparameterization(Interpretation):
 
     def treats(self, law: Distribution) -> bool:
         """Whether the law enters the output's law by its mean and variance, exactly where that is asked for."""
-        return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform) if self.factorised else Normal)
+        return isinstance(
+            law, (Normal, TwoPoint, Levels, SymmetricUniform, dist.Uniform) if self.factorised else Normal
+        )
 
     def refuses(self, use: Use) -> str | None:
         """What shares one draw, made before the call so that a checkpointed part recomputes the same noise."""

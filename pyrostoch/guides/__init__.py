@@ -7,6 +7,7 @@
 | `NeuronwiseAlpha` | the same, an alpha for every output neuron or channel |
 | `LayerwiseAlpha` | the same, an alpha for every weight tensor |
 | `VarianceOnly` | N(0, sigma^2), two points, or uniform: mean zero |
+| `CategoricalWeights` | one of a few levels, times a scale |
 | `PerSite` | different guides for different sites |
 | `Guide` | the base class for your own |
 
@@ -27,6 +28,7 @@ if __name__ != "pyrostoch.guides":
 from pyrostoch.guides.additive import Additive
 from pyrostoch.guides.alpha import LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha
 from pyrostoch.guides.base import Guide
+from pyrostoch.guides.categorical import CategoricalWeights
 from pyrostoch.guides.export import load_pruned
 from pyrostoch.guides.gap import ZeroMeanGap, ZeroMeanRow
 from pyrostoch.guides.per_site import PerSite
@@ -38,6 +40,7 @@ from pyrostoch.guides.variance_only import VarianceOnly
 
 __all__ = [
     "Additive",
+    "CategoricalWeights",
     "Guide",
     "LayerwiseAlpha",
     "NeuronwiseAlpha",

@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrostoch import distributions as laws
 from pyrostoch.priors.base import Prior
 
-__all__ = ["ARD", "Laplace", "LogUniform", "Normal", "ScaleMixture", "StudentT"]
+__all__ = ["ARD", "Grid", "Laplace", "LogUniform", "Normal", "ScaleMixture", "StudentT"]
 
 
 class _Fixed(Prior):
@@ -150,6 +150,21 @@ class LogUniform(Prior):
     def extra_repr(self) -> str:
         """The approximation, where the KL is not exact."""
         return "" if self.approximation is None else f"approximation={self.approximation!r}"
+
+
+class Grid(Prior):
+    """No level of a weight on a grid is favoured, whatever the grid's scale: KL = log k - H, for `CategoricalWeights`.
+
+    Example:
+        >>> Grid().improper
+        True
+    """
+
+    improper = True
+
+    def law(self, name: str, shape: torch.Size) -> Any:
+        """The law, expanded."""
+        return laws.Grid().expand(shape)
 
 
 class ARD(Prior):

@@ -1,0 +1,79 @@
+"""Weights on a grid: a categorical law over a few levels for every weight, with a scale for each site."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrostoch._checks import check_positive
+from pyrostoch.distributions import Levels
+from pyrostoch.guides.base import Guide
+from pyrostoch.model import Site
+
+__all__ = ["CategoricalWeights"]
+
+
+class CategoricalWeights(Guide):
+    r"""Every weight is one of a few levels times its layer's scale: $w = s\,\ell_j$ with probability $p_j$.
+
+    Trained by local reparameterization (a layer's output is Gaussian by its exact mean and variance) or by moments;
+    under `"shared"` a draw passes back the derivative of its mean. `site_law(name).base_dist.states()` are the most
+    probable levels.
+
+    The prior is `priors.Grid()` (no level is favoured: KL = log k - H), or none of a density: a grid has none.
+
+    Args:
+        model: A `BayesianModel`.
+        levels: The levels, rising; three by default.
+        width: How far the start spreads over levels around the network's own weight, in units of the distance of
+            levels: small values start close to one level.
+        sites: Names of the sites covered; all by default.
+
+    References:
+        Shayer, Levi, Fetaya, "Learning discrete weights using the local reparameterization trick", 2018.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> model = ps.BayesianModel(nn.Linear(3, 2), prior=ps.priors.Grid(),
+        ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
+        >>> guide = CategoricalWeights(model)
+        >>> guide.site_law("weight").base_dist.states().dtype
+        torch.int8
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        *,
+        levels: Sequence[float] = (-1.0, 0.0, 1.0),
+        width: float = 0.5,
+        sites: Iterable[str] | None = None,
+    ) -> None:
+        self.levels = tuple(float(level) for level in levels)
+        if len(self.levels) < 2 or any(low >= high for low, high in itertools.pairwise(self.levels)):
+            raise ValueError(f"CategoricalWeights levels: expected at least two rising numbers, got {self.levels}")
+        self.width = check_positive("CategoricalWeights width", width)
+        super().__init__(model, sites=sites)
+
+    def initial(self, site: Site) -> dict[str, Tensor]:
+        """`logits`, (..., k), nearest to the network's own weights, and `log_scale`, one for the site."""
+        weights = site.init.detach()
+        levels = torch.tensor(self.levels, dtype=weights.dtype, device=weights.device)
+        spread = weights.square().mean().sqrt().clamp_min(torch.finfo(weights.dtype).tiny)
+        # The scale at which evenly likely levels have the weights' own size.
+        scale = spread / levels.square().mean().sqrt()
+        step = (levels[-1] - levels[0]) / (len(levels) - 1)
+        apart = (weights.unsqueeze(-1) / scale - levels) / (self.width * step)
+        return {"logits": -0.5 * apart.square(), "log_scale": scale.log()}
+
+    def law(self, site: str, **parameters: Tensor) -> Any:
+        """The categorical law."""
+        return Levels(parameters["logits"], self.levels, parameters["log_scale"].exp())
+
+    def extra_repr(self) -> str:
+        """The levels."""
+        return f"levels={self.levels}"
