@@ -5,6 +5,7 @@
 | `MLP` | fully connected, on flattened inputs |
 | `LeNet5` | the convolutional network 20-50-500-10, with batch normalisation |
 | `VGG` | the thirteen convolutions of CIFAR experiments, with batch normalisation and dropout; narrow by its `width` |
+| `TriDeNT`, `TriDeNTConv` | neurons of three states between linear layers, and between convolutions |
 | `CropAndFlip` | random crops and flips of training images, to stand in front of a network |
 | `build` | one of these by its name, for given input and output sizes |
 """
@@ -21,6 +22,7 @@ from pyrostoch.models.augment import CropAndFlip
 from pyrostoch.models.lenet import LeNet5
 from pyrostoch.models.mlp import MLP
 from pyrostoch.models.registry import NAMES, build
+from pyrostoch.models.trident import TriDeNT, TriDeNTConv
 from pyrostoch.models.vgg import VGG
 
-__all__ = ["MLP", "NAMES", "VGG", "CropAndFlip", "LeNet5", "build"]
+__all__ = ["MLP", "NAMES", "VGG", "CropAndFlip", "LeNet5", "TriDeNT", "TriDeNTConv", "build"]

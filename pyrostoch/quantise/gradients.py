@@ -75,7 +75,7 @@ class DiscreteGradient(nn.Module, ABC):
         """Make the gradients of parameters discrete, from now on.
 
         Args:
-            parameters: Parameters, or a module whose parameters are meant.
+            parameters: Parameters, or a module whose parameters are meant; those that take no gradient are passed over.
 
         Returns:
             Handles whose `remove()` ends it.
@@ -89,7 +89,11 @@ class DiscreteGradient(nn.Module, ABC):
             True
         """
         chosen = parameters.parameters() if isinstance(parameters, nn.Module) else parameters
-        return [parameter.register_hook(lambda gradient: self.quantised(gradient, 0)) for parameter in chosen]
+        return [
+            parameter.register_hook(lambda gradient: self.quantised(gradient, 0))
+            for parameter in chosen
+            if parameter.requires_grad
+        ]
 
     def quantised(self, gradient: Tensor, axis: int) -> Tensor:
         """A gradient on its grid.

@@ -1,0 +1,60 @@
+"""Networks of ternary neurons: what they are made of, what they refuse, that they learn."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+import pyrostoch as ps
+from pyrostoch.layers import Binary, Ternary
+from pyrostoch.models import TriDeNT, TriDeNTConv
+from pyrostoch.quantise import TernaryGradient
+
+
+def test_a_dense_network_is_what_it_says():
+    net = TriDeNT(20, (7, 5), 3, gradient=TernaryGradient)
+    names = ["dropout", "fc1", "bn1", "neurons1", "error1", "fc2", "bn2", "neurons2", "error2", "scores"]
+    assert [name for name, _ in net.named_children()] == names and net.fc1.bias is None
+    assert isinstance(net.neurons2, Ternary) and net.error1 is not net.error2
+    plain = TriDeNT(20, 7, 3, neurons=Binary, batch_norm=False, dropout=0.0)
+    assert [name for name, _ in plain.named_children()] == ["dropout", "fc1", "neurons1", "scores"]
+    assert plain.fc1.bias is not None and plain(torch.randn(4, 4, 5)).shape == (4, 3)
+
+
+def test_a_convolutional_network_is_what_it_says():
+    net = TriDeNTConv(3, 5, (16, 20), (2, 3, 4), gradient=TernaryGradient)
+    assert net.fc.in_features == 3 * 1 * 2 and net(torch.randn(2, 3, 16, 20)).shape == (2, 5)
+    assert [name for name, _ in net.named_children()][-6:] == ["flatten", "fc", "bn3", "neurons3", "error3", "scores"]
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: TriDeNT(4, 0, 2), "TriDeNT: expected positive"),
+        (lambda: TriDeNT(4, (), 2), "at least three widths"),
+        (lambda: TriDeNT(4, 3, 2)(torch.zeros(2, 5)), "expected 4 values"),
+        (lambda: TriDeNTConv(image_size=12), "at least 16 x 16"),
+        (lambda: TriDeNTConv(widths=(1, 0, 2)), "three positive widths"),
+        (lambda: TriDeNTConv()(torch.zeros(2, 1, 20, 28)), r"expected images of shape \(batch, 1, 28, 28\)"),
+    ],
+)
+def test_sizes_that_do_not_fit_are_refused(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+@pytest.mark.parametrize("discrete", [False, True], ids=["plain", "all discrete"])
+def test_a_network_learns_the_digits(discrete):
+    torch.manual_seed(0)
+    data = ps.data.load("digits")
+    net = TriDeNT(64, 200, 10, gradient=TernaryGradient if discrete else None, dropout=0.0)
+    prior = {"fc1.weight": ps.priors.Grid()} if discrete else {}
+    count = len(data.x_train)
+    model = ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Categorical(), num_data=count)
+    guide = (ps.guides.CategoricalWeights if discrete else ps.guides.Additive)(model)
+    settings = {"epochs": 15, "batch_size": 100, "lr": 0.01, "compile": False, "progress": False, "seed": 0}
+    if discrete:
+        TernaryGradient().attach([*guide.parameters(), *net.parameters()])
+    ps.fit(model, guide, (data.x_train, data.y_train), **settings)
+    test = (data.x_test, data.y_test)
+    assert ps.compare(model, guide, test, modes=("mc:20",), seed=0)["mc:20"].accuracy > (0.87 if discrete else 0.93)
