@@ -287,13 +287,12 @@ def _wide(x: Tensor) -> Tensor:
 
 def _state_of(x: Tensor, states: tuple[float, ...], thresholds: tuple[Any, ...]) -> Tensor:
     """The state at a point."""
-    parts = []
-    for low, high, at in zip(states[:-1], states[1:], thresholds, strict=True):
-        above = (x > at).to(x.dtype)
-        parts.append(above if high - low == 1.0 else above.mul_(high - low))
-    total = parts[0]
-    for part in parts[1:]:
-        total = total.add_(part)
+    first, *steps = [high - low for low, high in itertools.pairwise(states)]
+    total = (x > thresholds[0]).to(x.dtype)
+    if first != 1.0:
+        total.mul_(first)
+    for step, at in zip(steps, thresholds[1:], strict=True):
+        total.add_(x > at, alpha=step)
     return total if states[0] == 0.0 else total.add_(states[0])
 
 
@@ -306,7 +305,8 @@ class _States(torch.autograd.Function):
     def forward(
         x: Tensor, unit: Tensor, law: NoiseLaw, states: tuple[float, ...], noise: Any, *thresholds: Any
     ) -> Tensor:
-        return _state_of(x + noise * unit, states, thresholds)
+        noisy = torch.addcmul(x, unit, noise) if isinstance(noise, Tensor) else torch.add(x, unit, alpha=noise)
+        return _state_of(noisy, states, thresholds)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -321,19 +321,16 @@ class _States(torch.autograd.Function):
         x, *tensors = ctx.saved_tensors
         waiting = iter(tensors)
         noise, *thresholds = [next(waiting) if number is None else number for number in ctx.numbers]
+        found: list[Any] = [None] * (5 + len(thresholds))
         by_x: Any = 0.0
-        by_noise: Any = 0.0
-        by_thresholds = []
-        for low, high, at in zip(ctx.states[:-1], ctx.states[1:], thresholds, strict=True):
+        for index, (low, high, at) in enumerate(zip(ctx.states[:-1], ctx.states[1:], thresholds, strict=True), 5):
             z = (at - x) / noise
             part = ctx.law.pdf(z) * ((high - low) / noise)
             by_x = by_x + part
-            by_noise = by_noise + part * z
-            by_thresholds.append(-grad * part)
-        found = [grad * by_x, None, None, None, grad * by_noise, *by_thresholds]
-        wanted = [0, 4, *range(5, 5 + len(thresholds))]
-        values = [x, noise, *thresholds]
-        for index, value in zip(wanted, values, strict=True):
-            needed = ctx.needs_input_grad[index]
-            found[index] = found[index].sum_to_size(value.shape) if needed else None
+            if ctx.needs_input_grad[4]:
+                by_noise = (grad * part * z).sum_to_size(noise.shape)
+                found[4] = by_noise if found[4] is None else found[4] + by_noise
+            if ctx.needs_input_grad[index]:
+                found[index] = -(grad * part).sum_to_size(at.shape)
+        found[0] = grad * by_x
         return tuple(found)

@@ -39,7 +39,8 @@ def normal_pdf(x: Tensor) -> Tensor:
     Args:
         x: Where.
     """
-    return torch.exp(-0.5 * x.square()) / math.sqrt(2.0 * math.pi)
+    # Two passes over the values instead of four.
+    return torch.addcmul(x.new_full((), -0.5 * math.log(2.0 * math.pi)), x, x, value=-0.5).exp_()
 
 
 def normal_cdf(x: Tensor) -> Tensor:
