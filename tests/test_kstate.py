@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import itertools
 import math
+import pickle
 
 import mpmath
 import pytest
@@ -217,6 +219,19 @@ def test_a_network_of_ternary_neurons_learns_and_reads_three_ways():
 def test_settings_out_of_range_are_refused(settings, message):
     with pytest.raises(ValueError, match=f"KState.*{message}"):
         KState(**settings)
+
+
+def test_a_layer_is_copied_and_pickled_with_what_it_has_learnt():
+    layer = KState(law="laplace", learn=("thresholds", "noise"), num=2)
+    with torch.no_grad():
+        for parameter in layer.parameters():
+            parameter.add_(torch.rand_like(parameter))
+    x = torch.randn(3, 2)
+    for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
+        torch.testing.assert_close(other.expected(x), layer.expected(x), rtol=0, atol=0)
+    fresh = KState(law="laplace", learn=("thresholds", "noise"), num=2)
+    fresh.load_state_dict(layer.state_dict())
+    assert torch.equal(fresh.expected(x), layer.expected(x))
 
 
 def test_kinds_are_what_they_say():
