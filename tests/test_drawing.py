@@ -370,3 +370,20 @@ def test_a_piece_is_as_large_as_activations_allow_whatever_the_weights(mode):
         list(drawing.parts(torch.zeros(4, 3, **F64)))
     # The widest layer, of mean and variance by moments; a weight is 80,000 bytes.
     assert drawing.plan.before == (3200 if mode == "moments" else 1600)
+
+
+def test_weights_that_are_drawn_for_each_piece_are_drawn_for_few_pieces(monkeypatch):
+    model = ps.BayesianModel(
+        nn.Linear(1000, 1000), prior=ps.priors.Grid(), likelihood=ps.likelihoods.Gaussian(), num_data=10
+    )
+    guide, drawn = ps.guides.CategoricalWeights(model), []
+    own = ps.distributions.Levels.rsample
+    monkeypatch.setattr(
+        ps.distributions.Levels, "rsample", lambda law, shape=(): drawn.append(law.batch_shape) or own(law, shape)
+    )
+    ps.predict(model, guide, torch.randn(1000, 1000), mode="mc:1")
+    looked = len(drawn) - 1
+    drawn.clear()
+    ps.predict(model, guide, torch.randn(1000, 1000), mode="mc:5")
+    # One piece: with five draws of its activations side by side there would be five.
+    assert len(drawn) <= 5 + looked + 4

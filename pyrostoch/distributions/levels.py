@@ -108,10 +108,14 @@ class Levels(TorchDistribution):
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         """Draws, straight through in the logits."""
         shape = self._extended_shape(Size(sample_shape))
+        probs, values = self.probs, self._values
         with torch.no_grad():
-            gumbel = -torch.empty((*shape, len(self.levels)), dtype=self.logits.dtype, device=self.logits.device)
-            drawn = self._values[(gumbel.exponential_().log_().neg_() + self.logits).argmax(-1)]
-        centre = self.probs @ self._values
+            chance = torch.rand(shape, dtype=probs.dtype, device=probs.device)
+            drawn = torch.full_like(chance, self.levels[0])
+            # One number a weight; each step is taken where it lies beyond all that is below.
+            for below, (low, high) in zip(probs.cumsum(-1).unbind(-1), itertools.pairwise(self.levels), strict=False):
+                drawn = drawn + (high - low) * (chance >= below)
+        centre = probs @ values
         return self.scale * drawn + self.scale.detach() * (centre - centre.detach())
 
     def sample(self, sample_shape: _size = ()) -> Tensor:

@@ -177,8 +177,11 @@ class Drawing:
             self._looked, self.plan = True, self._look(x)
         size = max(1, self._budget(inputs) // max(self.plan.before, 1)) if self._sees_no_data else len(inputs[0])
         if self.plan.folded and self._sees_no_data:
-            # Rather fewer examples with all draws at once than many with some: what is alike is then computed once.
-            size = min(size, max(_FEWEST, self._budget(inputs) // 2 // max(self.plan.after * self.draws, 1)))
+            # Rather fewer examples with all draws at once than many with some: what is alike is then computed once. But
+            # weights are drawn anew for each piece, which should be worth it.
+            half, weights, after = self._budget(inputs) // 2, self.plan.weights, max(self.plan.after, 1)
+            at_once = min(self.draws, max(1, half // max(weights, 1)))
+            size = min(size, max(_FEWEST, half // (after * at_once), min(4 * weights, 8 * half) // after))
         if self.plan.channels_last:
             inputs = tuple(_channels_last(part) for part in inputs)
         count = len(inputs[0])
