@@ -16,7 +16,7 @@ __all__ = ["bench"]
 @guarded
 def bench(
     name: Annotated[
-        str, typer.Argument(help="variance, elbo, pruning, speed, moments or homeostasis.", metavar="NAME")
+        str, typer.Argument(help="variance, elbo, pruning, speed, moments, homeostasis or trident.", metavar="NAME")
     ],
     preset: Annotated[
         str | None,
