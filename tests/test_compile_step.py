@@ -317,6 +317,21 @@ class Squares(nn.Module):
         return value
 
 
+def test_rounding_of_large_scores_in_half_precision_is_no_difference(interpreted):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 200), nn.ReLU(), nn.Linear(200, 10))
+    x = torch.randn(200, 20)
+    y = net(x).argmax(1)
+    with torch.no_grad():
+        net[2].weight.mul_(60.0), net[2].bias.mul_(60.0)
+    model = ps.BayesianModel(net, prior={}, likelihood=ps.likelihoods.Categorical(), num_data=200)
+    loss = ps.ELBO()(model, ps.guides.Additive(model))
+    step = ps.compile_step(loss, torch.optim.SGD(loss.parameters(), lr=1e-6))
+    with torch.autocast("cpu", torch.bfloat16):
+        values = [step(x, y).item() for _ in range(4)]
+    assert step.reason is None and step.stagings == 1 and max(values) < 1.3 * min(values)
+
+
 def test_another_type_of_autocasting_is_followed(interpreted):
     loss = Squares(nn.Linear(32, 32))
     step = ps.compile_step(loss, torch.optim.SGD(loss.parameters(), lr=0.0))

@@ -292,7 +292,9 @@ class StagedStep:
             results = graph(*inputs)
             found = read(results, buffers)
             after = read([], inputs)
-        compare(found, expected, count, _SAME, "written down")
+        # In half precision a small loss of large scores is mostly rounding, and other kernels round otherwise.
+        rough = any(torch.is_autocast_enabled(kind) for kind in ("cpu", "cuda"))
+        compare(found, expected, count, _ALIKE if rough else _SAME, "written down")
         if update is not None:
             graph.keep(count)
         run = lower(graph.module, [*inputs, *graph.constants])
@@ -300,7 +302,7 @@ class StagedStep:
         with undisturbed(inputs), torch.no_grad():
             found = list(run(*inputs, *graph.constants))
             done = read([], inputs)
-        compare(found[:count], expected[:count], count, _CLOSE, "compiled")
+        compare(found[:count], expected[:count], count, _ALIKE if rough else _CLOSE, "compiled")
         compare_updates(done, after, before, _ALIKE)
         self.optimizer.zero_grad(set_to_none=True)
         return _Staged(
