@@ -326,9 +326,20 @@ def test_rounding_of_large_scores_in_half_precision_is_no_difference(interpreted
         net[2].weight.mul_(60.0), net[2].bias.mul_(60.0)
     model = ps.BayesianModel(net, prior={}, likelihood=ps.likelihoods.Categorical(), num_data=200)
     loss = ps.ELBO()(model, ps.guides.Additive(model))
-    step = ps.compile_step(loss, torch.optim.SGD(loss.parameters(), lr=1e-6))
-    with torch.autocast("cpu", torch.bfloat16):
-        values = [step(x, y).item() for _ in range(4)]
+
+    class Inside(nn.Module):
+        """Cast within, as `fit` does it."""
+
+        def __init__(self):
+            super().__init__()
+            self.loss = loss
+
+        def forward(self, x, y):
+            with torch.autocast("cpu", torch.bfloat16):
+                return self.loss(x, y)
+
+    step = ps.compile_step(Inside(), torch.optim.SGD(loss.parameters(), lr=1e-6))
+    values = [step(x, y).item() for _ in range(4)]
     assert step.reason is None and step.stagings == 1 and max(values) < 1.3 * min(values)
 
 
