@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import difflib
+import itertools
 import math
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -46,6 +47,11 @@ def check_count(what: str, value: int) -> int:
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{what}: expected a whole number from 1 up, got {value!r}")
     return value
+
+
+def is_rising(values: Sequence[float]) -> bool:
+    """Whether each number is larger than the one before it."""
+    return all(low < high for low, high in itertools.pairwise(values))
 
 
 def batch_size(x: Any) -> int:

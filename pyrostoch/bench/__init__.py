@@ -7,6 +7,7 @@
 | `pruning` | weights removed by their alpha, beside pruning by magnitude |
 | `moments` | one pass by moments beside Monte Carlo; binary neurons; random networks, units, a sampling network |
 | `homeostasis` | transfer functions and accuracy of binary neurons when the noise changes |
+| `trident` | ternary neurons, gradients and weights; estimators beside the exact gradient |
 | `speed` | one step of several libraries, eager and compiled, side by side; averages, memory, import |
 
 `run` carries out the trials of a benchmark (a case and a seed each), `results` are tidy records in JSON, and `markdown`

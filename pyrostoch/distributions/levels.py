@@ -12,6 +12,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
+from pyrostoch._checks import is_rising
 from pyrostoch.distributions.improper import ImproperPrior
 
 __all__ = ["Grid", "Levels"]
@@ -59,8 +60,7 @@ class Levels(TorchDistribution):
         validate_args: bool | None = None,
     ) -> None:
         self.levels = tuple(float(level) for level in levels)
-        rising = all(low < high for low, high in itertools.pairwise(self.levels))
-        if len(self.levels) != logits.shape[-1] or len(self.levels) < 2 or not rising:
+        if len(self.levels) != logits.shape[-1] or len(self.levels) < 2 or not is_rising(self.levels):
             raise ValueError(
                 f"Levels: expected {logits.shape[-1]} rising levels, as many as the logits, got {self.levels}"
             )

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrostoch._checks import check_positive
+from pyrostoch._checks import check_positive, is_rising
 from pyrostoch.distributions import Levels
 from pyrostoch.guides.base import Guide
 from pyrostoch.model import Site
@@ -54,7 +53,7 @@ class CategoricalWeights(Guide):
         sites: Iterable[str] | None = None,
     ) -> None:
         self.levels = tuple(float(level) for level in levels)
-        if len(self.levels) < 2 or any(low >= high for low, high in itertools.pairwise(self.levels)):
+        if len(self.levels) < 2 or not is_rising(self.levels):
             raise ValueError(f"CategoricalWeights levels: expected at least two rising numbers, got {self.levels}")
         self.width = check_positive("CategoricalWeights width", width)
         super().__init__(model, sites=sites)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrostoch._checks import check_choice, check_count, check_positive
+from pyrostoch._checks import check_choice, check_count, check_positive, is_rising
 from pyrostoch.effects.activation import random_activation
 from pyrostoch.layers.noise import NOISE_LAWS, NoiseLaw
 from pyrostoch.moments import Knot, Moments, Piecewise, Smooth, activate
@@ -85,7 +85,12 @@ class KState(nn.Module):
         name = type(self).__name__
         self.states = tuple(float(state) for state in states)
         given = tuple(float(at) for at in thresholds)
-        if len(self.states) < 2 or len(given) != len(self.states) - 1 or not _rising(self.states) or not _rising(given):
+        if (
+            len(self.states) < 2
+            or len(given) != len(self.states) - 1
+            or not is_rising(self.states)
+            or not is_rising(given)
+        ):
             raise ValueError(
                 f"{name}: expected at least two rising states, and one rising threshold less, got states {self.states} "
                 f"and thresholds {given}"
@@ -280,10 +285,6 @@ class Binary(KState):
 
     def __init__(self, threshold: float = 0.0, noise: float = 0.5, **settings: Any) -> None:
         super().__init__((-1.0, 1.0), (threshold,), noise, **settings)
-
-
-def _rising(values: Sequence[float]) -> bool:
-    return all(low < high for low, high in itertools.pairwise(values))
 
 
 def _wide(x: Tensor) -> Tensor:

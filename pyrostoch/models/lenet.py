@@ -6,11 +6,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pyrostoch.layers import MCDropout
+from pyrostoch.models.sizes import check_sizes
 
 __all__ = ["LeNet5"]
 
 _KERNEL = 5
-_SMALLEST = 16
 
 
 class LeNet5(nn.Module):
@@ -52,17 +52,7 @@ class LeNet5(nn.Module):
         dropout: float = 0.0,
     ) -> None:
         super().__init__()
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if min(height, width) < _SMALLEST:
-            raise ValueError(
-                f"LeNet5: expected images of at least {_SMALLEST} x {_SMALLEST} pixels, got {height} x {width}; use "
-                "pyrostoch.models.MLP for smaller ones"
-            )
-        if len(widths) != 3 or min(in_channels, num_classes, *widths) < 1:
-            raise ValueError(
-                f"LeNet5: expected positive numbers of channels and classes and three positive widths, got "
-                f"in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}"
-            )
+        height, width = check_sizes("LeNet5", "MLP", image_size, in_channels, num_classes, widths)
         first, second, dense = widths
         self.image_shape = (in_channels, height, width)
         # Torch's own initialisation of both kinds of layer is U(+-1/sqrt(fan_in)).

@@ -9,11 +9,11 @@ from itertools import pairwise
 from torch import Tensor, nn
 
 from pyrostoch.layers import Ternary
+from pyrostoch.models.sizes import check_sizes
 
 __all__ = ["TriDeNT", "TriDeNTConv"]
 
 _KERNEL = 5
-_SMALLEST = 16
 
 #: Makes a layer; a new one for each place.
 Make = Callable[[], nn.Module]
@@ -114,17 +114,7 @@ class TriDeNTConv(nn.Module):
         gradient: Make | None = None,
     ) -> None:
         super().__init__()
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if min(height, width) < _SMALLEST:
-            raise ValueError(
-                f"TriDeNTConv: expected images of at least {_SMALLEST} x {_SMALLEST} pixels, got {height} x {width}; "
-                "use pyrostoch.models.TriDeNT for smaller ones"
-            )
-        if len(widths) != 3 or min(in_channels, num_classes, *widths) < 1:
-            raise ValueError(
-                f"TriDeNTConv: expected positive numbers of channels and classes and three positive widths, got "
-                f"in_channels={in_channels}, num_classes={num_classes}, widths={tuple(widths)}"
-            )
+        height, width = check_sizes("TriDeNTConv", "TriDeNT", image_size, in_channels, num_classes, widths)
         self.image_shape = (in_channels, height, width)
 
         def stage(index: int, layer: nn.Module, norm: nn.Module, pool: bool) -> None:

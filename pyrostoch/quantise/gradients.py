@@ -142,29 +142,6 @@ class TernaryGradient(DiscreteGradient):
         return rounded(gradient, scale)
 
 
-class BinaryGradient(DiscreteGradient):
-    r"""Gradients of -s and s, with probability $(1 \pm g / s) / 2$, and $s = \max |g|$: never the plain sign of g.
-
-    Unbiased, unless `clip` is given, and noisier than three values: a zero becomes -s or s.
-
-    Args:
-        per: As in `DiscreteGradient`.
-        clip: As in `DiscreteGradient`.
-
-    Example:
-        >>> _ = torch.manual_seed(0)
-        >>> x = torch.zeros(4, requires_grad=True)
-        >>> (BinaryGradient()(x) * torch.tensor([1.0, 0.5, 0.0, -0.25])).sum().backward()
-        >>> set(x.grad.tolist())
-        {1.0, -1.0}
-    """
-
-    def discrete(self, gradient: Tensor, scale: Tensor) -> Tensor:
-        """-s or s."""
-        # The largest one itself is certain, up to rounding.
-        return rounded(gradient, 2.0 * scale, -scale).clamp(-scale, scale)
-
-
 class KBitGradient(DiscreteGradient):
     r"""Gradients on $2^b$ values between -s and s, evenly spaced, each on a neighbour of its own; $s = \max |g|$.
 
@@ -199,6 +176,27 @@ class KBitGradient(DiscreteGradient):
     def extra_repr(self) -> str:
         """The settings."""
         return f"bits={self.bits}, {super().extra_repr()}"
+
+
+class BinaryGradient(KBitGradient):
+    r"""Gradients of -s and s, with probability $(1 \pm g / s) / 2$, and $s = \max |g|$: never the plain sign of g.
+
+    Unbiased, unless `clip` is given, and noisier than three values: a zero becomes -s or s.
+
+    Args:
+        per: As in `DiscreteGradient`.
+        clip: As in `DiscreteGradient`.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.zeros(4, requires_grad=True)
+        >>> (BinaryGradient()(x) * torch.tensor([1.0, 0.5, 0.0, -0.25])).sum().backward()
+        >>> set(x.grad.tolist())
+        {1.0, -1.0}
+    """
+
+    def __init__(self, per: Per = "tensor", clip: float | None = None) -> None:
+        super().__init__(1, per, clip)
 
 
 def _spread(values: Tensor, axes: list[int]) -> Tensor:

@@ -46,8 +46,9 @@ def passes(accuracy: Mapping[str, Sequence[tuple[float, float]]], noises: Sequen
         axes[1].plot(x, slope, color=colour)
     middle = noises[len(noises) // 2]
     drawn = points + middle * torch.randn(150, generator=generator)
-    states = (drawn > 0.5).float() - (drawn < -0.5).float()
-    axes[0].plot(points, states, ".", color=GREY, markersize=3, alpha=0.6, label=f"draws, noise {middle:g}")
+    axes[0].plot(
+        points, Ternary().noise_free(drawn), ".", color=GREY, markersize=3, alpha=0.6, label=f"draws, noise {middle:g}"
+    )
     name_axes(axes[0], "Forward: states and their mean", "input without noise", "state")
     axes[0].legend(frameon=False, fontsize=7)
     name_axes(axes[1], "Backward: gradient of the mean", "input without noise", "derivative")

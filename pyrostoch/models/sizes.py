@@ -1,0 +1,38 @@
+"""What networks of two convolutions and a dense layer ask of their images and widths."""
+
+from __future__ import annotations
+
+__all__ = ["check_sizes"]
+
+# Two convolutions of 5 x 5 and two poolings leave something of it.
+_SMALLEST = 16
+
+
+def check_sizes(
+    who: str, instead: str, image_size: int | tuple[int, int], channels: int, classes: int, widths: tuple[int, ...]
+) -> tuple[int, int]:
+    """Height and width of the images, if they and the widths are large enough.
+
+    Args:
+        who: Name of the network.
+        instead: Name of the network for smaller images.
+        image_size: Height and width, or one number for both.
+        channels: Channels of the images.
+        classes: Number of outputs.
+        widths: Channels of the two convolutions, and neurons of the dense layer.
+
+    Raises:
+        ValueError: They are not.
+    """
+    height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
+    if min(height, width) < _SMALLEST:
+        raise ValueError(
+            f"{who}: expected images of at least {_SMALLEST} x {_SMALLEST} pixels, got {height} x {width}; use "
+            f"pyrostoch.models.{instead} for smaller ones"
+        )
+    if len(widths) != 3 or min(channels, classes, *widths) < 1:
+        raise ValueError(
+            f"{who}: expected positive numbers of channels and classes and three positive widths, got "
+            f"in_channels={channels}, num_classes={classes}, widths={tuple(widths)}"
+        )
+    return height, width
