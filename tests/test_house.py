@@ -20,10 +20,10 @@ import pytest
 # A room may import rooms of lower floors, and itself.
 FLOORS: dict[str, int] = {
     **dict.fromkeys(["_checks", "_ops", "_seeds", "_version", "records", "data"], 0),
-    **dict.fromkeys(["distributions", "moments", "metrics", "quantise"], 1),
+    **dict.fromkeys(["distributions", "moments", "metrics"], 1),
     **dict.fromkeys(["effects"], 2),
     **dict.fromkeys(["priors", "likelihoods", "model", "layers"], 3),
-    **dict.fromkeys(["estimators", "guides", "models", "staging"], 4),
+    **dict.fromkeys(["estimators", "guides", "models", "quantise", "staging"], 4),
     **dict.fromkeys(["infer"], 5),
     **dict.fromkeys(["obfuscate", "diagnose", "lightning"], 6),
     **dict.fromkeys(["report", "bench", "runs"], 7),

@@ -30,6 +30,10 @@ _BINARY = {
     "cpu": Recipe(epochs=20, lr=4e-3, estimator="moments:closed"),
 }
 _PSEUDO = {name: recipe.changed({"estimator": "local"}) for name, recipe in _BINARY.items()}
+# Covariances of a layer cost its width squared: a narrow network, with variances and with covariances.
+_NARROW = {name: replace(recipe, epochs=min(recipe.epochs, 10)) for name, recipe in _BINARY.items()}
+_FULL = {name: recipe.changed({"estimator": "moments:full:closed"}) for name, recipe in _NARROW.items()}
+_WITH_COVARIANCES = (*_MODES, "moments:full")
 _CONV = {**_BINARY, "cpu": Recipe(epochs=10, lr=4e-3, estimator="moments:closed")}
 _ALONE = {"quick": Recipe(epochs=1), "cpu": Recipe(epochs=20)}
 # Random networks: hidden layers, their width, and whether covariances are carried.
@@ -57,7 +61,13 @@ def _trained(name: str) -> Case:
     return replace(case, recipes=recipes, modes=_MODES, measure=_times)
 
 
-def _binary(name: str, title: str, network: Callable[[DataSplit], nn.Module], recipes: Mapping[str, Recipe]) -> Case:
+def _binary(
+    name: str,
+    title: str,
+    network: Callable[[DataSplit], nn.Module],
+    recipes: Mapping[str, Recipe],
+    modes: tuple[str, ...] = _MODES,
+) -> Case:
     return Case(
         name=f"binary/{name}",
         title=f"Binary neurons, {title}, MNIST",
@@ -65,8 +75,23 @@ def _binary(name: str, title: str, network: Callable[[DataSplit], nn.Module], re
         network=network,
         guide=nothing_random,
         recipes=recipes,
-        modes=_MODES,
+        modes=modes,
         measure=_times,
+    )
+
+
+def _narrow() -> tuple[Case, ...]:
+    """784-50-50-10 with independent and correlated noise, trained with variances and with covariances."""
+    return tuple(
+        _binary(
+            f"narrow/{noise}/{way}",
+            f"784-50-50-10, noise {words}, trained by moments with {what}",
+            partial(binary_mlp, widths=(50, 50), correlation=correlation),
+            recipes,
+            _WITH_COVARIANCES,
+        )
+        for noise, words, correlation in (("independent", "independent", 0.0), ("correlated", "correlated by 0.5", 0.5))
+        for way, what, recipes in (("diagonal", "variances", _NARROW), ("full", "covariances", _FULL))
     )
 
 
@@ -106,6 +131,7 @@ MOMENTS = Bench(
             _BINARY,
         ),
         _binary("dense/pseudogradient", "784-500-500-10, trained by a soft threshold's gradient", binary_mlp, _PSEUDO),
+        *_narrow(),
         _binary("conv/moments", "two convolutions and a dense layer, trained by moments", binary_cnn, _CONV),
         *(_random(*size) for size in _RANDOM),
         *(
@@ -134,8 +160,10 @@ MOMENTS = Bench(
         ("accuracy/mc:20", "20 samples, %"),
         ("accuracy/mc:100", "100 samples, %"),
         ("accuracy/moments", "moments, %"),
+        ("accuracy/moments:full", "moments with covariances, %"),
         ("nll/mc:100", "NLL, 100 samples"),
         ("nll/moments", "NLL, moments"),
+        ("nll/moments:full", "NLL, moments with covariances"),
         ("nll/moments:closed", "NLL, closed reading"),
         ("time/moments", "time / one sample's"),
         ("gap/variance", "output variance, relative error"),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -129,8 +130,7 @@ def _across_cell(bench: Bench, entries: Sequence[Entry], case: str, metric: str,
 
 
 def _table(bench: Bench, entries: Sequence[Entry], preset: str, held_out: bool) -> str:
-    heads = ["", *(title for _, title in bench.columns), "seeds", "epochs", "training and scoring, s"]
-    rows = [heads, ["---", *["---:"] * (len(heads) - 1)]]
+    rows: list[_Row] = []
     machines: dict[str, None] = {}
     recipes: dict[str, list[str]] = {}
     few: list[int | None] = []
@@ -138,29 +138,64 @@ def _table(bench: Bench, entries: Sequence[Entry], preset: str, held_out: bool) 
         own = [entry for entry in entries if entry["case"] == case.name]
         if not own:
             continue
-        cells = [_cell(value_of(own, case.name, metric, preset), metric) for metric, _ in bench.columns]
-        seeds = ", ".join(map(str, own[0]["seeds"]))
+        found = {metric: _cell(value_of(own, case.name, metric, preset), metric) for metric, _ in bench.columns}
         recipe = own[0].get("recipe", {})
-        rows.append([case.title, *cells, seeds, str(recipe.get("epochs", "")), f"{own[0]['seconds']:.0f}"])
+        ends = [", ".join(map(str, own[0]["seeds"])), str(recipe.get("epochs", "")), f"{own[0]['seconds']:.0f}"]
+        row = _Row(case.title, {metric: text for metric, text in found.items() if text}, ends)
+        rows.append(row)
         recipes.setdefault(_recipe(recipe), []).append(case.name)
         few.append(recipe.get("examples"))
         if case.name in bench.published and not held_out and recipe.get("examples") is None:
-            known = bench.published[case.name]
             # As it was published, without digits that were not.
-            cells = [f"*{known[metric] * _unit(metric):.6g}*" if metric in known else "" for metric, _ in bench.columns]
-            rows.append(["*published*", *cells, "", "", ""])
+            known = bench.published[case.name].items()
+            row.published = {metric: f"*{value * _unit(metric):.6g}*" for metric, value in known}
         machines[_machine(own[0])] = None
     words = ["Mean ± standard error over the seeds; a single seed has none."]
-    if any(_NO_NUMBER in row for row in rows):
+    if any(_NO_NUMBER in row.cells.values() for row in rows):
         words.append(f"{_NO_NUMBER}: not a finite number.")
     if any(few):
         count = max(number for number in few if number)
         words.insert(0, f"The first {count:,} training and test images only: a check that it works, and no result.")
     words.append(f"Run on: {'; '.join(machines)}.")
-    lines = [f"| {' | '.join(row)} |" for row in rows]
-    lines += ["", " ".join(words)]
+    parts = [*(_rendered(bench, group) for group in _kinds(rows)), " ".join(words)]
     told = [f"- {', '.join(names)}: {text}." for text, names in recipes.items() if text]
-    return "\n".join([*lines, *(["", "Recipes:", "", *told] if told else [])])
+    return "\n\n".join([*parts, *(["Recipes:", "\n".join(told)] if told else [])])
+
+
+@dataclass
+class _Row:
+    """A row of a table: what it is called, its cells by metric, what stands at its end, and what was published."""
+
+    title: str
+    cells: dict[str, str]
+    ends: list[str]
+    published: dict[str, str] = field(default_factory=dict)
+
+
+def _kinds(rows: Sequence[_Row]) -> list[list[_Row]]:
+    """Rows by kind: those that share no metric, not even through others, do not stand in one table."""
+    groups: list[tuple[set[str], list[int]]] = []
+    for number, row in enumerate(rows):
+        metrics, members = set(row.cells), [number]
+        for group in [group for group in groups if group[0] & metrics]:
+            groups.remove(group)
+            metrics, members = metrics | group[0], members + group[1]
+        groups.append((metrics, members))
+    return [[rows[number] for number in members] for members in sorted(sorted(group[1]) for group in groups)]
+
+
+def _rendered(bench: Bench, rows: Sequence[_Row]) -> str:
+    """A table of rows of one kind, with the columns that they have."""
+    columns = [
+        column for column in bench.columns if any(column[0] in row.cells or column[0] in row.published for row in rows)
+    ]
+    lines = [["", *(title for _, title in columns), "seeds", "epochs", "training and scoring, s"]]
+    lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
+    for row in rows:
+        lines.append([row.title, *(row.cells.get(metric, "") for metric, _ in columns), *row.ends])
+        if row.published:
+            lines.append(["*published*", *(row.published.get(metric, "") for metric, _ in columns), "", "", ""])
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _machine(entry: Entry) -> str:

@@ -27,7 +27,7 @@ from pyrostoch.distributions.discrete import TwoPoint
 from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
 from pyrostoch.distributions.improper import ImproperPrior
 from pyrostoch.distributions.kl import has_closed_form, kl_sum
-from pyrostoch.distributions.levels import Grid, Levels
+from pyrostoch.distributions.levels import Grid, Levels, matching_scale
 from pyrostoch.distributions.log_uniform import LogUniform
 from pyrostoch.distributions.mixture import ScaleMixture
 from pyrostoch.distributions.symmetric import SymmetricLaw
@@ -50,4 +50,5 @@ __all__ = [
     "kl_log_uniform",
     "kl_log_uniform_molchanov",
     "kl_sum",
+    "matching_scale",
 ]

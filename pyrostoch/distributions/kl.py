@@ -16,6 +16,7 @@ from torch.distributions.kl import _KL_MEMOIZE, _KL_REGISTRY, _dispatch_kl
 from pyrostoch.distributions.alpha_kl import kl_ard, kl_log_uniform, kl_log_uniform_molchanov
 from pyrostoch.distributions.ard import ARD
 from pyrostoch.distributions.gaussian import MultiplicativeNormal
+from pyrostoch.distributions.kl_normal import normal_kl_sum
 from pyrostoch.distributions.kl_pairs import alpha_kl_of, refuse_two_point
 from pyrostoch.distributions.log_uniform import LogUniform
 
@@ -102,6 +103,10 @@ def kl_sum(q: Distribution, p: Distribution, value: Tensor | None = None) -> Ten
         of_log_alpha, _ = alpha_kl_of(inner_p.core)
         log_alpha = inner_q.core.unexpanded_log_alpha
         return _total(of_log_alpha(log_alpha), weight=shape.numel() / max(log_alpha.numel(), 1))
+    if inner_q.mask is None and inner_q.core.batch_shape == shape:
+        of_normals = normal_kl_sum(inner_q.core, inner_p.core)
+        if of_normals is not None:
+            return of_normals.to(torch.promote_types(inner_q.core.mean.dtype, torch.float32))
     terms = kl_divergence(inner_q.core, inner_p.core).expand(shape)
     for mask in (inner_q.mask, inner_p.mask):
         if mask is not None:

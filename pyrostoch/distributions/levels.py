@@ -15,7 +15,7 @@ from torch.types import _size
 from pyrostoch._checks import is_rising
 from pyrostoch.distributions.improper import ImproperPrior
 
-__all__ = ["Grid", "Levels"]
+__all__ = ["Grid", "Levels", "matching_scale"]
 
 # A value computed by another route may differ in its last bits: so much of the scale.
 _TOLERANCE = 1e-3
@@ -149,6 +149,21 @@ class Levels(TorchDistribution):
     @property
     def _values(self) -> Tensor:
         return torch.tensor(self.levels, dtype=self.logits.dtype, device=self.logits.device)
+
+
+def matching_scale(weights: Tensor, levels: Tensor) -> Tensor:
+    """The scale at which evenly likely levels have the weights' mean square.
+
+    Args:
+        weights: The weights, all of one site.
+        levels: The levels, not all 0.
+
+    Example:
+        >>> matching_scale(torch.tensor([2.0, -2.0]), torch.tensor([-1.0, 1.0]))
+        tensor(2.)
+    """
+    size = weights.square().mean().sqrt().clamp_min(torch.finfo(weights.dtype).tiny)
+    return size / levels.square().mean().sqrt()
 
 
 class _OnGrid(constraints.Constraint):

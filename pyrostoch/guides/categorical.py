@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_positive, is_rising
-from pyrostoch.distributions import Levels
+from pyrostoch.distributions import Levels, matching_scale
 from pyrostoch.guides.base import Guide
+from pyrostoch.guides.export import with_weights
 from pyrostoch.model import Site
 
 __all__ = ["CategoricalWeights"]
@@ -62,9 +63,7 @@ class CategoricalWeights(Guide):
         """`logits`, (..., k), nearest to the network's own weights, and `log_scale`, one for the site."""
         weights = site.init.detach()
         levels = torch.tensor(self.levels, dtype=weights.dtype, device=weights.device)
-        spread = weights.square().mean().sqrt().clamp_min(torch.finfo(weights.dtype).tiny)
-        # The scale at which evenly likely levels have the weights' own size.
-        scale = spread / levels.square().mean().sqrt()
+        scale = matching_scale(weights, levels)
         step = (levels[-1] - levels[0]) / (len(levels) - 1)
         apart = (weights.unsqueeze(-1) / scale - levels) / (self.width * step)
         return {"logits": -0.5 * apart.square(), "log_scale": scale.log()}
@@ -72,6 +71,19 @@ class CategoricalWeights(Guide):
     def law(self, site: str, **parameters: Tensor) -> Any:
         """The categorical law."""
         return Levels(parameters["logits"], self.levels, parameters["log_scale"].exp())
+
+    def export(self, model: nn.Module) -> nn.Module:
+        """A copy of the network with the most probable level of every weight: an ordinary module, nothing in it random.
+
+        Args:
+            model: The `BayesianModel`, or the network itself.
+        """
+        weights = {}
+        for name in self.weight_names:
+            law = self.site_law(name).base_dist
+            levels = law.scale.new_tensor(self.levels)
+            weights[name] = law.scale * levels[law.states().long()]
+        return with_weights(model, weights)
 
     def extra_repr(self) -> str:
         """The levels."""

@@ -96,8 +96,8 @@ class KState(nn.Module):
                 f"and thresholds {given}"
             )
         check_positive(f"{name} noise", noise)
-        # By name, since a law's functions cannot be pickled.
-        self._law = check_choice(f"{name} law", law, NOISE_LAWS)
+        #: Name of the noise's law, kept since a law's functions cannot be pickled.
+        self.law_name = check_choice(f"{name} law", law, NOISE_LAWS)
         learnt = {learn} if isinstance(learn, str) else set(learn)
         for what in sorted(learnt):
             check_choice(f"{name} learn", what, _LEARNT)
@@ -120,7 +120,7 @@ class KState(nn.Module):
     @property
     def law(self) -> NoiseLaw:
         """Law of the noise."""
-        return NOISE_LAWS[self._law]
+        return NOISE_LAWS[self.law_name]
 
     @property
     def noise(self) -> Any:
@@ -172,7 +172,7 @@ class KState(nn.Module):
     def propagate(self, x: Moments) -> Moments:
         """Moments of the states for Gaussian inputs: exact for every law of the noise."""
         noise, thresholds = self._placed(x.loc)
-        if self._law == "gaussian":
+        if self.law_name == "gaussian":
             own = torch.as_tensor(noise, dtype=x.loc.dtype, device=x.loc.device).square().expand(x.loc.shape)
             cov = None if x.cov is None else x.cov + self._noise_covariance(per_example(own))
             noisy = Moments(x.loc, x.var + own, cov, x.how, x.links)
@@ -228,7 +228,7 @@ class KState(nn.Module):
         if self.log_noise is not None or self.first_threshold is not None:
             raise ValueError(
                 f"{type(self).__name__}: moments with learnt thresholds or noise are known for Gaussian and uniform "
-                f"noise, and this is {self._law}; predict with mode='mc'"
+                f"noise, and this is {self.law_name}; predict with mode='mc'"
             )
         return Smooth(lambda x: self._mean_of(values, x))
 
@@ -249,7 +249,7 @@ class KState(nn.Module):
             what for what, has in zip(_LEARNT, (self.first_threshold, self.log_noise), strict=True) if has is not None
         ]
         also = f", learn={tuple(learnt)}" if learnt else ""
-        return f"states={self.states}, thresholds={self._thresholds}, noise={self._noise:g}, {self._law}{also}"
+        return f"states={self.states}, thresholds={self._thresholds}, noise={self._noise:g}, {self.law_name}{also}"
 
 
 class Ternary(KState):

@@ -1,5 +1,27 @@
-"""Numbers of few values: gradients on a grid."""
+"""Numbers of few values: gradients and weights on a grid, and networks of integers.
 
+| file | what it does |
+| --- | --- |
+| `gradients` | ternary, binary and k-bit gradients, drawn so that their mean is the gradient |
+| `grid` | weights that an optimiser moves by whole states |
+| `export` | a trained network as integers, checked against it |
+| `integer` | their layers, and what these cost in bits and operations |
+"""
+
+from pyrostoch.quantise.export import export_integer
 from pyrostoch.quantise.gradients import BinaryGradient, DiscreteGradient, KBitGradient, TernaryGradient, rounded
+from pyrostoch.quantise.grid import GridUpdates
+from pyrostoch.quantise.integer import IntegerLayer, IntegerNetwork, LayerCost
 
-__all__ = ["BinaryGradient", "DiscreteGradient", "KBitGradient", "TernaryGradient", "rounded"]
+__all__ = [
+    "BinaryGradient",
+    "DiscreteGradient",
+    "GridUpdates",
+    "IntegerLayer",
+    "IntegerNetwork",
+    "KBitGradient",
+    "LayerCost",
+    "TernaryGradient",
+    "export_integer",
+    "rounded",
+]

@@ -1,0 +1,246 @@
+"""A trained network of neurons with states and weights on a grid, as layers of integers that give the same states."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrostoch.effects import NoiseFree
+from pyrostoch.layers import KState, ThresholdNeuron
+from pyrostoch.quantise.gradients import DiscreteGradient
+from pyrostoch.quantise.integer import IntegerLayer, IntegerNetwork
+
+__all__ = ["export_integer", "whole_numbers"]
+
+_TOLERANCE = 1e-4
+_MOST = 127
+# What does nothing in evaluation mode and without noise; a linear layer flattens by itself.
+_PASSED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Flatten, nn.Identity, DiscreteGradient)
+
+
+def whole_numbers(values: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Values as int8 times a unit, the largest unit that does it; nothing where none does.
+
+    Args:
+        values: The values.
+
+    Returns:
+        Whole numbers, and the unit in double precision.
+
+    Example:
+        >>> whole_numbers(torch.tensor([-0.5, 0.0, 1.0]))
+        (tensor([-1,  0,  2], dtype=torch.int8), tensor(0.5000, dtype=torch.float64))
+    """
+    wide = values.detach().double()
+    distinct = wide.abs().unique()
+    largest = distinct.max()
+    if largest == 0:
+        return torch.zeros_like(values, dtype=torch.int8), torch.ones_like(largest)
+    if len(distinct) > _MOST + 1:
+        return None
+    for parts in range(1, _MOST + 1):
+        unit = largest / parts
+        apart = (distinct / unit - (distinct / unit).round()).abs()
+        if bool((apart <= _TOLERANCE).all()):
+            return (wide / unit).round().to(torch.int8), unit
+    return None
+
+
+def export_integer(net: nn.Module, x: Tensor, *, input_step: float | None = None) -> IntegerNetwork:
+    """A network of neurons with states as layers of integers, checked against it on examples.
+
+    Weights become int8; biases, scales and batch normalisation go into the neurons' thresholds. The children of the
+    network must run one behind the other: linear layers and 2d convolutions, each followed by `MaxPool2d`,
+    `BatchNorm1d` or `BatchNorm2d` where there is one, then by neurons with states; the last one gives scores. What does
+    nothing in evaluation mode is left out.
+
+    Args:
+        net: The network, its weights on a grid: `CategoricalWeights.export` gives one, `GridUpdates` keeps one so.
+        x: Examples on which the states of every layer without noise, and the scores, are compared.
+        input_step: Inputs are whole multiples of it (1 / 255 for the pixels of an image), so that the first layer's
+            sums are whole numbers too; by default they are taken as real.
+
+    Returns:
+        The network of integers, on the same device.
+
+    Raises:
+        ValueError: A module has no place in such a network, a weight is on no grid of int8, the inputs are no
+            multiples of the step, or a state or score differs; named.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> _ = torch.manual_seed(0)
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.BatchNorm1d(8), ps.layers.Ternary(), nn.Linear(8, 3)).eval()
+        >>> with torch.no_grad():
+        ...     for layer in (net[0], net[3]):
+        ...         _ = layer.weight.sign_()
+        >>> exported = export_integer(net, torch.randn(5, 4))
+        >>> exported.states(torch.randn(5, 4))["0"].dtype
+        torch.int8
+        >>> sum(cost.multiplications for cost in exported.costs(torch.randn(5, 4)))  # the scores' scale
+        3
+    """
+    twin = copy.deepcopy(net).double().eval()
+    layers: dict[str, IntegerLayer] = {}
+    unit, largest = (None, None) if input_step is None else _inputs(x, input_step)
+    with torch.no_grad():
+        for name, group in _groups(twin):
+            layer, made, unit = _layer(name, group, unit, largest)
+            layers[name] = layer
+            largest = made
+        found = IntegerNetwork(layers, input_step)
+        _compare(twin, found, x)
+    return found
+
+
+def _inputs(x: Tensor, step: float) -> tuple[Tensor, int]:
+    whole = (x.double() / step).round()
+    if not torch.allclose(x.double(), whole * step, rtol=0.0, atol=_TOLERANCE * step):
+        raise ValueError(f"export_integer: the inputs are no whole multiples of input_step={step:g}")
+    # Other examples may be larger than these.
+    return torch.tensor(step, dtype=torch.float64), max(255, int(whole.abs().max()))
+
+
+def _groups(net: nn.Module) -> Iterator[tuple[str, list[nn.Module]]]:
+    """Each linear layer or convolution by name, with what stands behind it."""
+    group: tuple[str, list[nn.Module]] | None = None
+    for name, module in _in_order(net, ""):
+        if isinstance(module, _PASSED):
+            continue
+        if isinstance(module, (nn.Linear, nn.Conv2d)):
+            if group is not None:
+                yield group
+            group = (name, [module])
+        elif group is None:
+            raise ValueError(
+                f"export_integer: expected a linear layer or a convolution first, got a {type(module).__name__}"
+            )
+        else:
+            group[1].append(module)
+    if group is None:
+        raise ValueError(f"export_integer: {type(net).__name__} has no linear layer or convolution")
+    yield group
+
+
+def _in_order(net: nn.Module, prefix: str) -> Iterator[tuple[str, nn.Module]]:
+    children = list(net.named_children())
+    if isinstance(net, (KState, *_PASSED)) or not children:
+        yield prefix, net
+        return
+    for name, child in children:
+        yield from _in_order(child, f"{prefix}.{name}" if prefix else name)
+
+
+def _layer(
+    name: str, group: list[nn.Module], unit: Tensor | None, largest: int | None
+) -> tuple[IntegerLayer, int, Tensor | None]:
+    """A layer of integers, with the largest state that it makes and their unit."""
+    op: Any = group[0]
+    behind = group[1:]
+    pool = behind.pop(0) if behind and isinstance(behind[0], nn.MaxPool2d) else None
+    norm = behind.pop(0) if behind and isinstance(behind[0], (nn.BatchNorm1d, nn.BatchNorm2d)) else None
+    neurons: Any = behind.pop(0) if behind and isinstance(behind[0], KState) else None
+    where = ", ".join(f"a {type(module).__name__}" for module in behind)
+    if behind:
+        raise ValueError(
+            f"export_integer: behind layer {name!r} expected at most MaxPool2d, BatchNorm and neurons with states, in "
+            f"this order, got further {where}"
+        )
+    weight: Tensor = op.weight
+    found = whole_numbers(weight)
+    if found is None:
+        raise ValueError(
+            f"export_integer: the weights of layer {name!r} lie on no grid of int8; train them on one (GridUpdates, or "
+            "CategoricalWeights and its export)"
+        )
+    whole, scale = found
+    scale = scale if unit is None else scale * unit
+    slope, offset = _affine(op, norm)
+    if isinstance(neurons, ThresholdNeuron):
+        if neurons.correlation:
+            raise ValueError(f"export_integer: the noise of the neurons behind layer {name!r} is correlated")
+        slope, offset = slope * neurons.gain, offset * neurons.gain + neurons.bias
+    settings: dict[str, Any] = {"options": _options(name, op), "pool": pool, "largest": largest}
+    if neurons is None:
+        if pool is not None and bool((slope < 0).any()):
+            raise ValueError(f"export_integer: layer {name!r} of scores: a maximum in front of a negative scale")
+        layer = IntegerLayer(whole, scale=slope * scale, bias=offset, **settings)
+        return layer, 0, None
+    states, unit = _states(neurons)
+    per_sum = slope.abs() * scale
+    wide = partial(torch.as_tensor, dtype=torch.float64, device=weight.device)
+    placed = torch.stack([wide(at).expand_as(slope) for at in neurons.thresholds])
+    # Where the slope is 0, every sum is on one side of a threshold that is infinitely far.
+    thresholds = ((placed - offset) / per_sum).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    layer = IntegerLayer(
+        whole,
+        states=states.to(weight.device),
+        sign=torch.where(slope < 0, -1, 1).to(torch.int8),
+        thresholds=thresholds,
+        noise=(wide(neurons.noise) / per_sum).float(),
+        law=neurons.law_name,
+        **settings,
+    )
+    return layer, int(states.abs().max()), unit
+
+
+def _states(neurons: KState) -> tuple[Tensor, Tensor]:
+    """Their states as whole numbers, and the unit."""
+    found = whole_numbers(torch.tensor(neurons.states, dtype=torch.float64))
+    if found is None:
+        raise ValueError(f"export_integer: the states {neurons.states} lie on no grid of int8")
+    return found
+
+
+def _options(name: str, op: Any) -> dict[str, Any] | None:
+    """What a convolution is called with."""
+    if isinstance(op, nn.Linear):
+        return None
+    if op.padding_mode != "zeros":
+        raise ValueError(f"export_integer: layer {name!r}: expected padding with zeros, got {op.padding_mode!r}")
+    return {key: getattr(op, key) for key in ("stride", "padding", "dilation", "groups")}
+
+
+def _affine(op: Any, norm: Any) -> tuple[Tensor, Tensor]:
+    """What a layer's sums are multiplied with, and what is added, for each output."""
+    like = op.weight.flatten(1)[:, 0]
+    bias = torch.zeros_like(like) if op.bias is None else op.bias.detach()
+    if norm is None:
+        return torch.ones_like(like), bias
+    if norm.running_var is None:
+        raise ValueError("export_integer: a batch normalisation without running statistics depends on its batch")
+    slope = (norm.running_var + norm.eps).rsqrt()
+    slope = slope if norm.weight is None else slope * norm.weight.detach()
+    offset = (bias - norm.running_mean) * slope
+    return slope, offset if norm.bias is None else offset + norm.bias.detach()
+
+
+def _compare(net: nn.Module, found: IntegerNetwork, x: Tensor) -> None:
+    """Refuse an export whose states or scores differ from those of the network, in double precision."""
+    seen: list[Tensor] = []
+
+    def keep(neurons: KState, _: Any, states: Tensor) -> None:
+        seen.append(states / _states(neurons)[1].to(states.device))
+
+    hooks = [module.register_forward_hook(keep) for module in net.modules() if isinstance(module, KState)]
+    try:
+        with NoiseFree():
+            scores = net(x.double())
+    finally:
+        for hook in hooks:
+            hook.remove()
+    mine = found.states(x)
+    for (name, own), theirs in zip(mine.items(), seen, strict=True):
+        differ = int((theirs.round() != own).sum()) if own.shape == theirs.shape else own.numel()
+        if differ:
+            raise ValueError(
+                f"export_integer: {differ} of {own.numel()} states behind layer {name!r} differ from the network's; do "
+                "its children run one behind the other, as they are registered?"
+            )
+    if not torch.allclose(found(x).double(), scores, rtol=1e-5, atol=1e-5):
+        raise ValueError("export_integer: the scores differ from the network's")

@@ -1,0 +1,112 @@
+"""Weights that never leave their grid: what an optimiser proposes becomes a draw of whole states."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
+
+from pyrostoch._checks import check_positive, is_rising
+from pyrostoch.distributions import matching_scale
+from pyrostoch.quantise.gradients import rounded
+
+__all__ = ["GridUpdates"]
+
+# A weight may differ from its state in its last bits: so much of the distance of states.
+_TOLERANCE = 1e-3
+
+
+class GridUpdates:
+    r"""Keeps parameters on evenly spaced levels, through every step of any torch optimiser.
+
+    The optimiser moves a weight w to w + d, as it would; the weight then takes one of the two states beside that point,
+    with the chance that keeps the mean, $E\,w' = w + d$ within the grid: the whole states of d are taken, and the rest
+    is the chance of one more. The weights carry no hidden copy in full precision. With `TernaryGradient.attach` the
+    steps are driven by discrete gradients.
+
+    Args:
+        levels: The levels, rising, evenly spaced.
+        scale: What levels are multiplied with, for each tensor; by default that at which evenly likely levels have the
+            mean square of the weights, or the present one where the weights already lie on such a grid.
+
+    Raises:
+        ValueError: The levels are not evenly spaced, or the scale is not positive.
+
+    References:
+        Deng et al., "GXNOR-Net: training deep neural networks with ternary weights and activations without
+        full-precision memory", 2018, whose chance of a jump is tanh(3 r) for a rest r of a step, and so about that of
+        a rate three times as high.
+
+    Example:
+        >>> _ = torch.manual_seed(0)
+        >>> layer = nn.Linear(3, 2)
+        >>> optimizer = torch.optim.Adam(layer.parameters(), lr=0.1)
+        >>> handle = GridUpdates(scale=0.5).attach(optimizer, [layer.weight])
+        >>> for _ in range(10):
+        ...     _ = layer(torch.randn(5, 3)).square().sum().backward()
+        ...     optimizer.step()
+        >>> sorted(set(layer.weight.flatten().tolist()))
+        [-0.5, 0.0, 0.5]
+    """
+
+    def __init__(self, levels: Sequence[float] = (-1.0, 0.0, 1.0), scale: float | None = None) -> None:
+        self.levels = tuple(float(level) for level in levels)
+        steps = [high - low for low, high in zip(self.levels, self.levels[1:], strict=False)]
+        if not steps or not is_rising(self.levels) or max(steps) - min(steps) > _TOLERANCE * steps[0]:
+            raise ValueError(f"GridUpdates levels: expected rising, evenly spaced numbers, got {self.levels}")
+        self.step = steps[0]
+        self.scale = None if scale is None else check_positive("GridUpdates scale", scale)
+
+    def attach(self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor] | nn.Module) -> RemovableHandle:
+        """Put parameters on their grid, each on a neighbour of where it is, and keep them there from now on.
+
+        Args:
+            optimizer: Their optimiser.
+            parameters: Parameters, or a module whose parameters are meant.
+
+        Returns:
+            A handle whose `remove()` ends it.
+
+        Raises:
+            ValueError: A parameter is not among the optimiser's.
+        """
+        chosen = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
+        its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = [tuple(parameter.shape) for parameter in chosen if id(parameter) not in its]
+        if missing:
+            raise ValueError(f"GridUpdates: parameter(s) of shape {missing} are not among the optimiser's")
+        scales = [self._scale_of(parameter) for parameter in chosen]
+
+        def put(*_: Any) -> None:
+            for parameter, scale in zip(chosen, scales, strict=True):
+                self._put(parameter, scale)
+
+        put()
+        return optimizer.register_step_post_hook(put)
+
+    def _scale_of(self, parameter: Tensor) -> Tensor:
+        """The scale of a parameter's grid."""
+        weights = parameter.detach()
+        if self.scale is not None:
+            return weights.new_tensor(self.scale)
+        largest = weights.abs().max() / max(map(abs, self.levels))
+        states = (weights / largest - self.levels[0]) / self.step
+        if bool(((states - states.round()).abs() <= _TOLERANCE).all()):
+            return largest
+        return matching_scale(weights, weights.new_tensor(self.levels))
+
+    @torch.no_grad()
+    def _put(self, parameter: Tensor, scale: Tensor) -> None:
+        """Each weight on a state beside it, the outermost ones where it lies beyond."""
+        low, high = self.levels[0] * scale, self.levels[-1] * scale
+        at = parameter.clamp(low, high)
+        count = len(self.levels) - 1
+        # States are counted, so that a weight that does not move keeps its bits.
+        state = rounded((at - low) / (self.step * scale), 1.0).clamp(0, count)
+        parameter.copy_(scale * (self.levels[0] + self.step * state))
+
+    def __repr__(self) -> str:
+        return f"GridUpdates(levels={self.levels}, scale={self.scale})"

@@ -1,0 +1,218 @@
+"""Layers and networks of integers: int8 weights, sums compared with thresholds, states handed on."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyrostoch.layers.noise import NOISE_LAWS
+
+__all__ = ["IntegerLayer", "IntegerNetwork", "LayerCost"]
+
+# Whole numbers up to here are exact in single precision.
+_EXACT = 2**24
+
+
+@dataclass(frozen=True)
+class LayerCost:
+    """What a layer takes for one example.
+
+    Args:
+        name: The layer.
+        weights: Number of its weights.
+        weight_bits: Bits in which they can be kept, each as the number of a level.
+        float_bits: Bits of the same weights in single precision.
+        additions: Sums of a product of weight and input where the weight is not 0.
+        active: Those of them in which the input is not 0 either, a mean over the examples looked at.
+        multiplications: Products that are more than a sign.
+        comparisons: Comparisons of a sum with a threshold.
+    """
+
+    name: str
+    weights: int
+    weight_bits: int
+    float_bits: int
+    additions: int
+    active: float
+    multiplications: int
+    comparisons: int
+
+
+class IntegerLayer(nn.Module):
+    """A linear or convolutional layer of int8 weights, and the neurons with states that stand behind it.
+
+    The sums of weights times inputs, whole numbers, are compared with thresholds, into which biases, scales and batch
+    normalisation have gone. Torch has no integer convolution: the whole numbers are carried in floating point, where
+    all of them are exact.
+
+    Args:
+        weight: int8 weights, (out, ...).
+        options: Stride, padding, dilation and groups of a convolution; none for a linear layer.
+        pool: A maximum over sums before they are compared.
+        states: States, whole numbers, int8; none for a layer of scores.
+        sign: int8, -1 where a larger sum is a lower state, (out,).
+        thresholds: Where the signed sum passes to the next state, (k - 1, out).
+        noise: Deviation of the noise on the signed sum, (out,).
+        law: Law of the noise.
+        scale: What a sum is multiplied with for a score.
+        bias: What is added to a score, (out,).
+        largest: The largest absolute whole number that comes in; none for real inputs.
+    """
+
+    weight: Tensor
+    sign: Tensor
+    thresholds: Tensor
+    rest: Tensor
+    noise: Tensor
+    states: Tensor | None
+    scale: Tensor
+    bias: Tensor
+
+    def __init__(
+        self,
+        weight: Tensor,
+        options: dict[str, Any] | None,
+        *,
+        pool: nn.Module | None = None,
+        states: Tensor | None = None,
+        sign: Tensor | None = None,
+        thresholds: Tensor | None = None,
+        noise: Tensor | None = None,
+        law: str = "gaussian",
+        scale: Tensor | None = None,
+        bias: Tensor | None = None,
+        largest: int | None = None,
+    ) -> None:
+        super().__init__()
+        self.options, self.pool, self.law, self.largest = options, pool, law, largest
+        self.register_buffer("weight", weight)
+        self.register_buffer("states", states)
+        self.register_buffer("sign", sign)
+        whole = None if thresholds is None else thresholds.floor()
+        # A whole sum is above a threshold where it is above its whole part; the rest matters to noisy sums only.
+        self.register_buffer("rest", None if thresholds is None or whole is None else (thresholds - whole).float())
+        if whole is not None and largest is not None:
+            limits = torch.iinfo(torch.int32)
+            whole = whole.clamp(limits.min + 128, limits.max - 128).to(torch.int32)
+        self.register_buffer("thresholds", whole if largest is not None else thresholds)
+        self.register_buffer("noise", noise)
+        self.register_buffer("scale", scale)
+        self.register_buffer("bias", bias)
+        bound = None if largest is None else largest * int(weight.long().abs().flatten(1).sum(1).max())
+        self.dtype = torch.float32 if bound is not None and bound < _EXACT else torch.float64
+
+    def forward(self, x: Tensor, draw: bool = False) -> Tensor:
+        """States as int8, or scores in single precision.
+
+        Args:
+            x: Inputs: whole numbers in any dtype, or real ones for a first layer that takes them.
+            draw: Whether noise is added.
+        """
+        sums = self._sums(x.to(self.dtype), self.weight.to(self.dtype))
+        sums = sums if self.pool is None else self.pool(sums)
+        if self.states is None:
+            return (self._by_output(self.scale, sums) * sums + self._by_output(self.bias, sums)).float()
+        signed = sums * self._by_output(self.sign, sums)
+        if draw:
+            signed = signed + self._by_output(self.noise, sums) * NOISE_LAWS[self.law].draw(signed)
+        found = self.states[0].expand(signed.shape)
+        for index, (low, high) in enumerate(zip(self.states[:-1], self.states[1:], strict=True)):
+            at = self._by_output(self.thresholds[index], sums)
+            if draw and self.largest is not None:
+                at = at + self._by_output(self.rest[index], sums)
+            found = found + (high - low) * (signed > at)
+        return found
+
+    def cost(self, name: str, x: Tensor) -> LayerCost:
+        """What one example takes.
+
+        Args:
+            name: Name of the layer.
+            x: Its inputs for some examples.
+        """
+        there = self._sums((x != 0).double(), (self.weight != 0).double())
+        every = self._sums(torch.ones_like(x, dtype=torch.float64)[:1], (self.weight != 0).double())
+        levels = len(self.weight.unique())
+        outputs = there if self.pool is None else self.pool(there)
+        signs = int(self.weight.abs().max()) <= 1 or (self.largest is not None and self.largest <= 1)
+        additions = int(every.sum())
+        scores = outputs[0].numel() if self.states is None else 0
+        return LayerCost(
+            name=name,
+            weights=self.weight.numel(),
+            weight_bits=self.weight.numel() * max(1, math.ceil(math.log2(levels))),
+            float_bits=self.weight.numel() * 32,
+            additions=additions,
+            active=float(there.sum()) / len(x),
+            multiplications=scores if signs else scores + additions,
+            comparisons=0 if self.states is None else outputs[0].numel() * (len(self.states) - 1),
+        )
+
+    def _sums(self, x: Tensor, weight: Tensor) -> Tensor:
+        if self.options is None:
+            return F.linear(x.flatten(1), weight)
+        return F.conv2d(x, weight, **self.options)
+
+    def _by_output(self, value: Tensor, sums: Tensor) -> Tensor:
+        """A value for each output, in the shape of sums."""
+        return value.to(self.dtype).reshape(-1, *[1] * (sums.dim() - 2)) if value.dim() else value.to(self.dtype)
+
+    def extra_repr(self) -> str:
+        """What it holds."""
+        kind = "linear" if self.options is None else "convolution"
+        ends = "scores" if self.states is None else f"states {self.states.tolist()}"
+        return f"{kind}, weights {tuple(self.weight.shape)}, {ends}"
+
+
+class IntegerNetwork(nn.Module):
+    """Layers of integers, one behind the other; made by `export_integer`.
+
+    Args:
+        layers: The layers by name; the last one gives scores.
+        input_step: The inputs are whole multiples of it; none where they are real.
+    """
+
+    def __init__(self, layers: dict[str, IntegerLayer], input_step: float | None) -> None:
+        super().__init__()
+        self.layers = nn.ModuleDict({name.replace(".", "/"): layer for name, layer in layers.items()})
+        self.input_step = input_step
+
+    def forward(self, x: Tensor, draw: bool = False) -> Tensor:
+        """Scores, (batch, ...).
+
+        Args:
+            x: Inputs as the original network takes them.
+            draw: Whether the neurons are drawn, as the original ones are; by default they are run without noise.
+        """
+        *_, (_, _, _, scores) = self._run(x, draw)
+        return scores
+
+    def states(self, x: Tensor) -> dict[str, Tensor]:
+        """The states of each layer of neurons without noise, int8, by the name of its linear layer.
+
+        Args:
+            x: Inputs.
+        """
+        return {name: made for name, layer, _, made in self._run(x, False) if layer.states is not None}
+
+    def costs(self, x: Tensor) -> list[LayerCost]:
+        """Bits and operations of each layer for one example.
+
+        Args:
+            x: Examples, over which active additions are averaged.
+        """
+        return [layer.cost(name, given) for name, layer, given, _ in self._run(x, False)]
+
+    def _run(self, x: Tensor, draw: bool) -> Iterator[tuple[str, IntegerLayer, Tensor, Tensor]]:
+        """Each layer with its name, what comes into it and what it makes of it."""
+        h = x if self.input_step is None else (x.double() / self.input_step).round()
+        for name, layer in self.layers.items():
+            made = layer(h, draw)
+            yield name.replace("/", "."), layer, h, made  # type: ignore[misc]
+            h = made
