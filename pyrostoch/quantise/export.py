@@ -172,11 +172,12 @@ def _layer(
         layer = IntegerLayer(whole, scale=slope * scale, bias=offset, **settings)
         return layer, 0, None
     states, unit = _states(neurons)
-    per_sum = slope.abs() * scale
+    # What is multiplied by 0 weighs nothing: its neuron has its bias and its noise, in any unit.
+    idle = slope == 0
+    whole = torch.where(idle.reshape(-1, *[1] * (whole.dim() - 1)), 0, whole).to(torch.int8)
+    per_sum = torch.where(idle, 1.0, slope.abs()) * scale
     wide = partial(torch.as_tensor, dtype=torch.float64, device=weight.device)
-    placed = torch.stack([wide(at).expand_as(slope) for at in neurons.thresholds])
-    # Where the slope is 0, every sum is on one side of a threshold that is infinitely far.
-    thresholds = ((placed - offset) / per_sum).nan_to_num(nan=torch.inf, posinf=torch.inf, neginf=-torch.inf)
+    thresholds = torch.stack([(wide(at).expand_as(slope) - offset) / per_sum for at in neurons.thresholds])
     layer = IntegerLayer(
         whole,
         states=states.to(weight.device),
