@@ -57,7 +57,7 @@ def selected(bench: Bench, setting: Setting, only: Sequence[str] = ()) -> tuple[
     """
     check_choice("preset", setting.preset, PRESETS)
     # What makes its own data has nothing to hold out, and no recipe to try.
-    there = [c for c in bench.cases if setting.preset in c.recipes and not (setting.holdout and c.alone is not None)]
+    there = [c for c in bench.cases if setting.preset in c.recipes and not (setting.holdout and c.data is None)]
     for pattern in only:
         if not any(fnmatch.fnmatchcase(case.name, pattern) for case in there):
             raise ValueError(

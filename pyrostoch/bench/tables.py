@@ -230,9 +230,11 @@ def _cell(entry: Entry | None, metric: str) -> str:
 
 
 def _number(value: float, metric: str, size: float | None = None) -> str:
-    """Shares in percent; nats and the like with as many places as their size deserves."""
+    """Shares in percent, counts whole; nats and the like with as many places as their size deserves."""
     if _unit(metric) == 100:
         return f"{100 * value:.2f}"
+    if metric.startswith("cost/"):
+        return f"{value:,.0f}"
     places = sum((abs(value) if size is None else size) < limit for limit in (100, 10, 1, 0.1))
     return f"{value:.{places}f}"
 

@@ -29,7 +29,7 @@ from pyrostoch.infer.fit import fit
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 
-__all__ = ["Setting", "Trained", "carry_out", "fits", "settings_of", "trial_folder"]
+__all__ = ["Setting", "Trained", "carry_out", "fits", "score", "settings_of", "trial_folder"]
 
 _RECORD, _CURVE, _CHECKPOINT = "trial.json", "curve.jsonl", "checkpoint.safetensors"
 
@@ -199,7 +199,7 @@ def _train_and_score(trained: Trained, folder: Path, setting: Setting, progress:
         callback=after,
     )
     start = time.perf_counter()
-    metrics = _score(trained, _FEW if setting.holdout else None)
+    metrics = score(trained, _FEW if setting.holdout else None)
     seconds = {"training": fitted.seconds, "scoring": time.perf_counter() - start}
     return {"metrics": metrics, "curve": follower.columns(fitted.history) if follower else {}, "seconds": seconds}
 
@@ -272,8 +272,16 @@ def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: Data
     return Trained(case, model, guide, train, test, recipe, seed, split)
 
 
-def _score(trained: Trained, most: int | None = None) -> dict[str, float]:
-    """The test scores of a trained network by mode, the ELBO's terms, and what else its case measures."""
+def score(trained: Trained, most: int | None = None) -> dict[str, float]:
+    """The test scores of a trained network by mode, the ELBO's terms, and what else its case measures.
+
+    Args:
+        trained: The network.
+        most: Sampled modes of more draws are left out.
+
+    Returns:
+        Scores by metric.
+    """
     case, metrics = trained.case, dict[str, float]()
     draws = {mode: parse_mode(mode) for mode in case.modes}
     plain = [mode for mode, (name, _) in draws.items() if name != "mc"]

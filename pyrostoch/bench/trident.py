@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrostoch.bench.case import Bench, Case, Own, Recipe
+from pyrostoch.bench.discrete import discrete_updates, integers
 from pyrostoch.bench.trial import Trained
 from pyrostoch.data import DataSplit
 from pyrostoch.estimators import gradient_quality
@@ -93,7 +94,7 @@ def _interval(trained: Trained) -> dict[str, float]:
         generator=generator,
     )
     low, high = torch.quantile(counts / len(correct), torch.tensor([0.025, 0.975], dtype=torch.float64)).tolist()
-    return {"interval/low": low, "interval/high": high}
+    return {"accuracy/low": low, "accuracy/high": high}
 
 
 def _stage(
@@ -115,8 +116,12 @@ def _stage(
         recipes=_RECIPES,
         random={f"{layer}.weight": Grid() for layer in layers},
         modes=_MODES,
-        measure=_interval,
+        measure=_measured if levels else _interval,
     )
+
+
+def _measured(trained: Trained) -> dict[str, float]:
+    return _interval(trained) | integers(trained)
 
 
 def _quality(estimator: str, samples: int) -> Callable[[Own], Mapping[str, float]]:
@@ -170,6 +175,15 @@ TRIDENT = Bench(
         _stage(
             "dense/all", "784-2000-10, ternary weights, neurons and gradients", gradient=TernaryGradient, levels=True
         ),
+        Case(
+            "dense/discrete-updates",
+            "784-2000-10, all ternary, weights that never leave their grid",
+            "mnist",
+            _RECIPES,
+            modes=_MODES,
+            measure=_measured,
+            alone=discrete_updates,
+        ),
         _stage("dense/plain", "784-2000-10 without normalisation and dropout", network=_dense(plain=True)),
         _stage("conv/full", "Two convolutions and a dense layer", network=_conv),
         _stage("fashion/dense/full", "784-2000-10, Fashion-MNIST", data="fashion-mnist"),
@@ -189,12 +203,18 @@ TRIDENT = Bench(
     columns=(
         ("accuracy/mc:1", "1 sample, %"),
         ("accuracy/mc:20", "20 samples, %"),
-        ("interval/low", "from, %"),
-        ("interval/high", "to, %"),
+        ("accuracy/low", "from, %"),
+        ("accuracy/high", "to, %"),
         ("accuracy/mean", "expected states, %"),
         ("accuracy/noise-free", "without noise, %"),
         ("accuracy/moments", "moments, %"),
+        ("accuracy/integers", "integers, without noise, %"),
         ("nll/mc:20", "NLL, 20 samples"),
+        ("cost/weight-bits", "bits of the weights"),
+        ("cost/float-bits", "in single precision"),
+        ("cost/additions", "additions"),
+        ("cost/active", "with a state that is not 0"),
+        ("cost/multiplications", "multiplications"),
         ("gradient/bias", "bias / exact gradient"),
         ("gradient/deviation", "deviation / exact gradient"),
         ("gradient/cosine", "mean cosine with it"),

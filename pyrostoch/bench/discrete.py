@@ -1,0 +1,87 @@
+"""TriDeNT with weights that never leave their grid, and what a network of integers costs."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pyrostoch.bench.case import Own
+from pyrostoch.bench.trial import Trained, score
+from pyrostoch.guides import Additive, CategoricalWeights, refresh_batch_norm
+from pyrostoch.infer.draws import seeded
+from pyrostoch.infer.schedule import rate_factor
+from pyrostoch.likelihoods import Categorical
+from pyrostoch.model import BayesianModel
+from pyrostoch.models import TriDeNT
+from pyrostoch.quantise import GridUpdates, TernaryGradient, export_integer
+
+__all__ = ["discrete_updates", "integers"]
+
+# Pixels are whole multiples of it.
+_PIXEL = 1.0 / 255.0
+_CHECKED = 2000
+
+
+def discrete_updates(own: Own) -> dict[str, float]:
+    """A trial of 784-2000-10: weights of three states, moved by draws of whole states, by ternary gradients.
+
+    Args:
+        own: What the trial is given.
+    """
+    split, recipe = own.split, own.recipe
+    if split is None:
+        raise ValueError(f"bench trident: {own.case.name} needs a data set")
+    device = torch.device(own.setting.device)
+    limit = recipe.examples
+    train = (split.x_train[:limit].to(device), split.y_train[:limit].to(device))
+    test = (split.x_test[:limit].to(device), split.y_test[:limit].to(device))
+    with seeded(own.seed, device):
+        net = TriDeNT(math.prod(split.input_shape), 2000, split.num_classes or 1, gradient=TernaryGradient)
+        model = BayesianModel(net, likelihood=Categorical(), num_data=len(train[0])).to(device)
+        weights = [layer.weight for layer in net.modules() if isinstance(layer, nn.Linear)]
+        optimizer = torch.optim.Adam(net.parameters(), lr=recipe.lr)
+        TernaryGradient().attach(net)
+        GridUpdates().attach(optimizer, weights)
+        net.train()
+        steps = recipe.epochs * math.ceil(len(train[0]) / recipe.batch_size)
+        step = 0
+        for epoch in range(recipe.epochs):
+            for index in torch.randperm(len(train[0]), device=device).split(recipe.batch_size):
+                optimizer.param_groups[0]["lr"] = recipe.lr * rate_factor(recipe.schedule, step, steps)
+                loss = F.cross_entropy(net(train[0][index]), train[1][index])
+                optimizer.zero_grad()
+                loss.backward()
+                optimizer.step()
+                step += 1
+            own.tell({"epoch": epoch + 1, "note": f"loss {loss.item():.3f}"})
+        net.eval()
+    guide = Additive(model)
+    return score(Trained(own.case, model, guide, train, test, recipe, own.seed, split))
+
+
+def integers(trained: Trained) -> dict[str, float]:
+    """Accuracy of the network of integers without noise, and what it costs.
+
+    Args:
+        trained: A network whose weights are on a grid, or have laws over one.
+    """
+    net = trained.model.net
+    if isinstance(trained.guide, CategoricalWeights):
+        net = trained.guide.export(trained.model)
+        refresh_batch_norm(net, trained.train[0])
+    x, y = trained.test
+    exported = export_integer(net, x[:_CHECKED], input_step=_PIXEL)
+    right = [_right(exported, *part) for part in zip(x.split(_CHECKED), y.split(_CHECKED), strict=True)]
+    costs = exported.costs(x[:_CHECKED])
+    found = {"accuracy/integers": sum(right) / len(y)}
+    for name in ("weight_bits", "float_bits", "additions", "active", "multiplications", "comparisons"):
+        found[f"cost/{name.replace('_', '-')}"] = float(sum(getattr(cost, name) for cost in costs))
+    return found
+
+
+def _right(net: nn.Module, x: Tensor, y: Tensor) -> int:
+    with torch.no_grad():
+        return int((net(x).argmax(-1) == y).sum())
