@@ -60,17 +60,18 @@ class CategoricalWeights(Guide):
         super().__init__(model, sites=sites)
 
     def initial(self, site: Site) -> dict[str, Tensor]:
-        """`logits`, (..., k), nearest to the network's own weights, and `log_scale`, one for the site."""
+        """`logits`, (k, ...), nearest to the network's own weights, and `log_scale`, one for the site."""
         weights = site.init.detach()
         levels = torch.tensor(self.levels, dtype=weights.dtype, device=weights.device)
         scale = matching_scale(weights, levels)
         step = (levels[-1] - levels[0]) / (len(levels) - 1)
-        apart = (weights.unsqueeze(-1) / scale - levels) / (self.width * step)
+        # Levels in front, as the law works.
+        apart = (weights / scale - levels.reshape(-1, *[1] * weights.dim())) / (self.width * step)
         return {"logits": -0.5 * apart.square(), "log_scale": scale.log()}
 
     def law(self, site: str, **parameters: Tensor) -> Any:
         """The categorical law."""
-        return Levels(parameters["logits"], self.levels, parameters["log_scale"].exp())
+        return Levels(parameters["logits"].movedim(0, -1), self.levels, parameters["log_scale"].exp())
 
     def export(self, model: nn.Module) -> nn.Module:
         """A copy of the network with the most probable level of every weight: an ordinary module, nothing in it random.
