@@ -245,18 +245,14 @@ def describe_device(device: torch.device, precision: str) -> str:
 
 def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: DataSplit, device: torch.device) -> Trained:
     """Model and guide of a trial as training finds them."""
-    if case.network is None or case.guide is None:
-        raise ValueError(f"bench {bench.name}: {case.name} has no network or no guide")
     recipe = setting.recipe(case)
     limit = recipe.examples
     train = (split.x_train[:limit].to(device), split.y_train[:limit].to(device))
     test = (split.x_test[:limit].to(device), split.y_test[:limit].to(device))
+    if case.guide is None:
+        raise ValueError(f"bench {bench.name}: {case.name} has no guide")
     with seeded(seed, device):
-        net = case.network(split)
-        # Convolutions and poolings of torch run faster on this layout, on CPUs and GPUs, with the same values.
-        net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        model = BayesianModel(net, prior=dict(case.random), likelihood=Categorical(), num_data=len(train[0]))
-        model.to(device)
+        model = _model(bench, case, split, len(train[0]), device)
         origin = None
         if case.start is not None:
             source = bench.case(case.start)
@@ -266,10 +262,24 @@ def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: Data
                     f"bench {bench.name}: {case.name} starts from {source.name}, which has not been run with seed "
                     f"{seed} and preset {setting.variant}; run it first"
                 )
-            origin = source.guide(model, setting.recipe(source), None).to(device)
-            load(there / _CHECKPOINT, model, origin)
+            with seeded(seed, device):
+                # A model of its own: other weights may be random here.
+                begun = _model(bench, source, split, len(train[0]), device)
+                origin = source.guide(begun, setting.recipe(source), None).to(device)
+            load(there / _CHECKPOINT, begun, origin)
+            model.net.load_state_dict(begun.net.state_dict())
         guide = case.guide(model, recipe, origin).to(device)
     return Trained(case, model, guide, train, test, recipe, seed, split)
+
+
+def _model(bench: Bench, case: Case, split: DataSplit, count: int, device: torch.device) -> BayesianModel:
+    """The model of a case, as it is made."""
+    if case.network is None:
+        raise ValueError(f"bench {bench.name}: {case.name} has no network")
+    net = case.network(split)
+    # Convolutions and poolings of torch run faster on this layout, on CPUs and GPUs, with the same values.
+    net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return BayesianModel(net, prior=dict(case.random), likelihood=Categorical(), num_data=count).to(device)
 
 
 def score(trained: Trained, most: int | None = None) -> dict[str, float]:

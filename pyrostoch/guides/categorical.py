@@ -24,6 +24,9 @@ class CategoricalWeights(Guide):
     under `"shared"` a draw passes back the derivative of its mean. `site_law(name).base_dist.states()` are the most
     probable levels.
 
+    The logits are logarithms of ratios, and take `fit`'s `lr_alpha`: well above the rate of other parameters, since
+    they have a way to go. A network that was trained without a grid is a better start than a fresh one.
+
     The prior is `priors.Grid()` (no level is favoured: KL = log k - H), or none of a density: a grid has none.
 
     Args:
@@ -44,6 +47,8 @@ class CategoricalWeights(Guide):
         >>> guide.site_law("weight").base_dist.states().dtype
         torch.int8
     """
+
+    alpha_parameters = ("logits",)
 
     def __init__(
         self,

@@ -76,7 +76,7 @@ def fit(
         epochs: Passes through the data.
         batch_size: Examples a step; a last short batch is scaled right.
         lr: Learning rate at the start.
-        lr_alpha: Learning rate of the guide's logarithms of alpha; by default `lr`.
+        lr_alpha: Learning rate of the guide's logarithms of ratios (log alpha, logits of levels); by default `lr`.
         estimator: How random weights are treated; see `ELBO`.
         schedule: How the learning rate falls, step by step, over the run: `"linear"` or `"cosine"` to 0, or
             `"constant"`.
