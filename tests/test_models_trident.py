@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 
 import pyrostoch as ps
+from pyrostoch.bench.case import Own
+from pyrostoch.bench.discrete import discrete_updates, integers
+from pyrostoch.bench.trial import Setting, Trained
+from pyrostoch.bench.trident import TRIDENT
 from pyrostoch.layers import Binary, Ternary
 from pyrostoch.models import TriDeNT, TriDeNTConv
 from pyrostoch.quantise import TernaryGradient
@@ -58,3 +64,45 @@ def test_a_network_learns_the_digits(discrete):
     ps.fit(model, guide, (data.x_train, data.y_train), **settings)
     test = (data.x_test, data.y_test)
     assert ps.compare(model, guide, test, modes=("mc:20",), seed=0)["mc:20"].accuracy > (0.87 if discrete else 0.93)
+
+
+def own(tmp_path, **changes):
+    case = TRIDENT.case("dense/discrete-updates")
+    told = []
+    data = ps.data.load("digits")
+    recipe = dataclasses.replace(case.recipes["quick"], epochs=4, examples=None, batch_size=50, **changes)
+    return Own(case, recipe, Setting("quick", tmp_path), 0, told.append, data), told
+
+
+def test_weights_moved_by_whole_states_learn_the_digits(tmp_path):
+    trial, told = own(tmp_path)
+    found = discrete_updates(dataclasses.replace(trial, case=dataclasses.replace(trial.case, measure=None)))
+    assert found["accuracy/mc:20"] > 0.75
+    assert [row["epoch"] for row in told] == [1, 2, 3, 4]
+    again = discrete_updates(dataclasses.replace(own(tmp_path)[0], case=dataclasses.replace(trial.case, measure=None)))
+    assert {key: value for key, value in again.items() if "seconds" not in key} == {
+        key: value for key, value in found.items() if "seconds" not in key
+    }
+
+
+def test_the_network_of_integers_is_scored_and_counted(tmp_path):
+    torch.manual_seed(0)
+    images = torch.randint(0, 256, (300, 1, 8, 8)) / 255
+    labels = torch.randint(0, 3, (300,))
+    net = TriDeNT(64, 20, 3)
+    prior = {name: ps.priors.Grid() for name in ("fc1.weight", "scores.weight")}
+    model = ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Categorical(), num_data=300)
+    guide = ps.guides.CategoricalWeights(model)
+    trial, _ = own(tmp_path)
+    trained = Trained(trial.case, model, guide, (images, labels), (images, labels), trial.recipe, 0, trial.split)
+    found = integers(trained)
+    plain = guide.export(model)
+    ps.guides.refresh_batch_norm(plain, images)
+    with torch.no_grad(), ps.effects.NoiseFree():
+        right = (plain(images).argmax(-1) == labels).double().mean()
+    assert found["accuracy/integers"] == pytest.approx(right.item(), abs=1e-6)
+    assert (
+        found["cost/weight-bits"] == 2 * (64 * 20 + 20 * 3)
+        and found["cost/float-bits"] == 16 * found["cost/weight-bits"]
+    )
+    assert found["cost/multiplications"] == 3 and 0 < found["cost/active"] < found["cost/additions"] < 64 * 20 + 60
