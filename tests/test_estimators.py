@@ -181,3 +181,25 @@ def test_networks_that_an_estimator_cannot_take_are_refused(name):
     x, loss = problem()
     with pytest.raises(error, match=message):
         surrogate(net.double(), x, loss, estimator=estimator, samples=samples)
+
+
+@pytest.mark.parametrize("estimator", ESTIMATORS)
+def test_losses_that_are_not_one_an_example_are_refused(estimator):
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(3, 2), Ternary(), nn.Linear(2, 2))
+    x, y = torch.randn(4, 3), torch.randint(0, 2, (4,))
+    with pytest.raises(ValueError, match=r"one value an example, of shape \(4,\), got \(\); use reduction='none'"):
+        surrogate(net, x, lambda out: F.cross_entropy(out, y), estimator=estimator, samples=2)
+
+
+@pytest.mark.parametrize("estimator", ["arm", "path-sample-analytic", "enumeration"])
+def test_dropout_in_training_is_refused_by_those_that_run_the_network_again(estimator):
+    net = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5), Ternary(), nn.Linear(2, 2))
+    x, y = torch.randn(4, 3), torch.randint(0, 2, (4,))
+
+    def loss(out):
+        return F.cross_entropy(out, y, reduction="none")
+
+    with pytest.raises(ValueError, match="'1' is a Dropout in training mode"):
+        surrogate(net, x, loss, estimator=estimator)
+    surrogate(net.eval(), x, loss, estimator=estimator).backward()

@@ -123,3 +123,14 @@ def test_what_does_not_fit_is_refused():
             net(x)
     with pytest.raises(ValueError, match="StateSites num_data"):
         StateSites(net, num_data=0)
+
+
+def test_neurons_with_values_of_their_own_are_enumerated_behind_others():
+    torch.manual_seed(0)
+    own = Ternary(learn="thresholds", num=3)
+    own.first_threshold.data = torch.tensor([-2.0, -0.5, 1.0])
+    net = nn.Sequential(nn.Linear(3, 4), Ternary(), nn.Linear(4, 3), own, nn.Linear(3, 3)).double()
+    x, y = torch.randn(6, 3, **F64), torch.randint(0, 3, (6,))
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(lambda x, y: model(net, x, y, enumerate=True), nothing, x, y)
+    exact = 6 * enumerated(net, x, lambda out: F.cross_entropy(out, y, reduction="none"), log_mean_exp=True)
+    assert loss == pytest.approx(exact.item(), rel=1e-12)

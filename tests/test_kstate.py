@@ -17,6 +17,7 @@ from pyrostoch.effects import MeanPropagation, MomentPropagation, NoiseFree
 from pyrostoch.layers import Binary, KState, Ternary, ThresholdNeuron
 from pyrostoch.layers.noise import NOISE_LAWS
 from pyrostoch.moments import Moments, Treatment
+from pyrostoch.staging import missing
 
 F64 = {"dtype": torch.float64}
 LAWS = pytest.mark.parametrize("law", NOISE_LAWS)
@@ -152,9 +153,21 @@ def test_moments_of_learnt_neurons_are_differentiable_by_what_is_learnt(law):
     assert torch.autograd.gradcheck(parts, tuple(layer.parameters()), atol=1e-7)
 
 
-def test_learnt_thresholds_behind_other_noise_have_no_moments_and_say_so():
-    with MomentPropagation(), pytest.raises(ValueError, match="KState: moments with learnt thresholds .* laplace"):
-        four("laplace", learn="noise")(Moments(torch.zeros(1, 2, **F64), torch.ones(1, 2, **F64)))
+def test_what_is_learnt_behind_other_noise_has_moments_where_nothing_is_passed_back():
+    x = Moments(torch.tensor([[0.2, -0.4]], **F64), torch.tensor([[0.5, 0.3]], **F64))
+    layer = four("laplace", learn=("thresholds", "noise"))
+    with torch.no_grad():
+        layer.log_noise.add_(0.2)
+        fixed = KState(layer.states, [float(at) for at in layer.thresholds], float(layer.noise), law="laplace").double()
+    with MomentPropagation():
+        with torch.no_grad():
+            found, expected = layer(x), fixed(x)
+        torch.testing.assert_close(found.loc, expected.loc)
+        torch.testing.assert_close(found.var, expected.var)
+        with pytest.raises(ValueError, match="KState: moments under laplace noise go by quadrature"):
+            layer(x)
+        with torch.no_grad(), pytest.raises(ValueError, match="nor knows each neuron's own"):
+            four("laplace", learn="noise", num=2)(x)
 
 
 def test_interpretations_decide_what_the_layer_returns():
@@ -189,6 +202,25 @@ def test_it_works_under_autocast_and_vmap():
     x = torch.randn(5, 8, 4)
     each = torch.vmap(lambda x: torch.func.grad(lambda x: layer(x).sum())(x), randomness="different")(x)
     torch.testing.assert_close(each, torch.autograd.grad(layer.expected(x.requires_grad_()).sum(), x)[0])
+
+
+@pytest.mark.skipif(missing(torch.device("cpu")) is not None, reason="nothing to compile with")
+@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch, while it compiles
+def test_torch_compile_keeps_the_law_of_the_states_and_their_gradient():
+    torch.manual_seed(0)
+    layer = KState((-1.0, 0.0, 2.0), (-0.5, 0.5), 0.7, learn=("thresholds", "noise")).double()
+    compiled = torch.compile(layer, fullgraph=True)
+    x = torch.linspace(-2.0, 2.0, 9, **F64).repeat(DRAWS // 10, 1).requires_grad_()
+    states = compiled(x)
+    assert set(states.detach().unique().tolist()) == {-1.0, 0.0, 2.0}
+    error = (layer.variance(x[0]) / len(x)).sqrt()
+    assert ((states.mean(0) - layer.expected(x[0])).abs() <= 4.5 * error + 1e-12).all()
+    weights = torch.randn(9, **F64)
+    leaves = [x, *layer.parameters()]
+    mine = torch.autograd.grad((states * weights).sum(), leaves)
+    exact = torch.autograd.grad((layer.expected(x) * weights).sum(), leaves)
+    for one, other in zip(mine, exact, strict=True):
+        torch.testing.assert_close(one, other)
 
 
 def test_a_network_of_ternary_neurons_learns_and_reads_three_ways():

@@ -101,3 +101,23 @@ def test_settings_that_do_not_fit_are_refused():
         ps.guides.CategoricalWeights(model, levels=(1.0, -1.0))
     with pytest.raises(ValueError, match="CategoricalWeights width"):
         ps.guides.CategoricalWeights(model, width=0.0)
+
+
+def test_many_levels_and_half_precision_and_levels_of_no_chance():
+    torch.manual_seed(0)
+    logits = torch.zeros(1, 200)
+    logits[0, 150] = 50.0
+    assert Levels(logits, tuple(map(float, range(200)))).states().item() == 150
+    chances = torch.tensor([0.001, 0.998, 0.001])
+    drawn = Levels(chances.log().bfloat16().expand(1_000_000, 3)).sample()
+    assert (drawn != 0.0).double().mean().item() == pytest.approx(0.002, rel=0.15)
+    law = Levels(torch.tensor([0.0, 0.0, -torch.inf]))
+    assert law.entropy().item() == pytest.approx(math.log(2.0))
+
+
+def test_weights_that_are_all_zero_have_no_scale():
+    net = torch.nn.Linear(3, 2)
+    torch.nn.init.zeros_(net.weight)
+    model = ps.BayesianModel(net, prior=ps.priors.Grid(), likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
+    with pytest.raises(ValueError, match="weights of site 'weight' are 0 throughout"):
+        ps.guides.CategoricalWeights(model)

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyrostoch.moments import MissingRuleError, Moments, Treatment
+from pyrostoch.moments import Moments, Treatment
 from pyrostoch.moments.gaussian import cross_covariance
 
 F64 = {"dtype": torch.float64}
@@ -337,60 +337,3 @@ MIXING += ["x.chunk(3)", "F.pad(x, (0, 0, 0, 0, 1, 1))", "x.transpose(0, 1)", "x
 def test_mixing_examples_is_refused(name, full):
     with pytest.raises(ValueError, match="the first axis counts examples"):
         call(name)(gaussian((3, 2), full=full, batch=3))
-
-
-REFUSED = {
-    "x / x": "a quotient by a random quantity",
-    "torch.div(2.0, x)": "a quotient by a random quantity",
-    "x + x[:, :, :1]": "operands of one shape",
-    "F.max_pool1d(x, 2, ceil_mode=True)": "without dilation, ceil_mode or indices",
-    "F.interpolate(x, scale_factor=2, mode='linear')": "interpolation mixes entries",
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_has_no_moments_is_refused(name):
-    with pytest.raises(ValueError, match=f"^moments: .*{REFUSED[name]}"):
-        call(name)(gaussian((3, 4), full=False))
-
-
-MISSING = {
-    "torch.exp(x)": "torch.exp, called in Block",
-    "x.cumsum(1)": r"torch.Tensor.cumsum, called in Block",
-    "x < 0.0": "torch.Tensor.__lt__, called in Block",
-    "1.0 / x": "__rtruediv__, called in Block",
-    "nn.GroupNorm(1, 3, **F64)(x)": "group_norm, called in GroupNorm",
-    "x.softmax(-1)": r"softmax, called in Block \(attention",
-    "F.scaled_dot_product_attention(x, x, x)": r"scaled_dot_product_attention, called in Block \(attention",
-    "nn.MultiheadAttention(4, 2, **F64)(x, x, x)": r"multi_head_attention_forward, .* MultiheadAttention \(attention",
-    "nn.MultiheadAttention(4, 2, batch_first=True, **F64)(x, x, x)": r" MultiheadAttention \(attention",
-    "nn.LSTM(4, 2, batch_first=True, **F64)(x)": r"lstm, called in LSTM \(a recurrent",
-}
-
-
-class Block(nn.Module):
-    def __init__(self, function):
-        super().__init__()
-        self.function = function
-
-    def forward(self, x):
-        return self.function(x)
-
-
-@pytest.mark.parametrize("name", MISSING)
-def test_a_function_without_a_rule_is_named_with_its_module(name):
-    block = Block(call(name))
-    with pytest.raises(MissingRuleError, match=f"^moments: no rule for .*{MISSING[name]}.*mode='mc'") as caught:
-        Block(nn.Sequential(nn.ReLU(), block))(gaussian((3, 4), full=False))
-    assert caught.value.module is block or type(caught.value.module).__module__.startswith("torch.nn")
-
-
-@COVARIANCES
-@pytest.mark.parametrize("name", ["torch.exp(x)", "x.softmax(-1)", "torch.einsum('bi,bi->bi', x, x)"])
-def test_operations_without_a_rule_are_sampled_through(name, full):
-    x = gaussian((3,), full=full, spread=0.4, how=Treatment(full=full, sampled=True, draws=10_000))
-    y = call(name)(x)
-    assert (y.cov is not None) == full and y.how is x.how
-    assert_like(y, call(name), x, (0.04, 0.12, 0.12), count=10_000)
-    with pytest.raises(ValueError, match="returns no tensor of real numbers"):
-        x.argmax(1)

@@ -30,6 +30,9 @@ def on_grid(net, x, scale=0.05):
                 module.bias.normal_(0.0, 0.3)
                 module.weight[::3] *= -1.0
                 module.weight[1] = 0.0
+            if isinstance(module, KState):  # what is learnt is not what it was, nor the same for all
+                for parameter in module.parameters():
+                    parameter.add_(0.3 * torch.randn_like(parameter))
     return net.eval()
 
 
@@ -40,7 +43,7 @@ def pixels(count=32, size=28):
 NETS = {
     "dense": lambda: TriDeNT(784, (60, 40), 10, gradient=TernaryGradient),
     "learnt": lambda: TriDeNT(784, 60, 10, neurons=lambda: Ternary(learn=("thresholds", "noise"))),
-    "per neuron": lambda: TriDeNT(784, 60, 10, neurons=lambda: Ternary(learn="thresholds", num=60)),
+    "per neuron": lambda: TriDeNT(784, 60, 10, neurons=lambda: Ternary(learn=("thresholds", "noise"), num=60)),
     "conv": lambda: TriDeNTConv(widths=(4, 6, 20)),
     "four states": lambda: TriDeNT(
         784, 60, 10, neurons=lambda: KState((-1.5, -0.5, 0.5, 1.5), (-1.0, 0.0, 1.0), law="logistic")
@@ -75,7 +78,7 @@ def test_states_and_scores_are_the_networks(kind, step):
     )
 
 
-@pytest.mark.parametrize("kind", ["dense", "conv", "four states", "binary"])
+@pytest.mark.parametrize("kind", ["dense", "conv", "four states", "binary", "per neuron"])
 def test_draws_have_the_networks_law(kind):
     torch.manual_seed(0)
     net = on_grid(NETS[kind](), pixels())
@@ -141,7 +144,7 @@ def test_weights_from_a_guide_are_its_most_probable_levels():
         expected = law.scale * torch.tensor(guide.levels)[law.states().long()]
         assert torch.equal(plain.get_parameter(name), expected)
     exported = export_integer(plain, torch.randn(7, 20))
-    assert exported.layers["fc1"].weight.unique().tolist() == [-1, 0, 1]
+    assert exported.layers["/fc1"].weight.unique().tolist() == [-1, 0, 1]
 
 
 def test_it_is_saved_as_a_state_dict(tmp_path):
@@ -174,7 +177,7 @@ def bad(*modules):
     ("net", "words"),
     [
         (lambda: bad(nn.Linear(4, 3), Ternary(), nn.Linear(3, 2)), "weights of layer '0' lie on no grid of int8"),
-        (lambda: bad(Ternary(), nn.Linear(4, 3)), "convolution first, got a Ternary"),
+        (lambda: bad(Ternary(), nn.Linear(4, 3)), "expected a Linear or a Conv2d first, got a Ternary"),
         (lambda: bad(nn.Identity()), "Sequential has no linear layer"),
         (lambda: on_grid(bad(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(9, 4)), "got further a ReLU"),
         (
@@ -184,6 +187,10 @@ def bad(*modules):
         (
             lambda: on_grid(bad(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)), torch.randn(9, 4)),
             "depends on its batch",
+        ),
+        (
+            lambda: on_grid(bad(nn.Linear(4, 3), nn.Linear(3, 3), Ternary()), torch.randn(9, 4)),
+            "expected neurons with states behind layer '0', got none",
         ),
     ],
 )  # fmt: skip
@@ -210,3 +217,51 @@ def test_other_orders_and_inputs_are_refused():
     same = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), Ternary())
     with pytest.raises(ValueError, match="layer '0': expected padding with zeros, got 'reflect'"):
         export_integer(on_grid(same, pixels(4, 6)), pixels(4, 6))
+
+
+def test_ties_are_counted_and_not_held_against_the_layers_behind():
+    torch.manual_seed(0)
+    net = nn.Sequential(nn.Linear(20, 50), Ternary(), nn.Linear(50, 50, bias=False), Ternary(), nn.Linear(50, 10))
+    x = torch.randn(500, 20)
+    net = on_grid(net, x, scale=0.1)  # sums of 0.1 meet the threshold 0.5 all the time
+    exported = export_integer(net, x)
+    assert 0 < exported.ties < 0.05 * 500 * 100
+    hidden = nn.Sequential(nn.Linear(3, 1, bias=False), KState((-1.0, 1.0), (0.0,)), nn.Linear(1, 1)).eval()
+    with torch.no_grad():
+        hidden[0].weight.copy_(torch.tensor([[1.0, 1.0, -1.0]]))
+        hidden[2].weight.fill_(1.0)
+    assert export_integer(hidden, torch.tensor([[10.0, 20.0, 30.0]]) / 255, input_step=1 / 255).ties <= 1
+    wrong = export_integer(net, x)
+    wrong.layers["/2"].thresholds.add_(1)
+    assert not torch.equal(wrong(x), exported(x))
+
+
+def test_one_layer_of_neurons_in_two_places_and_other_precisions():
+    torch.manual_seed(0)
+    shared = Ternary()
+    net = nn.Sequential(nn.Linear(8, 6), shared, nn.Linear(6, 6), shared, nn.Linear(6, 2))
+    x = torch.randn(40, 8)
+    assert list(export_integer(on_grid(net, x), x).states(x)) == ["0", "2"]
+    exported = export_integer(on_grid(nn.Linear(4, 3), torch.randn(2, 4)), torch.randn(5, 4))
+    assert exported(torch.randn(5, 4)).shape == (5, 3)
+    deep = torch.randint(0, 4096, (30, 1, 4, 2)) / 4095
+    flat = nn.Sequential(nn.Flatten(), nn.Linear(8, 6), Ternary(), nn.Linear(6, 2))
+    export_integer(on_grid(flat, deep, scale=1.0), deep, input_step=1 / 4095)
+    half = on_grid(nn.Sequential(nn.Linear(8, 6), Ternary(), nn.Linear(6, 2)), x, scale=0.25).bfloat16()
+    assert export_integer(half, x.bfloat16()).layers["/0"].weight.unique().tolist() == [-1, 0, 1]
+
+
+def test_inputs_and_state_dicts_of_another_kind_are_refused():
+    torch.manual_seed(0)
+    net = on_grid(NETS["binary"](), pixels())
+    exported = export_integer(net, pixels(), input_step=1 / 255)
+    with pytest.raises(ValueError, match="expected inputs of at most 255 steps .* got 255"):
+        exported(pixels() * 255)
+    with pytest.raises(ValueError, match="no whole multiples of input_step=0.0039"):
+        exported(pixels() + 0.4 / 255)
+    with pytest.raises(ValueError, match=r"in steps of nan, this network of 0.0039.*nan: real inputs"):
+        exported.load_state_dict(export_integer(net, pixels()).state_dict())
+    with pytest.raises(ValueError, match="expected examples to compare states on, got none"):
+        export_integer(net, pixels(0))
+    with pytest.raises(ValueError, match="export_integer input_step"):
+        export_integer(net, pixels(), input_step=-1.0)

@@ -84,3 +84,33 @@ def test_what_does_not_fit_is_refused():
     layer = nn.Linear(3, 2)
     with pytest.raises(ValueError, match=r"shape \[\(2,\)\] are not among the optimiser's"):
         GridUpdates().attach(torch.optim.SGD([layer.weight], lr=0.1), layer)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+@pytest.mark.parametrize("levels", [(-1.0, 0.0, 1.0), tuple(float(level) for level in range(-7, 8))])
+def test_weights_that_nothing_moves_stay_in_every_precision(dtype, levels):
+    torch.manual_seed(0)
+    weight = nn.Parameter(0.3 * torch.randint(-int(levels[-1]), int(levels[-1]) + 1, (100_000,)).to(dtype))
+    optimizer = torch.optim.SGD([weight], lr=1.0)
+    GridUpdates(levels, scale=0.3).attach(optimizer, [weight])
+    before = weight.detach().clone()
+    weight.grad = torch.zeros_like(weight)
+    for _ in range(5):
+        optimizer.step()
+    assert torch.equal(weight, before)
+
+
+def test_a_grid_is_found_again_only_where_levels_of_every_size_are_occupied():
+    for values, scale in ((0.1 * torch.tensor([1.0, -1.0, 1.0, -1.0]), 0.1), (torch.tensor([0.1, -0.3, 0.3]), None)):
+        weight = nn.Parameter(values)
+        optimizer = torch.optim.SGD([weight], lr=1.0)
+        GridUpdates((-3.0, -1.0, 1.0, 3.0), scale=scale).attach(optimizer, [weight])
+        assert torch.allclose(weight, values)
+        weight.grad = torch.full_like(weight, -5.0)
+        optimizer.step()
+        assert torch.allclose(weight, torch.full_like(weight, 0.3))
+    zero = nn.Parameter(torch.zeros(3))
+    with pytest.raises(ValueError, match=r"shape \(3,\) is 0 throughout .* give scale="):
+        GridUpdates().attach(torch.optim.SGD([zero], lr=0.1), [zero])
+    with pytest.raises(TypeError, match="expected a list of parameters or a module, got a tensor"):
+        GridUpdates().attach(torch.optim.SGD([zero], lr=0.1), zero)

@@ -103,8 +103,8 @@ class Levels(TorchDistribution):
         return _OnGrid(self)
 
     def states(self) -> Tensor:
-        """The most probable level's number of each weight, int8 from 0."""
-        return self.logits.argmax(-1).to(torch.int8)
+        """The most probable level's number of each weight from 0, int8 where that holds it."""
+        return self.logits.argmax(-1).to(torch.int8 if len(self.levels) <= 128 else torch.int16)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         """Draws, straight through in the logits."""
@@ -112,10 +112,12 @@ class Levels(TorchDistribution):
         probs = self._chances
         centre = self._centre(probs)
         with torch.no_grad():
-            chance = torch.rand(shape, dtype=probs.dtype, device=probs.device)
-            drawn = torch.full_like(chance, self.levels[0])
+            # In single precision at least: half precision has too few digits for chances.
+            wide = self.logits.movedim(-1, 0).to(torch.promote_types(probs.dtype, torch.float32)).softmax(0)
+            chance = torch.rand(shape, dtype=wide.dtype, device=probs.device)
+            drawn = torch.full(shape, self.levels[0], dtype=probs.dtype, device=probs.device)
             # One number a weight; each step is taken where it lies beyond all that is below.
-            for below, (low, high) in zip(probs.cumsum(0), itertools.pairwise(self.levels), strict=False):
+            for below, (low, high) in zip(wide.cumsum(0), itertools.pairwise(self.levels), strict=False):
                 drawn = drawn + (high - low) * (chance >= below)
         return self.scale * drawn + self.scale.detach() * (centre - centre.detach())
 
@@ -145,7 +147,8 @@ class Levels(TorchDistribution):
 
     def entropy(self) -> Tensor:
         """Entropy in nats."""
-        logs = self.logits.movedim(-1, 0).log_softmax(0)
+        # A level of no chance counts 0, and not 0 times minus infinity.
+        logs = self.logits.movedim(-1, 0).log_softmax(0).clamp_min(torch.finfo(self.logits.dtype).min)
         return -(logs.exp() * logs).sum(0)
 
     # Levels in front: a softmax over a last axis of three is twenty times slower.

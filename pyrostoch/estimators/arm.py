@@ -7,7 +7,7 @@ import itertools
 import torch
 from torch import Tensor, nn
 
-from pyrostoch.estimators.states import Loss, States, check_examples_apart, log_probabilities, values_of
+from pyrostoch.estimators.states import Loss, States, check_apart, log_probabilities, values_of
 from pyrostoch.layers import KState
 
 __all__ = ["arm"]
@@ -60,7 +60,7 @@ def arm(net: nn.Module, x: Tensor, loss: Loss, samples: int) -> Tensor:
         Yin, Zhou, "ARM: augment-REINFORCE-merge gradient for stochastic binary networks", 2019; Yin, Yue, Zhou,
         "ARSM", 2019.
     """
-    check_examples_apart(net, "arm")
+    check_apart(net, "arm")
     total: Tensor | float = 0.0
     for _ in range(samples):
         kept: list[Tensor] = []

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from pyrostoch.estimators.states import Loss, States, check_examples_apart, log_probabilities, values_of
+from pyrostoch.estimators.states import Loss, States, check_apart, each_example, log_probabilities, values_of
 from pyrostoch.layers import KState
 
 __all__ = ["enumerated"]
@@ -61,12 +61,12 @@ def enumerated(net: nn.Module, x: Tensor, loss: Loss, *, log_mean_exp: bool = Fa
         >>> round(found.item(), 4)  # 2 Phi(0.5) - 1
         0.3829
     """
-    check_examples_apart(net, "enumeration")
+    check_apart(net, "enumeration")
     with _Every() as every:
         out = net(x)
     if every.log_prob is None:
         raise ValueError(f"estimator 'enumeration': {type(net).__name__} has no neurons with states")
-    losses = torch.vmap(loss)(out.unflatten(0, every.log_prob.shape))  # (C, B)
+    losses = torch.vmap(each_example(loss, len(x)))(out.unflatten(0, every.log_prob.shape))  # (C, B)
     if log_mean_exp:
         return -torch.logsumexp(every.log_prob - losses, 0).mean()
     return (every.log_prob.exp() * losses).sum(0).mean()

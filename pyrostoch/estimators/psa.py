@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrostoch.estimators.states import Loss, States, check_examples_apart, values_of
+from pyrostoch.estimators.states import Loss, States, check_apart, values_of
 from pyrostoch.layers import KState
 
 __all__ = ["path_sample_analytic"]
@@ -72,7 +72,7 @@ def path_sample_analytic(net: nn.Module, x: Tensor, loss: Loss, samples: int) ->
     References:
         Shekhovtsov, Yanush, Flach, "Path sample-analytic gradient estimators for stochastic binary networks", 2020.
     """
-    check_examples_apart(net, "path-sample-analytic")
+    check_apart(net, "path-sample-analytic")
     total: Tensor | float = 0.0
     for _ in range(samples):
         with _Path() as path:

@@ -54,7 +54,7 @@ def gradient_quality(
     repeats: int = 400,
     seed: int = 0,
 ) -> GradientQuality:
-    """Compare an estimator's gradients with the exact one by enumeration, .
+    """Compare an estimator's gradients with the exact one by enumeration.
 
     `"log-mean-exp"` is compared with the exact gradient of the loss it aims at for very many draws, the negative log
     of the mean probability.

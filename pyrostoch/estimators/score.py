@@ -46,7 +46,10 @@ def score(net: nn.Module, x: Tensor, loss: Loss, samples: int) -> Tensor:
         Williams 1992; Kool, van Hoof, Welling, "Buy 4 REINFORCE samples, get a baseline for free!", 2019.
     """
     if samples < 2:
-        raise ValueError(f"estimator 'score': the baseline is the other draws' mean loss, got samples={samples}")
+        raise ValueError(
+            f"estimator 'score': the baseline is the other draws' mean loss, got samples={samples}; give samples=2 or "
+            "more"
+        )
     losses, logs = [], []
     for _ in range(samples):
         with _Drawn() as drawn:

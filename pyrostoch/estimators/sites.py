@@ -25,8 +25,9 @@ class StateSites(States):
     configurations, which is exact and for small networks only.
 
     Inside a `BayesianModel` the network is called in front of the plate of the examples: `num_data` opens that plate,
-    `data`, for the sites, and scales them as it scales the observations. In a model that calls the network inside its
-    own plate, leave it out; enumeration wants such a model, and layers that act on the last axis.
+    `data`, for the sites, and scales them as it scales the observations; a guide of theirs draws inside
+    `pyro.plate("data", num_data, subsample=torch.arange(len(x)))`. In a model that calls the network inside its own
+    plate, leave it out; enumeration wants such a model, and layers that act on the last axis.
 
     Args:
         net: The network whose neurons are meant; its names of layers are those of the sites.
@@ -76,7 +77,9 @@ class StateSites(States):
 
     def _site(self, name: str, layer: KState, x: Tensor) -> Tensor:
         if self.enumerate:
-            logs = layer.probabilities(x).clamp_min(torch.finfo(x.dtype).tiny).log()
+            # Enumerated neurons stand in front of the examples, where a layer with values of its own for each neuron
+            # does not look for them.
+            logs = log_probabilities(layer, x.reshape(-1, x.shape[-1])).reshape(*x.shape, -1)
             every = [
                 pyro.sample(f"{name}/{neuron}", dist.Categorical(logits=each), infer={"enumerate": "parallel"})
                 for neuron, each in enumerate(logs.unbind(-2))

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pyrostoch.layers import KState
 
-__all__ = ["Loss", "States", "check_examples_apart", "log_probabilities", "values_of"]
+__all__ = ["Loss", "States", "check_apart", "each_example", "log_probabilities", "values_of"]
 
 #: The loss of each example, (B,), from a network's output, (B, ...).
 Loss = Callable[[Tensor], Tensor]
@@ -83,19 +83,45 @@ def values_of(layer: KState, index: Tensor, x: Tensor) -> Tensor:
     return values[index].reshape(-1, *x.shape[1:])
 
 
-def check_examples_apart(net: nn.Module, estimator: str) -> None:
-    """Refuse networks in which examples see each other: these estimators run other numbers of them.
+def each_example(loss: Loss, count: int) -> Loss:
+    """The loss, held to one value an example: a mean over the batch would give a wrong gradient, and no error.
+
+    Args:
+        loss: Loss of each example.
+        count: Number of examples.
+    """
+
+    def checked(out: Tensor) -> Tensor:
+        found = loss(out)
+        if not isinstance(found, Tensor) or found.dim() != 1 or len(found) != len(out):
+            shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"loss: expected one value an example, of shape ({count},), got {shape}; use reduction='none', and sum "
+                "over what else an example has"
+            )
+        return found
+
+    return checked
+
+
+def check_apart(net: nn.Module, estimator: str) -> None:
+    """Refuse networks with randomness that these estimators do not know, or in which examples see each other.
 
     Args:
         net: The network.
         estimator: Name of the estimator.
 
     Raises:
-        ValueError: A batch normalisation is in training mode.
+        ValueError: A batch normalisation or a dropout is in training mode.
     """
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:
             raise ValueError(
                 f"estimator {estimator!r}: {name!r} is a {type(module).__name__} in training mode, where examples see "
                 "each other; put it into evaluation mode"
+            )
+        if isinstance(module, nn.modules.dropout._DropoutNd) and module.training and module.p > 0.0:
+            raise ValueError(
+                f"estimator {estimator!r}: {name!r} is a {type(module).__name__} in training mode, whose draws are "
+                "others at every run of the network; put it into evaluation mode"
             )

@@ -12,8 +12,9 @@ from pyrostoch.estimators.arm import arm
 from pyrostoch.estimators.enumeration import enumerated
 from pyrostoch.estimators.psa import path_sample_analytic
 from pyrostoch.estimators.score import score
-from pyrostoch.estimators.states import Loss
+from pyrostoch.estimators.states import Loss, each_example
 from pyrostoch.layers import KState
+from pyrostoch.model import BayesianModel
 
 __all__ = ["ESTIMATORS", "surrogate"]
 
@@ -71,7 +72,7 @@ def surrogate(
         A scalar; call `.backward()` on it.
 
     Raises:
-        ValueError: The estimator is unknown, or the network is none for it.
+        ValueError: The estimator is unknown, the network is none for it, or the loss is not one value an example.
         TypeError: The network has random activations of another kind.
 
     Example:
@@ -91,6 +92,8 @@ def surrogate(
     """
     check_count("surrogate samples", samples)
     check_choice("estimator", estimator, ESTIMATORS)
+    if isinstance(net, BayesianModel):
+        raise TypeError("surrogate: expected the network, got a BayesianModel; give its .net")
     if not any(isinstance(module, KState) for module in net.modules()):
         raise ValueError(f"estimator {estimator!r}: {type(net).__name__} has no neurons with states")
-    return ESTIMATORS[estimator](net, x, loss, samples)
+    return ESTIMATORS[estimator](net, x, each_example(loss, len(x)), samples)

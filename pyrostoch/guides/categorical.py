@@ -67,6 +67,11 @@ class CategoricalWeights(Guide):
     def initial(self, site: Site) -> dict[str, Tensor]:
         """`logits`, (k, ...), nearest to the network's own weights, and `log_scale`, one for the site."""
         weights = site.init.detach()
+        if not weights.any():
+            raise ValueError(
+                f"CategoricalWeights: the network's own weights of site {site.name!r} are 0 throughout, and have no "
+                "size to take a scale from; start it at random, or from a trained network"
+            )
         levels = torch.tensor(self.levels, dtype=weights.dtype, device=weights.device)
         scale = matching_scale(weights, levels)
         step = (levels[-1] - levels[0]) / (len(levels) - 1)

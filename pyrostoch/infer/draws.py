@@ -101,7 +101,9 @@ def parse_mode(text: str, num_samples: int | None = None) -> tuple[str, int]:
             check_choice("mode", text, MODES)
         if colon or num_samples is not None:
             raise ValueError(
-                f"mode {name!r} draws nothing: leave num_samples out, got {text!r} and num_samples={num_samples}"
+                f"mode {name!r} draws nothing and has no variants: leave out what stands behind the colon, got {text!r}"
+                if colon
+                else f"mode {name!r} draws nothing: leave num_samples out, got num_samples={num_samples}"
             )
         return name, 1
     if colon and not (count.isdecimal() and int(count) > 0):

@@ -244,7 +244,7 @@ def noise_scaled(net: nn.Module, factor: float) -> Iterator[None]:
         factor: The factor; a very small one removes the noise.
 
     Raises:
-        ValueError: The factor is not positive.
+        ValueError: The factor is not positive, or there are no such neurons.
 
     Example:
         >>> neuron = ThresholdNeuron(0.5)
@@ -256,6 +256,8 @@ def noise_scaled(net: nn.Module, factor: float) -> Iterator[None]:
     """
     check_positive("noise_scaled factor", factor)
     neurons = [part for part in net.modules() if isinstance(part, KState)]
+    if not neurons:
+        raise ValueError(f"noise_scaled: {type(net).__name__} has no neurons with thresholds")
     before = [neuron.noise_factor for neuron in neurons]
     try:
         for neuron, own in zip(neurons, before, strict=True):

@@ -225,10 +225,11 @@ class KState(nn.Module):
                 rise = (high - low) / (2.0 * half)
                 knots += [Knot(at - half, kink=rise), Knot(at + half, kink=-rise)]
             return Piecewise(tuple(knots), offset=values[0])
-        if self.log_noise is not None or self.first_threshold is not None:
+        if self.num is not None or (torch.is_grad_enabled() and bool(list(self.parameters()))):
             raise ValueError(
-                f"{type(self).__name__}: moments with learnt thresholds or noise are known for Gaussian and uniform "
-                f"noise, and this is {self.law_name}; predict with mode='mc'"
+                f"{type(self).__name__}: moments under {self.law_name} noise go by quadrature, which neither passes "
+                "gradients to thresholds or noise nor knows each neuron's own; train and predict by draws, or take "
+                "Gaussian or uniform noise"
             )
         return Smooth(lambda x: self._mean_of(values, x))
 

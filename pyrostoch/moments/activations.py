@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -12,12 +13,15 @@ from torch import Tensor
 
 from pyrostoch.moments.affine import scaled
 from pyrostoch.moments.arithmetic import added
-from pyrostoch.moments.gaussian import Link, Moments, per_example
+from pyrostoch.moments.gaussian import Link, Moments, cross_covariance, per_example, related
 from pyrostoch.moments.smooth import Gelu, Probit, Smooth
-from pyrostoch.moments.table import RULES, moments_in, rule
+from pyrostoch.moments.table import RULES, moments_in, refuse, rule
 from pyrostoch.moments.units import Knot, Piecewise, Unit, activate
 
 __all__ = ["sample_through"]
+
+# Entries of one example whose covariance is factorised.
+_TOGETHER = 1024
 
 _RELU = Piecewise((Knot(kink=1.0),))
 
@@ -158,16 +162,17 @@ def sample_through(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Momen
         Mean and variance (or covariance) of the draws.
 
     Raises:
-        ValueError: The function returns something else.
+        MissingRuleError: The function returns something else, or its inputs depend on each other and are too many.
     """
     given = {id(moments): moments for moments in moments_in((args, kwargs))}
     how = next(iter(given.values())).how
     draws: list[Tensor] = []
+    fresh = _drawing(func, list(given.values()))
     for _ in range(how.draws):
-        values = {key: _drawn(moments) for key, moments in given.items()}
+        values = dict(zip(given, fresh(), strict=True))
         found = func(*_replaced(args, values), **_replaced(kwargs, values))
         if not isinstance(found, Tensor) or not found.is_floating_point():
-            raise ValueError(f"moments: {func} returns no tensor of real numbers, so it cannot be sampled through")
+            refuse(func, "it returns no tensor of real numbers, so it cannot be sampled through")
         draws.append(found)
     stacked = torch.stack(draws)
     loc, var = stacked.mean(0), stacked.var(0)
@@ -179,6 +184,26 @@ def sample_through(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Momen
 
 
 RULES["fallback"] = sample_through
+
+
+def _drawing(func: Callable[..., Any], given: list[Moments]) -> Callable[[], list[Tensor]]:
+    """What draws some moments, together where one depends on another."""
+    if not any(related(one, other) for one, other in itertools.combinations(given, 2)):
+        return lambda: [_drawn(moments) for moments in given]
+    sizes = [moments.loc[0].numel() for moments in given]
+    if sum(sizes) > _TOGETHER:
+        refuse(func, f"its inputs depend on each other, and {sum(sizes)} entries are too many to draw together")
+    cov = torch.cat([torch.cat([cross_covariance(one, other) for other in given], 2) for one in given], 1)
+    values, vectors = torch.linalg.eigh(cov)
+    root = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
+    loc = torch.cat([per_example(moments.loc) for moments in given], 1)
+
+    def fresh() -> list[Tensor]:
+        drawn = loc + (root @ torch.randn_like(loc).unsqueeze(-1)).squeeze(-1)
+        parts = drawn.split(sizes, 1)
+        return [part.reshape(moments.loc.shape) for part, moments in zip(parts, given, strict=True)]
+
+    return fresh
 
 
 def _drawn(moments: Moments) -> Tensor:

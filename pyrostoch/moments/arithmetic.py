@@ -17,7 +17,7 @@ from pyrostoch.moments.gaussian import (
     per_example,
     related,
 )
-from pyrostoch.moments.table import rule
+from pyrostoch.moments.table import refuse, rule
 
 __all__ = ["added", "multiplied"]
 
@@ -145,9 +145,26 @@ def _mul(func: Callable[..., Any], x: Any, y: Any) -> Moments:
 @rule(torch.div, Tensor.div, Tensor.__truediv__, Tensor.div_, Tensor.__itruediv__, torch.true_divide)
 def _div(func: Callable[..., Any], x: Any, y: Any) -> Moments:
     if isinstance(y, Moments):
-        raise ValueError("moments: a quotient by a random quantity has no moments")
+        refuse(func, "a Gaussian's reciprocal has no moments")
     made = scaled(x, x.loc / y, 1.0 / y)
     return _result(func, x, made, (Tensor.div_, Tensor.__itruediv__))
+
+
+@rule(torch.where, Tensor.where)
+def _where(func: Callable[..., Any], *args: Any) -> Moments:
+    first, second, third = args
+    condition, x, y = (first, second, third) if func is torch.where else (second, first, third)
+    if isinstance(condition, Moments):
+        refuse(func, "what is chosen depends on the condition; leaky_relu, clamp and thresholds have rules")
+    parts = [
+        _mul(torch.mul, value, mask.to(dtype)) if isinstance(value, Moments) else value * mask
+        for value, mask, dtype in ((x, condition, _dtype(x, y)), (y, ~condition, _dtype(x, y)))
+    ]
+    return torch.add(*parts)  # type: ignore[return-value]
+
+
+def _dtype(*values: Any) -> torch.dtype:
+    return next(value.loc.dtype for value in values if isinstance(value, Moments))
 
 
 @rule(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square)

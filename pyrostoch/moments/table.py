@@ -33,12 +33,25 @@ class MissingRuleError(TypeError):
 
 
 def rule(*functions: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for torch functions.
+    """Register a rule for torch functions, in place of any that they have.
 
-    The rule is called as `rule(func, *args, **kwargs)` with the torch function that was called and its arguments.
+    The rule is called as `rule(func, *args, **kwargs)` with the torch function that was called and its arguments, of
+    which some are `Moments`: `.loc` and `.var`, and `.cov` where covariances are carried, the examples in front. It
+    returns `Moments`. Best made of functions that have rules, which then do covariances too; a rule that returns
+    `Moments(loc, var)` alone carries variances only, under `"moments:full"` as well.
 
     Args:
         functions: Functions and methods of tensors.
+
+    Example:
+        >>> from pyrostoch.effects import MomentPropagation
+        >>> from pyrostoch.moments import Moments
+        >>> @rule(torch.flipud)
+        ... def _flipped(func, x):
+        ...     return torch.flip(x, (1,))
+        >>> torch.flipud(Moments(torch.tensor([[1.0, 2.0]]), torch.ones(1, 2))).loc
+        tensor([[2., 1.]])
+        >>> _ = RULES.pop(torch.flipud)
     """
 
     def register(made: Rule) -> Rule:
@@ -72,11 +85,12 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     refuse(func)
 
 
-def refuse(func: Callable[..., Any]) -> NoReturn:
+def refuse(func: Callable[..., Any], always: str = "") -> NoReturn:
     """Say that a function has no rule, and where it was called.
 
     Args:
         func: The function.
+        always: Why it can have none and cannot be sampled through alone either, if that is so.
 
     Raises:
         MissingRuleError: Always.
@@ -84,6 +98,12 @@ def refuse(func: Callable[..., Any]) -> NoReturn:
     name = resolve_name(func) or getattr(func, "__name__", repr(func))
     module = caller()
     where = "" if module is None else f", called in {type(module).__name__}"
+    if always:
+        raise MissingRuleError(
+            f"moments: no rule for {name}{where}: {always}. Predict with mode='mc', which draws the whole network",
+            name,
+            module,
+        )
     why = REFUSED.get(name.rpartition(".")[2], "")
     raise MissingRuleError(
         f"moments: no rule for {name}{where}{why}. Predict with mode='mc', or sample through such operations alone "

@@ -20,8 +20,10 @@ Per = Literal["tensor", "neuron"]
 def rounded(values: Tensor, step: Tensor | float, start: Tensor | float = 0.0) -> Tensor:
     r"""Values on a grid, each on one of its two neighbours with the chance that keeps its mean.
 
-    $$ \mathrm{start} + \mathrm{step}\,\lfloor (g - \mathrm{start}) / \mathrm{step} + u \rfloor, \qquad
-    u \sim U[0, 1). $$
+    $$ \mathrm{start} + \mathrm{step}\,(\lfloor r \rfloor + [u < r - \lfloor r \rfloor]), \qquad
+    r = (g - \mathrm{start}) / \mathrm{step},\; u \sim U[0, 1), $$
+
+    so that what is on the grid stays there.
 
     Args:
         values: Values g.
@@ -35,7 +37,9 @@ def rounded(values: Tensor, step: Tensor | float, start: Tensor | float = 0.0) -
         ([0.0, 1.0], 0.3)
     """
     scaled = (values - start) / step
-    return torch.where(torch.as_tensor(step) > 0, start + step * (scaled + torch.rand_like(values)).floor(), values)
+    below = scaled.floor()
+    above = torch.rand_like(scaled) < scaled - below
+    return torch.where(torch.as_tensor(step) > 0, start + step * (below + above), values)
 
 
 class DiscreteGradient(nn.Module, ABC):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -15,7 +16,6 @@ from pyrostoch.quantise.gradients import rounded
 
 __all__ = ["GridUpdates"]
 
-# A weight may differ from its state in its last bits: so much of the distance of states.
 _TOLERANCE = 1e-3
 
 
@@ -30,10 +30,11 @@ class GridUpdates:
     Args:
         levels: The levels, rising, evenly spaced.
         scale: What levels are multiplied with, for each tensor; by default that at which evenly likely levels have the
-            mean square of the weights, or the present one where the weights already lie on such a grid.
+            mean square of the weights, or the present one where the weights already lie on such a grid and are on
+            levels of every size: so a run that goes on finds its grid again. Otherwise give it.
 
     Raises:
-        ValueError: The levels are not evenly spaced, or the scale is not positive.
+        ValueError: The levels are not finite and evenly spaced, or the scale is not positive.
 
     References:
         Deng et al., "GXNOR-Net: training deep neural networks with ternary weights and activations without
@@ -55,7 +56,8 @@ class GridUpdates:
     def __init__(self, levels: Sequence[float] = (-1.0, 0.0, 1.0), scale: float | None = None) -> None:
         self.levels = tuple(float(level) for level in levels)
         steps = [high - low for low, high in zip(self.levels, self.levels[1:], strict=False)]
-        if not steps or not is_rising(self.levels) or max(steps) - min(steps) > _TOLERANCE * steps[0]:
+        finite = all(map(math.isfinite, self.levels))
+        if not steps or not finite or not is_rising(self.levels) or max(steps) - min(steps) > _TOLERANCE * steps[0]:
             raise ValueError(f"GridUpdates levels: expected rising, evenly spaced numbers, got {self.levels}")
         self.step = steps[0]
         self.scale = None if scale is None else check_positive("GridUpdates scale", scale)
@@ -68,11 +70,14 @@ class GridUpdates:
             parameters: Parameters, or a module whose parameters are meant.
 
         Returns:
-            A handle whose `remove()` ends it.
+            A handle whose `remove()` ends it. A deep copy of the optimiser has no such hook.
 
         Raises:
-            ValueError: A parameter is not among the optimiser's.
+            TypeError: A tensor is given in place of a list of them.
+            ValueError: A parameter is not among the optimiser's, or is 0 throughout and no scale is given.
         """
+        if isinstance(parameters, Tensor):
+            raise TypeError("GridUpdates: expected a list of parameters or a module, got a tensor; put it into a list")
         chosen = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
         its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
         missing = [tuple(parameter.shape) for parameter in chosen if id(parameter) not in its]
@@ -89,24 +94,44 @@ class GridUpdates:
 
     def _scale_of(self, parameter: Tensor) -> Tensor:
         """The scale of a parameter's grid."""
-        weights = parameter.detach()
+        weights = _wide(parameter.detach())
         if self.scale is not None:
             return weights.new_tensor(self.scale)
+        if not weights.any():
+            raise ValueError(
+                f"GridUpdates: a parameter of shape {tuple(weights.shape)} is 0 throughout and has no size to take a "
+                "scale from; give scale="
+            )
         largest = weights.abs().max() / max(map(abs, self.levels))
         states = (weights / largest - self.levels[0]) / self.step
-        if bool(((states - states.round()).abs() <= _TOLERANCE).all()):
+        on_grid = bool(((states - states.round()).abs() <= _tolerance(parameter) * len(self.levels)).all())
+        sizes = {round(abs(level), 9) for level in self.levels} - {0.0}
+        # An outermost level that nothing is on would be missed, and the grid taken for a smaller one.
+        if on_grid and len((states.round() * self.step + self.levels[0]).abs().round(decimals=6).unique()) >= len(
+            sizes
+        ):
             return largest
         return matching_scale(weights, weights.new_tensor(self.levels))
 
     @torch.no_grad()
     def _put(self, parameter: Tensor, scale: Tensor) -> None:
         """Each weight on a state beside it, the outermost ones where it lies beyond."""
-        low, high = self.levels[0] * scale, self.levels[-1] * scale
-        at = parameter.clamp(low, high)
-        count = len(self.levels) - 1
-        # States are counted, so that a weight that does not move keeps its bits.
-        state = rounded((at - low) / (self.step * scale), 1.0).clamp(0, count)
+        at = (_wide(parameter) / scale - self.levels[0]) / self.step
+        near = at.round()
+        # A weight that has not moved is on its state but for the last digits, and stays there.
+        at = torch.where((at - near).abs() <= _tolerance(parameter) * (1.0 + near.abs()), near, at)
+        state = rounded(at, 1.0).clamp(0, len(self.levels) - 1)
         parameter.copy_(scale * (self.levels[0] + self.step * state))
 
     def __repr__(self) -> str:
         return f"GridUpdates(levels={self.levels}, scale={self.scale})"
+
+
+def _wide(values: Tensor) -> Tensor:
+    """In single precision at least, which has the digits for chances."""
+    return values if values.dtype in (torch.float32, torch.float64) else values.float()
+
+
+def _tolerance(parameter: Tensor) -> float:
+    """How far a weight may be from its state by rounding, in states."""
+    return 4.0 * torch.finfo(parameter.dtype).eps

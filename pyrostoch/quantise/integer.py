@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrostoch.layers.noise import NOISE_LAWS
 
-__all__ = ["IntegerLayer", "IntegerNetwork", "LayerCost"]
+__all__ = ["IntegerLayer", "IntegerNetwork", "LayerCost", "whole_steps"]
 
 # Whole numbers up to here are exact in single precision.
 _EXACT = 2**24
@@ -129,6 +129,24 @@ class IntegerLayer(nn.Module):
             found = found + (high - low) * (signed > at)
         return found
 
+    def near(self, x: Tensor, share: float) -> Tensor:
+        """Where a sum is so near to a threshold that rounding of its parts decides.
+
+        Args:
+            x: Inputs.
+            share: Rounding, as a share of the sum of the parts' sizes.
+        """
+        x, weight = x.double(), self.weight.double()
+        sums, sizes = self._sums(x, weight), self._sums(x.abs(), weight.abs())
+        if self.pool is not None:
+            sums, sizes = self.pool(sums), self.pool(sizes)
+        signed = sums * self._by_output(self.sign, sums).double()
+        found = torch.zeros_like(signed, dtype=torch.bool)
+        for whole, rest in zip(self.thresholds, self.rest, strict=True):
+            at = self._by_output(whole.double() + (rest.double() if self.largest is not None else 0.0), sums).double()
+            found |= (signed - at).abs() <= share * (sizes + at.abs()) + 1e-9
+        return found
+
     def cost(self, name: str, x: Tensor) -> LayerCost:
         """What one example takes.
 
@@ -171,17 +189,24 @@ class IntegerLayer(nn.Module):
 
 
 class IntegerNetwork(nn.Module):
-    """Layers of integers, one behind the other; made by `export_integer`.
+    """Layers of integers, one behind the other; made by `export_integer`, loaded from the state dict of another export.
 
     Args:
         layers: The layers by name; the last one gives scores.
         input_step: The inputs are whole multiples of it; none where they are real.
     """
 
+    step: Tensor
+
     def __init__(self, layers: dict[str, IntegerLayer], input_step: float | None) -> None:
         super().__init__()
-        self.layers = nn.ModuleDict({name.replace(".", "/"): layer for name, layer in layers.items()})
+        # With a slash in front, since a module's name may not be that of a method.
+        self.layers = nn.ModuleDict({"/" + name.replace(".", "/"): layer for name, layer in layers.items()})
         self.input_step = input_step
+        # In the state dict too, so that weights do not come to thresholds that were meant for other inputs.
+        self.register_buffer("step", torch.tensor(math.nan if input_step is None else input_step, dtype=torch.float64))
+        #: States of the examples that the network was checked on which were on a threshold but for rounding.
+        self.ties = 0
 
     def forward(self, x: Tensor, draw: bool = False) -> Tensor:
         """Scores, (batch, ...).
@@ -211,8 +236,60 @@ class IntegerNetwork(nn.Module):
 
     def _run(self, x: Tensor, draw: bool) -> Iterator[tuple[str, IntegerLayer, Tensor, Tensor]]:
         """Each layer with its name, what comes into it and what it makes of it."""
-        h = x if self.input_step is None else (x.double() / self.input_step).round()
-        for name, layer in self.layers.items():
+        h = self.whole(x)
+        for name, layer in self.named_layers():
             made = layer(h, draw)
-            yield name.replace("/", "."), layer, h, made  # type: ignore[misc]
+            yield name, layer, h, made
             h = made
+
+    def named_layers(self) -> Iterator[tuple[str, IntegerLayer]]:
+        """The layers by their names in the original network."""
+        for name, layer in self.layers.items():
+            yield name[1:].replace("/", "."), layer  # type: ignore[misc]
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        given = state_dict.get(prefix + "step")
+        if given is not None and not torch.equal(given.nan_to_num(-1.0).cpu(), self.step.nan_to_num(-1.0).cpu()):
+            raise ValueError(
+                f"IntegerNetwork: the state dict is of inputs in steps of {float(given):g}, this network of "
+                f"{float(self.step):g} (nan: real inputs)"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def whole(self, x: Tensor) -> Tensor:
+        """Inputs as the first layer takes them: whole numbers of steps, or as they are.
+
+        Args:
+            x: Inputs.
+
+        Raises:
+            ValueError: They are no whole multiples of the step, or larger than sums were planned for.
+        """
+        if self.input_step is None:
+            return x
+        whole = whole_steps(x, self.input_step)
+        largest: Any = next(iter(self.named_layers()))[1].largest
+        if bool((whole.abs() > largest).any()):
+            raise ValueError(
+                f"IntegerNetwork: expected inputs of at most {largest} steps of {self.input_step:g}, as those of the "
+                f"export, got {float(x.abs().max()):g}"
+            )
+        return whole
+
+
+def whole_steps(x: Tensor, step: float) -> Tensor:
+    """Inputs as whole numbers of steps, in double precision.
+
+    Args:
+        x: Inputs.
+        step: The step.
+
+    Raises:
+        ValueError: They are no whole multiples of it.
+    """
+    steps = x.double() / step
+    whole = steps.round()
+    digit = 4.0 * torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+    if bool(((steps - whole).abs() > 1e-6 + digit * whole.abs()).any()):
+        raise ValueError(f"integers: the inputs are no whole multiples of input_step={step:g}")
+    return whole
