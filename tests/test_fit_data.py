@@ -14,6 +14,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, Subs
 import pyrostoch as ps
 from pyrostoch.infer.batches import as_batches, order_of, settle
 from pyrostoch.infer.fit import fit
+from pyrostoch.infer.predict import predict
 
 COUNT = 23
 X = torch.randn(COUNT, 3, generator=torch.Generator().manual_seed(0))
@@ -217,6 +218,10 @@ def test_model_and_guide_of_other_kinds_are_refused() -> None:
 
     with pytest.raises(TypeError, match=r"fit: expected a guide that is a torch.nn.Module.*got function"):
         fit(model, by_hand, (X, Y), epochs=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"got NoneType.*Additive\(model\) is the empty guide"):
+        fit(model, None, (X, Y), epochs=1)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match=r"guide: expected a Pyro guide, got NoneType.*the empty guide"):
+        predict(model, None, X)
     with pytest.raises(ValueError, match="one device, got the model on cpu and the guide on meta"):
         fit(model, guide.to("meta"), (X, Y), epochs=1)
 

@@ -98,3 +98,10 @@ def test_a_choice_by_a_fixed_mask_is_linear(full):
     ):
         torch.testing.assert_close(found.loc, exact.loc)
         torch.testing.assert_close(found.covariance(), exact.covariance())
+
+
+def test_attention_that_moves_examples_is_not_advised_to_be_sampled_where_it_was():
+    x = gaussian((3, 4), full=False, how=Treatment(sampled=True, draws=10))
+    attention = nn.MultiheadAttention(4, 2, batch_first=True, **F64)
+    with pytest.raises(MissingRuleError, match="moves the examples from the front.*mode='mc', which draws the whole"):
+        attention(x, x, x)

@@ -160,7 +160,7 @@ def predict(
         The prediction.
 
     Raises:
-        TypeError: Inputs are no tensors, or the model has no `observation`.
+        TypeError: Inputs are no tensors, the guide is none, or the model has no `observation`.
         ValueError: The mode is unknown or contradicts `num_samples`; inputs are empty, not finite, or elsewhere than
             the model; targets do not fit; or the guide lacks a site.
 
@@ -175,6 +175,11 @@ def predict(
     References:
         Neklyudov, Molchanov, Ashukha, Vetrov 2018 (arXiv 1803.03764), on when the mean is no substitute for averaging.
     """
+    if not callable(guide):
+        raise TypeError(
+            f"guide: expected a Pyro guide, got {type(guide).__name__}; where nothing is random, "
+            "pyrostoch.guides.Additive(model) is the empty guide"
+        )
     name, draws = parse_mode(mode, num_samples)
     x = tuple(x) if isinstance(x, list) else x
     parts = _split(x, y, batch_size)

@@ -43,7 +43,7 @@ def check_parties(model: Any, guide: Any) -> None:
         raise TypeError(
             "fit: expected a guide that is a torch.nn.Module (pyrostoch.guides.*, or an autoguide of Pyro), got "
             f"{type(guide).__name__}; train a guide function by pyro.infer.SVI(model, guide, optimizer, "
-            "pyrostoch.ELBO())"
+            "pyrostoch.ELBO()). Where nothing is random, pyrostoch.guides.Additive(model) is the empty guide"
         )
 
 
