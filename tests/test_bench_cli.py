@@ -75,7 +75,7 @@ def test_network_from_end_to_end() -> None:
         "Tiny: preset cpu, seeds 0, 1, cpu, float32 net/cold: 2 epochs net/warm: 2 epochs net/cold"
     )
     assert re.search(r"net/warm, seed 1: accuracy/mean [\d.]+ %, accuracy/mc:1 [\d.]+ %, ELBO -[\d,.]+; \d+ s", output)
-    assert re.search(r"\| net/warm \| [\d.]+ ± [\d.]+ \| -[\d.]+ ± [\d.]+ \| \| 0, 1 \| 2 \| \d+ \|", output)
+    assert re.search(r"\| net/warm \| [\d.]+ ± [\d.]+ \| -[\d.]+ ± [\d.]+ \| 0, 1 \| 2 \| \d+ \|", output)
     assert "Not run, preset `cpu`: net/true. Not run, preset `full`: net/gpu." in output
     assert Path("there/figures/tiny-transition-cpu.png").is_file()
     assert "## Tiny: `pyrostoch bench tiny`" in Path("there/RESULTS.md").read_text(encoding="utf-8")

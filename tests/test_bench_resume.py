@@ -76,7 +76,7 @@ CUTS: dict[str, tuple[Callable[[Path], Any], ...]] = {
     "after the last epoch": (lambda out: carry(out, progress=press(EPOCHS)),),
     "while it looks at the second epoch": (lambda out: press_while_looking(out, 2),),
     "twice": (lambda out: carry(out, progress=press(2)), lambda out: carry(out, progress=press(4))),
-    "between training and scoring": (lambda out: crash(out, "_score"),),
+    "between training and scoring": (lambda out: crash(out, "score"),),
     "between scoring and the ELBO": (lambda out: crash(out, "decompose"),),
     "while the record is written": (lambda out: crash(out, "versions"),),
 }

@@ -116,7 +116,7 @@ def _check_examples(name: str, x: Moments, args: tuple[Any, ...], kwargs: dict[s
     if moved:
         if isinstance(caller(), nn.MultiheadAttention):
             sampled = "it moves the examples from the front, and is not sampled through alone" if x.how.sampled else ""
-        refuse(torch.nn.functional.multi_head_attention_forward, sampled)
+            refuse(torch.nn.functional.multi_head_attention_forward, sampled)
         raise ValueError(
             f"moments: the first axis counts examples, which are independent: {name} on shape {tuple(x.loc.shape)} "
             "would move or pick them; keep the examples in front"
