@@ -127,6 +127,15 @@ def test_rows_of_different_kinds_stand_in_different_tables() -> None:
     assert joined.count("\n|  |") == 1
 
 
+def test_rows_that_share_a_small_part_of_their_metrics_stand_apart() -> None:
+    columns = tuple((name, name.upper()) for name in ("accuracy/mean", "elbo", "kl", "time", "gap", "draws"))
+    page = dataclasses.replace(PAGE, published={}, columns=columns)
+    kinds = {"net/one": ("accuracy/mean", "elbo", "kl", "time"), "net/two": ("time", "gap", "draws")}
+    text = section(page, [entry(name, metric, [1.0]) for name, metrics in kinds.items() for metric in metrics])
+    heads = [line for line in text.splitlines() if line.startswith("|  |")]
+    assert len(heads) == 2 and all("| TIME |" in head for head in heads)
+
+
 def test_nothing_run_is_said() -> None:
     text = section(PAGE, [])
     assert "|" not in text and text.startswith("## Tiny: `pyrostoch bench tiny`\n\nPublished: ")

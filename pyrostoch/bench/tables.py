@@ -173,11 +173,11 @@ class _Row:
 
 
 def _kinds(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """Rows by kind: those that share no metric, not even through others, do not stand in one table."""
+    """Rows by kind: in one table stand those that share half of their metrics at least, if only through others."""
     groups: list[tuple[set[str], list[int]]] = []
     for number, row in enumerate(rows):
         metrics, members = set(row.cells), [number]
-        for group in [group for group in groups if group[0] & metrics]:
+        for group in [one for one in groups if 2 * len(one[0] & metrics) >= min(len(one[0]), len(metrics))]:
             groups.remove(group)
             metrics, members = metrics | group[0], members + group[1]
         groups.append((metrics, members))
