@@ -19,7 +19,7 @@ import pytest
 
 # A room may import rooms of lower floors, and itself.
 FLOORS: dict[str, int] = {
-    **dict.fromkeys(["_checks", "_ops", "_seeds", "_version", "records", "data"], 0),
+    **dict.fromkeys(["_checks", "_ops", "_precision", "_seeds", "_version", "records", "data"], 0),
     **dict.fromkeys(["distributions", "moments", "metrics"], 1),
     **dict.fromkeys(["effects"], 2),
     **dict.fromkeys(["priors", "likelihoods", "model", "layers"], 3),

@@ -29,7 +29,7 @@ from pyrostoch.infer.fit import fit
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 
-__all__ = ["Setting", "Trained", "carry_out", "fits", "score", "settings_of", "trial_folder"]
+__all__ = ["Setting", "Trained", "carry_out", "fits", "parts_of", "score", "settings_of", "trial_folder"]
 
 _RECORD, _CURVE, _CHECKPOINT = "trial.json", "curve.jsonl", "checkpoint.safetensors"
 
@@ -246,9 +246,7 @@ def describe_device(device: torch.device, precision: str) -> str:
 def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: DataSplit, device: torch.device) -> Trained:
     """Model and guide of a trial as training finds them."""
     recipe = setting.recipe(case)
-    limit = recipe.examples
-    train = (split.x_train[:limit].to(device), split.y_train[:limit].to(device))
-    test = (split.x_test[:limit].to(device), split.y_test[:limit].to(device))
+    train, test = parts_of(split, recipe, device)
     if case.guide is None:
         raise ValueError(f"bench {bench.name}: {case.name} has no guide")
     with seeded(seed, device):
@@ -270,6 +268,23 @@ def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: Data
             model.net.load_state_dict(begun.net.state_dict())
         guide = case.guide(model, recipe, origin).to(device)
     return Trained(case, model, guide, train, test, recipe, seed, split)
+
+
+def parts_of(
+    split: DataSplit, recipe: Recipe, device: torch.device
+) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Training and test data of a trial, as many as its recipe says.
+
+    Args:
+        split: The data set.
+        recipe: The recipe.
+        device: Where they go.
+    """
+    limit = recipe.examples
+    return (
+        (split.x_train[:limit].to(device), split.y_train[:limit].to(device)),
+        (split.x_test[:limit].to(device), split.y_test[:limit].to(device)),
+    )
 
 
 def _model(bench: Bench, case: Case, split: DataSplit, count: int, device: torch.device) -> BayesianModel:

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrostoch.bench.case import Bench, Case, Own, Recipe
-from pyrostoch.bench.discrete import discrete_updates, integers
+from pyrostoch.bench.discrete import TERNARY, discrete_updates, integers
 from pyrostoch.bench.trial import Trained
 from pyrostoch.data import DataSplit
 from pyrostoch.estimators import gradient_quality
@@ -23,7 +23,7 @@ from pyrostoch.layers import Ternary
 from pyrostoch.model import BayesianModel
 from pyrostoch.models import TriDeNT, TriDeNTConv
 from pyrostoch.priors import Grid
-from pyrostoch.quantise import BinaryGradient, DiscreteGradient, TernaryGradient
+from pyrostoch.quantise import BinaryGradient, DiscreteGradient
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -47,9 +47,6 @@ _RESAMPLES = 10_000
 
 MakeGradient = Callable[[], DiscreteGradient]
 
-# Limited as in TernGrad, chosen on held-out images: a largest gradient of 1.6 million makes a scale at which most
-# draws are 0. What the limit takes off is a bias.
-_ternary = partial(TernaryGradient, clip=2.5)
 _binary = partial(BinaryGradient, clip=2.5)
 
 
@@ -183,13 +180,13 @@ TRIDENT = Bench(
     title="Neurons with three states",
     cases=(
         _stage("dense/full", "784-2000-10, weights and gradients in full precision"),
-        _stage("dense/ternary-gradients", "784-2000-10, ternary gradients", gradient=_ternary),
+        _stage("dense/ternary-gradients", "784-2000-10, ternary gradients", gradient=TERNARY),
         _stage("dense/binary-gradients", "784-2000-10, binary gradients", gradient=_binary),
         _stage("dense/ternary-weights", "784-2000-10, ternary weights", levels=True, start="dense/full"),
         _stage(
             "dense/all",
             "784-2000-10, ternary weights, neurons and gradients",
-            gradient=_ternary,
+            gradient=TERNARY,
             levels=True,
             start="dense/ternary-gradients",
         ),
@@ -209,13 +206,13 @@ TRIDENT = Bench(
             "fashion/dense/ternary-gradients",
             "784-2000-10, ternary gradients, Fashion-MNIST",
             data="fashion-mnist",
-            gradient=_ternary,
+            gradient=TERNARY,
         ),
         _stage(
             "fashion/dense/all",
             "784-2000-10, all ternary, Fashion-MNIST",
             data="fashion-mnist",
-            gradient=_ternary,
+            gradient=TERNARY,
             levels=True,
             start="fashion/dense/ternary-gradients",
         ),

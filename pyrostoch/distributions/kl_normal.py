@@ -10,6 +10,8 @@ from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions import Normal
 
+from pyrostoch._precision import at_least_single
+
 __all__ = ["normal_kl_sum"]
 
 # Exactly these: what a subclass is besides, its own formula knows.
@@ -55,7 +57,7 @@ class _NormalSum(torch.autograd.Function):
 
     @staticmethod
     def forward(mean: Tensor, deviation: Tensor, loc: Tensor, scale: Tensor) -> Tensor:
-        mean, deviation, loc, scale = (_wide(value) for value in (mean, deviation, loc, scale))
+        mean, deviation, loc, scale = (at_least_single(value) for value in (mean, deviation, loc, scale))
         squared = (deviation / scale).square()
         logs = squared.log()
         # Near 1 where the two laws are alike: first what is left of it, which would drown in a sum of squares.
@@ -88,7 +90,7 @@ class _NormalSum(torch.autograd.Function):
 
 def _slopes(inputs: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
     """The derivatives by each of the four, where they are wanted."""
-    mean, deviation, loc, scale = (_wide(value) for value in inputs)
+    mean, deviation, loc, scale = (at_least_single(value) for value in inputs)
     found: list[Tensor | None] = [None] * 4
     if wanted[0] or wanted[2] or wanted[3]:
         apart = (mean - loc) / scale.square()
@@ -99,8 +101,3 @@ def _slopes(inputs: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | N
     if wanted[3]:
         found[3] = (scale.reciprocal() - (deviation / scale).square() / scale - apart.square() * scale).sum()
     return found
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In single precision at least."""
-    return values.to(torch.promote_types(values.dtype, torch.float32))

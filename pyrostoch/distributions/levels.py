@@ -13,6 +13,7 @@ from torch.distributions import constraints
 from torch.types import _size
 
 from pyrostoch._checks import is_rising
+from pyrostoch._precision import at_least_single
 from pyrostoch.distributions.improper import ImproperPrior
 
 __all__ = ["Grid", "Levels", "matching_scale"]
@@ -112,8 +113,7 @@ class Levels(TorchDistribution):
         probs = self._chances
         centre = self._centre(probs)
         with torch.no_grad():
-            # In single precision at least: half precision has too few digits for chances.
-            wide = self.logits.movedim(-1, 0).to(torch.promote_types(probs.dtype, torch.float32)).softmax(0)
+            wide = at_least_single(self.logits).movedim(-1, 0).softmax(0)
             chance = torch.rand(shape, dtype=wide.dtype, device=probs.device)
             drawn = torch.full(shape, self.levels[0], dtype=probs.dtype, device=probs.device)
             # One number a weight; each step is taken where it lies beyond all that is below.

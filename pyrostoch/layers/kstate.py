@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_choice, check_count, check_positive, is_rising
+from pyrostoch._precision import at_least_single
 from pyrostoch.effects.activation import random_activation
 from pyrostoch.layers.noise import NOISE_LAWS, NoiseLaw
 from pyrostoch.moments import Knot, Moments, Piecewise, Smooth, activate
@@ -188,7 +189,7 @@ class KState(nn.Module):
 
     def _given(self, x: Tensor) -> Tensor:
         """The input as the thresholds meet it."""
-        return _wide(x)
+        return at_least_single(x)
 
     def _probabilities(self, x: Tensor) -> Tensor:
         noise, thresholds = self._placed(x)
@@ -286,11 +287,6 @@ class Binary(KState):
 
     def __init__(self, threshold: float = 0.0, noise: float = 0.5, **settings: Any) -> None:
         super().__init__((-1.0, 1.0), (threshold,), noise, **settings)
-
-
-def _wide(x: Tensor) -> Tensor:
-    """In single precision at least: noise and distribution functions have too few digits in half precision."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
 
 
 def _state_of(x: Tensor, states: tuple[float, ...], thresholds: tuple[Any, ...]) -> Tensor:

@@ -156,15 +156,12 @@ def _where(func: Callable[..., Any], *args: Any) -> Moments:
     condition, x, y = (first, second, third) if func is torch.where else (second, first, third)
     if isinstance(condition, Moments):
         refuse(func, "what is chosen depends on the condition; leaky_relu, clamp and thresholds have rules")
+    dtype = next(value.loc.dtype for value in (x, y) if isinstance(value, Moments))
     parts = [
         _mul(torch.mul, value, mask.to(dtype)) if isinstance(value, Moments) else value * mask
-        for value, mask, dtype in ((x, condition, _dtype(x, y)), (y, ~condition, _dtype(x, y)))
+        for value, mask in ((x, condition), (y, ~condition))
     ]
     return torch.add(*parts)  # type: ignore[return-value]
-
-
-def _dtype(*values: Any) -> torch.dtype:
-    return next(value.loc.dtype for value in values if isinstance(value, Moments))
 
 
 @rule(torch.pow, Tensor.pow, Tensor.__pow__, torch.square, Tensor.square)

@@ -157,8 +157,8 @@ def _layer(
     pool = behind.pop(0) if behind and isinstance(behind[0], nn.MaxPool2d) else None
     norm = behind.pop(0) if behind and isinstance(behind[0], (nn.BatchNorm1d, nn.BatchNorm2d)) else None
     neurons: Any = behind.pop(0) if behind and isinstance(behind[0], KState) else None
-    where = ", ".join(f"a {type(module).__name__}" for module in behind)
     if behind:
+        where = ", ".join(f"a {type(module).__name__}" for module in behind)
         raise ValueError(
             f"export_integer: behind layer {name!r} expected at most MaxPool2d, BatchNorm and neurons with states, in "
             f"this order, got further {where}"

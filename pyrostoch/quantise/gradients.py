@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pyrostoch._checks import check_choice, check_count, check_positive
+from pyrostoch._precision import at_least_single
 
 __all__ = ["BinaryGradient", "DiscreteGradient", "KBitGradient", "TernaryGradient", "rounded"]
 
@@ -106,8 +107,7 @@ class DiscreteGradient(nn.Module, ABC):
             gradient: The gradient.
             axis: Its axis of neurons.
         """
-        # In single precision at least: half precision has too few digits for chances.
-        wide = gradient if gradient.dtype in (torch.float32, torch.float64) else gradient.float()
+        wide = at_least_single(gradient)
         axis = min(axis, wide.dim() - 1)
         others = [other for other in range(wide.dim()) if self.per == "tensor" or other != axis]
         if self.clip is not None:

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
 from pyrostoch._checks import check_positive, is_rising
+from pyrostoch._precision import at_least_single
 from pyrostoch.distributions import matching_scale
 from pyrostoch.quantise.gradients import rounded
 
@@ -94,7 +95,7 @@ class GridUpdates:
 
     def _scale_of(self, parameter: Tensor) -> Tensor:
         """The scale of a parameter's grid."""
-        weights = _wide(parameter.detach())
+        weights = at_least_single(parameter.detach())
         if self.scale is not None:
             return weights.new_tensor(self.scale)
         if not weights.any():
@@ -107,16 +108,15 @@ class GridUpdates:
         on_grid = bool(((states - states.round()).abs() <= _tolerance(parameter) * len(self.levels)).all())
         sizes = {round(abs(level), 9) for level in self.levels} - {0.0}
         # An outermost level that nothing is on would be missed, and the grid taken for a smaller one.
-        if on_grid and len((states.round() * self.step + self.levels[0]).abs().round(decimals=6).unique()) >= len(
-            sizes
-        ):
+        occupied = (states.round() * self.step + self.levels[0]).abs().round(decimals=6).unique()
+        if on_grid and len(occupied) >= len(sizes):
             return largest
         return matching_scale(weights, weights.new_tensor(self.levels))
 
     @torch.no_grad()
     def _put(self, parameter: Tensor, scale: Tensor) -> None:
         """Each weight on a state beside it, the outermost ones where it lies beyond."""
-        at = (_wide(parameter) / scale - self.levels[0]) / self.step
+        at = (at_least_single(parameter) / scale - self.levels[0]) / self.step
         near = at.round()
         # A weight that has not moved is on its state but for the last digits, and stays there.
         at = torch.where((at - near).abs() <= _tolerance(parameter) * (1.0 + near.abs()), near, at)
@@ -125,11 +125,6 @@ class GridUpdates:
 
     def __repr__(self) -> str:
         return f"GridUpdates(levels={self.levels}, scale={self.scale})"
-
-
-def _wide(values: Tensor) -> Tensor:
-    """In single precision at least, which has the digits for chances."""
-    return values if values.dtype in (torch.float32, torch.float64) else values.float()
 
 
 def _tolerance(parameter: Tensor) -> float:
