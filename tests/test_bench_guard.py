@@ -85,7 +85,10 @@ def test_a_check_on_few_images_has_no_published_row_and_says_so(tmp_path: Path) 
     here = setting(tmp_path, preset="cpu")
     run(few, here)
     text = tables(few, read_results(results_file(few, here)))
-    assert f"The first {SHORT.examples} training and test images only: a check that it works, and no result." in text
+    assert (
+        f"Networks see the first {SHORT.examples} training and test images only: a check that it works, and no result."
+        in text
+    )
     assert "*published*" not in text
     whole = dataclasses.replace(SHORT, examples=None)
     many = dataclasses.replace(few, cases=(case("net/one", recipes={"cpu": whole}),))

@@ -84,7 +84,7 @@ def test_a_layer_of_any_shape_is_one_site(shape):
 def test_inside_a_bayesian_model_sites_are_scaled_as_the_observations_are():
     net, x, y = parts()
     bayesian = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=60)
-    with StateSites(net, num_data=60):
+    with StateSites(bayesian):
         trace = poutine.trace(bayesian).get_trace(x, y)
     trace.compute_log_prob()
     sites = {name: trace.nodes[name] for name in ("1", "3", "obs")}
@@ -116,13 +116,11 @@ def test_a_guide_of_states_is_trained_by_svi():
 def test_what_does_not_fit_is_refused():
     net, x, y = parts()
     with pytest.raises(ValueError, match="enumeration adds axes in front of the examples"):
-        StateSites(net, enumerate=True, num_data=60)
+        StateSites(ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=60), enumerate=True)
     with pytest.raises(ValueError, match="met a Ternary that is not in the network"):
         model_of = nn.Sequential(nn.Linear(3, 3))
         with pyro.plate("data", 6), StateSites(model_of):
             net(x)
-    with pytest.raises(ValueError, match="StateSites num_data"):
-        StateSites(net, num_data=0)
 
 
 def test_neurons_with_values_of_their_own_are_enumerated_behind_others():

@@ -40,6 +40,8 @@ NEIGHBOURS = {
     ("layers", "model"),
     ("model", "priors"),
     ("model", "likelihoods"),
+    # An export leaves out what a model does to its inputs in training only.
+    ("quantise", "models"),
     # The benchmarks draw their figures.
     ("bench", "report"),
     ("__main__", "cli"),

@@ -29,14 +29,17 @@ def by_loops(x: Tensor, padding: int, shifts: Tensor, flips: Tensor) -> Tensor:
 @pytest.mark.parametrize("shape", [(7, 3, 5, 4), (5, 1, 3, 6), (1, 2, 1, 1)])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_exact_twin(padding: int, shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("flip", [False, True])
+def test_exact_twin(
+    padding: int, shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, flip: bool
+) -> None:
     x = torch.randn(shape, dtype=dtype).to(memory_format=layout)
     before = x.clone()
     torch.manual_seed(5)
-    found = CropAndFlip(padding)(x)
+    found = CropAndFlip(padding, flip)(x)
     torch.manual_seed(5)
     shifts = torch.randint(0, 2 * padding + 1, (2, shape[0], 1))
-    flips = torch.rand(shape[0], 1) < 0.5
+    flips = torch.rand(shape[0], 1) < 0.5 if flip else torch.zeros(shape[0], 1, dtype=torch.bool)
     assert found.dtype == dtype and found.shape == x.shape
     assert torch.equal(found, by_loops(x, padding, shifts, flips))
     assert torch.equal(x, before) and found.data_ptr() != x.data_ptr()
@@ -85,7 +88,7 @@ def test_evaluation_is_identity_and_draws_nothing() -> None:
     layer, x = CropAndFlip().eval(), torch.randn(3, 1, 5, 5)
     state = torch.get_rng_state()
     assert layer(x) is x and torch.equal(torch.get_rng_state(), state)
-    assert repr(layer) == "CropAndFlip(padding=4)" and list(layer.state_dict()) == []
+    assert repr(layer) == "CropAndFlip(padding=4, flip=True)" and list(layer.state_dict()) == []
 
 
 @pytest.mark.parametrize("padding", [-1, 1.5, True, None])

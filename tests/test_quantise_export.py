@@ -128,6 +128,10 @@ def test_costs_are_those_counted_by_hand():
     assert scores.active == pytest.approx(((states != 0).double() @ there.T.double()).sum().item() / 5)
     # Inputs of -1, 0, 1: products are signs, and only the scores' scale is multiplied with.
     assert (scores.multiplications, scores.comparisons) == (3, 0)
+    both = exported.costs(x)
+    assert (both.total.additions, both.total.weights) == (conv.additions + scores.additions, 32)
+    assert [line.split()[0] for line in str(both).splitlines()] == ["layer", "0", "3", "total"]
+    assert both.to_dict()["layers"][1]["weight_bits"] == 72
 
 
 def test_weights_from_a_guide_are_its_most_probable_levels():
@@ -265,3 +269,30 @@ def test_inputs_and_state_dicts_of_another_kind_are_refused():
         export_integer(net, pixels(0))
     with pytest.raises(ValueError, match="export_integer input_step"):
         export_integer(net, pixels(), input_step=-1.0)
+    with pytest.raises(ValueError, match="expected examples to count active additions on, got none"):
+        exported.costs(pixels(0))
+    logistic = on_grid(NETS["binary"](), pixels())
+    logistic[2].law_name = "logistic"
+    with pytest.raises(ValueError, match="of logistic noise and inputs up to 255, this layer of gaussian noise"):
+        exported.load_state_dict(export_integer(logistic, pixels(), input_step=1 / 255).state_dict())
+
+
+def test_sums_stay_exact_when_larger_weights_are_loaded():
+    def with_weight(value):
+        net = nn.Sequential(nn.Linear(700, 1, bias=False), KState((-1.0, 1.0), (0.0,)), nn.Linear(1, 1)).eval()
+        with torch.no_grad():
+            net[0].weight.fill_(value)[0, 0] = 1.0
+            net[2].weight.fill_(1.0)
+        return export_integer(net, torch.ones(2, 700), input_step=1 / 255)
+
+    small, large = with_weight(1.0), with_weight(127.0)
+    small.load_state_dict(large.state_dict())
+    assert small.layers["/0"].dtype == large.layers["/0"].dtype == torch.float64
+
+
+def test_inputs_of_other_sizes_are_named():
+    net = on_grid(nn.Sequential(nn.Linear(4, 3), Ternary(), nn.Linear(3, 2)), torch.randn(9, 4))
+    with pytest.raises(
+        ValueError, match=r"IntegerLayer: expected 4 values an example, got inputs of shape \(2, 5, 4\)"
+    ):
+        export_integer(net, torch.randn(2, 4))(torch.randn(2, 5, 4))

@@ -155,7 +155,9 @@ def _table(bench: Bench, entries: Sequence[Entry], preset: str, held_out: bool) 
         words.append(f"{_NO_NUMBER}: not a finite number.")
     if any(few):
         count = max(number for number in few if number)
-        words.insert(0, f"The first {count:,} training and test images only: a check that it works, and no result.")
+        words.insert(
+            0, f"Networks see the first {count:,} training and test images only: a check that it works, and no result."
+        )
     words.append(f"Run on: {'; '.join(machines)}.")
     parts = [*(_rendered(bench, group) for group in _kinds(rows)), " ".join(words)]
     told = [f"- {', '.join(names)}: {text}." for text, names in recipes.items() if text]

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrostoch.bench.case import Bench, Case, Own, Recipe
-from pyrostoch.bench.discrete import TERNARY, discrete_updates, integers
+from pyrostoch.bench.discrete import NOISE, SHIFT, TERNARY, discrete_updates, integers, shifted
 from pyrostoch.bench.trial import Trained
 from pyrostoch.data import DataSplit
 from pyrostoch.estimators import gradient_quality
@@ -42,7 +42,7 @@ _LEVELS = {
     "cpu": Recipe(epochs=15, lr=1e-3, lr_alpha=0.1, kl_warmup=(15.0, 16.0)),
 }
 _ONCE = {"quick": Recipe(epochs=1), "cpu": Recipe(epochs=100)}
-_NOISES = (0.05, 0.15, 0.5, 1.0, 2.0)
+_NOISES = (0.05, 0.15, 0.3, 0.6, 1.2)
 _RESAMPLES = 10_000
 
 MakeGradient = Callable[[], DiscreteGradient]
@@ -51,7 +51,7 @@ _binary = partial(BinaryGradient, clip=2.5)
 
 
 def _dense(
-    noise: float = 0.5, gradient: MakeGradient | None = None, plain: bool = False
+    noise: float = NOISE, gradient: MakeGradient | None = None, plain: bool = False, shift: int = SHIFT
 ) -> Callable[[DataSplit], nn.Module]:
     """784-2000-10; where gradients are discrete, the error signal and the parameters' gradients are."""
 
@@ -67,14 +67,14 @@ def _dense(
         )
         if gradient is not None:
             gradient().attach(net)
-        return net
+        return shifted(net, shift)
 
     return make
 
 
 def _conv(split: DataSplit) -> nn.Module:
     channels, height, width = split.input_shape
-    return TriDeNTConv(channels, split.num_classes or 1, (height, width))
+    return shifted(TriDeNTConv(channels, split.num_classes or 1, (height, width)))
 
 
 def _guide(
@@ -125,7 +125,7 @@ def _stage(
         guide=_guide(levels, gradient),
         recipes=_LEVELS if levels else _RECIPES,
         start=start,
-        random={f"{layer}.weight": Grid() for layer in layers},
+        random={f"net.{layer}.weight": Grid() for layer in layers},
         modes=_MODES,
         measure=_measured if levels else _interval,
     )
@@ -199,7 +199,8 @@ TRIDENT = Bench(
             measure=_measured,
             alone=discrete_updates,
         ),
-        _stage("dense/plain", "784-2000-10 without normalisation and dropout", network=_dense(plain=True)),
+        _stage("dense/plain", "784-2000-10 without normalisation and dropout", network=_dense(plain=True, shift=0)),
+        _stage("dense/unshifted", "784-2000-10, images as they are", network=_dense(shift=0)),
         _stage("conv/full", "Two convolutions and a dense layer", network=_conv),
         _stage("fashion/dense/full", "784-2000-10, Fashion-MNIST", data="fashion-mnist"),
         _stage(

@@ -33,6 +33,10 @@ def bench(
             "--only", help="Only cases whose name matches this shell pattern; may be repeated.", metavar="PATTERN"
         ),
     ] = None,
+    gradients: Annotated[
+        bool,
+        typer.Option("--gradients", help="Only trident's estimators of gradients: --only 'gradient/*'.", metavar=""),
+    ] = False,
     data_dir: opt.DataDir = None,
     out: Annotated[
         Path, typer.Option("--out", help="Folder of checkpoints, records and the table.", metavar="DIR")
@@ -94,13 +98,14 @@ def bench(
     )
     if threads is not None:
         torch.set_num_threads(threads)
-    cases, idle = selected(chosen, setting, only or ())
+    only = [*(only or []), *(["gradient/*"] if gradients else [])]
+    cases, idle = selected(chosen, setting, only)
     screen = BenchScreen(chosen, setting, cases, idle, _numbers(seeds), quiet and not show)
     screen.plan()
     if show:
         return
     try:
-        run(chosen, setting, seeds=_numbers(seeds), only=only or (), data_dir=data_dir, replace=replace, watch=screen)
+        run(chosen, setting, seeds=_numbers(seeds), only=only, data_dir=data_dir, replace=replace, watch=screen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished trials are kept in {out}, and the one under way up to its last epoch; the same command goes on"

@@ -13,7 +13,7 @@ from pyrostoch.estimators.enumeration import enumerated
 from pyrostoch.estimators.states import Loss, States
 from pyrostoch.estimators.surrogate import surrogate
 from pyrostoch.layers import KState
-from pyrostoch.records import Record
+from pyrostoch.records import Record, table
 
 __all__ = ["GradientQuality", "gradient_quality"]
 
@@ -42,6 +42,11 @@ class GradientQuality(Record):
     bias_stderr: float
     deviation: float
     cosine: float
+
+    def __str__(self) -> str:
+        """The numbers as a table of one row."""
+        headings = ("estimator", "draws", "estimates", "bias / exact", "deviation / exact", "mean cosine")
+        return table(headings, [(self.estimator, self.samples, self.repeats, self.bias, self.deviation, self.cosine)])
 
 
 def gradient_quality(

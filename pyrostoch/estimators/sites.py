@@ -9,9 +9,9 @@ from pyro import poutine
 from pyro.poutine.indep_messenger import IndepMessenger
 from torch import Tensor, nn
 
-from pyrostoch._checks import check_count
 from pyrostoch.estimators.states import States, log_probabilities
 from pyrostoch.layers import KState
+from pyrostoch.model import BayesianModel
 
 __all__ = ["StateSites"]
 
@@ -24,18 +24,18 @@ class StateSites(States):
     parallel enumeration: `TraceEnum_ELBO(max_plate_nesting=1)` with a guide that has none of them sums over all
     configurations, which is exact and for small networks only.
 
-    Inside a `BayesianModel` the network is called in front of the plate of the examples: `num_data` opens that plate,
-    `data`, for the sites, and scales them as it scales the observations; a guide of theirs draws inside
-    `pyro.plate("data", num_data, subsample=torch.arange(len(x)))`. In a model that calls the network inside its own
-    plate, leave it out; enumeration wants such a model, and layers that act on the last axis.
+    A `BayesianModel` calls its network in front of the plate of the examples: where it is given, that plate, `data`, is
+    opened for the sites too, and scales them as it scales the observations; a guide of theirs draws inside
+    `pyro.plate("data", model.num_data, subsample=torch.arange(len(x)))`. In a model that calls the network inside its
+    own plate, give the network; enumeration wants such a model, and layers that act on the last axis.
 
     Args:
-        net: The network whose neurons are meant; its names of layers are those of the sites.
+        net: The network whose neurons are meant, or a `BayesianModel` of it. Its names of layers are those of the
+            sites; each layer has one place.
         enumerate: Whether each neuron is a site, to be enumerated.
-        num_data: Number of training examples, as of the `BayesianModel`.
 
     Raises:
-        ValueError: Enumeration is asked for together with `num_data`, or a layer is met that the network does not have.
+        ValueError: Enumeration is asked for in a `BayesianModel`, or a layer is met that the network does not have.
 
     Example:
         >>> from pyrostoch.layers import Ternary
@@ -48,15 +48,17 @@ class StateSites(States):
         (torch.Size([5, 3]), tensor(True))
     """
 
-    def __init__(self, net: nn.Module, *, enumerate: bool = False, num_data: int | None = None) -> None:
+    def __init__(self, net: nn.Module, *, enumerate: bool = False) -> None:
         super().__init__()
-        if enumerate and num_data is not None:
-            raise ValueError(
-                "StateSites: enumeration adds axes in front of the examples, which a BayesianModel's likelihood does "
-                "not expect; call the network inside a plate of your own model, without num_data"
-            )
+        self.num_data: int | None = None
+        if isinstance(net, BayesianModel):
+            if enumerate:
+                raise ValueError(
+                    "StateSites: enumeration adds axes in front of the examples, which a BayesianModel's likelihood "
+                    "does not expect; call the network inside a plate of your own model, and give the network"
+                )
+            net, self.num_data = net.net, net.num_data
         self.enumerate = enumerate
-        self.num_data = None if num_data is None else check_count("StateSites num_data", num_data)
         self._names = {id(module): name for name, module in net.named_modules() if isinstance(module, KState)}
 
     def states(self, layer: KState, x: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ class CropAndFlip(nn.Module):
 
     Args:
         padding: Pixels added on each side.
+        flip: Whether half of the images are flipped from left to right; digits and letters are not meant to be.
 
     Raises:
         ValueError: `padding` is no whole number from 0 up.
@@ -31,11 +32,11 @@ class CropAndFlip(nn.Module):
         He, Zhang, Ren, Sun, "Deep residual learning for image recognition", 2016, section 4.2.
     """
 
-    def __init__(self, padding: int = 4) -> None:
+    def __init__(self, padding: int = 4, flip: bool = True) -> None:
         super().__init__()
         if not isinstance(padding, int) or isinstance(padding, bool) or padding < 0:
             raise ValueError(f"CropAndFlip: expected a whole number of pixels from 0 up, got {padding!r}")
-        self.padding = padding
+        self.padding, self.flip = padding, flip
 
     def forward(self, x: Tensor) -> Tensor:
         """Map images `(batch, channels, height, width)` to images of the same shape.
@@ -54,12 +55,13 @@ class CropAndFlip(nn.Module):
         top, left = torch.randint(0, 2 * self.padding + 1, (2, count, 1), device=x.device)
         rows = top + torch.arange(height, device=x.device)
         columns = left + torch.arange(width, device=x.device)
-        flips = torch.rand(count, 1, device=x.device) < 0.5
-        columns = torch.where(flips, columns.flip(1), columns)
+        if self.flip:
+            flips = torch.rand(count, 1, device=x.device) < 0.5
+            columns = torch.where(flips, columns.flip(1), columns)
         picked = torch.arange(count, device=x.device)[:, None, None]
         # Indexed axes separated by a slice come first: (batch, height, width, channels).
         return padded[picked, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:
-        """The padding."""
-        return f"padding={self.padding}"
+        """The padding, and whether images are flipped."""
+        return f"padding={self.padding}, flip={self.flip}"

@@ -5,13 +5,15 @@
 | `gradients` | ternary, binary and k-bit gradients, drawn so that their mean is the gradient |
 | `grid` | weights that an optimiser moves by whole states |
 | `export` | a trained network as integers, checked against it |
-| `integer` | their layers, and what these cost in bits and operations |
+| `integer` | their layers |
+| `costs` | what these take in bits and operations |
 """
 
+from pyrostoch.quantise.costs import LayerCost, NetworkCost
 from pyrostoch.quantise.export import export_integer
 from pyrostoch.quantise.gradients import BinaryGradient, DiscreteGradient, KBitGradient, TernaryGradient, rounded
 from pyrostoch.quantise.grid import GridUpdates
-from pyrostoch.quantise.integer import IntegerLayer, IntegerNetwork, LayerCost
+from pyrostoch.quantise.integer import IntegerLayer, IntegerNetwork
 
 __all__ = [
     "BinaryGradient",
@@ -21,6 +23,7 @@ __all__ = [
     "IntegerNetwork",
     "KBitGradient",
     "LayerCost",
+    "NetworkCost",
     "TernaryGradient",
     "export_integer",
     "rounded",

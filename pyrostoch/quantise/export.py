@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyrostoch._checks import check_positive
 from pyrostoch.effects import NoiseFree
 from pyrostoch.layers import KState, ThresholdNeuron
+from pyrostoch.models import CropAndFlip
 from pyrostoch.quantise.gradients import DiscreteGradient
 from pyrostoch.quantise.integer import IntegerLayer, IntegerNetwork, whole_steps
 
@@ -22,7 +23,10 @@ _MOST = 127
 # Rounding of a sum of products, in units of the last digit of its largest part.
 _DIGITS = 32.0
 # What does nothing in evaluation mode and without noise; a linear layer flattens by itself.
-_PASSED = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Flatten, nn.Identity, DiscreteGradient)
+_PASSED = (
+    *(nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.AlphaDropout, nn.Flatten, nn.Identity),
+    *(CropAndFlip, DiscreteGradient),
+)
 
 
 def whole_numbers(values: Tensor) -> tuple[Tensor, Tensor] | None:
@@ -88,7 +92,7 @@ def export_integer(net: nn.Module, x: Tensor, *, input_step: float | None = None
         >>> exported = export_integer(net, torch.randn(5, 4))
         >>> exported.states(torch.randn(5, 4))["0"].dtype
         torch.int8
-        >>> sum(cost.multiplications for cost in exported.costs(torch.randn(5, 4)))  # the scores' scale
+        >>> exported.costs(torch.randn(5, 4)).total.multiplications  # the scores' scale
         3
     """
     if len(x) == 0:

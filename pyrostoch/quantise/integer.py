@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -12,36 +11,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrostoch.layers.noise import NOISE_LAWS
+from pyrostoch.quantise.costs import LayerCost, NetworkCost
 
-__all__ = ["IntegerLayer", "IntegerNetwork", "LayerCost", "whole_steps"]
+__all__ = ["IntegerLayer", "IntegerNetwork", "whole_steps"]
 
 # Whole numbers up to here are exact in single precision.
 _EXACT = 2**24
-
-
-@dataclass(frozen=True)
-class LayerCost:
-    """What a layer takes for one example.
-
-    Args:
-        name: The layer.
-        weights: Number of its weights.
-        weight_bits: Bits in which they can be kept, each as the number of a level.
-        float_bits: Bits of the same weights in single precision.
-        additions: Sums of a product of weight and input where the weight is not 0.
-        active: Those of them in which the input is not 0 either, a mean over the examples looked at.
-        multiplications: Products that are more than a sign.
-        comparisons: Comparisons of a sum with a threshold.
-    """
-
-    name: str
-    weights: int
-    weight_bits: int
-    float_bits: int
-    additions: int
-    active: float
-    multiplications: int
-    comparisons: int
 
 
 class IntegerLayer(nn.Module):
@@ -70,6 +45,7 @@ class IntegerLayer(nn.Module):
     thresholds: Tensor
     rest: Tensor
     noise: Tensor
+    kind: Tensor
     states: Tensor | None
     scale: Tensor
     bias: Tensor
@@ -104,8 +80,28 @@ class IntegerLayer(nn.Module):
         self.register_buffer("noise", noise)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        bound = None if largest is None else largest * int(weight.long().abs().flatten(1).sum(1).max())
-        self.dtype = torch.float32 if bound is not None and bound < _EXACT else torch.float64
+        # In the state dict too, so that thresholds do not come to inputs or noise that they were not made for.
+        kind = torch.tensor([list(NOISE_LAWS).index(law), -1 if largest is None else largest], device=weight.device)
+        self.register_buffer("kind", kind)
+        self._choose_dtype()
+
+    def _choose_dtype(self) -> None:
+        """The precision in which the sums of these weights are exact."""
+        most = int(self.weight.long().abs().flatten(1).sum(1).max())
+        exact = self.largest is not None and self.largest * most < _EXACT
+        self.dtype = torch.float32 if exact else torch.float64
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
+        given = state_dict.get(prefix + "kind")
+        if given is not None and given.tolist() != self.kind.tolist():
+            names = list(NOISE_LAWS)
+            theirs, mine = ((names[law], largest) for law, largest in (given.tolist(), self.kind.tolist()))
+            raise ValueError(
+                f"IntegerLayer {prefix}: the state dict is of {theirs[0]} noise and inputs up to {theirs[1]}, this "
+                f"layer of {mine[0]} noise and inputs up to {mine[1]} (-1: real inputs)"
+            )
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        self._choose_dtype()
 
     def forward(self, x: Tensor, draw: bool = False) -> Tensor:
         """States as int8, or scores in single precision.
@@ -174,7 +170,12 @@ class IntegerLayer(nn.Module):
 
     def _sums(self, x: Tensor, weight: Tensor) -> Tensor:
         if self.options is None:
-            return F.linear(x.flatten(1), weight)
+            flat = x.flatten(1)
+            if flat.shape[1] != weight.shape[1]:
+                raise ValueError(
+                    f"IntegerLayer: expected {weight.shape[1]} values an example, got inputs of shape {tuple(x.shape)}"
+                )
+            return F.linear(flat, weight)
         return F.conv2d(x, weight, **self.options)
 
     def _by_output(self, value: Tensor, sums: Tensor) -> Tensor:
@@ -226,13 +227,18 @@ class IntegerNetwork(nn.Module):
         """
         return {name: made for name, layer, _, made in self._run(x, False) if layer.states is not None}
 
-    def costs(self, x: Tensor) -> list[LayerCost]:
+    def costs(self, x: Tensor) -> NetworkCost:
         """Bits and operations of each layer for one example.
 
         Args:
             x: Examples, over which active additions are averaged.
+
+        Raises:
+            ValueError: There are none.
         """
-        return [layer.cost(name, given) for name, layer, given, _ in self._run(x, False)]
+        if len(x) == 0:
+            raise ValueError("IntegerNetwork.costs: expected examples to count active additions on, got none")
+        return NetworkCost(tuple(layer.cost(name, given) for name, layer, given, _ in self._run(x, False)))
 
     def _run(self, x: Tensor, draw: bool) -> Iterator[tuple[str, IntegerLayer, Tensor, Tensor]]:
         """Each layer with its name, what comes into it and what it makes of it."""
