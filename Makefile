@@ -15,6 +15,9 @@ PEERS_PIP := $(PEERS)/bin/python -m pip install --disable-pip-version-check -c c
 PYTEST_ARGS ?=
 COVER       ?=
 COVER_ARGS   = $(if $(COVER),--cov=pyrostoch --cov-report=term --cov-fail-under=$(COVER))
+# Several processes share the tests, one a core; WORKERS=0 runs them in this one, for a debugger or -x.
+WORKERS     ?= auto
+WORKER_ARGS  = $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --maxprocesses 4 --dist worksteal)
 DEMO_ARGS   ?=
 DIST        ?= dist
 
@@ -36,7 +39,7 @@ demo: $(VENV)/.runtime  ## train the five guides on the bundled digits, print th
 	$(BIN)/pyrostoch compare --data digits $(DEMO_ARGS)
 
 test: $(VENV)/.test  ## run the test suite (PYTEST_ARGS=..., COVER=90)
-	OMP_NUM_THREADS=$(TEST_THREADS) MKL_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest $(COVER_ARGS) $(PYTEST_ARGS)
+	OMP_NUM_THREADS=$(TEST_THREADS) MKL_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest $(WORKER_ARGS) $(COVER_ARGS) $(PYTEST_ARGS)
 
 cov:  ## run the test suite and fail below 90 % coverage
 	@$(MAKE) --no-print-directory test COVER=90

@@ -57,7 +57,7 @@ class StateSites(States):
                     "StateSites: enumeration adds axes in front of the examples, which a BayesianModel's likelihood "
                     "does not expect; call the network inside a plate of your own model, and give the network"
                 )
-            net, self.num_data = net.net, net.num_data
+            self.num_data, net = int(net.num_data), net.net
         self.enumerate = enumerate
         self._names = {id(module): name for name, module in net.named_modules() if isinstance(module, KState)}
 
