@@ -121,3 +121,18 @@ def test_weights_that_are_all_zero_have_no_scale():
     model = ps.BayesianModel(net, prior=ps.priors.Grid(), likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
     with pytest.raises(ValueError, match="weights of site 'weight' are 0 throughout"):
         ps.guides.CategoricalWeights(model)
+
+
+def test_a_weight_that_is_one_number_is_exported():
+    class Scaled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.factor = nn.Parameter(torch.tensor(0.7))
+
+        def forward(self, x):
+            return self.factor * x
+
+    model = ps.BayesianModel(Scaled(), prior=ps.priors.Grid(), likelihood=ps.likelihoods.Gaussian(0.1), num_data=5)
+    guide = ps.guides.CategoricalWeights(model)
+    law = guide.site_law("factor")
+    assert law.batch_shape == () and guide.export(model).factor.item() == law.scale.item()

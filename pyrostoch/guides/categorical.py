@@ -91,7 +91,8 @@ class CategoricalWeights(Guide):
         """
         weights = {}
         for name in self.weight_names:
-            law = self.site_law(name).base_dist
+            found = self.site_law(name)
+            law = getattr(found, "base_dist", found)  # a weight that is one number has its law bare
             levels = law.scale.new_tensor(self.levels)
             weights[name] = law.scale * levels[law.states().long()]
         return with_weights(model, weights)
