@@ -74,7 +74,8 @@ def _dense(
 
 def _conv(split: DataSplit) -> nn.Module:
     channels, height, width = split.input_shape
-    return shifted(TriDeNTConv(channels, split.num_classes or 1, (height, width)))
+    neurons = partial(Ternary, noise=NOISE)
+    return shifted(TriDeNTConv(channels, split.num_classes or 1, (height, width), neurons=neurons))
 
 
 def _guide(
