@@ -9,12 +9,12 @@ import torch
 
 import pyrostoch as ps
 from pyrostoch.bench.binary import binary_cnn, binary_mlp
-from pyrostoch.bench.case import Own, Recipe
+from pyrostoch.bench.case import Own, Setting
 from pyrostoch.bench.gaps import random_network, unit_covariances, wu_ramp, wu_step
 from pyrostoch.bench.homeostasis import FACTORS, HOMEOSTASIS, WAYS, trial
 from pyrostoch.bench.moments import MOMENTS
 from pyrostoch.bench.posterior import Problem, fit_posteriors
-from pyrostoch.bench.trial import Setting
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.moments import Knot, Piecewise
 
 F64 = {"dtype": torch.float64}

@@ -12,7 +12,8 @@ from test_bench_cli import call
 from test_bench_results import made
 
 from pyrostoch.bench import BENCHES, Bench, Case, Setting
-from pyrostoch.bench.case import Own, Recipe
+from pyrostoch.bench.case import Own
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.bench.results import collect
 from pyrostoch.bench.speed import SPEED, driver, measures, summary
 from pyrostoch.bench.speed.driver import Times, Worker, interpreter_of_peers, measure

@@ -8,9 +8,8 @@ import pytest
 import torch
 
 import pyrostoch as ps
-from pyrostoch.bench.case import Own
+from pyrostoch.bench.case import Own, Setting, Trained
 from pyrostoch.bench.discrete import discrete_updates, integers
-from pyrostoch.bench.trial import Setting, Trained
 from pyrostoch.bench.trident import TRIDENT
 from pyrostoch.layers import Binary, Ternary
 from pyrostoch.models import TriDeNT, TriDeNTConv

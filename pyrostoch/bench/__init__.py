@@ -16,11 +16,11 @@ makes the table of all of them.
 
 from __future__ import annotations
 
-from pyrostoch.bench.case import Bench, Case, Recipe
+from pyrostoch.bench.case import Bench, Case, Setting
 from pyrostoch.bench.plan import BENCHES
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.bench.results import read_results
 from pyrostoch.bench.run import run
 from pyrostoch.bench.tables import markdown
-from pyrostoch.bench.trial import Setting
 
 __all__ = ["BENCHES", "Bench", "Case", "Recipe", "Setting", "markdown", "read_results", "run"]

@@ -1,97 +1,31 @@
-"""What a benchmark is made of: cases, each a network with random weights and the recipe that trains it."""
+"""What a benchmark is made of: cases, each a network with random weights and recipes; and what a trial is given."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
-from pyrostoch._checks import check_choice, name_list
+from pyrostoch._checks import name_list
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
-from pyrostoch.infer.elbo import ESTIMATORS, Estimator
-from pyrostoch.infer.schedule import SCHEDULES, Schedule
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from pyrostoch.bench.trial import Setting, Trained
 
-__all__ = ["Bench", "Case", "MakeGuide", "Own", "Recipe"]
+__all__ = ["Bench", "Case", "MakeGuide", "Own", "Setting", "Trained"]
 
 #: Extra scores of a trained network, by metric.
 Measure = Callable[["Trained"], Mapping[str, float]]
 
 #: Carries out a trial of a kind of its own and makes its metrics.
 Alone = Callable[["Own"], Mapping[str, float]]
-
-_WHOLE = ("epochs", "batch_size", "examples")
-_WORDS: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "estimator": ESTIMATORS}
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """How a network is trained, and how its guide starts.
-
-    Args:
-        epochs: Passes through the training data; rounds, where a trial is of a kind of its own.
-        batch_size: Examples a step.
-        lr: Learning rate at the start.
-        lr_alpha: Learning rate of log alpha at the start; `lr` where it is not given.
-        init_log_alpha: Where log alpha starts, for guides that have one.
-        init_scale: Where the standard deviations of an additive guide start.
-        schedule: How the rates fall.
-        kl_warmup: Epochs until the KL has its full weight; a pair of epochs between which it rises.
-        estimator: How random weights are treated in training.
-        examples: Training examples used, the first ones, and at most so many test examples; all of them where it is
-            not given.
-    """
-
-    epochs: int
-    batch_size: int = 200
-    lr: float = 1e-3
-    lr_alpha: float | None = None
-    init_log_alpha: float = -5.0
-    init_scale: float = 1e-2
-    schedule: Schedule = "linear"
-    kl_warmup: float | tuple[float, float] = 0.0
-    estimator: Estimator = "local"
-    examples: int | None = None
-
-    def changed(self, settings: Mapping[str, str]) -> Recipe:
-        """The recipe with some settings changed, as they are written on a command line.
-
-        Args:
-            settings: Values by name.
-
-        Returns:
-            Another recipe.
-
-        Raises:
-            ValueError: A name is unknown, or a value is of another kind.
-
-        Example:
-            >>> Recipe(epochs=5).changed({"lr": "0.01", "epochs": "7"}).lr
-            0.01
-        """
-        known = vars(self)
-        changes: dict[str, Any] = {}
-        for name, text in settings.items():
-            if name not in known:
-                raise ValueError(f"recipe: no setting {name!r}; it has {name_list(known, len(known))}")
-            if name in _WORDS:
-                changes[name] = check_choice(f"recipe: {name}", text, _WORDS[name])
-                continue
-            try:
-                changes[name] = int(text) if name in _WHOLE else float(text)
-            except ValueError:
-                kind = "whole number" if name in _WHOLE else "number"
-                raise ValueError(f"recipe: {name}: expected a {kind}, got {text!r}") from None
-        return replace(self, **changes)
-
 
 #: Makes a guide for a model by a recipe, from the trained guide of the case it starts from where there is one.
 MakeGuide = Callable[[BayesianModel, Recipe, nn.Module | None], nn.Module]
@@ -197,3 +131,62 @@ class Bench:
             if case.name == name:
                 return case
         raise ValueError(f"bench {self.name}: no case {name!r}; it has {name_list(case.name for case in self.cases)}")
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Where and on what a trial runs.
+
+    Args:
+        preset: `"quick"`, `"cpu"` or `"full"`.
+        out: Folder of the benchmarks' files.
+        device: Torch device.
+        precision: `"float32"`, or `"bf16"` to train under autocast; scores are always those of float32.
+        holdout: Whether a sixth of the training data is held out, and stands for the test data.
+        changes: Settings of the recipe that are tried instead of its own, by name.
+    """
+
+    preset: str
+    out: Path
+    device: str = "cpu"
+    precision: Literal["float32", "bf16"] = "float32"
+    holdout: bool = False
+    changes: tuple[tuple[str, str], ...] = ()
+
+    def recipe(self, case: Case) -> Recipe:
+        """The recipe of a case under this setting."""
+        return case.recipes[self.preset].changed(dict(self.changes))
+
+    @property
+    def variant(self) -> str:
+        """The preset, and what differs from it, as a name."""
+        return ",".join([self.preset, *(f"{name}={value}" for name, value in self.changes)])
+
+    def trials(self, bench: Bench) -> Path:
+        """The folder of a benchmark's trials; those that choices are made on lie apart."""
+        return self.out / ("selection" if self.holdout else "runs") / bench.name
+
+
+@dataclass
+class Trained:
+    """A trained network and what it is scored on.
+
+    Args:
+        case: The case.
+        model: The model.
+        guide: Its guide.
+        train: Training data.
+        test: Test data.
+        recipe: The recipe it was trained by.
+        seed: The seed.
+        split: The data set it is of.
+    """
+
+    case: Case
+    model: BayesianModel
+    guide: nn.Module
+    train: tuple[Tensor, Tensor]
+    test: tuple[Tensor, Tensor]
+    recipe: Recipe
+    seed: int
+    split: DataSplit

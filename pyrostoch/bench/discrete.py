@@ -10,8 +10,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrostoch.bench.case import Own
-from pyrostoch.bench.trial import Trained, parts_of, score
+from pyrostoch.bench.case import Own, Trained
+from pyrostoch.bench.trial import parts_of, score
 from pyrostoch.guides import Additive, CategoricalWeights, refresh_batch_norm
 from pyrostoch.infer.draws import seeded
 from pyrostoch.infer.schedule import rate_factor

@@ -7,10 +7,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pyrostoch.bench.case import Bench
+from pyrostoch.bench.case import Bench, Setting
 from pyrostoch.bench.files import save_figure
 from pyrostoch.bench.run import finished
-from pyrostoch.bench.trial import Setting
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

@@ -7,7 +7,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyrostoch.bench.case import Bench, Case, MakeGuide, Recipe
+from pyrostoch.bench.case import Bench, Case, MakeGuide
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.bench.variance import lenet5
 from pyrostoch.effects import base_law
 from pyrostoch.guides import Additive, LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha

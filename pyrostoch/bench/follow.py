@@ -18,7 +18,7 @@ from pyrostoch.infer.checkpoint import load
 from pyrostoch.infer.compare import compare
 
 if TYPE_CHECKING:
-    from pyrostoch.bench.trial import Trained
+    from pyrostoch.bench.case import Trained
 
 __all__ = ["Follower", "log_alphas"]
 

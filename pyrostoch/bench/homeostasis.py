@@ -9,8 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch.bench.binary import NOISE, binary_mlp
-from pyrostoch.bench.case import Bench, Case, Own, Recipe
+from pyrostoch.bench.case import Bench, Case, Own
 from pyrostoch.bench.files import save_figure
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.guides import Additive
 from pyrostoch.infer import compare, fit
 from pyrostoch.infer.draws import evaluating, seeded

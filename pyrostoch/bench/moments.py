@@ -8,10 +8,10 @@ from functools import partial
 from typing import TYPE_CHECKING
 
 from pyrostoch.bench.binary import binary_cnn, binary_mlp
-from pyrostoch.bench.case import Bench, Case, Own, Recipe
+from pyrostoch.bench.case import Bench, Case, Own, Trained
 from pyrostoch.bench.gaps import random_network, time_of_moments, unit_covariances
 from pyrostoch.bench.posterior import fit_posteriors
-from pyrostoch.bench.trial import Trained
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.bench.variance import VARIANCE, nothing_random
 from pyrostoch.data import DataSplit
 

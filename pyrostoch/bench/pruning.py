@@ -8,9 +8,9 @@ from dataclasses import replace
 
 from torch import nn
 
-from pyrostoch.bench.case import Bench, Case, Recipe
+from pyrostoch.bench.case import Bench, Case, Trained
 from pyrostoch.bench.magnitude import train_and_prune
-from pyrostoch.bench.trial import Trained
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.bench.variance import lenet5
 from pyrostoch.data import DataSplit
 from pyrostoch.guides import Additive, prune, refresh_batch_norm

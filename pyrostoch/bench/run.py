@@ -9,10 +9,10 @@ from typing import Any
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._version import versions
-from pyrostoch.bench.case import Bench, Case
+from pyrostoch.bench.case import Bench, Case, Setting
 from pyrostoch.bench.files import read_json
 from pyrostoch.bench.results import digest, read_results, write_results
-from pyrostoch.bench.trial import Setting, carry_out, fits, settings_of
+from pyrostoch.bench.trial import carry_out, fits, settings_of
 from pyrostoch.data import DataNotFoundError, DataSplit, load
 from pyrostoch.infer.trainer import NonFiniteLossError
 

@@ -8,18 +8,18 @@ import os
 import platform
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrostoch._version import versions
-from pyrostoch.bench.case import Bench, Case, Own, Recipe
+from pyrostoch.bench.case import Bench, Case, Own, Setting, Trained
 from pyrostoch.bench.files import read_json, write_json
 from pyrostoch.bench.follow import Follower
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
 from pyrostoch.infer.checkpoint import load
 from pyrostoch.infer.compare import ComparisonRow, accuracy_by_samples, compare
@@ -29,7 +29,7 @@ from pyrostoch.infer.fit import fit
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 
-__all__ = ["Setting", "Trained", "carry_out", "fits", "parts_of", "score", "settings_of", "trial_folder"]
+__all__ = ["carry_out", "fits", "parts_of", "score", "settings_of", "trial_folder"]
 
 _RECORD, _CURVE, _CHECKPOINT = "trial.json", "curve.jsonl", "checkpoint.safetensors"
 
@@ -37,65 +37,6 @@ _RECORD, _CURVE, _CHECKPOINT = "trial.json", "curve.jsonl", "checkpoint.safetens
 _FEW = 20
 
 Progress = Callable[[dict[str, Any]], Any]
-
-
-@dataclass(frozen=True)
-class Setting:
-    """Where and on what a trial runs.
-
-    Args:
-        preset: `"quick"`, `"cpu"` or `"full"`.
-        out: Folder of the benchmarks' files.
-        device: Torch device.
-        precision: `"float32"`, or `"bf16"` to train under autocast; scores are always those of float32.
-        holdout: Whether a sixth of the training data is held out, and stands for the test data.
-        changes: Settings of the recipe that are tried instead of its own, by name.
-    """
-
-    preset: str
-    out: Path
-    device: str = "cpu"
-    precision: Literal["float32", "bf16"] = "float32"
-    holdout: bool = False
-    changes: tuple[tuple[str, str], ...] = ()
-
-    def recipe(self, case: Case) -> Recipe:
-        """The recipe of a case under this setting."""
-        return case.recipes[self.preset].changed(dict(self.changes))
-
-    @property
-    def variant(self) -> str:
-        """The preset, and what differs from it, as a name."""
-        return ",".join([self.preset, *(f"{name}={value}" for name, value in self.changes)])
-
-    def trials(self, bench: Bench) -> Path:
-        """The folder of a benchmark's trials; those that choices are made on lie apart."""
-        return self.out / ("selection" if self.holdout else "runs") / bench.name
-
-
-@dataclass
-class Trained:
-    """A trained network and what it is scored on.
-
-    Args:
-        case: The case.
-        model: The model.
-        guide: Its guide.
-        train: Training data.
-        test: Test data.
-        recipe: The recipe it was trained by.
-        seed: The seed.
-        split: The data set it is of.
-    """
-
-    case: Case
-    model: BayesianModel
-    guide: nn.Module
-    train: tuple[Tensor, Tensor]
-    test: tuple[Tensor, Tensor]
-    recipe: Recipe
-    seed: int
-    split: DataSplit
 
 
 def trial_folder(bench: Bench, case: Case, seed: int, setting: Setting) -> Path:

@@ -12,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrostoch.bench.case import Bench, Case, Own, Recipe
+from pyrostoch.bench.case import Bench, Case, Own, Trained
 from pyrostoch.bench.discrete import NOISE, SHIFT, TERNARY, discrete_updates, integers, shifted
-from pyrostoch.bench.trial import Trained
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
 from pyrostoch.estimators import gradient_quality
 from pyrostoch.guides import Additive, CategoricalWeights

@@ -9,8 +9,9 @@ from typing import Any
 from torch import nn
 
 from pyrostoch.bench import toy
-from pyrostoch.bench.case import Bench, Case, MakeGuide, Own, Recipe
+from pyrostoch.bench.case import Bench, Case, MakeGuide, Own
 from pyrostoch.bench.files import save_figure
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
 from pyrostoch.guides import Additive, LayerwiseAlpha, VarianceOnly
 from pyrostoch.model import BayesianModel

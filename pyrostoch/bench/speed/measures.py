@@ -11,7 +11,8 @@ from typing import Any
 
 import torch
 
-from pyrostoch.bench.case import Own, Recipe
+from pyrostoch.bench.case import Own
+from pyrostoch.bench.recipe import Recipe
 from pyrostoch.bench.speed.driver import Worker, interpreter_of_peers, measure, python_environment
 from pyrostoch.bench.speed.routes import AVERAGING, MEMORY, NETWORKS, RATIOS, ROUTES
 from pyrostoch.bench.speed.summary import milliseconds, ratios, spread
