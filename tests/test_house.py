@@ -82,21 +82,9 @@ def room_of(module: str) -> str:
     return parts[1] if len(parts) > 1 else "__init__"
 
 
-def is_type_checking(node: ast.AST) -> bool:
-    return isinstance(node, ast.If) and ast.unparse(node.test) in {"TYPE_CHECKING", "typing.TYPE_CHECKING"}
-
-
-def walk_runtime(node: ast.AST) -> Iterator[ast.AST]:
-    """Walk all nodes but those that only a type checker reads."""
-    yield node
-    below = node.orelse if isinstance(node, ast.If) and is_type_checking(node) else ast.iter_child_nodes(node)
-    for child in below:
-        yield from walk_runtime(child)
-
-
 def imports_of(tree: ast.Module, module: str, is_package: bool, known: set[str]) -> Iterator[tuple[int, str]]:
-    """Yield (line, imported module) for every import of pyrostoch, those inside functions included."""
-    for node in walk_runtime(tree):
+    """Yield (line, imported module) for every import of pyrostoch, in functions and for type checkers too."""
+    for node in ast.walk(tree):
         if isinstance(node, ast.Import):
             targets = [alias.name for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
@@ -172,8 +160,7 @@ def test_no_circular_imports() -> None:
         ("pyrostoch.model", "import torch, pyrostoch.models as m", ["pyrostoch.models"]),
         ("pyrostoch.model", "def f():\n    import pyrostoch.models", ["pyrostoch.models"]),
         ("pyrostoch.model", "import_module('pyrostoch.models')", ["pyrostoch.models"]),
-        ("pyrostoch.model", "if TYPE_CHECKING:\n    import pyrostoch.models", []),
-        ("pyrostoch.model", "if TYPE_CHECKING:\n    pass\nelse:\n    import pyrostoch.models", ["pyrostoch.models"]),
+        ("pyrostoch.model", "if TYPE_CHECKING:\n    import pyrostoch.models", ["pyrostoch.models"]),
     ],
 )
 def test_reader_of_imports(module: str, source: str, targets: list[str]) -> None:
