@@ -10,6 +10,7 @@ import torch
 import pyrostoch as ps
 from pyrostoch.bench.case import Own, Setting, Trained
 from pyrostoch.bench.discrete import discrete_updates, integers
+from pyrostoch.bench.trial import carry_out
 from pyrostoch.bench.trident import TRIDENT
 from pyrostoch.layers import Binary, Ternary
 from pyrostoch.models import TriDeNT, TriDeNTConv
@@ -105,3 +106,20 @@ def test_the_network_of_integers_is_scored_and_counted(tmp_path):
         and found["cost/float-bits"] == 16 * found["cost/weight-bits"]
     )
     assert found["cost/multiplications"] == 3 and 0 < found["cost/active"] < found["cost/additions"] < 64 * 20 + 60
+
+
+def test_the_cost_of_neurons_is_a_ratio_to_relus(tmp_path):
+    found = carry_out(TRIDENT, TRIDENT.case("time"), 0, Setting("quick", tmp_path), None)["metrics"]
+    assert set(found) == {"time/neurons", "time/numbers"} and min(found.values()) > 0.0
+
+
+def test_training_images_are_shifted_and_others_are_not():
+    data = ps.data.load("digits")
+    net = TRIDENT.case("dense/full").network(data)
+    assert (net.augment.padding, net.augment.flip) == (1, False)
+    seen = []
+    net.net.register_forward_pre_hook(lambda _, args: seen.append(args[0]))
+    net(data.x_train[:20])
+    net.eval()(data.x_train[:20])
+    assert not torch.equal(seen[0], data.x_train[:20]) and torch.equal(seen[1], data.x_train[:20])
+    assert TRIDENT.case("dense/plain").network(data).augment.padding == 0
