@@ -47,8 +47,8 @@ class KState(nn.Module):
     | `NoiseFree` | the state without noise: hard thresholds |
     | `MomentPropagation` | mean and (co)variance for the input's: exact for a Gaussian input |
 
-    Under plain `torch.compile` on a CPU give `options={"fallback_random": True}`, as `compile_step` does: the compiler's
-    own normal numbers take ten times as long as torch's.
+    Under plain `torch.compile` on a CPU give `options={"fallback_random": True}`, as `compile_step` does: the
+    compiler's own normal numbers take ten times as long as torch's.
 
     Args:
         states: The states, rising.
