@@ -147,6 +147,7 @@ def test_nothing_run_is_said() -> None:
     [
         ("accuracy/mc:20", [0.99431], "99.43"),
         ("cost/additions", [1026755.0], "1,026,755"),
+        ("cost/multiplications", [10.0, 10.0], "10"),
         ("error/alpha", [0.0075], "0.75"),
         ("sparsity/conv1", [1.0, 1.0], "100.00 ± 0.00"),
         ("ece/mc:20", [0.01234], "0.0123"),

@@ -224,7 +224,8 @@ def _cell(entry: Entry | None, metric: str) -> str:
         return ""
     if entry["value"] is None:
         return _NO_NUMBER
-    if entry["stderr"] is None:
+    # A count that every seed has is no estimate.
+    if entry["stderr"] is None or (entry["stderr"] == 0.0 and metric.startswith("cost/")):
         return _number(entry["value"], metric)
     # An error has two digits, and its value as many places.
     size = min(abs(entry["value"]), 10 * entry["stderr"] or math.inf)
