@@ -292,7 +292,9 @@ class Regression(nn.Module):
             return pyro.sample("obs", dist.Normal(out, 0.1).to_event(1), obs=y)
 
 
-@pytest.mark.parametrize("elbo", [ps.ELBO("local"), ps.ELBO("shared"), pyro.infer.Trace_ELBO()], ids=repr)
+@pytest.mark.parametrize(
+    "elbo", [ps.ELBO("local"), ps.ELBO("shared"), pyro.infer.Trace_ELBO()], ids=["local", "shared", "trace"]
+)
 def test_stochastic_trains_priors_and_plain_parameters_by_svi(elbo):
     model = layers.Stochastic(Regression(fc2="head"))
     assert list(model.sites) == ["fc1.weight", "head.weight"]
