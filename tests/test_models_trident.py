@@ -123,3 +123,12 @@ def test_training_images_are_shifted_and_others_are_not():
     net.eval()(data.x_train[:20])
     assert not torch.equal(seen[0], data.x_train[:20]) and torch.equal(seen[1], data.x_train[:20])
     assert TRIDENT.case("dense/plain").network(data).augment.padding == 0
+
+
+def test_the_figure_has_accuracy_where_noise_was_swept():
+    passes = ["Forward: states and their mean", "Backward: gradient of the mean"]
+    swept = {
+        f"noise/{noise}": {f"accuracy/{mode}": 0.9 for mode in ("mc:1", "mc:20", "noise-free")} for noise in (0.05, 0.3)
+    }
+    for scores, titles in (({}, passes), (swept, [*passes, "Accuracy against noise"])):
+        assert [axes.get_title() for axes in TRIDENT.figure(scores).axes] == titles

@@ -290,4 +290,5 @@ TRIDENT = Bench(
         "Estimators: two layers of ternary neurons, 2,187 configurations, against the exact gradient by enumeration.",
     ),
     source='"TriDeNT" (note)',
+    figure=_figure,
 )
