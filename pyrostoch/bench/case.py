@@ -18,7 +18,6 @@ from pyrostoch.priors import Prior
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-
 __all__ = ["Bench", "Case", "MakeGuide", "Own", "Setting", "Trained"]
 
 #: Extra scores of a trained network, by metric.

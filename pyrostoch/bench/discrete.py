@@ -3,46 +3,28 @@
 from __future__ import annotations
 
 import math
-from collections import OrderedDict
-from functools import partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrostoch.bench.case import Own, Trained
+from pyrostoch.bench.ternary import TERNARY, ternary_mlp
 from pyrostoch.bench.trial import parts_of, score
 from pyrostoch.guides import Additive, CategoricalWeights, refresh_batch_norm
 from pyrostoch.infer.draws import seeded
 from pyrostoch.infer.schedule import rate_factor
-from pyrostoch.layers import Ternary
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
-from pyrostoch.models import CropAndFlip, TriDeNT
-from pyrostoch.quantise import GridUpdates, TernaryGradient, export_integer
+from pyrostoch.quantise import GridUpdates, export_integer
 
-__all__ = ["TERNARY", "discrete_updates", "integers"]
+__all__ = ["discrete_updates", "integers"]
 
 # Pixels are whole multiples of it.
 _PIXEL = 1.0 / 255.0
 _CHECKED = 2000
-#: Pixels by which images are shifted at random in training, at most, and the neurons' noise; chosen on held-out images.
-SHIFT, NOISE = 1, 0.3
-#: Ternary gradients limited as in TernGrad, chosen on held-out images: the largest of 1.6 million gradients makes a
-#: scale at which most draws are 0. What the limit takes off is a bias.
-TERNARY = partial(TernaryGradient, clip=2.5)
 # Scores of a fresh layer are too close together for a scale that cannot grow; of 0.016, 0.1 and 0.3 on held-out images.
 _SCORES = 0.1
-
-
-def shifted(net: nn.Module, shift: int = SHIFT) -> nn.Module:
-    """A network behind random shifts of its training images.
-
-    Args:
-        net: The network.
-        shift: Pixels, at most.
-    """
-    return nn.Sequential(OrderedDict(augment=CropAndFlip(shift, flip=False), net=net))
 
 
 def discrete_updates(own: Own) -> dict[str, float]:
@@ -57,19 +39,11 @@ def discrete_updates(own: Own) -> dict[str, float]:
     device = torch.device(own.setting.device)
     train, test = parts_of(split, recipe, device)
     with seeded(own.seed, device):
-        inner = TriDeNT(
-            math.prod(split.input_shape),
-            2000,
-            split.num_classes or 1,
-            gradient=TERNARY,
-            neurons=partial(Ternary, noise=NOISE),
-        )
-        net = shifted(inner)
+        net = ternary_mlp(split, gradient=TERNARY)
         model = BayesianModel(net, likelihood=Categorical(), num_data=len(train[0])).to(device)
         optimizer = torch.optim.Adam(net.parameters(), lr=recipe.lr)
-        TERNARY().attach(net)
-        GridUpdates().attach(optimizer, [inner.get_parameter("fc1.weight")])
-        GridUpdates(scale=_SCORES).attach(optimizer, [inner.scores.weight])
+        GridUpdates().attach(optimizer, [net.get_parameter("net.fc1.weight")])
+        GridUpdates(scale=_SCORES).attach(optimizer, [net.get_parameter("net.scores.weight")])
         net.train()
         steps = recipe.epochs * math.ceil(len(train[0]) / recipe.batch_size)
         step = 0

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pyrostoch.bench.case import Bench, Case, Own, Trained
-from pyrostoch.bench.discrete import NOISE, SHIFT, TERNARY, discrete_updates, integers, shifted
+from pyrostoch.bench.discrete import discrete_updates, integers
 from pyrostoch.bench.recipe import Recipe
+from pyrostoch.bench.ternary import BINARY, TERNARY, MakeGradient, ternary_cnn, ternary_mlp
 from pyrostoch.data import DataSplit
 from pyrostoch.estimators import gradient_quality
 from pyrostoch.guides import Additive, CategoricalWeights
@@ -22,9 +23,7 @@ from pyrostoch.infer.draws import seeded
 from pyrostoch.infer.predict import predict
 from pyrostoch.layers import Ternary
 from pyrostoch.model import BayesianModel
-from pyrostoch.models import TriDeNT, TriDeNTConv
 from pyrostoch.priors import Grid
-from pyrostoch.quantise import BinaryGradient, DiscreteGradient
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -45,38 +44,6 @@ _LEVELS = {
 _ONCE = {"quick": Recipe(epochs=1), "cpu": Recipe(epochs=100)}
 _NOISES = (0.05, 0.15, 0.3, 0.6, 1.2)
 _RESAMPLES = 10_000
-
-MakeGradient = Callable[[], DiscreteGradient]
-
-_binary = partial(BinaryGradient, clip=2.5)
-
-
-def _dense(
-    noise: float = NOISE, gradient: MakeGradient | None = None, plain: bool = False, shift: int = SHIFT
-) -> Callable[[DataSplit], nn.Module]:
-    """784-2000-10; where gradients are discrete, the error signal and the parameters' gradients are."""
-
-    def make(split: DataSplit) -> nn.Module:
-        net = TriDeNT(
-            math.prod(split.input_shape),
-            2000,
-            split.num_classes or 1,
-            neurons=lambda: Ternary(noise=noise),
-            gradient=gradient,
-            batch_norm=not plain,
-            dropout=0.0 if plain else 0.2,
-        )
-        if gradient is not None:
-            gradient().attach(net)
-        return shifted(net, shift)
-
-    return make
-
-
-def _conv(split: DataSplit) -> nn.Module:
-    channels, height, width = split.input_shape
-    neurons = partial(Ternary, noise=NOISE)
-    return shifted(TriDeNTConv(channels, split.num_classes or 1, (height, width), neurons=neurons))
 
 
 def _guide(
@@ -123,7 +90,7 @@ def _stage(
         name=name,
         title=title,
         data=data,
-        network=network or _dense(gradient=gradient),
+        network=network or partial(ternary_mlp, gradient=gradient),
         guide=_guide(levels, gradient),
         recipes=_LEVELS if levels else _RECIPES,
         start=start,
@@ -158,7 +125,7 @@ def _quality(estimator: str, samples: int) -> Callable[[Own], Mapping[str, float
     return trial
 
 
-def _cost(own: Own) -> dict[str, float]:
+def _times(own: Own) -> dict[str, float]:
     """Forward and backward time of ternary neurons, and of their normal numbers alone, beside that of ReLUs."""
     with seeded(own.seed, torch.device("cpu")):
         x, back = torch.randn(100, 2000), torch.randn(100, 2000)
@@ -206,7 +173,7 @@ TRIDENT = Bench(
     cases=(
         _stage("dense/full", "784-2000-10, weights and gradients in full precision"),
         _stage("dense/ternary-gradients", "784-2000-10, ternary gradients", gradient=TERNARY),
-        _stage("dense/binary-gradients", "784-2000-10, binary gradients", gradient=_binary),
+        _stage("dense/binary-gradients", "784-2000-10, binary gradients", gradient=BINARY),
         _stage("dense/ternary-weights", "784-2000-10, ternary weights", levels=True, start="dense/full"),
         _stage(
             "dense/all",
@@ -224,9 +191,13 @@ TRIDENT = Bench(
             measure=_measured,
             alone=discrete_updates,
         ),
-        _stage("dense/plain", "784-2000-10 without normalisation and dropout", network=_dense(plain=True, shift=0)),
-        _stage("dense/unshifted", "784-2000-10, images as they are", network=_dense(shift=0)),
-        _stage("conv/full", "Two convolutions and a dense layer", network=_conv),
+        _stage(
+            "dense/plain",
+            "784-2000-10 without normalisation and dropout",
+            network=partial(ternary_mlp, plain=True, shift=0),
+        ),
+        _stage("dense/unshifted", "784-2000-10, images as they are", network=partial(ternary_mlp, shift=0)),
+        _stage("conv/full", "Two convolutions and a dense layer", network=ternary_cnn),
         _stage("fashion/dense/full", "784-2000-10, Fashion-MNIST", data="fashion-mnist"),
         _stage(
             "fashion/dense/ternary-gradients",
@@ -242,12 +213,15 @@ TRIDENT = Bench(
             levels=True,
             start="fashion/dense/ternary-gradients",
         ),
-        *(_stage(f"noise/{noise:g}", f"784-2000-10, noise {noise:g}", network=_dense(noise)) for noise in _NOISES),
+        *(
+            _stage(f"noise/{noise:g}", f"784-2000-10, noise {noise:g}", network=partial(ternary_mlp, noise=noise))
+            for noise in _NOISES
+        ),
         *(
             Case(f"gradient/{name}", words, None, _ONCE, alone=_quality(name, samples), cpu_only=True)
             for name, (words, samples) in _ESTIMATORS.items()
         ),
-        Case("time", "Ternary neurons on 100 x 2000 values", None, _ONCE, alone=_cost, cpu_only=True),
+        Case("time", "Ternary neurons on 100 x 2000 values", None, _ONCE, alone=_times, cpu_only=True),
     ),
     columns=(
         ("accuracy/mc:1", "1 sample, %"),

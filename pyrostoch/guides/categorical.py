@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyrostoch._checks import check_positive, is_rising
 from pyrostoch.distributions import Levels, matching_scale
+from pyrostoch.effects import base_law
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.export import with_weights
 from pyrostoch.model import Site
@@ -91,8 +92,7 @@ class CategoricalWeights(Guide):
         """
         weights = {}
         for name in self.weight_names:
-            found = self.site_law(name)
-            law = getattr(found, "base_dist", found)  # a weight that is one number has its law bare
+            law: Any = base_law(self.site_law(name))
             levels = law.scale.new_tensor(self.levels)
             weights[name] = law.scale * levels[law.states().long()]
         return with_weights(model, weights)

@@ -3,13 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from pyrostoch.records import Record, table
 
 __all__ = ["LayerCost", "NetworkCost"]
-
-_COUNTS = ("weights", "weight_bits", "float_bits", "additions", "active", "multiplications", "comparisons")
 
 
 @dataclass(frozen=True)
@@ -39,6 +37,9 @@ class LayerCost(Record):
     def __str__(self) -> str:
         """A table of one row."""
         return _rows([self])
+
+
+_COUNTS = tuple(field.name for field in fields(LayerCost))[1:]
 
 
 @dataclass(frozen=True)
