@@ -23,7 +23,7 @@ print(az.summary(svi, var_names=["2.weight"], kind="stats"))
 print(az.loo(svi))
 
 # The posterior of a network has many equivalent modes: start the chain where the guide stands.
-start = {name: guide.site_law(name).mean.detach() for name in guide.site_names}
+start = {name: guide.site_distribution(name).mean.detach() for name in guide.site_names}
 kernel = NUTS(model, init_strategy=init_to_value(values=start), max_tree_depth=5)
 mcmc = MCMC(kernel, num_samples=200, warmup_steps=150, disable_progbar=True)
 mcmc.run(x, y)

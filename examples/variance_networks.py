@@ -19,7 +19,7 @@ options = parser.parse_args()
 
 if options.toy:
     # The benchmarks and their figures are rooms of their own: they are imported where they are wanted.
-    from pyrostoch.bench import toy
+    from pyrostoch.bench.published import toy
     from pyrostoch.report import figures
 
     result = toy.train(options.preset, seed=0, progress=True)
@@ -32,8 +32,8 @@ split = ps.data.load(options.data)
 train, test = (split.x_train, split.y_train), (split.x_test, split.y_test)
 torch.manual_seed(0)
 
-# Any network will do. The variance layer is one before the last: a logit whose law is symmetric about zero favours no
-# class, so the layer behind it has to read the spread.
+# Any network will do. The variance layer is one before the last: a logit whose distribution is symmetric about zero
+# favors no class, so the layer behind it has to read the spread.
 if options.data == "digits":
     net, layer = ps.models.MLP(64, hidden=(100, 100), out_features=10, batch_norm=True), "fc2.weight"
     epochs, batch_size, lr = 60, 100, 5e-3
@@ -41,8 +41,8 @@ else:
     net, layer = ps.models.LeNet5(), "dense1.weight"
     epochs, batch_size, lr = 15, 200, 2e-3
 
-# The named weight is random, everything else an ordinary parameter. Under the log-uniform prior the KL of a law of mean
-# zero is constant, whatever its spread; it is counted as zero.
+# The named weight is random, everything else an ordinary parameter. Under the log-uniform prior the KL of a
+# distribution of mean zero is constant, whatever its spread; it is counted as zero.
 model = ps.BayesianModel(
     net,
     prior={layer: ps.priors.LogUniform()},

@@ -18,30 +18,26 @@ from pyrostoch import (
     models,
     moments,
     priors,
-    quantise,
+    quantize,
 )
 from pyrostoch._version import __version__
 from pyrostoch.diagnose import from_mcmc, to_arviz
-from pyrostoch.infer import (
-    ELBO,
+from pyrostoch.infer import ELBO, compile_step
+from pyrostoch.model import BayesianModel
+from pyrostoch.prediction import (
     Comparison,
     Decomposition,
-    Fit,
     Homeostasis,
     MomentsError,
     Prediction,
     accuracy_by_samples,
     compare,
-    compile_step,
     decompose,
-    fit,
-    load,
     moments_error,
     noise_scaled,
     predict,
-    save,
 )
-from pyrostoch.model import BayesianModel
+from pyrostoch.training import Fit, fit, load, save
 
 __all__ = [
     "ELBO",
@@ -74,7 +70,7 @@ __all__ = [
     "noise_scaled",
     "predict",
     "priors",
-    "quantise",
+    "quantize",
     "save",
     "to_arviz",
 ]

@@ -22,7 +22,7 @@ def name_list(names: Iterable[str], limit: int = 8) -> str:
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """A `did you mean` for a misspelt word, or nothing."""
+    """A `did you mean` for a misspelled word, or nothing."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 

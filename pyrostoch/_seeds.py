@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["forked", "mixed_seed", "reseed"]
+__all__ = ["forked", "generator_states", "mixed_seed", "reseed"]
 
 
 def mixed_seed(*parts: int) -> int:
@@ -34,6 +34,22 @@ def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
         if seed is not None:
             reseed(device, seed)
         yield
+
+
+def generator_states(device: torch.device | None) -> tuple[torch.Tensor, ...]:
+    """The states of torch's generators, of the CPU and of one device: equal where no number was drawn in between.
+
+    Args:
+        device: The device, or `None` for the CPU alone.
+
+    Example:
+        >>> before = generator_states(None)
+        >>> _ = torch.randn(1)
+        >>> torch.equal(before[0], generator_states(None)[0])
+        False
+    """
+    states = (torch.get_rng_state(),)
+    return states if device is None or device.type != "cuda" else (*states, torch.cuda.get_rng_state(device))
 
 
 def reseed(device: torch.device, seed: int) -> None:

@@ -16,15 +16,15 @@ from torch.utils.data import DataLoader, DistributedSampler
 from pyrostoch._checks import name_list
 from pyrostoch._seeds import forked, mixed_seed
 from pyrostoch.infer.batches import pair
-from pyrostoch.infer.draws import parse_mode
 from pyrostoch.infer.elbo import ELBO, Estimator
-from pyrostoch.infer.predict import predict
-from pyrostoch.infer.schedule import Schedule, kl_weight, rate_factor
-from pyrostoch.infer.settings import Settings
-from pyrostoch.infer.state import make_adam, parameter_names
-from pyrostoch.infer.upfront import check_parties, check_store
-from pyrostoch.metrics.accuracy import hits
+from pyrostoch.metrics.accuracy import correct
 from pyrostoch.model import BayesianModel
+from pyrostoch.prediction.predict import predict
+from pyrostoch.prediction.readouts import parse_mode
+from pyrostoch.training.checks import check_parties, check_store
+from pyrostoch.training.schedule import Schedule, kl_weight, rate_factor
+from pyrostoch.training.settings import Settings
+from pyrostoch.training.state import make_adam, parameter_names
 
 try:
     from lightning.pytorch import LightningModule
@@ -42,7 +42,7 @@ _TRAINING, _HELD_OUT = 0, 1
 class SVIModule(LightningModule):
     r"""A model and its guide, trained by Lightning's Trainer as `fit` trains them.
 
-    Each step minimises $-\mathrm{ELBO}$ of the whole data set, in nats, estimated from its batch. On R devices the
+    Each step minimizes $-\mathrm{ELBO}$ of the whole data set, in nats, estimated from its batch. On R devices the
     Trainer averages the gradients of R such losses, each with a batch $B_r$ and noise of its own:
 
     $$ \frac1R \sum_{r=1}^R \Bigl[-\frac{N}{B}\sum_{i \in B_r} \log p(y_i \mid x_i, w_r) + \beta\,\mathrm{KL}\Bigr] =
@@ -57,7 +57,7 @@ class SVIModule(LightningModule):
 
     | name | what | when |
     | --- | --- | --- |
-    | `loss`, `kl_weight` | what this device minimised, and its weight of the KL | by step |
+    | `loss`, `kl_weight` | what this device minimized, and its weight of the KL | by step |
     | `elbo`, `data`, `kl`, `penalty` | the terms, KL at weight 1, mean over examples and devices | by epoch |
     | `val_nll`, `val_accuracy` | negative log predictive density, mean; share of right labels | by validation |
     | `test_nll`, `test_accuracy` | the same | by test |
@@ -85,7 +85,7 @@ class SVIModule(LightningModule):
     Raises:
         TypeError: Model or guide are of no known type.
         ValueError: A setting is out of range; named. While the Trainer runs: the data are not `num_data` examples,
-            parameters are of half precision or were made after the optimiser, or the run has no known length for the
+            parameters are of half precision or were made after the optimizer, or the run has no known length for the
             schedule to follow.
 
     Example:
@@ -157,7 +157,7 @@ class SVIModule(LightningModule):
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
     def _length(self) -> int:
-        """Number of optimiser's steps of the Trainer's run."""
+        """Number of optimizer's steps of the Trainer's run."""
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps) or steps < 1:
             raise ValueError(
@@ -244,7 +244,7 @@ class SVIModule(LightningModule):
         return kl_weight(self.trainer.current_epoch * each + batch_idx, each, warmup)
 
     def _check_trained(self) -> None:
-        """Refuse parameters that no optimiser holds: they would silently stay as they are."""
+        """Refuse parameters that no optimizer holds: they would silently stay as they are."""
         check_store(self.model, self.guide)
         held = {
             id(p) for optimizer in self.trainer.optimizers for group in optimizer.param_groups for p in group["params"]
@@ -252,7 +252,7 @@ class SVIModule(LightningModule):
         late = [name for p, name in parameter_names(self.model, self.guide).items() if id(p) not in held]
         if late:
             raise ValueError(
-                f"SVIModule: parameter(s) {name_list(late)} are not in the optimiser and would not be trained; were "
+                f"SVIModule: parameter(s) {name_list(late)} are not in the optimizer and would not be trained; were "
                 "they made by the first call of an autoguide? Call guide(x, y) once before the SVIModule is made"
             )
 
@@ -275,7 +275,7 @@ class SVIModule(LightningModule):
             found = predict(self.model, self.guide, x, y=y, mode=self._mode, batch_size=len(y))
         scores = {"nll": -found.log_density.mean()}  # type: ignore[union-attr]
         if found.log_probs is not None:
-            right = hits(found.log_probs, y.reshape(found.log_probs.shape[:-1]))
+            right = correct(found.log_probs, y.reshape(found.log_probs.shape[:-1]))
             scores["accuracy"] = right.float().mean()
         named = {f"{stage}_{name}": value for name, value in scores.items()}
         self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=len(y), prog_bar=True)

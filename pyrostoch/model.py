@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.distributions import constraints, transform_to
 
 from pyrostoch._checks import batch_size, check_finite, name_list
-from pyrostoch.effects import INDEPENDENT, base_law, call_network
+from pyrostoch.effects import base_distribution, call_network, independent
 from pyrostoch.likelihoods import as_likelihood
 from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, is_bias, owners
 
-__all__ = ["BayesianModel", "Site", "announce_parameters", "draw_weight", "latent_sites"]
+__all__ = ["BayesianModel", "Site", "announce_parameters", "draw_weight", "latent_sites", "site_key"]
 
 # Sites that a model has besides its weights.
 _OWN_SITES = {"data", "obs", "penalty"}
@@ -121,8 +121,8 @@ class BayesianModel(nn.Module):
                 f"parameter(s) {name_list(taken)} would share a name with the model's own site(s); rename them in the "
                 "network, or wrap the network in a module"
             )
-        self.priors = nn.ModuleDict({_key(clean_name(name)): p for name, p in priors.items()})
-        self._censuses: dict[Any, Any] = {}
+        self.priors = nn.ModuleDict({site_key(clean_name(name)): p for name, p in priors.items()})
+        self._usage_cache: dict[Any, Any] = {}
         self._describe_sites()  # refuses what cannot be drawn before anything is changed
         for name, holder in owners(net).items():
             # On the module and not on the parameter, whose copies lose their attributes.
@@ -152,7 +152,7 @@ class BayesianModel(nn.Module):
         """
         if site not in self._parameter_of:
             raise ValueError(f"site {site!r}: expected one of the random weights {name_list(self._parameter_of)}")
-        prior = self.priors[_key(site)]
+        prior = self.priors[site_key(site)]
         if not isinstance(prior, Prior):
             raise TypeError(f"site {site!r}: expected a Prior, got {type(prior).__name__}")
         return prior
@@ -167,7 +167,7 @@ class BayesianModel(nn.Module):
         weights = {}
         for site, parameter in self._parameter_of.items():
             shape = self.net.get_parameter(parameter).shape
-            weights[site] = draw_weight(site, self.prior(site).law(site, shape), shape)
+            weights[site] = draw_weight(site, self.prior(site).distribution(site, shape), shape)
         return weights
 
     def outputs(self, x: Any, weights: dict[str, Tensor]) -> Any:
@@ -176,7 +176,7 @@ class BayesianModel(nn.Module):
         values = {self._parameter_of[site]: weights[site] for site in self._parameter_of}
         sites = {parameter: site for site, parameter in self._parameter_of.items()}
         try:
-            return call_network(self.net, values, inputs, sites=sites, censuses=self._censuses)
+            return call_network(self.net, values, inputs, sites=sites, usage_cache=self._usage_cache)
         except RuntimeError as error:
             own = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
             given = {t.dtype for t in inputs if isinstance(t, Tensor)}
@@ -193,7 +193,7 @@ class BayesianModel(nn.Module):
             raise
 
     def observation(self, x: Any) -> Any:
-        """Draw the weights and return the law of the observations given them; nothing is observed or drawn from it.
+        """Draw the weights and return the distribution of the observations given them, without observing any.
 
         Args:
             x: Inputs.
@@ -226,17 +226,17 @@ class BayesianModel(nn.Module):
             self._check_sizes(count, y)
         if pyro.settings.get("validate_poutine"):
             check_finite("inputs x", x)
-        law = self.observation(x)
+        distribution = self.observation(x)
         if y is not None:
-            self.likelihood.check_shape(law, y)
+            self.likelihood.check_shape(distribution, y)
             if pyro.settings.get("validate_poutine"):
-                self.likelihood.check_target(law, y)
+                self.likelihood.check_target(distribution, y)
             if self.penalty is not None:
                 pyro.factor("penalty", -self.penalty(self.net))
         size = self.num_data if y is not None else count
         device = y.device if y is not None else _device(x)
         with pyro.plate("data", size=size, subsample=torch.arange(count, device=device)):
-            drawn: Tensor = pyro.sample("obs", law, obs=y)
+            drawn: Tensor = pyro.sample("obs", distribution, obs=y)
         return drawn
 
     def _check_sizes(self, count: int, y: Tensor) -> None:
@@ -259,17 +259,17 @@ class BayesianModel(nn.Module):
             self.draw()
             self.likelihood.draw()
         for name, node in latent_sites(tracer.trace):
-            law = base_law(node["fn"])
+            distribution = base_distribution(node["fn"])
             init = node["value"].detach().clone()
             if name not in start:
-                described[name] = Site(name, init, _support(law), "scale", type(law).__name__)
+                described[name] = Site(name, init, _support(distribution), "scale", type(distribution).__name__)
                 continue
             prior = self.prior(name)
             layer = self.net.get_submodule(self._parameter_of[name].rpartition(".")[0])
             described[name] = Site(
                 name,
                 init,
-                _support(law),
+                _support(distribution),
                 "bias" if is_bias(name) else "weight",
                 repr(prior),
                 prior.improper,
@@ -279,22 +279,22 @@ class BayesianModel(nn.Module):
         return described
 
 
-def draw_weight(site: str, law: Any, shape: torch.Size) -> Tensor:
-    """Draw a weight as a Pyro site on which no other site's law depends.
+def draw_weight(site: str, distribution: Any, shape: torch.Size) -> Tensor:
+    """Draw a weight as a Pyro site on which no other site's distribution depends.
 
     Args:
         site: Name of the site.
-        law: Its elementwise law.
+        distribution: Its elementwise distribution.
         shape: Its shape.
 
     Returns:
         The draw.
 
     Raises:
-        ValueError: An enclosing plate or a vectorised inference gave the draw another shape.
+        ValueError: An enclosing plate or a vectorized inference gave the draw another shape.
     """
-    mark: Any = {INDEPENDENT: True}
-    value: Tensor = pyro.sample(site, law.to_event(len(shape)), infer=mark)
+    mark: Any = independent()
+    value: Tensor = pyro.sample(site, distribution.to_event(len(shape)), infer=mark)
     if value.shape != shape:
         raise ValueError(
             f"site {site!r}: expected a draw of shape {tuple(shape)}, got {tuple(value.shape)}: weights are drawn "
@@ -315,12 +315,28 @@ class _StartValues(Messenger):
         if msg["name"] in self.start:
             value = self.start[msg["name"]]
         else:
-            law = base_law(msg["fn"])
-            value = law.mean
+            distribution = base_distribution(msg["fn"])
+            value = distribution.mean
             if not bool(torch.isfinite(value).all()):
-                value = transform_to(law.support)(torch.zeros(law.batch_shape, dtype=value.dtype, device=value.device))
+                value = transform_to(distribution.support)(
+                    torch.zeros(distribution.batch_shape, dtype=value.dtype, device=value.device)
+                )
         msg["value"] = value
         msg["done"] = True
+
+
+def site_key(site: str) -> str:
+    """A site's name as a module's name, which may not hold a dot nor be that of a module's attribute.
+
+    Args:
+        site: The site's name.
+
+    Example:
+        >>> site_key("fc1.weight")
+        'fc1/weight'
+    """
+    key = site.replace(".", "/")
+    return f"/{key}" if hasattr(nn.ModuleDict, key) else key
 
 
 def latent_sites(trace: Any) -> Iterator[tuple[str, Any]]:
@@ -333,7 +349,7 @@ def latent_sites(trace: Any) -> Iterator[tuple[str, Any]]:
 def announce_parameters(module: nn.Module, prefix: str) -> None:
     """Tell Pyro's handlers of a module's trained parameters, without putting them into the global parameter store.
 
-    `pyro.infer.SVI` finds what to optimise by the `param` messages it sees; the parameters stay where they live.
+    `pyro.infer.SVI` finds what to optimize by the `param` messages it sees; the parameters stay where they live.
 
     Args:
         module: The module.
@@ -358,8 +374,8 @@ def _dtypes(dtypes: set[torch.dtype]) -> str:
     return " and ".join(sorted(map(str, dtypes)))
 
 
-def _support(law: Any) -> Any:
-    support = law.support
+def _support(distribution: Any) -> Any:
+    support = distribution.support
     return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support
 
 
@@ -367,12 +383,6 @@ def _full_precision(output: Any) -> Any:
     """A network's output under autocast, in float32: densities and their sums need more than 8 bits."""
     half = isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16)
     return output.float() if half else output
-
-
-def _key(site: str) -> str:
-    # A module's name may not hold a dot nor be that of a module's attribute.
-    key = site.replace(".", "/")
-    return f"/{key}" if hasattr(nn.ModuleDict, key) else key
 
 
 def _device(x: Any) -> torch.device:

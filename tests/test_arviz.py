@@ -79,7 +79,7 @@ def test_every_group_belongs_to_the_same_draws():
 def test_predictive_draws_have_the_exact_moments():
     model, guide, (x, y) = regression()
     found = to_arviz(model, guide, (x, y), draws=1500, log_likelihood=False)
-    base = guide.site_law("weight").base_dist
+    base = guide.site_distribution("weight").base_dist
     mean = (x @ base.mean.detach().T)[:, 0].numpy()
     variance = (x.square() @ base.variance.detach().T)[:, 0].numpy() + NOISE**2
     drawn = found.posterior_predictive["obs"].values[0, :, :, 0]

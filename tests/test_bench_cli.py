@@ -15,7 +15,8 @@ from rich.console import Console
 from test_bench_trial import SHORT, TINY, bench, case
 from typer.testing import CliRunner
 
-from pyrostoch.bench import BENCHES, read_results, toy
+from pyrostoch.bench import read_results
+from pyrostoch.bench.published import BENCHES, toy
 from pyrostoch.bench.tables import markdown
 from pyrostoch.cli import app, bench_screen
 from pyrostoch.cli.bench_screen import BenchScreen
@@ -57,7 +58,7 @@ def test_toy_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     assert entries["nll/mc:11"]["preset"] == "quick" and entries["nll/mc:11"]["stderr"] is None
     assert (folder / "figures" / "variance-toy-quick.png").stat().st_size > 5000
     page = (folder / "RESULTS.md").read_text(encoding="utf-8")
-    assert page == markdown(folder)
+    assert page == markdown(folder, BENCHES.values())
     once = f"{100 * entries['accuracy/mc:1']['value']:.2f}"
     row = f"| Toy problem of four classes, Gaussian variance layer: 100 to 2 | {once} |"
     assert row in page and "![Variance networks](figures/variance-toy-quick.png)" in page

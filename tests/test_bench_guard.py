@@ -12,15 +12,16 @@ import torch
 from test_bench_trial import SHORT, bench, case, setting
 from torch import nn
 
-from pyrostoch.bench import BENCHES, run
+from pyrostoch.bench import run
+from pyrostoch.bench.published import BENCHES
 from pyrostoch.bench.results import read_results
 from pyrostoch.bench.run import results_file
 from pyrostoch.bench.tables import tables
 from pyrostoch.guides import LayerwiseAlpha
-from pyrostoch.infer.trainer import NonFiniteLossError
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import LogUniform
+from pyrostoch.training.trainer import NonFiniteLossError
 
 ONE = bench(case("net/one", recipes={"cpu": SHORT}))
 
@@ -67,15 +68,15 @@ WARM = [case for case in BENCHES["elbo"].cases if case.start is not None]
 
 
 @pytest.mark.parametrize("warm", WARM, ids=[case.name for case in WARM])
-def test_warm_cases_of_the_elbo_table_start_with_the_laws_of_their_origin(warm) -> None:
+def test_warm_cases_of_the_elbo_table_start_with_the_distributions_of_their_origin(warm) -> None:
     torch.manual_seed(0)
     net = nn.Sequential()
     net.add_module("dense1", nn.Linear(6, 4, bias=False))
     model = BayesianModel(net.double(), prior={"dense1.weight": LogUniform()}, likelihood=Categorical(), num_data=9)
     origin = LayerwiseAlpha(model, init_loc=lambda site: torch.randn(4, 6), init_log_alpha=3.0)
     assert BENCHES["elbo"].case(warm.start).guide is not None
-    found = warm.guide(model, warm.recipes["cpu"], origin).site_law("dense1.weight").base_dist
-    expected = origin.site_law("dense1.weight").base_dist
+    found = warm.guide(model, warm.recipes["cpu"], origin).site_distribution("dense1.weight").base_dist
+    expected = origin.site_distribution("dense1.weight").base_dist
     torch.testing.assert_close(found.mean, expected.mean)
     torch.testing.assert_close(found.stddev, expected.stddev, rtol=1e-12, atol=0.0)
 

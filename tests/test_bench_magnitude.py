@@ -1,4 +1,4 @@
-"""Pruning by magnitude while training, against a loop of its own with masks, and the laws of what is removed."""
+"""Pruning by magnitude while training, against a loop with masks, and which weights are removed."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from torch import Tensor, nn
 from torch.func import functional_call
 from torch.nn import functional as F
 
-from pyrostoch.bench import magnitude
-from pyrostoch.bench.magnitude import train_and_prune
+from pyrostoch.bench.published import magnitude
+from pyrostoch.bench.published.magnitude import train_and_prune
 from pyrostoch.guides import Additive, Pruning
 from pyrostoch.guides.prune import PruningRow
-from pyrostoch.infer import fit
 from pyrostoch.infer.batches import order_of
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
+from pyrostoch.training import fit
 
 COUNT, BATCH, LR = 40, 16, 0.02
 
@@ -65,7 +65,7 @@ def twin(pruning: Pruning, epochs: int, seed: int) -> tuple[nn.Module, list[dict
     parameters = dict(net.named_parameters())
     masks = {row.site: torch.ones_like(parameters[row.site]) for row in pruning.sites}
     dense, removing = max(1, round(0.3 * epochs)), max(1, round(0.3 * epochs))
-    # Phases as (first epoch, number of epochs, whether the rate falls), each with an optimiser and an order of its own.
+    # Phases as (first epoch, number of epochs, whether the rate falls), each with an optimizer and an order of its own.
     last = max(1, epochs - dense - removing + 1)
     phases = [(1, dense + removing - 1, False), (dense + removing, last, True)]
     seen = []

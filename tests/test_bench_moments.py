@@ -8,12 +8,12 @@ import pytest
 import torch
 
 import pyrostoch as ps
-from pyrostoch.bench.binary import binary_cnn, binary_mlp
 from pyrostoch.bench.case import Own, Setting
-from pyrostoch.bench.gaps import random_network, unit_covariances, wu_ramp, wu_step
-from pyrostoch.bench.homeostasis import FACTORS, HOMEOSTASIS, WAYS, trial
-from pyrostoch.bench.moments import MOMENTS
-from pyrostoch.bench.posterior import Problem, fit_posteriors
+from pyrostoch.bench.published.binary import binary_cnn, binary_mlp
+from pyrostoch.bench.published.gaps import random_network, unit_covariances, wu_ramp, wu_step
+from pyrostoch.bench.published.homeostasis import FACTORS, HOMEOSTASIS, WAYS, trial
+from pyrostoch.bench.published.moments import MOMENTS
+from pyrostoch.bench.published.posterior import Problem, fit_posteriors
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.moments import Knot, Piecewise
 

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from test_bench_trial import EPOCHS, SHORT, carry, case, folder, law, press, refuse, result
+from test_bench_trial import EPOCHS, SHORT, carry, case, distribution, folder, press, refuse, result
 from torch import nn
 
 from pyrostoch.bench import Recipe, follow, trial
@@ -164,8 +164,8 @@ def test_log_alphas_against_numpy(guide: Any) -> None:
     if guide is VarianceOnly:
         assert found == {}
         return
-    laws = [law(made, name) for name in ("0.weight", "2.weight")]
-    values = np.concatenate([(w.variance / w.mean**2).log().detach().numpy().ravel() for w in laws])
+    distributions = [distribution(made, name) for name in ("0.weight", "2.weight")]
+    values = np.concatenate([(w.variance / w.mean**2).log().detach().numpy().ravel() for w in distributions])
     expected = [np.median(values), *np.percentile(values, [25, 75])]
     assert [found[f"log_alpha{part}"] for part in ("", "/lower", "/upper")] == pytest.approx(expected, rel=1e-9)
 

@@ -15,7 +15,8 @@ import torch
 from pyrostoch.bench.speed.workers import __main__ as worker
 from pyrostoch.bench.speed.workers import own, plain, stock, torches
 from pyrostoch.bench.speed.workers.task import NUM_DATA, Route, Task
-from pyrostoch.infer import ELBO, predict
+from pyrostoch.infer import ELBO
+from pyrostoch.prediction import predict
 
 TINY = (5, 4, 3)
 

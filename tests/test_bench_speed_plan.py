@@ -11,8 +11,9 @@ import pytest
 from test_bench_cli import call
 from test_bench_results import made
 
-from pyrostoch.bench import BENCHES, Bench, Case, Setting
+from pyrostoch.bench import Bench, Case, Setting
 from pyrostoch.bench.case import Own
+from pyrostoch.bench.published import BENCHES
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.bench.results import collect
 from pyrostoch.bench.speed import SPEED, driver, measures, summary

@@ -13,14 +13,14 @@ import pytest
 import torch
 from torch import nn
 
-from pyrostoch.bench import toy
+from pyrostoch.bench.published import toy
 from pyrostoch.data import DataSplit
 from pyrostoch.distributions import CenteredNormal, TwoPoint
-from pyrostoch.effects import base_law
+from pyrostoch.effects import base_distribution
 from pyrostoch.guides import Additive, VarianceOnly
-from pyrostoch.infer import predict
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
+from pyrostoch.prediction import predict
 from pyrostoch.priors import LogUniform, Normal
 
 TINY = toy.Preset(steps=3, lr=1e-3, schedule="linear", points=6, samples=4, grid=5)
@@ -43,10 +43,10 @@ def test_clouds_have_their_moments(part: str) -> None:
     split = toy.problem(seed=3)
     x, y = getattr(split, f"x_{part}").double(), getattr(split, f"y_{part}")
     assert y.bincount().tolist() == [500] * 4 and y.dtype == torch.int64
-    for label, centre in enumerate([(3, 3), (3, 10), (10, 3), (10, 10)]):
+    for label, center in enumerate([(3, 3), (3, 10), (10, 3), (10, 10)]):
         cloud = x[y == label]
         # Five standard errors of a mean, and of an element of the covariance, of 500 points.
-        assert (cloud.mean(0) - torch.tensor(centre)).abs().max() < 5 / math.sqrt(500)
+        assert (cloud.mean(0) - torch.tensor(center)).abs().max() < 5 / math.sqrt(500)
         assert (cloud.T.cov() - torch.eye(2)).abs().max() < 5 * math.sqrt(2 / 500)
 
 
@@ -82,9 +82,9 @@ def test_averaging_separates_what_the_mean_cannot() -> None:
     assert result.accuracy["mean"] == 0.25
     assert result.accuracy["mc:100"] > 0.95 > result.accuracy["mc:1"] > 0.6
     assert len(np.unique(result.by_mean.label)) == 1 and np.ptp(result.by_mean.confidence) < 1e-6
-    # Around each centre every answer is right, as those of one draw are not.
-    for label, (first, second) in enumerate(toy.CENTRES):
-        rows, columns = (np.abs(result.axis - centre) <= 1.0 for centre in (second, first))
+    # Around each center every answer is right, as those of one draw are not.
+    for label, (first, second) in enumerate(toy.CENTERS):
+        rows, columns = (np.abs(result.axis - center) <= 1.0 for center in (second, first))
         assert (result.by_averaging.label[np.ix_(rows, columns)] == label).all() and rows.sum() >= 4
     assert result.data_term > -math.log(4) / 2 and result.seconds > 0
 
@@ -100,14 +100,14 @@ def test_classes_differ_by_width_and_not_by_mean() -> None:
         assert np.abs((cloud > 0).mean(0) - 0.5).max() < 2.5 / math.sqrt(len(cloud))
 
 
-@pytest.mark.parametrize("family, law", [("gaussian", CenteredNormal), ("bernoulli", TwoPoint)])
-def test_activations_have_the_law_of_the_layer(family: str, law: type) -> None:
-    """Against the exact law given the features: mean zero, variance the sum of the inputs' squares times phi²."""
+@pytest.mark.parametrize("family, distribution", [("gaussian", CenteredNormal), ("bernoulli", TwoPoint)])
+def test_activations_have_the_distribution_of_the_layer(family: str, distribution: type) -> None:
+    """Against the exact distribution given the features: mean zero, variance sum of squared inputs times phi²."""
     split, net = toy.problem(points=5), toy.network()
     model = bayesian(net, split)
     guide = VarianceOnly(model, family=family)
-    found = base_law(guide.site_law("variance.weight"))
-    assert isinstance(found, law)
+    found = base_distribution(guide.site_distribution("variance.weight"))
+    assert isinstance(found, distribution)
     draws = toy.activations(model, guide, split.x_test, layer="variance", draws=400).double()
     with torch.no_grad():
         variance = net[: list(net).index(net.variance)](split.x_test).square() @ found.variance.T

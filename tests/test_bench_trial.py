@@ -17,16 +17,17 @@ import pytest
 import torch
 from torch import nn
 
-from pyrostoch.bench import BENCHES, Bench, Case, Recipe, Setting, files, trial
+from pyrostoch.bench import Bench, Case, Recipe, Setting, files, trial
 from pyrostoch.bench.case import Own
+from pyrostoch.bench.published import BENCHES
 from pyrostoch.bench.trial import carry_out, trial_folder
 from pyrostoch.data import DataSplit, load
 from pyrostoch.guides import Additive, LayerwiseAlpha, WeightwiseAlpha
-from pyrostoch.infer import decompose
-from pyrostoch.infer.draws import seeded
-from pyrostoch.infer.safefile import read_file
 from pyrostoch.model import BayesianModel
+from pyrostoch.prediction import decompose
+from pyrostoch.prediction.readouts import seeded
 from pyrostoch.priors import LogUniform, Normal
+from pyrostoch.safefile import read_file
 
 EPOCHS = 5
 RECIPE = Recipe(epochs=EPOCHS, batch_size=80, lr=0.01, lr_alpha=0.1, init_log_alpha=-2.0, examples=160)
@@ -49,16 +50,19 @@ def additive(model: BayesianModel, recipe: Recipe, origin: nn.Module | None) -> 
 
 
 def weightwise(model: BayesianModel, recipe: Recipe, origin: Any) -> nn.Module:
-    mean, spread = (lambda site: law(origin, site.name).mean), (lambda site: law(origin, site.name).log_alpha)
+    mean, spread = (
+        (lambda site: distribution(origin, site.name).mean),
+        (lambda site: distribution(origin, site.name).log_alpha),
+    )
     return WeightwiseAlpha(model, init_loc=mean, init_log_alpha=spread)
 
 
-def law(guide: Any, site: str) -> Any:
-    return guide.site_law(site).base_dist
+def distribution(guide: Any, site: str) -> Any:
+    return guide.site_distribution(site).base_dist
 
 
 def measure(trained: trial.Trained) -> Mapping[str, float]:
-    return {"sum": law(trained.guide, "dense.weight").mean.sum().item(), "draw": torch.rand(()).item()}
+    return {"sum": distribution(trained.guide, "dense.weight").mean.sum().item(), "draw": torch.rand(()).item()}
 
 
 def case(name: str, guide: Any = layerwise, **options: Any) -> Case:
@@ -268,10 +272,12 @@ def test_warm_start_is_the_trained_network(whole: tuple[Path, dict[str, Any]], t
         assert torch.equal(value, tensors[f"model.{name}"]), name
     assert tensors["model.net.bn.running_mean"].abs().max() > 0 and tensors["model.net.bn.num_batches_tracked"] == 10
     cold = trial._assemble(TINY, FULL, 0, setting(tmp_path), digits(), torch.device("cpu"))
-    assert not torch.equal(law(begun.guide, "dense.weight").mean, law(cold.guide, "dense.weight").mean)
+    assert not torch.equal(
+        distribution(begun.guide, "dense.weight").mean, distribution(cold.guide, "dense.weight").mean
+    )
     cold.guide.load_state_dict({n.removeprefix("guide."): v for n, v in tensors.items() if n.startswith("guide.")})
     for attribute in ("mean", "log_alpha", "stddev"):
-        here, there = (getattr(law(guide, "dense.weight"), attribute) for guide in (begun.guide, cold.guide))
+        here, there = (getattr(distribution(guide, "dense.weight"), attribute) for guide in (begun.guide, cold.guide))
         assert torch.equal(*torch.broadcast_tensors(here, there)), attribute
     with seeded(0, None):
         terms = decompose(begun.model, begun.guide, begun.train, num_samples=2)

@@ -18,9 +18,9 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 import pyrostoch as ps
-from pyrostoch.infer.checkpoint import load, save
-from pyrostoch.infer.fit import fit
-from pyrostoch.infer.safefile import FORMAT, CheckpointError, read_file, write_file
+from pyrostoch.safefile import FORMAT, CheckpointError, read_file, write_file
+from pyrostoch.training.checkpoint import load, save
+from pyrostoch.training.fit import fit
 
 X = torch.randn(12, 3, generator=torch.Generator().manual_seed(0))
 Y = X.sum(-1, keepdim=True)
@@ -53,7 +53,7 @@ def trained(path: Path | None = None, **options: Any) -> tuple[ps.BayesianModel,
 
 KINDS: dict[str, dict[str, Any]] = {
     "additive": {},
-    "learnt noise": {"likelihood": ps.likelihoods.Gaussian(0.3, learn=True)},
+    "learned noise": {"likelihood": ps.likelihoods.Gaussian(0.3, learn=True)},
     "random noise": {"likelihood": ps.likelihoods.Gaussian(dist.HalfNormal(1.0))},
     "student": {"likelihood": ps.likelihoods.StudentT(df=3.0)},
     "empirical Bayes": {"prior": ps.priors.EmpiricalBayes(0.5)},
@@ -138,7 +138,7 @@ OTHERS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "noise": (
         {"likelihood": ps.likelihoods.Gaussian(0.3, learn=True)},
-        r"expected the likelihood Gaussian\(scale=learnt\)",
+        r"expected the likelihood Gaussian\(scale=learned\)",
     ),
 }
 

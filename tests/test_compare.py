@@ -12,10 +12,10 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.compare import Comparison, accuracy_by_samples, compare
-from pyrostoch.infer.drawing import Drawing
-from pyrostoch.infer.draws import DrawAverage, evaluating, seeded
-from pyrostoch.infer.predict import predict
+from pyrostoch.prediction.batched_sampling import Drawing
+from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compare
+from pyrostoch.prediction.predict import predict
+from pyrostoch.prediction.readouts import DrawAverage, evaluating, seeded
 
 F64 = {"dtype": torch.float64}
 SCHEMA = {"mode", "accuracy", "accuracy_stderr", "nll", "brier", "ece", "seconds"}

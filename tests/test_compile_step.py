@@ -81,10 +81,10 @@ def bayesian(
     net: Callable[[], nn.Module] = conv, guide: str = "additive", prior: Any = None, penalty: Any = None, **options: Any
 ) -> tuple[Any, nn.Module]:
     """An ELBO with model and guide, and the same ELBO as a loss."""
-    make, law = GUIDES[guide]
+    make, distribution = GUIDES[guide]
     model = ps.BayesianModel(
         net(),
-        prior=law if prior is None else prior,
+        prior=distribution if prior is None else prior,
         likelihood=ps.likelihoods.Categorical(),
         num_data=50,
         penalty=penalty,
@@ -170,7 +170,7 @@ def decay(net: nn.Module) -> Tensor:
 CASES: dict[str, dict[str, Any]] = {
     "particles": {"num_particles": 3},
     "penalty": {"penalty": decay, "prior": {"5.weight": NORMAL}},
-    "learnt scales": {"prior": ps.priors.EmpiricalBayes(0.5)},
+    "learned scales": {"prior": ps.priors.EmpiricalBayes(0.5)},
     "random scales": {"prior": {"0.*": NORMAL, "5.*": ps.priors.Hierarchical(dist.HalfNormal(1.0))}},
     "kl weight a tensor": {"kl_weight": torch.tensor(0.5)},
 }
@@ -369,6 +369,6 @@ def test_arguments_that_never_repeat_are_not_kept(interpreted):
         (3, torch.optim.SGD([torch.zeros(1)]), r"got int$"),
     ],
 )
-def test_what_is_no_loss_or_optimiser_is_refused(loss, optimizer, told):
+def test_what_is_no_loss_or_optimizer_is_refused(loss, optimizer, told):
     with pytest.raises(TypeError, match=told):
         ps.compile_step(loss, optimizer)

@@ -41,7 +41,7 @@ def test_mnist_is_mnist() -> None:
     assert split.y_test.bincount().tolist() == MNIST_TEST_CLASSES
     assert split.y_train[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
     assert split.y_test[:10].tolist() == [7, 2, 1, 0, 4, 1, 4, 9, 5, 9]
-    assert split.x_train.mean().item() == pytest.approx(0.1307, abs=5e-5)  # the well-known normalisation constants
+    assert split.x_train.mean().item() == pytest.approx(0.1307, abs=5e-5)  # the well-known normalization constants
     assert split.x_train.std().item() == pytest.approx(0.3081, abs=5e-5)
 
 
@@ -117,7 +117,7 @@ def test_every_uci_split_is_a_partition(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("uci:")])
-def test_uci_sets_come_standardised(name: str) -> None:
+def test_uci_sets_come_standardized(name: str) -> None:
     place(name)
     split = load(name, dtype=torch.float64, split=3)
     assert split.target_scale is not None and all(math.isfinite(value) for value in split.target_scale)

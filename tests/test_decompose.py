@@ -9,13 +9,13 @@ import pyro.distributions as dist
 import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
-from pyro.infer.autoguide import AutoNormal
+from pyro.infer.autoguide import AutoDelta, AutoNormal
 from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.decompose import decompose
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS
+from pyrostoch.prediction.decompose import decompose
 
 # Those that draw; the others have tests of their own.
 DRAWN = [name for name in ESTIMATORS if name not in MOMENTS]
@@ -46,7 +46,7 @@ def regression(prior=None, noise=NOISE, count=12, **kwargs):
 
 
 def moments(guide):
-    base = guide.site_law("weight").base_dist
+    base = guide.site_distribution("weight").base_dist
     return base.mean[0].detach(), base.variance[0].detach()
 
 
@@ -58,7 +58,7 @@ def exact_data_term(guide, x, y):
 
 
 def exact_kl(guide):
-    base = guide.site_law("weight").base_dist
+    base = guide.site_distribution("weight").base_dist
     prior = dist.Normal(torch.zeros((), **F64), torch.tensor(PRIOR, **F64))
     return torch.distributions.kl_divergence(base, prior).sum().item()
 
@@ -87,6 +87,7 @@ def test_terms_equal_the_closed_form(guide, estimator):
     found = decompose(model, guide, (x, y), num_samples=100, batch_size=5, estimator=estimator)
     assert within(found.data, exact_data_term(guide, x, y), found.data_stderr)
     assert (found.data_stderr == 0.0) if estimator in MOMENTS else (0 < found.data_stderr < 0.3 * abs(found.data))
+    assert found.num_samples == (0 if estimator in MOMENTS else 100)
     assert found.kl == pytest.approx(exact_kl(guide), rel=1e-12) and found.kl_stderr == 0.0 and found.kl_samples == 0
     assert found.elbo == pytest.approx(found.data - found.kl, rel=1e-14) and found.elbo_stderr == found.data_stderr
     (row,) = found.sites
@@ -127,9 +128,9 @@ def test_the_improper_prior_is_said_and_its_closed_kl_equals_its_monte_carlo_est
     model, x, y = regression(ps.priors.LogUniform())
     guide = ps.guides.WeightwiseAlpha(model, init_log_alpha=-1.0)
     found = decompose(model, guide, (x, y))
-    law, prior = guide.site_law("weight"), ps.distributions.LogUniform().expand((1, 3)).to_event(2)
-    draws = law.sample((4000,))
-    ratios = law.log_prob(draws) - prior.log_prob(draws)
+    distribution, prior = guide.site_distribution("weight"), ps.distributions.LogUniform().expand((1, 3)).to_event(2)
+    draws = distribution.sample((4000,))
+    ratios = distribution.log_prob(draws) - prior.log_prob(draws)
     assert within(found.kl, ratios.mean().item(), ratios.std().item() / math.sqrt(4000))
     assert found.improper and found.sites[0].improper and found.sites[0].method == "exact"
     assert "Improper prior on 'weight'" in str(found) and "up to a constant per weight" in str(found)
@@ -174,7 +175,7 @@ def test_a_random_prior_scale_makes_its_weights_kl_monte_carlo():
     found = decompose(model, guide, data, num_samples=400)
     rows = {row.site: row for row in found.sites}
     assert {row.method for row in rows.values()} == {"monte carlo"}
-    scale = guide.site_law("weight_prior_scale")
+    scale = guide.site_distribution("weight_prior_scale")
     center, width = scale.base_dist.loc.item(), scale.base_dist.scale.item()
     mean, variance = moments(guide)
     # Given s the KL is closed; its mean over a log-normal s needs E log s and E s^-2.
@@ -200,7 +201,7 @@ def test_a_penalty_is_a_term_of_its_own():
 
 
 def test_local_is_measured_to_differ_from_shared_on_a_convolution():
-    """A constant input: the sum over positions has 25 variances of a weight when shared, 5 when factorised."""
+    """A constant input: the sum over positions has 25 variances of a weight when shared, 5 when factorized."""
     count, scale, positions = 30, 0.4, 5
     net = nn.Sequential(nn.Conv1d(1, 1, 1, bias=False, **F64), nn.Flatten(), nn.Linear(positions, 1, bias=False, **F64))
     nn.init.ones_(net[2].weight)
@@ -223,9 +224,9 @@ def test_local_is_measured_to_differ_from_shared_on_a_convolution():
     assert within(local.data, truth(positions), local.data_stderr)
     gap = local.data - found["marginal"].data
     assert gap > 10 * math.hypot(local.data_stderr, found["marginal"].data_stderr)
-    assert local.sites[0].route == "local (factorised over 5 positions)"
-    assert found["marginal"].sites[0].route == "shared (convolution)"
-    assert found["shared"].sites[0].route == "shared"
+    assert local.sites[0].treatment == "local (factorized over 5 positions)"
+    assert found["marginal"].sites[0].treatment == "shared (convolution)"
+    assert found["shared"].sites[0].treatment == "shared"
 
 
 def test_every_example_counts_once_however_the_data_come():
@@ -289,15 +290,15 @@ def test_autoguides_are_decomposed_too():
         losses = torch.tensor([Trace_ELBO().loss(model, guide, x, y) for _ in range(200)])
     error = math.hypot(losses.std().item() / math.sqrt(200), own.elbo_stderr)
     assert within(own.elbo, -losses.mean().item(), error)
-    assert own.sites[0].route == "shared (no rule for Delta)"
+    assert own.sites[0].treatment == "shared (no rule for Delta)"
 
 
 def test_it_reads_as_a_table_and_as_plain_data():
     found = decompose(*_setup(), num_samples=3)
     plain = json.loads(json.dumps(found.to_dict()))
     assert {"elbo", "data", "kl", "elbo_stderr", "improper", "num_data", "sites", "penalty"} <= set(plain)
-    assert {"site", "kl", "method", "stderr", "weights", "route"} <= set(plain["sites"][0])
-    assert plain["elbo"] == found.elbo and plain["sites"][0]["route"] == "local (exact)"
+    assert {"site", "kl", "method", "stderr", "weights", "treatment"} <= set(plain["sites"][0])
+    assert plain["elbo"] == found.elbo and plain["sites"][0]["treatment"] == "local (exact)"
     text = str(found)
     parts = (
         "ELBO of 12 examples, 3 draws, estimator 'marginal'",
@@ -310,3 +311,35 @@ def test_it_reads_as_a_table_and_as_plain_data():
     )
     for part in parts:
         assert part in text
+
+
+def test_what_draws_nothing_is_read_once():
+    model, x, y = regression()
+    guide = ps.guides.Additive(model)
+    passes = []
+    model.net.register_forward_hook(lambda *_: passes.append(1))
+    found = decompose(model, guide, (x, y), num_samples=100, batch_size=5, estimator="moments")
+    once = decompose(model, guide, (x, y), batch_size=5, estimator="moments")
+    assert len(passes) < 20 and (found.data, found.data_stderr, found.num_samples) == (once.data, 0.0, 0)
+    assert "nothing drawn" in str(found) and "±" not in str(found)
+
+
+def test_a_network_with_noise_of_its_own_is_read_for_every_draw_under_moments_too():
+    class Noisy(nn.Linear):
+        def forward(self, x):
+            return super().forward(x) + torch.randn(len(x), 1, **F64)
+
+    model, x, y = regression()
+    model = ps.BayesianModel(
+        Noisy(3, 1, bias=False, **F64), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(1.0), num_data=12
+    )
+    found = decompose(model, ps.guides.Additive(model), (x, y), num_samples=20, estimator="moments")
+    assert found.num_samples == 20 and found.data_stderr > 0.0
+
+
+def test_equal_readings_have_no_error():
+    model, x, y = regression()
+    guide = AutoDelta(model)
+    guide(x, y)
+    found = decompose(model, guide, (x, y), num_samples=100, estimator="shared")
+    assert (found.data_stderr, found.num_samples) == (0.0, 100)

@@ -1,4 +1,4 @@
-"""One table of laws, and the laws that every law obeys."""
+"""One table of distributions, and the distributions that every distribution obeys."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from pyrostoch.distributions import (
     LogUniform,
     MultiplicativeNormal,
     ScaleMixture,
-    SymmetricLaw,
+    SymmetricDistribution,
     SymmetricUniform,
     TwoPoint,
 )
@@ -31,7 +31,7 @@ F64 = torch.float64
 
 @dataclass(frozen=True)
 class Case:
-    """A law by its parameters, with what is known of it from elsewhere."""
+    """A distribution by its parameters, with what is known of it from elsewhere."""
 
     name: str
     build: Callable[..., dist.TorchDistribution]
@@ -42,7 +42,7 @@ class Case:
     zero_mean: bool
     discrete: bool = False
 
-    def law(self, dtype: torch.dtype = F64) -> dist.TorchDistribution:
+    def distribution(self, dtype: torch.dtype = F64) -> dist.TorchDistribution:
         return self.build(*(p.to(dtype) for p in self.parameters))
 
 
@@ -80,34 +80,34 @@ CASES = [
         True,
     ),
 ]
-each_law = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+each_distribution = pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
 each_reparameterized = pytest.mark.parametrize(
     "case", [case for case in CASES if case.build is not ScaleMixture], ids=lambda case: case.name
 )
 
 
-@each_law
+@each_distribution
 def test_moments_are_those_of_the_draws(case: Case) -> None:
     pyro.set_rng_seed(0)
-    law, n = case.law(), 200_000
-    torch.testing.assert_close(law.mean.expand(3), case.mean)
-    torch.testing.assert_close(law.variance.expand(3), case.variance)
-    torch.testing.assert_close(law.stddev.expand(3), case.variance.sqrt())
-    draws = law.sample((n,))
+    distribution, n = case.distribution(), 200_000
+    torch.testing.assert_close(distribution.mean.expand(3), case.mean)
+    torch.testing.assert_close(distribution.variance.expand(3), case.variance)
+    torch.testing.assert_close(distribution.stddev.expand(3), case.variance.sqrt())
+    draws = distribution.sample((n,))
     assert draws.shape == (n, 3) and not draws.requires_grad
     assert ((draws.mean(0) - case.mean).abs() < 4.5 * (case.variance / n).sqrt()).all()
     spread = (draws - case.mean).square().mean(0)
     error = ((case.fourth - case.variance**2).clamp_min(0) / n).sqrt()
     assert ((spread - case.variance).abs() <= 4.5 * error + 1e-12 * case.variance).all()
-    # Symmetric laws: no third moment.
+    # Symmetric distributions: no third moment.
     assert ((draws - case.mean).sign().mean(0).abs() < 4.5 / math.sqrt(n)).all()
 
 
-@each_law
+@each_distribution
 def test_zero_mean_is_declared_truly(case: Case) -> None:
-    law = case.law()
-    assert law.zero_mean is case.zero_mean
-    assert bool((law.mean == 0).all()) is case.zero_mean
+    distribution = case.distribution()
+    assert distribution.zero_mean is case.zero_mean
+    assert bool((distribution.mean == 0).all()) is case.zero_mean
 
 
 @each_reparameterized
@@ -116,25 +116,25 @@ def test_draw_gradient_against_finite_differences_with_fixed_noise(case: Case) -
         pyro.set_rng_seed(3)
         return case.build(*parameters).rsample((5,))
 
-    assert case.law().has_rsample
+    assert case.distribution().has_rsample
     parameters = tuple(p.clone().requires_grad_() for p in case.parameters)
     assert torch.autograd.gradcheck(draw, parameters)
 
 
-@each_law
+@each_distribution
 def test_log_prob_integrates_to_one(case: Case) -> None:
-    law = case.law()
+    distribution = case.distribution()
     if case.discrete:
-        points = torch.stack([-law.scale, law.scale])
-        torch.testing.assert_close(law.log_prob(points).exp().sum(0), torch.ones(3, dtype=F64))
+        points = torch.stack([-distribution.scale, distribution.scale])
+        torch.testing.assert_close(distribution.log_prob(points).exp().sum(0), torch.ones(3, dtype=F64))
         return
     # The midpoint rule: spectrally accurate for Gaussians, exact for a density constant between the grid's ends.
-    half = law.scale if isinstance(law, SymmetricUniform) else 12 * case.variance.sqrt() + 12 * SCALE2
+    half = distribution.scale if isinstance(distribution, SymmetricUniform) else 12 * case.variance.sqrt() + 12 * SCALE2
     n = 40_000
     grid = case.mean + half * ((torch.arange(n, dtype=F64)[:, None] + 0.5) / n * 2 - 1)
-    mass = law.log_prob(grid).exp().sum(0) * (2 * half / n)
+    mass = distribution.log_prob(grid).exp().sum(0) * (2 * half / n)
     torch.testing.assert_close(mass, torch.ones(3, dtype=F64), rtol=1e-9, atol=0)
-    second = (law.log_prob(grid).exp() * (grid - case.mean) ** 2).sum(0) * (2 * half / n)
+    second = (distribution.log_prob(grid).exp() * (grid - case.mean) ** 2).sum(0) * (2 * half / n)
     torch.testing.assert_close(second, case.variance, rtol=1e-8, atol=0)
 
 
@@ -145,14 +145,14 @@ def test_log_prob_gradient(case: Case) -> None:
     assert torch.autograd.gradcheck(lambda v, *p: case.build(*p).log_prob(v), (value, *parameters))
 
 
-@each_law
+@each_distribution
 @pytest.mark.parametrize("dtype", [torch.float32, F64, torch.bfloat16])
 def test_shapes_and_dtypes(case: Case, dtype: torch.dtype) -> None:
     pyro.set_rng_seed(0)
-    law = case.law(dtype)
-    assert law.batch_shape == (3,) and law.event_shape == ()
-    wide = law.expand((2, 3))
-    assert type(wide) is type(law) and wide.batch_shape == (2, 3)
+    distribution = case.distribution(dtype)
+    assert distribution.batch_shape == (3,) and distribution.event_shape == ()
+    wide = distribution.expand((2, 3))
+    assert type(wide) is type(distribution) and wide.batch_shape == (2, 3)
     joint = wide.to_event(1)
     assert joint.batch_shape == (2,) and joint.event_shape == (3,)
     draw = joint((4,))
@@ -161,45 +161,49 @@ def test_shapes_and_dtypes(case: Case, dtype: torch.dtype) -> None:
     for moment in (wide.mean, wide.variance, wide.stddev):
         assert moment.shape == (2, 3) and moment.dtype == dtype
     assert wide.mask(False).log_prob(draw).abs().sum() == 0
-    assert torch.equal(wide.log_prob(draw[0]), law.log_prob(draw[0]))
+    assert torch.equal(wide.log_prob(draw[0]), distribution.log_prob(draw[0]))
 
 
-@each_law
+@each_distribution
 def test_float_parameters(case: Case) -> None:
-    law = case.build(*(0.5 for _ in case.parameters))
-    assert law.batch_shape == () and law.sample().shape == () and law.sample().dtype == torch.get_default_dtype()
+    distribution = case.build(*(0.5 for _ in case.parameters))
+    assert (
+        distribution.batch_shape == ()
+        and distribution.sample().shape == ()
+        and distribution.sample().dtype == torch.get_default_dtype()
+    )
 
 
-@each_law
+@each_distribution
 @pytest.mark.parametrize(
-    "through", [copy.deepcopy, lambda law: pickle.loads(pickle.dumps(law))], ids=["copy", "pickle"]
+    "through", [copy.deepcopy, lambda distribution: pickle.loads(pickle.dumps(distribution))], ids=["copy", "pickle"]
 )
 def test_copies_draw_the_same(case: Case, through: Callable) -> None:
-    law = case.law().expand((2, 3))
-    twin = through(law)
+    distribution = case.distribution().expand((2, 3))
+    twin = through(distribution)
     pyro.set_rng_seed(5)
-    expected = law.sample()
+    expected = distribution.sample()
     pyro.set_rng_seed(5)
-    assert type(twin) is type(law) and torch.equal(twin.sample(), expected)
-    assert torch.equal(twin.log_prob(expected), law.log_prob(expected))
+    assert type(twin) is type(distribution) and torch.equal(twin.sample(), expected)
+    assert torch.equal(twin.log_prob(expected), distribution.log_prob(expected))
 
 
-@each_law
+@each_distribution
 def test_a_pyro_sample_site(case: Case) -> None:
-    trace = pyro.poutine.trace(lambda: pyro.sample("w", case.law().expand((4, 3)).to_event(2))).get_trace()
+    trace = pyro.poutine.trace(lambda: pyro.sample("w", case.distribution().expand((4, 3)).to_event(2))).get_trace()
     value = trace.nodes["w"]["value"]
     trace.compute_log_prob()
     assert value.shape == (4, 3)
-    torch.testing.assert_close(trace.nodes["w"]["log_prob"], case.law().log_prob(value).sum())
+    torch.testing.assert_close(trace.nodes["w"]["log_prob"], case.distribution().log_prob(value).sum())
 
 
 @each_reparameterized
 def test_draw_and_sample_use_the_same_noise(case: Case) -> None:
-    law = case.law()
+    distribution = case.distribution()
     pyro.set_rng_seed(1)
-    first = law.sample((2,))
+    first = distribution.sample((2,))
     pyro.set_rng_seed(1)
-    assert torch.equal(law.rsample((2,)), first)
+    assert torch.equal(distribution.rsample((2,)), first)
 
 
 @pytest.mark.parametrize(
@@ -221,54 +225,58 @@ def test_bad_parameters_are_refused(build: Callable, parameters: tuple[float, ..
 
 
 def test_validation_of_values_follows_the_support() -> None:
-    for law in (
+    for distribution in (
         SymmetricUniform(torch.tensor(1.0), validate_args=True),
         TwoPoint(torch.tensor(1.0), validate_args=True),
     ):
-        assert law.expand((2,))._validate_args
+        assert distribution.expand((2,))._validate_args
         with pytest.raises(ValueError, match="within the support"):
-            law.log_prob(torch.tensor(1.5))
-    for law in (SymmetricUniform(torch.tensor(1.0), validate_args=False), TwoPoint(1.0, validate_args=False)):
-        assert (law.log_prob(torch.tensor([1.5, -1.001])) == -math.inf).all()
+            distribution.log_prob(torch.tensor(1.5))
+    for distribution in (SymmetricUniform(torch.tensor(1.0), validate_args=False), TwoPoint(1.0, validate_args=False)):
+        assert (distribution.log_prob(torch.tensor([1.5, -1.001])) == -math.inf).all()
 
 
 def test_two_points_forgive_rounding_only() -> None:
-    law = TwoPoint(torch.tensor(0.3, dtype=F64), validate_args=False)
+    distribution = TwoPoint(torch.tensor(0.3, dtype=F64), validate_args=False)
     value = torch.tensor([0.3 * (1 + 1e-15), -0.3 * (1 - 1e-15), 0.3 * (1 + 1e-13)], dtype=F64)
-    assert law.log_prob(value).tolist() == [-math.log(2), -math.log(2), -math.inf]
-    assert law.log_prob(torch.tensor(0.3)) == -math.log(2)  # a value rounded to float32
-    assert law.entropy() == math.log(2) and law.support.is_discrete
+    assert distribution.log_prob(value).tolist() == [-math.log(2), -math.log(2), -math.inf]
+    assert distribution.log_prob(torch.tensor(0.3)) == -math.log(2)  # a value rounded to float32
+    assert distribution.entropy() == math.log(2) and distribution.support.is_discrete
 
 
 def test_entropies() -> None:
     torch.testing.assert_close(SymmetricUniform(SCALE).entropy(), (2 * SCALE).log())
-    law = MultiplicativeNormal(LOC, LOG_ALPHA)
-    torch.testing.assert_close(law.entropy(), dist.Normal(LOC, MULTIPLICATIVE.sqrt()).entropy())
+    distribution = MultiplicativeNormal(LOC, LOG_ALPHA)
+    torch.testing.assert_close(distribution.entropy(), dist.Normal(LOC, MULTIPLICATIVE.sqrt()).entropy())
 
 
 def test_gaussians_are_normals_to_the_rest_of_the_world() -> None:
-    for law in (MultiplicativeNormal(LOC, LOG_ALPHA), CenteredNormal(SCALE)):
-        twin = dist.Normal(law.mean, law.stddev)
+    for distribution in (MultiplicativeNormal(LOC, LOG_ALPHA), CenteredNormal(SCALE)):
+        twin = dist.Normal(distribution.mean, distribution.stddev)
         value = LOC + 0.7
-        assert isinstance(law, dist.Normal)
+        assert isinstance(distribution, dist.Normal)
         for name in ("log_prob", "cdf"):
-            torch.testing.assert_close(getattr(law, name)(value), getattr(twin, name)(value))
+            torch.testing.assert_close(getattr(distribution, name)(value), getattr(twin, name)(value))
 
 
 def test_multiplicative_noise_is_finite_at_zero_mean() -> None:
     loc = torch.zeros(3, dtype=F64, requires_grad=True)
-    law = MultiplicativeNormal(loc, torch.tensor(1.0, dtype=F64), validate_args=True)
-    for quantity in (law.rsample((2,)), law.variance, law.scale):
+    distribution = MultiplicativeNormal(loc, torch.tensor(1.0, dtype=F64), validate_args=True)
+    for quantity in (distribution.rsample((2,)), distribution.variance, distribution.scale):
         (gradient,) = torch.autograd.grad(quantity.sum(), loc)
         assert quantity.isfinite().all() and gradient.isfinite().all()
     # A point mass: all of it at zero.
-    assert law.log_prob(torch.tensor([0.0, 1e-9, -2.0], dtype=F64)).tolist() == [math.inf, -math.inf, -math.inf]
+    assert distribution.log_prob(torch.tensor([0.0, 1e-9, -2.0], dtype=F64)).tolist() == [
+        math.inf,
+        -math.inf,
+        -math.inf,
+    ]
 
 
 def test_one_alpha_for_many_weights_is_stored_once() -> None:
     log_alpha = torch.tensor(0.5)
-    law = MultiplicativeNormal(torch.ones(40, 50), log_alpha).expand((3, 40, 50))
-    assert law.unexpanded_log_alpha is log_alpha and law.log_alpha.shape == (3, 40, 50)
+    distribution = MultiplicativeNormal(torch.ones(40, 50), log_alpha).expand((3, 40, 50))
+    assert distribution.unexpanded_log_alpha is log_alpha and distribution.log_alpha.shape == (3, 40, 50)
     assert MultiplicativeNormal(torch.ones(4, 1), torch.zeros(5)).batch_shape == (4, 5)
     assert MultiplicativeNormal(2.0, torch.zeros(5, dtype=F64)).sample().dtype == F64
     assert CenteredNormal(torch.ones(40, 50)).loc.stride() == (0, 0)
@@ -277,9 +285,11 @@ def test_one_alpha_for_many_weights_is_stored_once() -> None:
 def test_mixture_at_its_ends_is_a_gaussian() -> None:
     value = torch.linspace(-3, 3, 7, dtype=F64)
     for mix, scale in ((1.0, 0.5), (0.0, 2.0)):
-        law = ScaleMixture(torch.tensor(mix, dtype=F64), torch.tensor(0.5, dtype=F64), torch.tensor(2.0, dtype=F64))
+        distribution = ScaleMixture(
+            torch.tensor(mix, dtype=F64), torch.tensor(0.5, dtype=F64), torch.tensor(2.0, dtype=F64)
+        )
         torch.testing.assert_close(
-            law.log_prob(value), dist.Normal(0.0, torch.tensor(scale, dtype=F64)).log_prob(value)
+            distribution.log_prob(value), dist.Normal(0.0, torch.tensor(scale, dtype=F64)).log_prob(value)
         )
 
 
@@ -327,8 +337,8 @@ def test_ard_refuses_its_density_by_name() -> None:
         ARD().log_prob(torch.tensor(1.0))
 
 
-def test_a_symmetric_law_needs_noise() -> None:
-    class Forgetful(SymmetricLaw):
+def test_a_symmetric_distribution_needs_noise() -> None:
+    class Forgetful(SymmetricDistribution):
         noise_variance = 1.0
 
     with pytest.raises(TypeError, match="Forgetful.*define _noise"):

@@ -43,22 +43,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.requests.append(self.path)
-        behaviour, name = self.path.strip("/").split("/")
+        behavior, name = self.path.strip("/").split("/")
         body = FILES[name]
-        if behaviour == "missing":
+        if behavior == "missing":
             self.send_error(404)
             return
         self.send_response(200)
-        if behaviour != "unsized":
-            self.send_header("Content-Length", str(len(body) + (1 if behaviour == "long" else 0)))
+        if behavior != "unsized":
+            self.send_header("Content-Length", str(len(body) + (1 if behavior == "long" else 0)))
         self.end_headers()
-        if behaviour == "wrong":
+        if behavior == "wrong":
             body = body[:-1] + bytes([body[-1] ^ 1])
-        elif behaviour == "long":
+        elif behavior == "long":
             body += b"x"
-        elif behaviour in ("short", "unsized"):
+        elif behavior in ("short", "unsized"):
             body = body[: len(body) // 2]
-        elif behaviour == "reset":
+        elif behavior == "reset":
             self.wfile.write(body[: len(body) // 2])
             self.wfile.flush()
             self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -115,20 +115,20 @@ REASONS = {
 }
 
 
-@pytest.mark.parametrize("behaviour", REASONS)
-def test_a_failing_mirror_leaves_nothing_behind(server: str, tmp_path: Path, behaviour: str) -> None:
-    with pytest.raises(DownloadError, match=REASONS[behaviour]) as caught:
-        download("mnist", tmp_path, base_urls=[f"{server}/{behaviour}"], progress=False)
-    assert f"{server}/{behaviour}/{FIRST}" in str(caught.value)
+@pytest.mark.parametrize("behavior", REASONS)
+def test_a_failing_mirror_leaves_nothing_behind(server: str, tmp_path: Path, behavior: str) -> None:
+    with pytest.raises(DownloadError, match=REASONS[behavior]) as caught:
+        download("mnist", tmp_path, base_urls=[f"{server}/{behavior}"], progress=False)
+    assert f"{server}/{behavior}/{FIRST}" in str(caught.value)
     assert names(tmp_path) == []
 
 
-@pytest.mark.parametrize("behaviour", REASONS)
-def test_the_next_mirror_is_tried(server: str, tmp_path: Path, behaviour: str) -> None:
-    mirrors = [f"{server}/{behaviour}/", f"{server}/good"]
+@pytest.mark.parametrize("behavior", REASONS)
+def test_the_next_mirror_is_tried(server: str, tmp_path: Path, behavior: str) -> None:
+    mirrors = [f"{server}/{behavior}/", f"{server}/good"]
     folder = download("mnist", tmp_path, base_urls=mirrors, progress=False)
     assert names(folder) == sorted(FILES)
-    assert Handler.requests[:2] == [f"/{behaviour}/{FIRST}", f"/good/{FIRST}"]
+    assert Handler.requests[:2] == [f"/{behavior}/{FIRST}", f"/good/{FIRST}"]
     assert (folder / FIRST).read_bytes() == FILES[FIRST]
 
 

@@ -12,12 +12,12 @@ from torch import nn
 
 from pyrostoch.distributions import CenteredNormal, MultiplicativeNormal, SymmetricUniform, TwoPoint
 from pyrostoch.effects import (
-    INDEPENDENT,
     Flipout,
     LocalReparameterization,
     MeanPropagation,
     SharedSample,
     call_network,
+    independent,
 )
 
 F64 = {"dtype": torch.float64}
@@ -40,7 +40,7 @@ def _positive(tensor):
     return tensor.detach().abs() + 0.1
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "normal": lambda w: dist.Normal(w.detach(), _positive(w)),
     "multiplicative": lambda w: MultiplicativeNormal(w.detach(), torch.tensor(0.5, **F64)),
     "centered": lambda w: CenteredNormal(_positive(w)),
@@ -49,21 +49,24 @@ LAWS = {
 }
 
 
-def run(net, laws, x, how):
+def run(net, distributions, x, how):
     """Draw the weights under `how` and call the network."""
     with how:
-        mark = {INDEPENDENT: True}
+        mark = independent()
         weights = {
-            name: pyro.sample(name, law.to_event(len(law.batch_shape)), infer=mark) for name, law in laws.items()
+            name: pyro.sample(name, distribution.to_event(len(distribution.batch_shape)), infer=mark)
+            for name, distribution in distributions.items()
         }
         return call_network(net, weights, (x,))
 
 
-def exact_moments(net, laws, x):
+def exact_moments(net, distributions, x):
     """Mean and variance of each output, from the weights' means and variances: everything is linear."""
-    mean = torch.func.functional_call(net, {name: law.mean for name, law in laws.items()}, (x,))
-    variances = {name: law.variance for name, law in laws.items()}
-    if net.bias is not None and "bias" not in laws:
+    mean = torch.func.functional_call(
+        net, {name: distribution.mean for name, distribution in distributions.items()}, (x,)
+    )
+    variances = {name: distribution.variance for name, distribution in distributions.items()}
+    if net.bias is not None and "bias" not in distributions:
         variances["bias"] = torch.zeros_like(net.bias)
     return mean.detach(), torch.func.functional_call(net, variances, (x.square(),)).detach()
 
@@ -77,19 +80,19 @@ def assert_moments(outputs, mean, variance, sigmas=5.0):
     assert ((squares.mean(0) - variance).abs() <= sigmas * squares.std(0) / math.sqrt(count) + 1e-12).all()
 
 
-@pytest.mark.parametrize("law", LAWS)
+@pytest.mark.parametrize("distribution", DISTRIBUTIONS)
 @pytest.mark.parametrize("layer", LAYERS)
-def test_local_and_flipout_have_the_exact_marginal_moments(layer, law):
+def test_local_and_flipout_have_the_exact_marginal_moments(layer, distribution):
     make, shape = LAYERS[layer]
     net = make()
     x = torch.randn(1, *shape, **F64)
-    laws = {name: LAWS[law](parameter) for name, parameter in net.named_parameters()}
-    mean, variance = exact_moments(net, laws, x)
+    distributions = {name: DISTRIBUTIONS[distribution](parameter) for name, parameter in net.named_parameters()}
+    mean, variance = exact_moments(net, distributions, x)
     copies, rounds = 4000, 600
-    local = run(net, laws, x.expand(copies, *shape), LocalReparameterization())
+    local = run(net, distributions, x.expand(copies, *shape), LocalReparameterization())
     assert_moments(local.detach(), mean[0], variance[0])
     # Examples of one flipped batch share the size of the deviation, so independent rounds are needed.
-    flipped = torch.cat([run(net, laws, x.expand(2, *shape), Flipout())[:1] for _ in range(rounds)])
+    flipped = torch.cat([run(net, distributions, x.expand(2, *shape), Flipout())[:1] for _ in range(rounds)])
     assert_moments(flipped.detach(), mean[0], variance[0])
 
 
@@ -97,104 +100,104 @@ def test_local_and_flipout_have_the_exact_marginal_moments(layer, law):
 def test_only_the_bias_random(how):
     net = nn.Linear(3, 2, **F64)
     x = torch.randn(1, 3, **F64)
-    laws = {"bias": LAWS["normal"](net.bias)}
-    outputs = torch.cat([run(net, laws, x.expand(3, 3), how())[:1] for _ in range(3000)])
+    distributions = {"bias": DISTRIBUTIONS["normal"](net.bias)}
+    outputs = torch.cat([run(net, distributions, x.expand(3, 3), how())[:1] for _ in range(3000)])
     mean = net(x).detach()[0]
-    assert_moments(outputs.detach(), mean, laws["bias"].variance)
+    assert_moments(outputs.detach(), mean, distributions["bias"].variance)
 
 
 def test_local_draws_differ_between_examples_and_shared_ones_do_not():
     net = nn.Linear(2, 3, bias=False)
-    laws = {"weight": dist.Normal(torch.zeros(3, 2), 1.0)}
+    distributions = {"weight": dist.Normal(torch.zeros(3, 2), 1.0)}
     x = torch.ones(50, 2)
-    shared = run(net, laws, x, SharedSample())
+    shared = run(net, distributions, x, SharedSample())
     assert (shared == shared[0]).all()
-    assert run(net, laws, x, LocalReparameterization()).unique(dim=0).shape[0] == 50
-    flipped = run(net, laws, x, Flipout())
+    assert run(net, distributions, x, LocalReparameterization()).unique(dim=0).shape[0] == 50
+    flipped = run(net, distributions, x, Flipout())
     # Three signs out, two in: at most 2^5 different rows, and more than the 2^2 of the inputs' signs alone.
     assert 2**2 < flipped.unique(dim=0).shape[0] <= 2**5
 
 
 def test_flipout_decorrelates_examples():
     net = nn.Linear(2, 1, bias=False, **F64)
-    laws = {"weight": dist.Normal(torch.zeros(1, 2, **F64), 1.0)}
+    distributions = {"weight": dist.Normal(torch.zeros(1, 2, **F64), 1.0)}
     x = torch.ones(2, 2, **F64)
-    pairs = torch.stack([run(net, laws, x, Flipout())[:, 0] for _ in range(4000)])
+    pairs = torch.stack([run(net, distributions, x, Flipout())[:, 0] for _ in range(4000)])
     product = pairs[:, 0] * pairs[:, 1]
     assert abs(product.mean()) < 5 * product.std() / math.sqrt(len(product))
 
 
 def test_flipout_of_a_convolution_shows_one_weight_to_all_positions_of_an_example():
-    """The exact joint law over positions: covariance of two outputs of one example as under the shared sample."""
+    """The exact joint distribution over positions: the covariance of two outputs of an example is the shared one."""
     net = nn.Conv1d(1, 1, 1, bias=False, **F64)
-    laws = {"weight": dist.Normal(torch.zeros(1, 1, 1, **F64), 1.0)}
+    distributions = {"weight": dist.Normal(torch.zeros(1, 1, 1, **F64), 1.0)}
     x = torch.ones(64, 1, 5, **F64)
-    out = run(net, laws, x, Flipout())
+    out = run(net, distributions, x, Flipout())
     assert (out == out[:, :, :1]).all()
     assert (out.abs() == out.abs()[0]).all()
 
 
-def test_local_over_conv_positions_is_factorised_and_the_gap_is_as_derived():
-    """Averaging P positions of a 1x1 convolution: variance v under the true law, v / P when drawn independently."""
+def test_local_over_conv_positions_is_factorized_and_the_gap_is_as_derived():
+    """Averaging P positions of a 1x1 convolution: variance v in truth, v / P when drawn independently."""
     net = nn.Conv1d(1, 1, 1, bias=False, **F64)
-    laws = {"weight": dist.Normal(torch.zeros(1, 1, 1, **F64), 1.0)}
+    distributions = {"weight": dist.Normal(torch.zeros(1, 1, 1, **F64), 1.0)}
     x = torch.ones(20000, 1, 4, **F64)
     how = LocalReparameterization()
-    factorised = run(net, laws, x, how).mean(-1)
-    assert how.routes == {"weight": "local (factorised over 4 positions)"}
-    assert factorised.var().item() == pytest.approx(1 / 4, rel=0.05)
-    exact = LocalReparameterization(factorised=False)
-    draws = torch.stack([run(net, laws, x[:1], exact).mean() for _ in range(4000)])
-    assert exact.routes == {"weight": "shared (convolution)"}
+    factorized = run(net, distributions, x, how).mean(-1)
+    assert how.treatments == {"weight": "local (factorized over 4 positions)"}
+    assert factorized.var().item() == pytest.approx(1 / 4, rel=0.05)
+    exact = LocalReparameterization(factorized=False)
+    draws = torch.stack([run(net, distributions, x[:1], exact).mean() for _ in range(4000)])
+    assert exact.treatments == {"weight": "shared (convolution)"}
     assert draws.var().item() == pytest.approx(1.0, rel=0.1)
 
 
-def test_local_of_a_convolution_with_one_position_is_exact_even_where_factorising_is_forbidden():
+def test_local_of_a_convolution_with_one_position_is_exact_even_where_factorizing_is_forbidden():
     net = nn.Conv2d(2, 3, 4, **F64)
-    laws = {"weight": dist.Normal(net.weight.detach(), 0.5)}
+    distributions = {"weight": dist.Normal(net.weight.detach(), 0.5)}
     x = torch.randn(1, 2, 4, 4, **F64)
-    mean, variance = exact_moments(net, laws, x)
-    how = LocalReparameterization(factorised=False)
-    assert_moments(run(net, laws, x.expand(4000, 2, 4, 4), how).detach(), mean[0], variance[0])
-    assert how.routes == {"weight": "local (exact)"}
+    mean, variance = exact_moments(net, distributions, x)
+    how = LocalReparameterization(factorized=False)
+    assert_moments(run(net, distributions, x.expand(4000, 2, 4, 4), how).detach(), mean[0], variance[0])
+    assert how.treatments == {"weight": "local (exact)"}
 
 
 @pytest.mark.parametrize("how", [LocalReparameterization, Flipout])
 def test_sequences_share_one_draw(how):
     net = nn.Linear(2, 1, bias=False)
-    laws = {"weight": dist.Normal(torch.zeros(1, 2), 1.0)}
+    distributions = {"weight": dist.Normal(torch.zeros(1, 2), 1.0)}
     handler = how()
-    out = run(net, laws, torch.ones(3, 5, 2), handler)
+    out = run(net, distributions, torch.ones(3, 5, 2), handler)
     assert (out == out[0, 0]).all()
-    assert handler.routes == {"weight": "shared (sequence)"}
-    run(net, laws, torch.ones(3, 1, 2), handler)
-    assert "shared" not in handler.routes["weight"]
+    assert handler.treatments == {"weight": "shared (sequence)"}
+    run(net, distributions, torch.ones(3, 1, 2), handler)
+    assert "shared" not in handler.treatments["weight"]
 
 
 def test_unbatched_inputs():
     net = nn.Linear(2, 3)
-    laws = {"weight": dist.Normal(torch.zeros(3, 2), 1.0)}
-    assert run(net, laws, torch.ones(2), LocalReparameterization()).shape == (3,)
+    distributions = {"weight": dist.Normal(torch.zeros(3, 2), 1.0)}
+    assert run(net, distributions, torch.ones(2), LocalReparameterization()).shape == (3,)
     flipout = Flipout()
-    assert run(net, laws, torch.ones(2), flipout).shape == (3,)
-    assert flipout.routes == {"weight": "shared (no batch)"}
+    assert run(net, distributions, torch.ones(2), flipout).shape == (3,)
+    assert flipout.treatments == {"weight": "shared (no batch)"}
     conv = nn.Conv1d(2, 3, 1)
     assert run(conv, {"weight": dist.Normal(conv.weight.detach(), 1.0)}, torch.ones(2, 4), Flipout()).shape == (3, 4)
 
 
-def test_laws_without_a_rule_are_shared():
+def test_distributions_without_a_rule_are_shared():
     net = nn.Linear(2, 1, bias=False)
-    laws = {"weight": dist.Laplace(torch.zeros(1, 2), 1.0)}
+    distributions = {"weight": dist.Laplace(torch.zeros(1, 2), 1.0)}
     how = LocalReparameterization()
-    out = run(net, laws, torch.ones(4, 2), how)
-    assert (out == out[0]).all() and how.routes == {"weight": "shared (no rule for Laplace)"}
+    out = run(net, distributions, torch.ones(4, 2), how)
+    assert (out == out[0]).all() and how.treatments == {"weight": "shared (no rule for Laplace)"}
 
 
 def test_mean_propagation():
     net = nn.Linear(2, 3, **F64)
-    laws = {name: LAWS["normal"](p) for name, p in net.named_parameters()}
+    distributions = {name: DISTRIBUTIONS["normal"](p) for name, p in net.named_parameters()}
     x = torch.randn(5, 2, **F64)
-    assert torch.equal(run(net, laws, x, MeanPropagation()), net(x))
+    assert torch.equal(run(net, distributions, x, MeanPropagation()), net(x))
     with pytest.raises(ValueError, match=r"site 'weight'.*LogUniform.*mode='mc'"), MeanPropagation():
         from pyrostoch.distributions import LogUniform
 
@@ -231,9 +234,9 @@ def test_gradient_is_finite_where_the_variance_vanishes(dtype):
 
 def test_the_inner_interpretation_wins():
     net = nn.Linear(2, 1, bias=False)
-    laws = {"weight": dist.Normal(torch.zeros(1, 2), 1.0)}
+    distributions = {"weight": dist.Normal(torch.zeros(1, 2), 1.0)}
     with LocalReparameterization():
-        out = run(net, laws, torch.ones(8, 2), SharedSample())
+        out = run(net, distributions, torch.ones(8, 2), SharedSample())
     assert (out == out[0]).all()
 
 
@@ -248,28 +251,30 @@ def test_keyword_and_functional_calls_inside_user_code():
 
     how = LocalReparameterization()
     out = run(Own(), {"kernel": dist.Normal(torch.zeros(3, 2), 1.0)}, torch.ones(6, 2), how)
-    assert out.unique(dim=0).shape[0] == 6 and how.routes == {"kernel": "local (exact)"}
+    assert out.unique(dim=0).shape[0] == 6 and how.treatments == {"kernel": "local (exact)"}
 
 
 def test_references_do_not_pile_up_over_steps():
     net = nn.Linear(2, 1, bias=False)
-    laws = {"weight": dist.Normal(torch.zeros(1, 2), 1.0)}
+    distributions = {"weight": dist.Normal(torch.zeros(1, 2), 1.0)}
     with LocalReparameterization() as how:
         for _ in range(5):
-            weight = pyro.sample("weight", laws["weight"].to_event(2), infer={INDEPENDENT: True})
+            weight = pyro.sample("weight", distributions["weight"].to_event(2), infer=independent())
             call_network(net, {"weight": weight}, (torch.ones(2, 2),))
     assert len(how._draws) == 1
 
 
-@pytest.mark.parametrize("law", [TwoPoint, SymmetricUniform])
-def test_local_matches_moments_only_where_approximations_are_allowed(law):
+@pytest.mark.parametrize("distribution", [TwoPoint, SymmetricUniform])
+def test_local_matches_moments_only_where_approximations_are_allowed(distribution):
     net = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     x = torch.ones(500, 1, dtype=torch.float64)
-    reach, routes = {}, {}
-    for factorised in (True, False):
-        with LocalReparameterization(factorised=factorised) as local:
-            weight = pyro.sample("weight", law(torch.full((1, 1), 2.0).double()).to_event(2), infer={INDEPENDENT: True})
+    reach, treatments = {}, {}
+    for factorized in (True, False):
+        with LocalReparameterization(factorized=factorized) as local:
+            weight = pyro.sample(
+                "weight", distribution(torch.full((1, 1), 2.0).double()).to_event(2), infer=independent()
+            )
             out = call_network(net, {"weight": weight}, (x,))
-        reach[factorised], routes[factorised] = out.abs().max().item(), local.routes["weight"]
+        reach[factorized], treatments[factorized] = out.abs().max().item(), local.treatments["weight"]
     assert reach[False] <= 2.0 < reach[True]  # no drawn weight is beyond the width; a normal output is
-    assert routes == {True: "local (matched moments)", False: f"shared (no rule for {law.__name__})"}
+    assert treatments == {True: "local (matched moments)", False: f"shared (no rule for {distribution.__name__})"}

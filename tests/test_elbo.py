@@ -51,11 +51,13 @@ def losses(elbo, model, guide, x, y, draws):
 
 def exact_elbo(guide, x, y, noise, prior_scale):
     """Closed form for Gaussian linear regression and any guide with independent weights: only moments enter."""
-    law = guide.site_law("weight")
-    mean, variance = law.base_dist.mean[0].detach(), law.base_dist.variance[0].detach()
+    distribution = guide.site_distribution("weight")
+    mean, variance = distribution.base_dist.mean[0].detach(), distribution.base_dist.variance[0].detach()
     squares = (y[:, 0] - x @ mean).square() + x.square() @ variance
     data = (-squares / (2 * noise**2) - math.log(noise) - 0.5 * math.log(2 * math.pi)).sum()
-    kl = torch.distributions.kl_divergence(law.base_dist, dist.Normal(torch.zeros((), **F64), prior_scale)).sum()
+    kl = torch.distributions.kl_divergence(
+        distribution.base_dist, dist.Normal(torch.zeros((), **F64), prior_scale)
+    ).sum()
     return (data - kl).item()
 
 
@@ -69,7 +71,7 @@ def test_equals_the_closed_form_of_conjugate_regression(guide, estimator):
 
 
 def test_reaches_the_evidence_where_the_guide_holds_the_posterior():
-    """Orthogonal inputs: the posterior factorises, so the ELBO of the posterior itself is the log evidence, always."""
+    """Orthogonal inputs: the posterior factorizes, so the ELBO of the posterior itself is the log evidence, always."""
     model, _, _ = regression(num_data=3)
     x = torch.diag(torch.tensor([1.0, 2.0, -0.5], **F64))
     y = torch.tensor([[0.3], [-1.0], [2.0]], **F64)
@@ -227,17 +229,17 @@ def test_monte_carlo_kl_where_there_is_no_closed_form():
         terms = [ps.ELBO(estimator).terms(model, guide, x, y).sites["weight"] for _ in range(3000)]
         assert not terms[0].exact
         found = torch.stack([t.kl for t in terms]).detach()
-        base = guide.site_law("weight").base_dist
+        base = guide.site_distribution("weight").base_dist
         grid = torch.linspace(-6, 6, 20001, **F64)[:, None]
         q = base.log_prob(base.mean[0] + grid[..., None] * 0.5)[:, 0]
         points = base.mean[0] + grid * 0.5
         density = base.expand((1, 3)).log_prob(points[:, None, :])[:, 0]
         truth = (density.exp() * (density - dist.StudentT(4.0).log_prob(points))).sum() * (12 / 20000) * 0.5
-        assert q.shape  # the law broadcasts
+        assert q.shape  # the distribution broadcasts
         assert abs(found.mean() - truth) < 5 * found.std() / math.sqrt(len(found))
 
 
-def test_hierarchical_and_learnt_scales():
+def test_hierarchical_and_learned_scales():
     model, x, y = regression(prior=ps.priors.Hierarchical())
     guide = ps.guides.Additive(model)
     assert list(model.sites) == ["weight_prior_scale", "weight"]
@@ -296,7 +298,7 @@ def test_a_step_reads_nothing_back_from_the_device(monkeypatch):
         for make in GUIDES.values():
             loss = ps.ELBO(estimator)(model, make(model))
             with pyro.validation_enabled(False):
-                loss(x, y)  # the census may read
+                loss(x, y)  # the usage may read
 
                 def refuse(tensor, *args):
                     raise AssertionError("a tensor's value was read")
@@ -331,14 +333,14 @@ def test_mismatched_sites_are_named():
 
 def test_a_guide_without_gradient_is_refused():
     class Spikes(ps.guides.Guide):
-        def initial(self, site):
+        def initial_parameters(self, site):
             return {"logits": torch.zeros_like(site.init)}
 
-        def law(self, site, logits):
+        def distribution(self, site, logits):
             return dist.Bernoulli(logits=logits)
 
     model, x, y = regression()
-    with pytest.raises(ValueError, match="guide site 'weight': Bernoulli cannot be reparameterised"):
+    with pytest.raises(ValueError, match="guide site 'weight': Bernoulli cannot be reparameterized"):
         ps.ELBO().differentiable_loss(model, Spikes(model), x, y)
 
 

@@ -39,7 +39,7 @@ def squared(out):
 NETWORKS = {
     "binary": lambda: network(Binary(noise=0.8)),
     "ternary": lambda: network(Ternary(noise=0.7)),
-    "uneven": lambda: network(KState((0.0, 1.0, 3.0), (-0.3, 0.6), 0.8, law="laplace")),
+    "uneven": lambda: network(KState((0.0, 1.0, 3.0), (-0.3, 0.6), 0.8, noise_distribution="laplace")),
     "deep": lambda: network(ThresholdNeuron(0.7), Ternary(noise=0.9), units=2),
 }
 EVERY = pytest.mark.parametrize("name", NETWORKS)
@@ -132,7 +132,7 @@ def test_many_samples_bring_the_log_of_the_mean_probability():
     assert many.bias < few.bias and many.cosine > few.cosine
 
 
-def test_estimators_work_behind_convolutions_and_batch_normalisation():
+def test_estimators_work_behind_convolutions_and_batch_normalization():
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), Binary(noise=0.5), nn.Conv2d(2, 1, 2), Binary(noise=0.5), nn.Flatten()

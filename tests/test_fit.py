@@ -16,10 +16,10 @@ from torch.nn import functional as F
 
 import pyrostoch as ps
 from pyrostoch.infer.batches import as_batches, order_of
-from pyrostoch.infer.fit import fit
-from pyrostoch.infer.heldout import predictive_loss
-from pyrostoch.infer.schedule import kl_weight, rate_factor
-from pyrostoch.infer.trainer import Trainer
+from pyrostoch.prediction.validation import predictive_loss
+from pyrostoch.training.fit import fit
+from pyrostoch.training.schedule import kl_weight, rate_factor
+from pyrostoch.training.trainer import Trainer
 
 CPU = torch.device("cpu")
 
@@ -116,9 +116,9 @@ def watched(method: Any, watch: nn.Module) -> Any:
 
 @pytest.mark.usefixtures("float64")
 @pytest.mark.parametrize("clip", [None, 5.0])
-@pytest.mark.parametrize("penalised", [False, True])
+@pytest.mark.parametrize("penalized", [False, True])
 @pytest.mark.parametrize("schedule", ["linear", "cosine"])
-def test_without_a_prior_it_is_plain_training(clip: float | None, penalised: bool, schedule: str) -> None:
+def test_without_a_prior_it_is_plain_training(clip: float | None, penalized: bool, schedule: str) -> None:
     x, y = classes()
     x = x.double()
     count, size, epochs, rate, seed = 50, 20, 3, 0.05, 7
@@ -129,7 +129,7 @@ def test_without_a_prior_it_is_plain_training(clip: float | None, penalised: boo
     net = network()
     twin = copy.deepcopy(net)
     model = ps.BayesianModel(
-        net, likelihood=ps.likelihoods.Categorical(), num_data=count, penalty=penalty if penalised else None
+        net, likelihood=ps.likelihoods.Categorical(), num_data=count, penalty=penalty if penalized else None
     )
     result = run(
         model, ps.guides.Additive(model), (x, y), epochs=epochs, lr=rate, clip=clip, seed=seed, schedule=schedule
@@ -147,7 +147,7 @@ def test_without_a_prior_it_is_plain_training(clip: float | None, penalised: boo
             )
             optimizer.zero_grad()
             cross_entropy = F.cross_entropy(twin(x[rows]), y[rows], reduction="sum")
-            cost = penalty(twin) if penalised else torch.tensor(0.0)
+            cost = penalty(twin) if penalized else torch.tensor(0.0)
             (cross_entropy * count / len(rows) + cost).backward()
             if clip is not None:
                 nn.utils.clip_grad_norm_(twin.parameters(), clip)

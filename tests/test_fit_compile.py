@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 import pyrostoch as ps
-from pyrostoch.infer.compile import repays
-from pyrostoch.infer.fit import fit
-from pyrostoch.infer.safefile import read_file
-from pyrostoch.infer.trainer import NonFiniteLossError
+from pyrostoch.infer.compile import worth_compiling
+from pyrostoch.safefile import read_file
 from pyrostoch.staging import missing
+from pyrostoch.training.fit import fit
+from pyrostoch.training.trainer import NonFiniteLossError
 
 CPU = torch.device("cpu")
 NO_COMPILER = missing(CPU)
@@ -166,16 +166,18 @@ def test_auto_compiles_where_the_rule_says_so(interpreted, monkeypatch):
 def test_the_rule(monkeypatch):
     monkeypatch.setattr("pyrostoch.infer.compile.missing", lambda device: None)
     guide = build()[1]
-    assert repays(True, guide, 1, CPU) is True and repays(False, guide, 10**9, CPU) is False
-    answers = [repays("auto", guide, 10**power, CPU) for power in range(8)]
+    assert worth_compiling(True, guide, 1, CPU) is True and worth_compiling(False, guide, 10**9, CPU) is False
+    answers = [worth_compiling("auto", guide, 10**power, CPU) for power in range(8)]
     assert answers == sorted(answers) and answers[0] is False and answers[-1] is True
     # The same numbers in more tensors take longer to compile; more numbers save more.
     deep, shallow = nn.ModuleList(nn.Linear(2, 2) for _ in range(100)), nn.Linear(6, 100)
-    enough = next(steps for steps in range(0, 10**6, 100) if repays("auto", shallow, steps, CPU))
-    assert not repays("auto", deep, enough, CPU)
-    assert repays("auto", nn.Linear(3000, 3000), enough - 1000, CPU) and not repays("auto", shallow, enough - 1000, CPU)
+    enough = next(steps for steps in range(0, 10**6, 100) if worth_compiling("auto", shallow, steps, CPU))
+    assert not worth_compiling("auto", deep, enough, CPU)
+    assert worth_compiling("auto", nn.Linear(3000, 3000), enough - 1000, CPU) and not worth_compiling(
+        "auto", shallow, enough - 1000, CPU
+    )
     monkeypatch.setattr("pyrostoch.infer.compile.missing", lambda device: "no compiler")
-    assert not repays("auto", guide, 10**9, CPU)
+    assert not worth_compiling("auto", guide, 10**9, CPU)
 
 
 @pytest.mark.parametrize("choice", ["yes", None, 1])

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SubsetRandomSampler, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.batches import as_batches, order_of, settle
-from pyrostoch.infer.fit import fit
-from pyrostoch.infer.predict import predict
+from pyrostoch.infer.batches import as_batches, move_to_device, order_of
+from pyrostoch.prediction.predict import predict
+from pyrostoch.training.fit import fit
 
 COUNT = 23
 X = torch.randn(COUNT, 3, generator=torch.Generator().manual_seed(0))
@@ -234,12 +234,12 @@ def test_nothing_to_train_is_refused() -> None:
         fit(model, guide, (X, Y), epochs=1, batch_size=5)
 
 
-@pytest.mark.parametrize(("room", "moved"), [(10**6, True), (79, False)])
-def test_data_that_fit_are_kept_on_the_device(monkeypatch, room, moved):
-    monkeypatch.setattr("pyrostoch.infer.batches._room", lambda device: room)
+@pytest.mark.parametrize(("free", "moved"), [(10**6, True), (79, False)])
+def test_data_that_fit_are_kept_on_the_device(monkeypatch, free, moved):
+    monkeypatch.setattr("pyrostoch.infer.batches._free_memory", lambda device: free)
     x, y = (torch.zeros(5, 2), torch.zeros(5, 1)), torch.arange(5, dtype=torch.int32)
     batches = as_batches((x, y), 2)
-    found = settle(batches, torch.device("meta"))
+    found = move_to_device(batches, torch.device("meta"))
     assert (found is not batches) == moved and (len(found), found.num_data) == (3, 5)
     (first, second), targets = next(iter(found.epoch(None, 0)))
     assert {part.device.type for part in (first, second, targets)} == {"meta" if moved else "cpu"}
@@ -247,6 +247,6 @@ def test_data_that_fit_are_kept_on_the_device(monkeypatch, room, moved):
 
 
 def test_only_tensors_are_moved(monkeypatch):
-    monkeypatch.setattr("pyrostoch.infer.batches._room", lambda device: 10**9)
+    monkeypatch.setattr("pyrostoch.infer.batches._free_memory", lambda device: 10**9)
     batches = as_batches(Items(), 2)
-    assert settle(batches, torch.device("meta")) is batches
+    assert move_to_device(batches, torch.device("meta")) is batches

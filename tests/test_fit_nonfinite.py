@@ -12,9 +12,9 @@ from torch import Tensor, nn
 
 import pyrostoch as ps
 from pyrostoch.infer.batches import order_of
-from pyrostoch.infer.fit import fit
-from pyrostoch.infer.safefile import read_file
-from pyrostoch.infer.trainer import NonFiniteLossError
+from pyrostoch.safefile import read_file
+from pyrostoch.training.fit import fit
+from pyrostoch.training.trainer import NonFiniteLossError
 
 X = torch.randn(20, 2, generator=torch.Generator().manual_seed(0))
 Y = X.sum(-1, keepdim=True)

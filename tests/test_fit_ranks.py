@@ -114,7 +114,7 @@ def broken(folder: Path) -> dict[str, Tensor]:
     model.net.forward = spoilt  # type: ignore[method-assign]
     try:
         ps.fit(model, guide, data(), **SETTINGS)
-    except ps.infer.NonFiniteLossError as error:
+    except ps.training.NonFiniteLossError as error:
         return {"epoch": torch.tensor(error.epoch), **outcome(type("", (), {"history": {}}), model, guide)}
     return {}
 

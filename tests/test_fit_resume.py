@@ -22,9 +22,9 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.checkpoint import save
-from pyrostoch.infer.fit import fit
-from pyrostoch.infer.safefile import CheckpointError, read_file
+from pyrostoch.safefile import CheckpointError, read_file
+from pyrostoch.training.checkpoint import save
+from pyrostoch.training.fit import fit
 
 EPOCHS = 6
 KILLED_EPOCHS = 25
@@ -229,7 +229,7 @@ MOMENTS = [("before write", 2), ("before replace", 1), ("after replace", 1), ("a
 
 def main(path: Path) -> None:
     """Run until the run is finished, in processes that are killed: first at exact moments, then at random ones."""
-    importlib.import_module("torch._dynamo")  # the first step of an optimiser would load it, in every child
+    importlib.import_module("torch._dynamo")  # the first step of an optimizer would load it, in every child
     kills, attempt, rng = 0, 0, random.Random(0)
     while True:
         child = os.fork()

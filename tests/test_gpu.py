@@ -49,7 +49,7 @@ def step(guide: str, estimator: str, device: str, monkeypatch: pytest.MonkeyPatc
 
         return made
 
-    loss(x, y)  # the census draws nothing of its own, but caches
+    loss(x, y)  # the usage draws nothing of its own, but caches
     generator.manual_seed(1)
     for name in DRAWS:
         monkeypatch.setattr(torch, name, on_the_cpu(name))
@@ -88,7 +88,7 @@ def test_one_step_equals_the_cpus(guide, estimator, monkeypatch):
 
 @pytest.mark.gpu
 @pytest.mark.parametrize("estimator", DRAWN)
-def test_a_step_does_not_synchronise(estimator):
+def test_a_step_does_not_synchronize(estimator):
     net = nn.Sequential(nn.Conv2d(1, 3, 3), nn.BatchNorm2d(3), nn.ReLU(), nn.Flatten(), nn.Linear(48, 4))
     model = ps.BayesianModel(
         net, prior=ps.priors.LogUniform(), likelihood=ps.likelihoods.Categorical(), num_data=30

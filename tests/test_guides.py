@@ -1,4 +1,4 @@
-"""Guides: the laws they give, their parameters from the start, and what a user may do with the base class."""
+"""Guides: the distributions they give, their parameters from the start, and what a user may do with the base class."""
 
 from __future__ import annotations
 
@@ -60,16 +60,16 @@ ALPHA_SHAPES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_law_starts_where_the_network_stands(case):
+def test_the_distribution_starts_where_the_network_stands(case):
     make, mean, spread = CASES[case]
     model = model_of()
     guide = make(model)
     for name in ("0.weight", "2.weight"):
         weight = model.net.get_parameter(name).detach()
-        law = guide.site_law(name)
-        assert law.event_shape == weight.shape and law.batch_shape == ()
-        assert torch.allclose(law.base_dist.mean, mean(weight))
-        assert torch.allclose(law.base_dist.stddev, spread(weight), rtol=1e-5)
+        distribution = guide.site_distribution(name)
+        assert distribution.event_shape == weight.shape and distribution.batch_shape == ()
+        assert torch.allclose(distribution.base_dist.mean, mean(weight))
+        assert torch.allclose(distribution.base_dist.stddev, spread(weight), rtol=1e-5)
 
 
 @pytest.mark.parametrize("case", ALPHA_SHAPES)
@@ -99,10 +99,12 @@ def test_parameters_exist_at_construction_and_round_trip(case):
     twin = copy.deepcopy(guide)
     for name in guide.site_names:
         for clone in (other, twin):
-            assert torch.equal(clone.site_law(name).base_dist.variance, guide.site_law(name).base_dist.variance)
+            assert torch.equal(
+                clone.site_distribution(name).base_dist.variance, guide.site_distribution(name).base_dist.variance
+            )
     next(twin.parameters()).data.zero_()
     assert next(guide.parameters()).abs().sum() > 0
-    assert guide.double().site_law("2.weight").base_dist.variance.dtype == torch.float64
+    assert guide.double().site_distribution("2.weight").base_dist.variance.dtype == torch.float64
 
 
 def test_two_guides_of_one_class_share_nothing():
@@ -118,15 +120,15 @@ def test_trained_weights_are_the_start():
     net = nn.Linear(2, 3)
     model = model_of(net)
     net.weight.data.fill_(7.0)  # loaded after the model was made
-    assert (ps.guides.Additive(model).site_law("weight").base_dist.mean == 7).all()
+    assert (ps.guides.Additive(model).site_distribution("weight").base_dist.mean == 7).all()
 
 
 def test_starts_may_be_numbers_or_functions():
     model = model_of()
     guide = ps.guides.Additive(model, init_loc=0.5, init_scale=lambda site: 0.1 if site.name == "0.weight" else 0.3)
-    assert (guide.site_law("0.weight").base_dist.mean == 0.5).all()
-    assert torch.allclose(guide.site_law("0.weight").base_dist.stddev, torch.tensor(0.1))
-    assert torch.allclose(guide.site_law("2.weight").base_dist.stddev, torch.tensor(0.3))
+    assert (guide.site_distribution("0.weight").base_dist.mean == 0.5).all()
+    assert torch.allclose(guide.site_distribution("0.weight").base_dist.stddev, torch.tensor(0.1))
+    assert torch.allclose(guide.site_distribution("2.weight").base_dist.stddev, torch.tensor(0.3))
     alpha = ps.guides.NeuronwiseAlpha(
         model,
         init_log_alpha=lambda site: torch.arange(float(site.init.shape[0])).view(-1, *[1] * (site.init.dim() - 1)),
@@ -140,10 +142,10 @@ def test_starts_may_be_numbers_or_functions():
 
 def test_ten_lines_put_any_distribution_on_the_weights():
     class LaplaceGuide(Guide):
-        def initial(self, site):
+        def initial_parameters(self, site):
             return {"loc": site.init, "log_scale": torch.full_like(site.init, -3.0)}
 
-        def law(self, site, loc, log_scale):
+        def distribution(self, site, loc, log_scale):
             return dist.Laplace(loc, log_scale.exp())
 
     model = model_of(prior=ps.priors.Normal())
@@ -160,8 +162,8 @@ def test_per_site():
         model,
         {"*": ps.guides.Additive, "2.*": functools.partial(ps.guides.VarianceOnly, family="uniform")},
     )
-    assert type(guide.site_law("0.weight").base_dist).__name__ == "Normal"
-    assert type(guide.site_law("2.weight").base_dist).__name__ == "SymmetricUniform"
+    assert type(guide.site_distribution("0.weight").base_dist).__name__ == "Normal"
+    assert type(guide.site_distribution("2.weight").base_dist).__name__ == "SymmetricUniform"
     assert list(guide()) == ["0.weight", "2.weight"]
     loss = ps.ELBO()(model, guide)
     loss(torch.randn(5, 2, 4, 4), torch.zeros(5, dtype=torch.long)).backward()
@@ -172,11 +174,11 @@ def test_per_site():
         ps.guides.PerSite(model, {"*": ps.guides.Additive, "nothing": ps.guides.Additive})
 
 
-def test_positive_scales_get_a_log_normal_law_whatever_the_guide():
+def test_positive_scales_get_a_log_normal_distribution_whatever_the_guide():
     model = model_of(prior=ps.priors.Hierarchical())
     for make, _, _ in (CASES["additive"], CASES["layerwise"]):
         guide = make(model)
-        assert type(guide.site_law("0.weight_prior_scale")).__name__ == "LogNormal"
+        assert type(guide.site_distribution("0.weight_prior_scale")).__name__ == "LogNormal"
         assert (guide()["0.weight_prior_scale"] > 0).all()
         loss = ps.ELBO()(model, guide)
         loss(torch.randn(5, 2, 4, 4), torch.zeros(5, dtype=torch.long)).backward()
@@ -191,10 +193,10 @@ def test_bad_use():
     with pytest.raises(ValueError, match="did you mean 'gaussian'"):
         ps.guides.VarianceOnly(model_of(), family="gausian")
     with pytest.raises(ValueError, match="guide Additive: no site 'x'"):
-        ps.guides.Additive(model_of()).site_law("x")
+        ps.guides.Additive(model_of()).site_distribution("x")
 
 
-def test_a_scale_that_crosses_zero_keeps_a_law():
+def test_a_scale_that_crosses_zero_keeps_a_distribution():
     model = model_of(nn.Linear(2, 2, bias=False))
     guide = ps.guides.VarianceOnly(model, init_scale=0.0)
     assert torch.isfinite(guide()["weight"]).all()
@@ -216,14 +218,14 @@ def test_log_alpha_is_held_where_nothing_but_the_kl_acts_on_it(name):
     settings = {"epochs": 200, "batch_size": 40, "lr": 1e-3, "lr_alpha": 5.0, "schedule": "constant"}
     ps.fit(model, guide, (x, y), **settings, seed=0, progress=False)
     beyond = guide.parameters_of["0/weight"]["log_alpha"].max()
-    law = guide.site_law("0.weight").base_dist
-    assert beyond > 20.0 and law.log_alpha.max() == 20.0
-    assert torch.isfinite(law.variance).all()
+    distribution = guide.site_distribution("0.weight").base_dist
+    assert beyond > 20.0 and distribution.log_alpha.max() == 20.0
+    assert torch.isfinite(distribution.variance).all()
     with pytest.raises(ValueError, match=r"init_log_alpha at site '0.weight': expected values from -20 to 20.*got 25"):
         getattr(ps.guides, name)(model, init_log_alpha=25.0)
 
 
-def test_histograms_of_log_alpha_are_those_of_the_law():
+def test_histograms_of_log_alpha_are_those_of_the_distribution():
     from pyrostoch.runs.scores import noise
 
     model = model_of(nn.Sequential(nn.Flatten(), nn.Linear(16, 3)))

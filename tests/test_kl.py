@@ -79,12 +79,14 @@ def by_quadrature(q: TorchDistribution, p: TorchDistribution) -> Tensor:
     return _f(*result)
 
 
-def _nth(law: TorchDistribution, i: int) -> TorchDistribution:
-    """One of three independent laws."""
-    if isinstance(law, LogUniform):
-        return law
-    names = ("loc", "log_alpha") if isinstance(law, MultiplicativeNormal) else tuple(law.arg_constraints)
-    return type(law)(*(getattr(law, name).expand(3)[i] for name in names), validate_args=False)
+def _nth(distribution: TorchDistribution, i: int) -> TorchDistribution:
+    """One of three independent distributions."""
+    if isinstance(distribution, LogUniform):
+        return distribution
+    names = (
+        ("loc", "log_alpha") if isinstance(distribution, MultiplicativeNormal) else tuple(distribution.arg_constraints)
+    )
+    return type(distribution)(*(getattr(distribution, name).expand(3)[i] for name in names), validate_args=False)
 
 
 def prior_at_its_best(q: TorchDistribution) -> Normal:
@@ -188,8 +190,8 @@ def test_shared_alphas_count_once_for_each_weight(prior: ImproperPrior, alpha_sh
     log_alpha = torch.randn(alpha_shape, dtype=F64, requires_grad=True)
     q = MultiplicativeNormal(torch.randn(7, 9, dtype=F64), log_alpha)
     elementwise = kl_divergence(Normal(q.loc, q.scale), prior).sum()
-    for law, copies in ((q, 1), (q.to_event(2), 1), (q.expand((2, 7, 9)).to_event(2), 2)):
-        total = kl_sum(law, prior)
+    for distribution, copies in ((q, 1), (q.to_event(2), 1), (q.expand((2, 7, 9)).to_event(2), 2)):
+        total = kl_sum(distribution, prior)
         torch.testing.assert_close(total, copies * elementwise)
         torch.testing.assert_close(
             torch.autograd.grad(total, log_alpha),
@@ -262,8 +264,13 @@ def test_the_estimate_is_the_difference_of_the_log_densities(pair: tuple[TorchDi
     assert not has_closed_form(q, p)
     w = q.sample()
     expected = (q.log_prob(w) - p.log_prob(w)).sum()
-    for law, prior in ((q, p), (q.to_event(1), p), (q.to_event(1), p.expand((3,)).to_event(1)), (q, p.expand((3,)))):
-        torch.testing.assert_close(kl_sum(law, prior, w), expected)
+    for distribution, prior in (
+        (q, p),
+        (q.to_event(1), p),
+        (q.to_event(1), p.expand((3,)).to_event(1)),
+        (q, p.expand((3,))),
+    ):
+        torch.testing.assert_close(kl_sum(distribution, prior, w), expected)
 
 
 @pytest.mark.parametrize("pair", DRAWN.values(), ids=DRAWN)

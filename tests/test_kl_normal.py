@@ -1,4 +1,4 @@
-"""The summed divergence of normal laws: value, derivatives, and the laws it leaves to others."""
+"""The summed divergence of normal distributions: value, derivatives, and the distributions it leaves to others."""
 
 from __future__ import annotations
 
@@ -77,7 +77,7 @@ def test_forward_derivatives_and_priors_that_learn():
     torch.testing.assert_close(*found)
 
 
-def test_laws_that_are_alike_are_no_distance_apart_in_any_precision():
+def test_distributions_that_are_alike_are_no_distance_apart_in_any_precision():
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         mean = torch.zeros(100_000, dtype=dtype, requires_grad=True)
         deviation = torch.full((100_000,), 1e-3, dtype=dtype, requires_grad=True)
@@ -92,12 +92,12 @@ def test_laws_that_are_alike_are_no_distance_apart_in_any_precision():
     assert kl_sum(close, Normal(0.0, 0.1)).item() == pytest.approx(1e6 * exact.item(), rel=0.05)
 
 
-def test_priors_that_vary_and_other_laws_are_left_to_the_general_way():
+def test_priors_that_vary_and_other_distributions_are_left_to_the_general_way():
     mean, deviation, loc, scale = parts()
     q = Normal(mean, deviation)
     assert normal_kl_sum(q, Normal(loc, scale)) is not None
     rows = torch.rand(4, **F64) + 0.5
-    learnt = scale.clone().requires_grad_()
+    learned = scale.clone().requires_grad_()
     for prior in (
         Normal(loc.expand(4), rows),
         Normal(loc.expand(2, 3, 4), scale.expand(2, 3, 4)),
@@ -106,5 +106,5 @@ def test_priors_that_vary_and_other_laws_are_left_to_the_general_way():
         plain = kl_divergence(q, prior).sum()
         torch.testing.assert_close(kl_sum(q, prior), plain, rtol=1e-12, atol=0.0)
     assert normal_kl_sum(CenteredNormal(deviation), Normal(loc, scale)) is None
-    by_prior = torch.autograd.grad(kl_sum(q, Normal(loc, learnt)), learnt)[0]
+    by_prior = torch.autograd.grad(kl_sum(q, Normal(loc, learned)), learned)[0]
     assert by_prior != 0

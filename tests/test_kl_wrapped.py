@@ -1,4 +1,4 @@
-"""Laws in wrappers: joint events, masks, expansions, formulas that others register."""
+"""Distributions in wrappers: joint events, masks, expansions, formulas that others register."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ NORMAL = Normal(_f(0.3), _f(0.9))
 LAPLACE = Laplace(_f(0.9, -0.3, 0.0), _f(0.8))
 
 
-def test_joint_laws() -> None:
+def test_joint_distributions() -> None:
     q = Normal(LOC, SCALE)
     p = dist.MultivariateNormal(torch.zeros(3, dtype=F64), torch.eye(3, dtype=F64))
     expected = kl_divergence(q, Normal(0.0, _f(1.0))).sum()
@@ -63,9 +63,9 @@ def test_masks() -> None:
     assert kl_sum(q, NORMAL.mask(False)) == 0
     masked = MULTIPLICATIVE.mask(mask), LogUniform().expand((3,)).mask(mask)
     torch.testing.assert_close(kl_sum(*masked), kl_divergence(MULTIPLICATIVE, LogUniform())[mask].sum())
-    # Over the batch of a joint law.
+    # Over the batch of a joint distribution.
     rows = torch.tensor([True, False])
-    q2, p2 = (law.expand((2, 3)).to_event(1).mask(rows) for law in (GAUSSIAN, NORMAL))
+    q2, p2 = (distribution.expand((2, 3)).to_event(1).mask(rows) for distribution in (GAUSSIAN, NORMAL))
     torch.testing.assert_close(kl_sum(q2, p2), kl_divergence(GAUSSIAN, NORMAL).sum())
     # On one side only it is no divergence; log densities still say what each side means.
     assert not has_closed_form(q, NORMAL)
@@ -73,7 +73,7 @@ def test_masks() -> None:
     torch.testing.assert_close(kl_sum(q, NORMAL, w), GAUSSIAN.log_prob(w)[mask].sum() - NORMAL.log_prob(w).sum())
 
 
-def test_pyros_expanded_laws() -> None:
+def test_pyros_expanded_distributions() -> None:
     q, p = ExpandedDistribution(GAUSSIAN, (4, 3)), ExpandedDistribution(NORMAL, (4, 3))
     expected = 4 * kl_divergence(GAUSSIAN, NORMAL).sum()
     for pair in ((q, p), (q, NORMAL), (q.to_event(2), p.to_event(1))):

@@ -1,4 +1,4 @@
-"""Neurons with k states: their law, the gradient of its mean, moments, what is learnt; each against an exact twin."""
+"""Neurons with k states: distribution, gradient of the mean, moments, what is learned; each with an exact twin."""
 
 from __future__ import annotations
 
@@ -15,34 +15,35 @@ from torch import nn
 import pyrostoch as ps
 from pyrostoch.effects import MeanPropagation, MomentPropagation, NoiseFree
 from pyrostoch.layers import Binary, KState, Ternary, ThresholdNeuron
-from pyrostoch.layers.noise import NOISE_LAWS
-from pyrostoch.moments import Moments, Treatment
+from pyrostoch.layers.noise import NOISE_DISTRIBUTIONS
+from pyrostoch.moments import Moments, MomentSettings
 from pyrostoch.staging import missing
 
 F64 = {"dtype": torch.float64}
-LAWS = pytest.mark.parametrize("law", NOISE_LAWS)
+DISTRIBUTIONS = pytest.mark.parametrize("distribution", NOISE_DISTRIBUTIONS)
 DRAWS = 100_000
 
 
-def four(law="gaussian", **settings):
+def four(noise_distribution="gaussian", **settings):
     """Four states at uneven distances."""
-    return KState((-1.0, 0.0, 0.5, 2.0), (-0.8, 0.1, 1.1), 0.7, law=law, **settings).double()
+    states, thresholds = (-1.0, 0.0, 0.5, 2.0), (-0.8, 0.1, 1.1)
+    return KState(states, thresholds, 0.7, noise_distribution=noise_distribution, **settings).double()
 
 
-def density(law):
-    """The density of a law of variance 1, by another route."""
+def density(distribution):
+    """The density of a distribution of variance 1, in another way."""
     root = mpmath.sqrt
     return {
         "gaussian": mpmath.npdf,
         "logistic": lambda z: mpmath.sech(mpmath.pi * z / (2 * root(3))) ** 2 * mpmath.pi / (4 * root(3)),
         "uniform": lambda z: (abs(z) <= root(3)) / (2 * root(3)),
         "laplace": lambda z: mpmath.exp(-root(2) * abs(z)) / root(2),
-    }[law]
+    }[distribution]
 
 
-@LAWS
-def test_each_law_has_variance_one_and_its_draws_are_its_own(law):
-    found, pdf = NOISE_LAWS[law], density(law)
+@DISTRIBUTIONS
+def test_each_distribution_has_variance_one_and_its_draws_are_its_own(distribution):
+    found, pdf = NOISE_DISTRIBUTIONS[distribution], density(distribution)
     edges = [-mpmath.inf, -mpmath.sqrt(3), 0, mpmath.sqrt(3), mpmath.inf]
     assert float(mpmath.quad(lambda z: z * z * pdf(z), edges)) == pytest.approx(1.0, abs=1e-9)
     torch.manual_seed(0)
@@ -57,9 +58,9 @@ def test_each_law_has_variance_one_and_its_draws_are_its_own(law):
         assert abs(share - expected) < 4.5 * math.sqrt(expected * (1 - expected) / DRAWS) + 1e-12
 
 
-@LAWS
-def test_states_are_drawn_with_their_probabilities(law):
-    layer = four(law)
+@DISTRIBUTIONS
+def test_states_are_drawn_with_their_probabilities(distribution):
+    layer = four(distribution)
     torch.manual_seed(1)
     x = torch.linspace(-1.5, 2.0, 5, **F64)
     drawn = layer(x.expand(DRAWS, 5))
@@ -83,10 +84,10 @@ def test_probabilities_keep_their_digits_far_out():
     assert found[1, 1].item() == pytest.approx(right, rel=1e-12, abs=0)
 
 
-@LAWS
+@DISTRIBUTIONS
 @pytest.mark.parametrize("num", [None, 3])
-def test_the_backward_pass_is_the_derivative_of_the_expected_state(law, num):
-    layer = four(law, learn=("thresholds", "noise"), num=num)
+def test_the_backward_pass_is_the_derivative_of_the_expected_state(distribution, num):
+    layer = four(distribution, learn=("thresholds", "noise"), num=num)
     x = torch.tensor([[-0.93, 0.21, 0.77], [0.34, 1.52, -0.11]], **F64, requires_grad=True)
     weights = torch.tensor([[1.0, -2.0, 0.5], [0.3, 0.7, 1.1]], **F64)
     inputs = [x, *layer.parameters()]
@@ -110,7 +111,7 @@ def test_three_states_have_the_gradient_of_the_note():
     torch.testing.assert_close(found, sum(normal))
 
 
-def test_learnt_thresholds_stay_in_order_and_noise_above_zero():
+def test_learned_thresholds_stay_in_order_and_noise_above_zero():
     torch.manual_seed(0)
     layer = KState((0.0, 1.0, 2.0), (-0.1, 0.1), 0.2, learn=("thresholds", "noise"))
     optimizer = torch.optim.Adam(layer.parameters(), lr=0.3)
@@ -123,15 +124,15 @@ def test_learnt_thresholds_stay_in_order_and_noise_above_zero():
     assert low < high < low + 5e-3 and 0.0 < layer.noise.item() < 5e-3
 
 
-@LAWS
+@DISTRIBUTIONS
 @pytest.mark.parametrize("full", [False, True], ids=["diagonal", "full"])
-def test_moments_are_those_of_draws_from_gaussian_inputs(law, full):
+def test_moments_are_those_of_draws_from_gaussian_inputs(distribution, full):
     torch.manual_seed(2)
-    layer, loc = four(law), torch.tensor([[-0.6, 0.3, 1.2]], **F64)
+    layer, loc = four(distribution), torch.tensor([[-0.6, 0.3, 1.2]], **F64)
     root = torch.tensor([[0.9, 0.0, 0.0], [0.5, 0.6, 0.0], [-0.3, 0.2, 0.8]], **F64)
     cov = root @ root.T if full else torch.diag((root @ root.T).diagonal())
     states = layer(torch.distributions.MultivariateNormal(loc[0], cov).sample((DRAWS,)))
-    found = layer(Moments(loc, cov.diagonal()[None], cov[None] if full else None, Treatment(full=full)))
+    found = layer(Moments(loc, cov.diagonal()[None], cov[None] if full else None, MomentSettings(full=full)))
     apart = states - found.loc
     assert (apart.mean(0).abs() < 4.5 * states.std(0) / DRAWS**0.5).all()
     products = apart.unsqueeze(1) * apart.unsqueeze(2)
@@ -140,9 +141,9 @@ def test_moments_are_those_of_draws_from_gaussian_inputs(law, full):
     assert ((products.mean(0) - expected).abs() < bound).all()
 
 
-@pytest.mark.parametrize("law", ["gaussian", "uniform"])
-def test_moments_of_learnt_neurons_are_differentiable_by_what_is_learnt(law):
-    layer = four(law, learn=("thresholds", "noise"), num=2)
+@pytest.mark.parametrize("distribution", ["gaussian", "uniform"])
+def test_moments_of_learned_neurons_are_differentiable_by_what_is_learned(distribution):
+    layer = four(distribution, learn=("thresholds", "noise"), num=2)
     loc, var = torch.tensor([[0.2, -0.4]], **F64), torch.tensor([[0.5, 0.3]], **F64)
 
     def parts(*parameters):
@@ -153,12 +154,14 @@ def test_moments_of_learnt_neurons_are_differentiable_by_what_is_learnt(law):
     assert torch.autograd.gradcheck(parts, tuple(layer.parameters()), atol=1e-7)
 
 
-def test_what_is_learnt_behind_other_noise_has_moments_where_nothing_is_passed_back():
+def test_what_is_learned_behind_other_noise_has_moments_where_nothing_is_passed_back():
     x = Moments(torch.tensor([[0.2, -0.4]], **F64), torch.tensor([[0.5, 0.3]], **F64))
     layer = four("laplace", learn=("thresholds", "noise"))
     with torch.no_grad():
         layer.log_noise.add_(0.2)
-        fixed = KState(layer.states, [float(at) for at in layer.thresholds], float(layer.noise), law="laplace").double()
+        fixed = KState(
+            layer.states, [float(at) for at in layer.thresholds], float(layer.noise), noise_distribution="laplace"
+        ).double()
     with MomentPropagation():
         with torch.no_grad():
             found, expected = layer(x), fixed(x)
@@ -206,7 +209,7 @@ def test_it_works_under_autocast_and_vmap():
 
 @pytest.mark.skipif(missing(torch.device("cpu")) is not None, reason="nothing to compile with")
 @pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch, while it compiles
-def test_torch_compile_keeps_the_law_of_the_states_and_their_gradient():
+def test_torch_compile_keeps_the_distribution_of_the_states_and_their_gradient():
     torch.manual_seed(0)
     layer = KState((-1.0, 0.0, 2.0), (-0.5, 0.5), 0.7, learn=("thresholds", "noise")).double()
     compiled = torch.compile(layer, fullgraph=True)
@@ -243,7 +246,7 @@ def test_a_network_of_ternary_neurons_learns_and_reads_three_ways():
         ({"thresholds": (0.5,)}, "one rising threshold less"),
         ({"states": (1.0,), "thresholds": ()}, "at least two"),
         ({"noise": 0.0}, "noise: expected a positive"),
-        ({"law": "cauchy"}, "law: expected one of"),
+        ({"noise_distribution": "cauchy"}, "noise_distribution: expected one of"),
         ({"learn": "threshold"}, "did you mean 'thresholds'"),
         ({"num": 3}, "say what by learn="),
     ],
@@ -253,20 +256,22 @@ def test_settings_out_of_range_are_refused(settings, message):
         KState(**settings)
 
 
-def test_a_layer_is_copied_and_pickled_with_what_it_has_learnt():
-    layer = KState(law="laplace", learn=("thresholds", "noise"), num=2)
+def test_a_layer_is_copied_and_pickled_with_what_it_has_learned():
+    layer = KState(noise_distribution="laplace", learn=("thresholds", "noise"), num=2)
     with torch.no_grad():
         for parameter in layer.parameters():
             parameter.add_(torch.rand_like(parameter))
     x = torch.randn(3, 2)
     for other in (copy.deepcopy(layer), pickle.loads(pickle.dumps(layer))):
         torch.testing.assert_close(other.expected(x), layer.expected(x), rtol=0, atol=0)
-    fresh = KState(law="laplace", learn=("thresholds", "noise"), num=2)
+    fresh = KState(noise_distribution="laplace", learn=("thresholds", "noise"), num=2)
     fresh.load_state_dict(layer.state_dict())
     assert torch.equal(fresh.expected(x), layer.expected(x))
 
 
 def test_kinds_are_what_they_say():
     assert (Ternary().states, Binary().states, ThresholdNeuron().states) == ((-1.0, 0.0, 1.0), (-1.0, 1.0), (0.0, 1.0))
-    assert "learn=('noise',)" in repr(Binary(learn="noise")) and "laplace" in repr(Ternary(law="laplace"))
+    assert "learn=('noise',)" in repr(Binary(learn="noise")) and "laplace" in repr(
+        Ternary(noise_distribution="laplace")
+    )
     assert all(one < other for one, other in itertools.pairwise(KState(range(5), range(4)).thresholds))

@@ -1,4 +1,4 @@
-"""A law of mean zero on the logits' own layer: said before training, and only where it is so."""
+"""A distribution of mean zero on the logits' own layer: said before training, and only where it is so."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import pyrostoch as ps
-from pyrostoch.effects.census import _CensusMode, take_census
+from pyrostoch.effects.usage import _UsageMode, weight_usage
 
 VarianceOnly = ps.guides.VarianceOnly
 
@@ -117,14 +117,14 @@ def test_what_follows_the_last_layer(case):
     net = Net(after)
     assert warned(model_of(net), VarianceOnly(model_of(net))) == (["last.weight"] if expected else [])
     weights = {name: p.detach() for name, p in net.named_parameters() if p.dim() > 1}
-    uses = take_census(net, weights, (X,), {})
+    uses = weight_usage(net, weights, (X,), {})
     assert [uses["last.weight"][0].output, uses["hidden.weight"][0].output] == [expected, False]
 
 
 def test_a_recycled_address_is_not_the_output():
     """A tensor that lives where a layer's output had lived is not that output."""
     weight, output, other = torch.ones(2, 2), torch.ones(2), torch.ones(2)
-    mode = _CensusMode({"last.weight": weight}, {}, 1)
+    mode = _UsageMode({"last.weight": weight}, {}, 1)
     mode._note(output, ("last.weight", 0))
     assert mode._maker(output) == ("last.weight", 0)
     mode._made[id(other)] = mode._made.pop(id(output))
@@ -133,7 +133,7 @@ def test_a_recycled_address_is_not_the_output():
     assert mode._maker(other) is None
 
 
-LAWS = {
+DISTRIBUTIONS = {
     "variance": (VarianceOnly, ["last.weight"]),
     "two points": (functools.partial(VarianceOnly, family="bernoulli"), ["last.weight"]),
     "uniform": (functools.partial(VarianceOnly, family="uniform"), ["last.weight"]),
@@ -144,9 +144,9 @@ LAWS = {
 }
 
 
-@pytest.mark.parametrize("case", LAWS)
-def test_which_law(case):
-    make, expected = LAWS[case]
+@pytest.mark.parametrize("case", DISTRIBUTIONS)
+def test_which_distribution(case):
+    make, expected = DISTRIBUTIONS[case]
     model = model_of(Net())
     assert warned(model, make(model)) == expected
 
@@ -159,14 +159,14 @@ def test_the_random_weights_of_other_layers_only():
 
 
 class Squared(ps.likelihoods.Categorical):
-    def law(self, output, **quantities):
-        return super().law(output.square())
+    def distribution(self, output, **quantities):
+        return super().distribution(output.square())
 
 
 LIKELIHOODS = {
     "bernoulli": (ps.likelihoods.Bernoulli, F.one_hot(Y, 3).float(), True),
     "gaussian": (lambda: ps.likelihoods.Gaussian(0.1), torch.randn(12, 3), False),
-    "a law of one's own": (Squared, Y, False),
+    "a distribution of one's own": (Squared, Y, False),
 }
 
 
@@ -202,7 +202,7 @@ def test_the_run_is_the_same_with_and_without_the_look():
         model = model_of(net, prior=prior)
         guide = VarianceOnly(model)
         if runs:
-            model.likelihood = ps.likelihoods.FromOutput(model.likelihood.law)
+            model.likelihood = ps.likelihoods.FromOutput(model.likelihood.distribution)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
             result = ps.fit(model, guide, (X, Y), epochs=2, batch_size=6, seed=3, progress=False)

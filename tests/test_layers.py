@@ -146,9 +146,9 @@ def test_the_gradient_reaches_every_parameter_of_the_guide(case, setting, estima
     model, x = build(case, setting), case.inputs()
     guide = ps.guides.Additive(model, init_scale=0.1)
     terms = ps.ELBO(estimator).terms(model, guide, x, torch.zeros_like(output(model, x, {})))
-    assert set(terms.routes) == set(terms.sites) == set(model.sites)
+    assert set(terms.treatments) == set(terms.sites) == set(model.sites)
     assert all(term.exact for term in terms.sites.values())
-    treated = [route.startswith(("local", "flipout")) for route in terms.routes.values()]
+    treated = [treatment.startswith(("local", "flipout")) for treatment in terms.treatments.values()]
     assert any(treated) == (case.local and estimator != "shared")
     terms.data.backward()
     for name, parameter in guide.named_parameters():
@@ -248,7 +248,7 @@ def test_interpretations_apply_to_a_layer_alone():
     x = torch.ones(4, 3)
     with LocalReparameterization() as local:
         out = layer(x)
-    assert local.routes == {"a.weight": "local (exact)"} and len(out.unique()) == 8
+    assert local.treatments == {"a.weight": "local (exact)"} and len(out.unique()) == 8
     with MeanPropagation():
         assert torch.equal(layer(x), layer.bias.expand(4, 2))
     assert len(layer(x).unique()) == 2
@@ -296,7 +296,7 @@ class Regression(nn.Module):
     "elbo", [ps.ELBO("local"), ps.ELBO("shared"), pyro.infer.Trace_ELBO()], ids=["local", "shared", "trace"]
 )
 def test_stochastic_trains_priors_and_plain_parameters_by_svi(elbo):
-    model = layers.Stochastic(Regression(fc2="head"))
+    model = layers.PyroNetwork(Regression(fc2="head"))
     assert list(model.sites) == ["fc1.weight", "head.weight"]
     guide = ps.guides.Additive(model)
     before = copy.deepcopy([dict(model.named_parameters()), dict(guide.named_parameters())])
@@ -322,6 +322,6 @@ def test_svi_trains_what_has_no_prior_in_a_layer_alone(elbo):
 
 def test_stochastic_refuses_what_it_cannot_name():
     with pytest.raises(ValueError, match="Sequential holds no layer with a prior"):
-        layers.Stochastic(nn.Sequential(nn.Linear(2, 1), layers.Linear(2, 1)))
+        layers.PyroNetwork(nn.Sequential(nn.Linear(2, 1), layers.Linear(2, 1)))
     with pytest.raises(ValueError, match=r"share the name\(s\) 'a'"):
-        layers.Stochastic(Regression(fc1="a", fc2="a"))
+        layers.PyroNetwork(Regression(fc1="a", fc2="a"))

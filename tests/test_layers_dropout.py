@@ -67,13 +67,13 @@ def test_the_dropout_baseline_with_an_empty_guide():
     assert not model.sites and not list(guide.parameters())
     x = torch.randn(40, 3, dtype=torch.float64)
     loss = ps.ELBO("local")(model, guide)
-    optimiser = torch.optim.Adam(loss.parameters(), lr=1e-2)
+    optimizer = torch.optim.Adam(loss.parameters(), lr=1e-2)
     history = []
     for _ in range(150):
-        optimiser.zero_grad()
+        optimizer.zero_grad()
         value = loss(x, x.sum(1, keepdim=True))
         value.backward()
-        optimiser.step()
+        optimizer.step()
         history.append(value.item())
     assert sum(history[-10:]) < 0.5 * sum(history[:10])
     with MeanPropagation(), torch.no_grad():

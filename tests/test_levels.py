@@ -1,4 +1,4 @@
-"""Weights on a grid: the law, its KL, the guide that trains it."""
+"""Weights on a grid: the distribution, its KL, the guide that trains it."""
 
 from __future__ import annotations
 
@@ -16,13 +16,13 @@ F64 = {"dtype": torch.float64}
 LEVELS = (-1.0, 0.5, 2.0, 3.0)
 
 
-def law(scale=0.7):
+def distribution(scale=0.7):
     torch.manual_seed(0)
     return Levels(torch.randn(3, 4, **F64), LEVELS, torch.tensor(scale, **F64))
 
 
-def test_draws_have_the_law_s_probabilities_and_moments():
-    q, values = law(), torch.tensor(LEVELS, **F64)
+def test_draws_have_the_distribution_s_probabilities_and_moments():
+    q, values = distribution(), torch.tensor(LEVELS, **F64)
     drawn = q.sample((50_000,))
     for number, level in enumerate(LEVELS):
         share, p = (drawn == 0.7 * level).double().mean(0), q.probs[:, number]
@@ -30,8 +30,10 @@ def test_draws_have_the_law_s_probabilities_and_moments():
         torch.testing.assert_close(q.log_prob(torch.full((3,), 0.7 * level, **F64)), p.log())
     torch.testing.assert_close(q.mean, 0.7 * q.probs @ values)
     torch.testing.assert_close(q.variance, 0.49 * (q.probs @ values**2 - (q.probs @ values) ** 2))
-    open_law = Levels(q.logits, LEVELS, q.scale, validate_args=False)
-    assert (open_law.log_prob(torch.full((3,), 0.1, **F64)) == -math.inf).all() and q.support.check(drawn).all()
+    open_distribution = Levels(q.logits, LEVELS, q.scale, validate_args=False)
+    assert (open_distribution.log_prob(torch.full((3,), 0.1, **F64)) == -math.inf).all() and q.support.check(
+        drawn
+    ).all()
     assert not q.support.check(drawn + 0.1).any()
     wide = q.expand((5, 3))
     assert wide.sample((2,)).shape == (2, 5, 3) and torch.equal(wide.mean[4], q.mean)
@@ -49,7 +51,7 @@ def test_a_draw_passes_back_the_derivative_of_the_mean_and_its_own_by_the_scale(
 
 
 def test_the_kl_to_the_grid_is_a_sum_over_levels():
-    q = law()
+    q = distribution()
     by_hand = (q.probs * (q.probs * 4).log()).sum(-1)
     torch.testing.assert_close(kl_divergence(q, Grid()), by_hand)
     assert kl_divergence(Levels(torch.zeros(5, 3)), Grid()).abs().max() < 1e-6
@@ -71,10 +73,10 @@ def test_the_guide_starts_at_the_network_s_weights_and_learns_levels():
         num_data=400,
     )
     guide = ps.guides.CategoricalWeights(model)
-    start = guide.site_law("weight").base_dist
+    start = guide.site_distribution("weight").base_dist
     assert (start.mean - model.net.weight).abs().max() < model.net.weight.abs().max()
     ps.fit(model, guide, (x, y), epochs=150, batch_size=100, lr=0.05, compile=False, progress=False, seed=0)
-    found = guide.site_law("weight").base_dist
+    found = guide.site_distribution("weight").base_dist
     assert found.states().tolist() == [[2, 1, 0, 1, 2, 0]]
     assert found.scale[0, 0].item() == pytest.approx(2.0, abs=0.05)
     terms = ps.decompose(model, guide, (x, y))
@@ -111,8 +113,8 @@ def test_many_levels_and_half_precision_and_levels_of_no_chance():
     chances = torch.tensor([0.001, 0.998, 0.001])
     drawn = Levels(chances.log().bfloat16().expand(1_000_000, 3)).sample()
     assert (drawn != 0.0).double().mean().item() == pytest.approx(0.002, rel=0.15)
-    law = Levels(torch.tensor([0.0, 0.0, -torch.inf]))
-    assert law.entropy().item() == pytest.approx(math.log(2.0))
+    distribution = Levels(torch.tensor([0.0, 0.0, -torch.inf]))
+    assert distribution.entropy().item() == pytest.approx(math.log(2.0))
 
 
 def test_weights_that_are_all_zero_have_no_scale():
@@ -134,5 +136,5 @@ def test_a_weight_that_is_one_number_is_exported():
 
     model = ps.BayesianModel(Scaled(), prior=ps.priors.Grid(), likelihood=ps.likelihoods.Gaussian(0.1), num_data=5)
     guide = ps.guides.CategoricalWeights(model)
-    law = guide.site_law("factor")
-    assert law.batch_shape == () and guide.export(model).factor.item() == law.scale.item()
+    distribution = guide.site_distribution("factor")
+    assert distribution.batch_shape == () and guide.export(model).factor.item() == distribution.scale.item()

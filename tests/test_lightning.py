@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, DistributedSampler, IterableDataset, Te
 
 import pyrostoch as ps
 from pyrostoch._seeds import forked, mixed_seed
-from pyrostoch.infer.schedule import kl_weight, rate_factor
+from pyrostoch.training.schedule import kl_weight, rate_factor
 
 pytest.importorskip("lightning.pytorch", reason="needs pyrostoch[lightning]")
 
@@ -111,9 +111,9 @@ def test_same_as_a_loop_by_hand(float64: None) -> None:
     twin, twins = build(ps.guides.LayerwiseAlpha, prior=ps.priors.LogUniform())
     twin.train()
     groups = twins.parameter_groups()
-    learnt = [p for p in twin.parameters() if p.requires_grad]
+    learned = [p for p in twin.parameters() if p.requires_grad]
     optimizer = torch.optim.Adam(
-        [{"params": groups["main"] + learnt, "lr": 0.02}, {"params": groups["alpha"], "lr": 0.1}]
+        [{"params": groups["main"] + learned, "lr": 0.02}, {"params": groups["alpha"], "lr": 0.1}]
     )
     loss_of = ps.ELBO(num_particles=2)
     batches, step, losses, sums = loader(data), 0, [], []
@@ -149,7 +149,7 @@ def test_same_as_a_loop_by_hand(float64: None) -> None:
 
 
 def test_accumulated_batches_and_limits() -> None:
-    """The schedule counts the optimiser's steps, the warm-up counts batches: both end with the run."""
+    """The schedule counts the optimizer's steps, the warm-up counts batches: both end with the run."""
     model, guide = build()
     record = Record()
     module = SVIModule(model, guide, schedule="linear", kl_warmup=2.0, lr=0.01)
@@ -216,11 +216,11 @@ def test_sampled_scores_are_the_same_at_every_look() -> None:
     assert tested == {name.replace("val", "test"): value for name, value in first[0].items()}
 
 
-@pytest.mark.parametrize("labelled", [True, False])
-def test_predictions(labelled: bool) -> None:
+@pytest.mark.parametrize("labeled", [True, False])
+def test_predictions(labeled: bool) -> None:
     model, guide = build()
     x, y = classes(30).tensors
-    data = TensorDataset(x, y) if labelled else TensorDataset(x)
+    data = TensorDataset(x, y) if labeled else TensorDataset(x)
     found: Any = trainer().predict(SVIModule(model, guide, mode="mean"), DataLoader(data, batch_size=20))
     assert [len(batch["total"]) for batch in found] == [20, 10]
     expected = ps.predict(model, guide, x, mode="mean").log_probs
@@ -298,7 +298,7 @@ def test_pyro_is_left_as_it_was() -> None:
     before = pyro.settings.get(), torch.get_rng_state()
     # A loader without a generator of its own takes its seed from torch's.
     trainer(max_epochs=1).fit(module, DataLoader(classes(), batch_size=20, generator=torch.Generator()))
-    # The first step is looked at (twice, with its census), later ones do not wait for the device.
+    # The first step is looked at (twice, with its usage), later ones do not wait for the device.
     assert checked == [True, True, False]
     assert pyro.settings.get() == before[0] and not list(pyro.get_param_store())
     assert torch.equal(torch.get_rng_state(), before[1])
@@ -358,9 +358,9 @@ def test_a_stream_of_known_number_of_steps_is_trained() -> None:
     assert run.global_step == 5 and run.optimizers[0].param_groups[0]["lr"] == 0.0
 
 
-def test_parameters_that_no_optimiser_holds_are_refused() -> None:
+def test_parameters_that_no_optimizer_holds_are_refused() -> None:
     model, lazy = build(AutoNormal)
-    with pytest.raises(ValueError, match="are not in the optimiser.*Call guide"):
+    with pytest.raises(ValueError, match="are not in the optimizer.*Call guide"):
         trainer().fit(SVIModule(model, lazy), loader())
     options: dict[str, Any] = {"likelihood": ps.likelihoods.Categorical(), "num_data": COUNT}
     plain = ps.BayesianModel(nn.Linear(4, 3), prior={"*": ps.priors.Normal()}, **options)

@@ -17,7 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pyrostoch as ps
 from pyrostoch._seeds import forked, mixed_seed
-from pyrostoch.infer.schedule import rate_factor
+from pyrostoch.training.schedule import rate_factor
 
 pytest.importorskip("lightning.pytorch", reason="needs pyrostoch[lightning]")
 
@@ -122,14 +122,14 @@ def test_ranks_end_with_the_same_parameters(found: dict[str, dict[str, Tensor]])
     assert not torch.isclose(first["losses"], second["losses"]).any()
 
 
-def test_each_rank_has_its_noise_and_the_mean_of_their_losses_is_minimised(
+def test_each_rank_has_its_noise_and_the_mean_of_their_losses_is_minimized(
     found: dict[str, dict[str, Tensor]],
 ) -> None:
     model, guide = build("noisy")
     x, y = classes().tensors
     groups = guide.parameter_groups()
-    learnt = [p for p in model.parameters() if p.requires_grad]
-    optimizer = torch.optim.Adam([{"params": groups["main"] + learnt}, {"params": groups["alpha"]}])
+    learned = [p for p in model.parameters() if p.requires_grad]
+    optimizer = torch.optim.Adam([{"params": groups["main"] + learned}, {"params": groups["alpha"]}])
     losses: list[list[float]] = []
     for step in range(EPOCHS * 2):
         epoch, index = divmod(step, 2)

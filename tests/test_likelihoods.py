@@ -1,4 +1,4 @@
-"""Likelihoods: their laws against torch's own, and the targets they refuse."""
+"""Likelihoods: their distributions against torch's own, and the targets they refuse."""
 
 from __future__ import annotations
 
@@ -65,20 +65,20 @@ CASES = {
 @pytest.mark.parametrize("case", CASES)
 def test_the_density_is_the_one_named(case):
     likelihood, output, target, expected = CASES[case]
-    law = likelihood(output)
-    assert law.batch_shape == (len(output),)
-    likelihood.check_shape(law, target)
-    likelihood.check_target(law, target)
-    assert torch.allclose(law.log_prob(target), expected())
+    distribution = likelihood(output)
+    assert distribution.batch_shape == (len(output),)
+    likelihood.check_shape(distribution, target)
+    likelihood.check_target(distribution, target)
+    assert torch.allclose(distribution.log_prob(target), expected())
 
 
 @pytest.mark.parametrize("make", [lk.Gaussian, lambda s, learn: lk.StudentT(4.0, s, learn=learn)])
-def test_learnt_noise_is_fitted(make):
+def test_learned_noise_is_fitted(make):
     likelihood = make(0.5, learn=True)
     assert sum(p.numel() for p in likelihood.parameters()) == 1
     likelihood(torch.zeros(3, 1)).log_prob(torch.ones(3, 1)).sum().backward()
     assert next(likelihood.parameters()).grad != 0
-    assert "learnt, 0.5" in repr(likelihood)
+    assert "learned, 0.5" in repr(likelihood)
 
 
 def test_noise_of_every_kind_has_a_text():
@@ -100,10 +100,10 @@ def test_noise_of_every_kind_has_a_text():
     ],
 )
 def test_targets_that_are_refused(likelihood, output, target, message):
-    law = likelihood(output)
+    distribution = likelihood(output)
     with pytest.raises((ValueError, TypeError), match=message):
-        likelihood.check_shape(law, target)
-        likelihood.check_target(law, target)
+        likelihood.check_shape(distribution, target)
+        likelihood.check_target(distribution, target)
 
 
 @pytest.mark.parametrize(

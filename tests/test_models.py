@@ -1,4 +1,4 @@
-"""The networks that come with the package: shapes, names, initialisation, and errors that name the sizes."""
+"""The networks that come with the package: shapes, names, initialization, and errors that name the sizes."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_shapes_and_training(network):
     guide = ps.guides.Additive(model)
     labels = torch.randint(0, outputs, (6,))
     terms = ps.ELBO("local").terms(model, guide, x, labels)
-    assert all(route.startswith("local") for route in terms.routes.values()) and terms.routes
+    assert all(treatment.startswith("local") for treatment in terms.treatments.values()) and terms.treatments
     terms.data.backward()
     assert all(parameter.grad.any() for parameter in guide.parameters())
 

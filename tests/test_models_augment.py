@@ -61,7 +61,7 @@ def test_each_crop_and_flip_is_as_frequent() -> None:
     which = (found.flatten(1)[:, None] == known.flatten(1)).all(-1)
     assert bool((which.sum(1) == 1).all())
     kind = which.float().argmax(1)
-    # Chi-squared with 17 degrees of freedom, and for pairs of neighbours with 323: five standard deviations above.
+    # Chi-squared with 17 degrees of freedom, and for pairs of neighbors with 323: five standard deviations above.
     each = kind.bincount(minlength=18).double()
     assert ((each - 500) ** 2 / 500).sum() < 17 + 5 * 34**0.5
     pairs = (18 * kind[:-1] + kind[1:]).bincount(minlength=324).double()
@@ -118,12 +118,12 @@ def test_census_sees_through_it_and_draws_for_itself(estimator: str) -> None:
     terms = []
     model, guide = bayesian(CropAndFlip(2))
     elbo = ps.ELBO(estimator)  # type: ignore[arg-type]
-    for _ in range(2):  # with a census, and then without
+    for _ in range(2):  # with a usage, and then without
         torch.manual_seed(8)
         terms.append(elbo.terms(model, guide, *DATA))
     plain_model, plain_guide = bayesian(nn.Identity())
     plain = elbo.terms(plain_model, plain_guide, *DATA)
-    assert terms[0].routes == terms[1].routes == plain.routes
+    assert terms[0].treatments == terms[1].treatments == plain.treatments
     assert torch.equal(terms[0].data, terms[1].data) and not torch.equal(terms[0].data, plain.data)
 
 

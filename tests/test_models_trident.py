@@ -9,12 +9,12 @@ import torch
 
 import pyrostoch as ps
 from pyrostoch.bench.case import Own, Setting, Trained
-from pyrostoch.bench.discrete import discrete_updates, integers
+from pyrostoch.bench.published.discrete import discrete_updates, integers
+from pyrostoch.bench.published.trident import TRIDENT
 from pyrostoch.bench.trial import carry_out
-from pyrostoch.bench.trident import TRIDENT
 from pyrostoch.layers import Binary, Ternary
 from pyrostoch.models import TriDeNT, TriDeNTConv
-from pyrostoch.quantise import TernaryGradient
+from pyrostoch.quantize import TernaryGradient
 
 
 def test_a_dense_network_is_what_it_says():

@@ -129,8 +129,8 @@ def test_patterns_choose_the_published_random_layers():
         num_data=60,
     )
     assert list(chosen.sites) == RANDOM
-    laws = {name: type(chosen.prior(name)).__name__ for name in chosen.sites}
-    assert laws == {**dict.fromkeys(RANDOM[:3], "LogUniform"), "dense1.weight": "Normal"}
+    distributions = {name: type(chosen.prior(name)).__name__ for name in chosen.sites}
+    assert distributions == {**dict.fromkeys(RANDOM[:3], "LogUniform"), "dense1.weight": "Normal"}
 
 
 @pytest.mark.parametrize("family", ["gaussian", "bernoulli", "uniform"])
@@ -141,7 +141,9 @@ def test_a_step_as_a_variance_network_reaches_every_layer(family, dropout):
     guide = ps.guides.VarianceOnly(model, family=family)
     x, y = torch.randn(8, 3, 32, 32), torch.randint(0, 10, (8,))
     terms = ps.ELBO("local").terms(model, guide, x, y)
-    assert sorted(terms.routes) == RANDOM and all(route.startswith("local") for route in terms.routes.values())
+    assert sorted(terms.treatments) == RANDOM and all(
+        treatment.startswith("local") for treatment in terms.treatments.values()
+    )
     loss = ps.ELBO("local")(model, guide)
     before = [parameter.detach().clone() for parameter in guide.parameters()]
     optimizer = torch.optim.Adam([*guide.parameters(), *model.parameters()], 1e-2)

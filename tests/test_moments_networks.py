@@ -16,10 +16,10 @@ from torch import nn
 import pyrostoch as ps
 from pyrostoch.effects import MomentPropagation
 from pyrostoch.infer.elbo import MOMENTS
-from pyrostoch.infer.predict import predict
 from pyrostoch.layers import MCDropout, MCDropout2d
-from pyrostoch.moments import MissingRuleError, Moments, Treatment
+from pyrostoch.moments import MissingRuleError, Moments, MomentSettings
 from pyrostoch.moments.predictive import gaussian_points, softmax_under_gaussian
+from pyrostoch.prediction.predict import predict
 
 pytestmark = pytest.mark.usefixtures("float64")
 NORMAL = ps.priors.Normal(0.0, 0.8)
@@ -33,16 +33,16 @@ def bayes(net, likelihood=None, prior=None, num_data=20):
 
 
 def output_of(model, guide, x, covariance="diagonal", **kwargs):
-    """Moments of the network's output, and the routes."""
+    """Moments of the network's output, and the treatments."""
     with MomentPropagation(covariance, **kwargs) as how, torch.no_grad():
         trace = poutine.trace(guide).get_trace()
-        return poutine.replay(model.observation, trace=trace)(x).output, how.routes
+        return poutine.replay(model.observation, trace=trace)(x).output, how.treatments
 
 
 def sampled(model, guide, x, count=20_000):
     """Outputs of the plain network for draws that all examples share, (count, B, n)."""
     with torch.no_grad():
-        weights = {name: guide.site_law(name).expand((count,)).sample() for name in guide.site_names}
+        weights = {name: guide.site_distribution(name).expand((count,)).sample() for name in guide.site_names}
         run = torch.func.vmap(lambda drawn: torch.func.functional_call(model.net, drawn, (x,)), randomness="different")
         return run(weights).flatten(2)
 
@@ -79,8 +79,8 @@ def test_layers_with_random_weights_have_the_moments_of_shared_draws(guide, net,
     make, shape = NETS[net]
     model = bayes(make())
     guide, x = GUIDES[guide](model), torch.randn(2, *shape)
-    y, routes = output_of(model, guide, x, covariance)
-    assert y.how.full == (covariance == "full") and set(routes.values()) == {"moments"} and len(routes) == 2
+    y, treatments = output_of(model, guide, x, covariance)
+    assert y.how.full == (covariance == "full") and set(treatments.values()) == {"moments"} and len(treatments) == 2
     assert_like(y, sampled(model, guide, x))
 
 
@@ -101,9 +101,9 @@ def test_variances_of_every_layer_are_exact(layer, guide):
     model = bayes(net, prior={layer.removeprefix("only the ") if "only" in layer else "*": NORMAL})
     guide = GUIDES[guide](model)
     y, _ = output_of(model, guide, x)
-    means = {name: guide.site_law(name).mean for name in guide.site_names}
+    means = {name: guide.site_distribution(name).mean for name in guide.site_names}
     variances = {name: torch.zeros_like(parameter) for name, parameter in net.named_parameters()}
-    variances |= {name: guide.site_law(name).variance for name in guide.site_names}
+    variances |= {name: guide.site_distribution(name).variance for name in guide.site_names}
     torch.testing.assert_close(y.loc, torch.func.functional_call(net, means, (x,)))
     torch.testing.assert_close(y.var, torch.func.functional_call(net, variances, (x.square(),)))
 
@@ -118,7 +118,7 @@ def regression():
     """Linear regression, with mean and variance of the output in closed form."""
     model, x, y = bayes(nn.Linear(3, 2)), torch.randn(6, 3), torch.randn(6, 2)
     guide = ps.guides.Additive(model, init_scale=lambda site: 0.2 + torch.rand(site.init.shape))
-    weight, bias = (guide.site_law(name).base_dist for name in ("weight", "bias"))
+    weight, bias = (guide.site_distribution(name).base_dist for name in ("weight", "bias"))
     mean, variance = F.linear(x, weight.mean, bias.mean), F.linear(x.square(), weight.variance, bias.variance)
     return model, guide, x, y, mean, variance
 
@@ -132,15 +132,18 @@ def test_linear_regression_is_predicted_in_closed_form(mode):
     rows |= {"aleatoric": torch.full_like(mean, 0.09), "epistemic": variance}
     for name, exact in rows.items():
         torch.testing.assert_close(getattr(found, name), exact.detach(), rtol=1e-10, atol=1e-10)
-    assert found.routes == {"weight": "moments", "bias": "moments"} and (found.mode, found.num_samples) == (mode, 1)
+    assert found.treatments == {"weight": "moments", "bias": "moments"} and (found.mode, found.num_samples) == (mode, 1)
 
 
 @pytest.mark.parametrize("estimator", MOMENTS)
 def test_the_elbo_of_linear_regression_is_exact(estimator):
     model, guide, x, y, mean, variance = regression()
     data = (dist.Normal(mean, 0.3).log_prob(y) - variance / (2 * 0.09)).sum() * 20 / 6
-    prior, laws = dist.Normal(torch.zeros(()), 0.8), [guide.site_law(name).base_dist for name in model.sites]
-    exact = sum(torch.distributions.kl_divergence(law, prior).sum() for law in laws) - data
+    prior, distributions = (
+        dist.Normal(torch.zeros(()), 0.8),
+        [guide.site_distribution(name).base_dist for name in model.sites],
+    )
+    exact = sum(torch.distributions.kl_divergence(distribution, prior).sum() for distribution in distributions) - data
     loss = ps.ELBO(estimator).differentiable_loss(model, guide, x, y)
     torch.testing.assert_close(loss, exact, rtol=0, atol=1e-9)
     both = (torch.autograd.grad(part, list(guide.parameters())) for part in (loss, exact))
@@ -176,7 +179,7 @@ def test_class_probabilities_are_near_those_of_many_draws(net):
     errors = {mode: (prediction.probs - draws).abs() for mode, prediction in found.items()}
     for mode in MOMENTS:
         torch.testing.assert_close(found[mode].probs.sum(1), torch.ones(5))
-        assert found[mode].routes == {name: "moments" for name in model.sites}
+        assert found[mode].treatments == {name: "moments" for name in model.sites}
         assert errors[mode].max() < 0.03
     for mode in ("moments", "moments:full"):
         torch.testing.assert_close(found[mode].epistemic, found["mc:2000"].epistemic, rtol=0.25, atol=0.01)
@@ -236,22 +239,25 @@ def test_a_stock_guide_is_refused_by_its_site():
 
 def test_what_cannot_be_replaced_is_drawn_where_that_is_allowed():
     model = bayes(Using(lambda body, x: product(body, x).exp(), nn.Linear(4, 4, bias=False)))
-    y, routes = output_of(model, ps.guides.Additive(model), torch.randn(3, 4), fallback="mc")
-    assert routes["body.weight"] == "one draw (used in torch.functional.einsum)" and routes["head.weight"] == "moments"
+    y, treatments = output_of(model, ps.guides.Additive(model), torch.randn(3, 4), fallback="mc")
+    assert (
+        treatments["body.weight"] == "one draw (used in torch.functional.einsum)"
+        and treatments["head.weight"] == "moments"
+    )
     assert y.shape == (3, 4) and (y.var > 0.0).all()
     assert predict(model, ps.guides.Additive(model), torch.randn(3, 4), mode="moments:mc").mean.isfinite().all()
 
 
-MISSPELT = {"moment": "mode: .*did you mean 'moments'", "moments:ful": "did you mean 'moments:full'"}
-MISSPELT |= {"moments:5": "did you mean 'moments'", "moments:full:9": "did you mean 'moments:full'"}
+MISSPELLED = {"moment": "mode: .*did you mean 'moments'", "moments:ful": "did you mean 'moments:full'"}
+MISSPELLED |= {"moments:5": "did you mean 'moments'", "moments:full:9": "did you mean 'moments:full'"}
 
 
-@pytest.mark.parametrize("name", MISSPELT)
-def test_misspelt_names_are_refused(name):
+@pytest.mark.parametrize("name", MISSPELLED)
+def test_misspelled_names_are_refused(name):
     model = bayes(nn.Linear(3, 1))
     with pytest.raises(ValueError, match=f"estimator: expected one of .* got '{name}'; did you mean 'moments"):
         ps.ELBO(name)
-    with pytest.raises(ValueError, match=MISSPELT[name]):
+    with pytest.raises(ValueError, match=MISSPELLED[name]):
         predict(model, ps.guides.Additive(model), torch.randn(2, 3), mode=name)
 
 
@@ -260,7 +266,7 @@ LIKELIHOODS = {
     "bernoulli": (ps.likelihoods.Bernoulli(), 1, torch.tensor([[0.0], [1.0], [1.0], [0.0]])),
     "poisson": (ps.likelihoods.Poisson(), 2, torch.tensor([[0.0, 3.0]] * 4)),
     "gaussian": (ps.likelihoods.Gaussian(0.4), 2, torch.ones(4, 2)),
-    "learnt": (ps.likelihoods.Gaussian(0.4, learn=True), 2, torch.ones(4, 2)),
+    "learned": (ps.likelihoods.Gaussian(0.4, learn=True), 2, torch.ones(4, 2)),
     "random scale": (ps.likelihoods.Gaussian(dist.Gamma(torch.tensor(20.0), 40.0)), 2, torch.ones(4, 2)),
     "heteroscedastic": (ps.likelihoods.HeteroscedasticGaussian(), 4, torch.ones(4, 2)),
     "student": (ps.likelihoods.StudentT(6.0, 0.5), 2, torch.ones(4, 2)),
@@ -282,7 +288,7 @@ def test_every_likelihood_reads_the_moments_of_one_layer_as_many_draws(name, mod
     fields = ["total", "aleatoric", "epistemic"] + (["log_density"] if name != "random scale" else [])
     for field in fields + (["mean"] if found.log_probs is None else ["probs"]):
         torch.testing.assert_close(getattr(found, field), getattr(drawn, field), rtol=0.07, atol=0.005)
-    if name in ("categorical", "gaussian", "learnt", "random scale"):
+    if name in ("categorical", "gaussian", "learned", "random scale"):
         assert predict(model, guide, x, mode=f"{mode}:closed").total.shape == found.total.shape
     else:
         with pytest.raises(ValueError, match="has no closed reading of output moments"):
@@ -308,7 +314,7 @@ def test_an_output_without_a_second_axis_is_read(name):
 
 
 def test_points_and_the_closed_reading_of_classes_see_the_covariance_of_the_last_layer():
-    x = Moments(torch.randn(5, 3), 0.1 * torch.rand(5, 3) + 0.05, how=Treatment(points=2048))
+    x = Moments(torch.randn(5, 3), 0.1 * torch.rand(5, 3) + 0.05, how=MomentSettings(points=2048))
     y, labels = F.linear(x, torch.randn(4, 3)), torch.tensor([0, 1, 2, 3, 0])
     points = gaussian_points(y)
     sampled = torch.einsum("kbi,kbj->bij", points - y.loc, points - y.loc) / len(points)
@@ -340,8 +346,8 @@ def test_dropout_that_stays_on_has_its_exact_variance(mode):
     model = bayes(net, prior={"2.weight": NORMAL})
     guide, x = ps.guides.Additive(model, init_scale=0.4), torch.randn(5, 3)
     found = predict(model, guide, x, mode=mode)
-    law, squares = guide.site_law("2.weight").base_dist, net[0](x).square()
-    exact = F.linear(squares / 0.7, law.variance) + F.linear(squares * 0.3 / 0.7, law.mean.square())
+    distribution, squares = guide.site_distribution("2.weight").base_dist, net[0](x).square()
+    exact = F.linear(squares / 0.7, distribution.variance) + F.linear(squares * 0.3 / 0.7, distribution.mean.square())
     torch.testing.assert_close(found.epistemic, exact.detach(), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(found.mean, net[2](net[0](x)).detach(), rtol=1e-10, atol=1e-10)
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from pyrostoch.moments import Moments, Treatment
+from pyrostoch.moments import Moments, MomentSettings
 from pyrostoch.moments.gaussian import cross_covariance
 
 F64 = {"dtype": torch.float64}
@@ -37,7 +37,7 @@ def gaussian(shape, *, full, batch=2, spread=1.0, dtype=torch.float64, how=None)
     root = torch.randn(batch, n, n, generator=generator, **F64) * spread / math.sqrt(n)
     cov = root @ root.mT + 0.4 * spread**2 * torch.eye(n, **F64)
     var = cov.diagonal(dim1=1, dim2=2).reshape(loc.shape).clone()
-    return Moments(loc.to(dtype), var.to(dtype), cov.to(dtype) if full else None, how or Treatment(full=full))
+    return Moments(loc.to(dtype), var.to(dtype), cov.to(dtype) if full else None, how or MomentSettings(full=full))
 
 
 def draws(x, count):

@@ -15,9 +15,9 @@ from torch.autograd import grad, gradcheck
 from torch.distributions import Categorical, MultivariateNormal, Normal
 from torch.testing import assert_close
 
-from pyrostoch.moments import Gelu, Knot, Moments, Piecewise, Probit, RectifiedPower, Smooth, Treatment, activate
+from pyrostoch.moments import Gelu, Knot, Moments, MomentSettings, Piecewise, Probit, RectifiedPower, Smooth, activate
 from pyrostoch.moments.pooling import tournament
-from pyrostoch.moments.predictive import OutputLaw, gaussian_points, noisy_gaussian, softmax_under_gaussian
+from pyrostoch.moments.predictive import OutputDistribution, gaussian_points, noisy_gaussian, softmax_under_gaussian
 from pyrostoch.moments.units import Unit
 
 F32, F64 = torch.float32, torch.float64
@@ -116,7 +116,7 @@ def on_a_grid(case: Case, m: Pair, v: Pair, rho: Tensor) -> Tensor:
     return (w * (x - (w * x).sum()) * (y @ w)).sum()
 
 
-def joint_laws(rhos: Sequence[float]) -> Iterator[tuple[Pair, Pair, Tensor]]:
+def joint_distributions(rhos: Sequence[float]) -> Iterator[tuple[Pair, Pair, Tensor]]:
     draw = torch.Generator().manual_seed(5)
     for rho in rhos:
         m, v = 1.5 * torch.randn(2, generator=draw, dtype=F64), 0.2 + 1.8 * torch.rand(2, generator=draw, dtype=F64)
@@ -125,9 +125,11 @@ def joint_laws(rhos: Sequence[float]) -> Iterator[tuple[Pair, Pair, Tensor]]:
 
 def gap(case: Case, reference: Callable[..., Tensor], rhos: Sequence[float]) -> Tensor:
     """Largest error of the covariance."""
-    laws = list(joint_laws(rhos))
-    found = [case.unit.covariance(m, v, rho * (v[0] * v[1]).sqrt()) for m, v, rho in laws]
-    return max(abs(value - reference(case, *law)) for value, law in zip(found, laws, strict=True))
+    distributions = list(joint_distributions(rhos))
+    found = [case.unit.covariance(m, v, rho * (v[0] * v[1]).sqrt()) for m, v, rho in distributions]
+    return max(
+        abs(value - reference(case, *distribution)) for value, distribution in zip(found, distributions, strict=True)
+    )
 
 
 def assert_finite_slopes(values: Sequence[Tensor], *arguments: Tensor) -> None:
@@ -294,7 +296,7 @@ def outputs(size: float, full: bool, points: int = 64) -> tuple[Moments, Tensor]
     draw = torch.Generator().manual_seed(3)
     loc, root = torch.randn(3, 4, generator=draw, dtype=F64), torch.randn(3, 4, 4, generator=draw, dtype=F64)
     cov = size * root @ root.mT / 4
-    var, how = cov.diagonal(dim1=1, dim2=2), Treatment(full=full, points=points)
+    var, how = cov.diagonal(dim1=1, dim2=2), MomentSettings(full=full, points=points)
     return (Moments(loc, var, cov, how), cov) if full else (Moments(loc, var, None, how), torch.diag_embed(var))
 
 
@@ -321,9 +323,9 @@ def test_noisy_gaussian_is_exact(full: bool) -> None:
     output, cov = outputs(1.0, full)
     y, scale = torch.randn(3, 4, dtype=F64), torch.tensor(0.6, dtype=F64)
     closed = noisy_gaussian(output, scale)
-    law = MultivariateNormal(output.loc, cov + 0.36 * torch.eye(4, dtype=F64))
-    assert_close(closed.log_density(y), law.log_prob(y))
-    assert_close((closed.fields["mean"], closed.fields["variance"]), (law.mean, law.variance))
+    distribution = MultivariateNormal(output.loc, cov + 0.36 * torch.eye(4, dtype=F64))
+    assert_close(closed.log_density(y), distribution.log_prob(y))
+    assert_close((closed.fields["mean"], closed.fields["variance"]), (distribution.mean, distribution.variance))
     assert_is_mean(closed.expected(y), Normal(drawn(output, cov), scale).log_prob(y).sum(-1))
 
 
@@ -334,9 +336,9 @@ def test_classes_of_gaussian_logits(full: bool) -> None:
         output, cov = outputs(size, full, 1024)
         logs = drawn(output, cov).log_softmax(-1)
         picked = logs[:, torch.arange(3), y]
-        law = OutputLaw(output, lambda logits: Categorical(logits=logits))
-        assert_close(law.log_prob(y), picked.exp().mean(0).log(), rtol=0, atol=0.01)
-        assert_close(law.expected_log_prob(y), picked.mean(0), rtol=0, atol=0.01)
+        distribution = OutputDistribution(output, lambda logits: Categorical(logits=logits))
+        assert_close(distribution.log_prob(y), picked.exp().mean(0).log(), rtol=0, atol=0.01)
+        assert_close(distribution.expected_log_prob(y), picked.mean(0), rtol=0, atol=0.01)
         if size == 0.1:
             closed = softmax_under_gaussian(output)
             assert_close(closed.fields["log_probs"].exp(), logs.exp().mean(0), rtol=0, atol=0.02)

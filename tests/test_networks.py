@@ -49,7 +49,7 @@ def attend(net: nn.Module, x: Tensor) -> Tensor:
     return net.attention(x, x, x, need_weights=False)[0]
 
 
-# The network, the shape of one example, and the start of the route that "local" must find for each site.
+# The network, the shape of one example, and the start of the treatment that "local" must find for each site.
 SHARED = "shared"
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str] | str]] = {
     "mlp": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,), "local (exact)"),
@@ -67,12 +67,12 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, st
             nn.Linear(18, 2),
         ),
         (2, 5, 6),
-        {"0": "local (factorised", "2": "local (factorised", "4": "local (exact)"},
+        {"0": "local (factorized", "2": "local (factorized", "4": "local (exact)"},
     ),
     "transposed convolution": (
         lambda: nn.Sequential(nn.ConvTranspose2d(2, 4, 3, stride=2, groups=2, output_padding=1), nn.Conv2d(4, 1, 8)),
         (2, 3, 3),
-        {"0": "local (factorised", "1": "local (exact)"},
+        {"0": "local (factorized", "1": "local (exact)"},
     ),
     "lstm": (lambda: Written(lambda n, x: n.rnn(x)[0], rnn=nn.LSTM(3, 4, 2, batch_first=True)), (5, 3), SHARED),
     "gru": (
@@ -126,7 +126,7 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, st
     "functional convolution": (
         lambda: Written(lambda n, x: torch.conv1d(x, weight=n.w, padding=1).sum(2), w=weights(2, 3, 3)),
         (3, 4),
-        "local (factorised over 4",
+        "local (factorized over 4",
     ),
 }
 each_network = pytest.mark.parametrize("network", NETWORKS)
@@ -140,10 +140,10 @@ def build(network: str) -> tuple[ps.BayesianModel, Tensor, Tensor]:
     return model, x, torch.randn(out.shape)
 
 
-def expected_route(site: str, routes: dict[str, str] | str) -> str:
-    if isinstance(routes, str):
-        return routes
-    return routes[site] if site in routes else routes[site.rpartition(".")[0]]
+def expected_treatment(site: str, treatments: dict[str, str] | str) -> str:
+    if isinstance(treatments, str):
+        return treatments
+    return treatments[site] if site in treatments else treatments[site.rpartition(".")[0]]
 
 
 @each_network
@@ -171,15 +171,15 @@ def test_gradients_reach_the_guide_by_every_route(network, estimator):
     model, x, y = build(network)
     guide = ps.guides.Additive(model, init_scale=0.3)
     terms = ps.ELBO(estimator).terms(model, guide, x, y)
-    assert set(terms.routes) == set(model.sites)
+    assert set(terms.treatments) == set(model.sites)
     if estimator == "local":
-        for site, route in terms.routes.items():
-            assert route.startswith(expected_route(site, NETWORKS[network][2])), f"{site}: {route}"
+        for site, treatment in terms.treatments.items():
+            assert treatment.startswith(expected_treatment(site, NETWORKS[network][2])), f"{site}: {treatment}"
     elif estimator == "shared":
-        assert set(terms.routes.values()) == {"shared"}
+        assert set(terms.treatments.values()) == {"shared"}
     else:
-        flipped = {site for site, route in terms.routes.items() if route == "flipout"}
-        local = {site for site in model.sites if expected_route(site, NETWORKS[network][2]).startswith("local")}
+        flipped = {site for site, treatment in terms.treatments.items() if treatment == "flipout"}
+        local = {site for site in model.sites if expected_treatment(site, NETWORKS[network][2]).startswith("local")}
         assert flipped == {site for site in local if not site.endswith(("bias", "b"))}
     terms.data.backward()
     for name, parameter in guide.named_parameters():

@@ -176,7 +176,7 @@ def test_compiled_network_keeps_its_names():
             terms = ps.ELBO(estimator).terms(model, guide, x, y)
             terms.data.backward()
             gradient = guide.parameters_of["0/weight"]["loc"].grad
-            found[name, estimator] = terms.data.detach(), gradient, terms.routes
+            found[name, estimator] = terms.data.detach(), gradient, terms.treatments
     for estimator in ("shared", "local"):
         one, two = found["eager", estimator], found["compiled", estimator]
         assert torch.allclose(one[0], two[0]) and torch.allclose(one[1], two[1], atol=1e-5) and one[2] == two[2]

@@ -1,4 +1,4 @@
-"""Binary neurons: one law, drawn, averaged and carried by moments; the pseudogradient; the state of homeostasis."""
+"""Binary neurons: one distribution, drawn, averaged, carried by moments; the pseudogradient; homeostasis' state."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from torch import nn
 import pyrostoch as ps
 from pyrostoch.effects import MeanPropagation, MomentPropagation
 from pyrostoch.layers import ThresholdNeuron
-from pyrostoch.moments import Moments, Treatment
+from pyrostoch.moments import Moments, MomentSettings
 
 F64 = {"dtype": torch.float64}
 DRAWS = 40_000
@@ -35,9 +35,9 @@ def test_moments_of_a_noisy_input_are_those_of_draws(shape, common):
     inputs = torch.distributions.MultivariateNormal(loc.flatten(), cov).sample((DRAWS,)).reshape(DRAWS, *shape)
     states = layer(inputs).flatten(1)
     var = cov.diagonal().reshape(1, *shape)
-    found = layer(Moments(loc, var, cov.unsqueeze(0), Treatment(full=True)))
-    centred = states - found.loc.flatten()
-    products = centred.unsqueeze(1) * centred.unsqueeze(2)
+    found = layer(Moments(loc, var, cov.unsqueeze(0), MomentSettings(full=True)))
+    centered = states - found.loc.flatten()
+    products = centered.unsqueeze(1) * centered.unsqueeze(2)
     assert ((states.mean(0) - found.loc.flatten()).abs() < 4.5 * states.std(0) / DRAWS**0.5).all()
     assert ((products.mean(0) - found.cov[0]).abs() < 4.5 * products.std(0) / DRAWS**0.5).all()
     alone = layer(Moments(loc, var))

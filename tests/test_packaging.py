@@ -30,7 +30,7 @@ def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Build wheel and source archive from a copy, links included, so that the checkout stays clean."""
     copy, out = tmp_path_factory.mktemp("copy") / "pyrostoch", tmp_path_factory.mktemp("dist")
     everywhere = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__")
-    outputs = {"runs", "build", "dist", "benchmarks"}  # at the root only: the package has a room called runs
+    outputs = {"runs", "build", "dist", "benchmarks"}  # at the root only: the package has a folder of that name
 
     def skip(folder: str, names: list[str]) -> set[str]:
         return everywhere(folder, names) | (outputs & set(names) if Path(folder) == ROOT else set())

@@ -15,16 +15,16 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyrostoch as ps
-from pyrostoch.infer import drawing
-from pyrostoch.infer.draws import DrawAverage
-from pyrostoch.infer.predict import predict
+from pyrostoch.prediction import batched_sampling as drawing
+from pyrostoch.prediction.predict import predict
+from pyrostoch.prediction.readouts import DrawAverage
 
 F64 = {"dtype": torch.float64}
 NOISE = 0.3
 
 
 def linear(outputs=1, scale=0.4, likelihood=None, **kwargs):
-    """Build a linear network whose predictive law is known in closed form."""
+    """Build a linear network whose predictive distribution is known in closed form."""
     net = nn.Linear(3, outputs, bias=False, **F64)
     likelihood = ps.likelihoods.Gaussian(NOISE) if likelihood is None else likelihood
     model = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=likelihood, num_data=10)
@@ -39,23 +39,23 @@ def classifier(classes=3):
 
 def kept_draws(model, guide, x, count):
     """Draw naively: weights by the guide, kept, then the network with them in place."""
-    laws = []
+    distributions = []
     for _ in range(count):
         with torch.no_grad():
             weights = guide()
-            laws.append(model.likelihood(torch.func.functional_call(model.net, weights, (x,))))
-    return laws
+            distributions.append(model.likelihood(torch.func.functional_call(model.net, weights, (x,))))
+    return distributions
 
 
 def test_mean_is_the_network_with_mean_weights():
     model, guide = linear()
     x = torch.randn(6, 3, **F64)
     found = predict(model, guide, x, mode="mean", batch_size=4)
-    law = guide.site_law("weight")
-    torch.testing.assert_close(found.mean, x @ law.mean.detach().T)
+    distribution = guide.site_distribution("weight")
+    torch.testing.assert_close(found.mean, x @ distribution.mean.detach().T)
     torch.testing.assert_close(found.variance, torch.full_like(found.mean, NOISE**2), rtol=1e-6, atol=0)
     assert not found.epistemic.any()
-    assert found.routes == {"weight": "shared"} and found.num_samples == 1 and len(found) == 6
+    assert found.treatments == {"weight": "shared"} and found.num_samples == 1 and len(found) == 6
 
 
 @pytest.mark.parametrize("joint", [False, True])
@@ -65,7 +65,7 @@ def test_mc_has_the_exact_moments_of_linear_regression(joint):
     y = torch.randn(5, 1, **F64)
     draws = 1500
     found = predict(model, guide, x, y=y, mode=f"mc:{draws}", joint=joint, batch_size=3)
-    base = guide.site_law("weight").base_dist
+    base = guide.site_distribution("weight").base_dist
     mean = x @ base.mean.detach().T
     spread = x.square() @ base.variance.detach().T
     assert ((found.mean - mean).abs() < 5 * (spread / draws).sqrt()).all()
@@ -82,7 +82,7 @@ def test_mc_has_the_exact_moments_of_linear_regression(joint):
     relative = ((second - 2 * exact).exp() - 1).clamp(min=0).sqrt() / math.sqrt(draws)
     assert relative.max() < 0.2
     assert ((found.log_density - exact).abs() < 5 * relative + 1e-3).all()
-    assert found.routes == {"weight": "shared" if joint else "local (exact)"}
+    assert found.treatments == {"weight": "shared" if joint else "local (exact)"}
 
 
 def test_every_marginal_is_exact_where_a_weight_is_used_at_many_positions():
@@ -94,23 +94,23 @@ def test_every_marginal_is_exact_where_a_weight_is_used_at_many_positions():
     found = predict(model, guide, torch.ones(4, 1, 5, **F64), mode="mc:1500")
     # The sum over five positions has 25 variances of the one weight; drawn apart they would have 5.
     assert found.epistemic.mean().item() == pytest.approx(25 * 0.4**2, rel=5 * math.sqrt(2 / 1500))
-    assert found.routes == {"0.weight": "shared (convolution)"}
+    assert found.treatments == {"0.weight": "shared (convolution)"}
 
 
 def test_joint_averages_equal_naive_ones_over_kept_draws():
     model, guide = classifier()
     x, y = torch.randn(7, 3, **F64), torch.randint(3, (7,))
     torch.manual_seed(3)
-    laws = kept_draws(model, guide, x, 9)
+    distributions = kept_draws(model, guide, x, 9)
     torch.manual_seed(3)
     found = predict(model, guide, x, y=y, mode="mc:9", joint=True, batch_size=2)
-    probs = torch.stack([law.probs for law in laws])
+    probs = torch.stack([distribution.probs for distribution in distributions])
     mean = probs.mean(0)
     torch.testing.assert_close(found.probs, mean)
     torch.testing.assert_close(found.total, torch.special.entr(mean).sum(-1))
     torch.testing.assert_close(found.aleatoric, torch.special.entr(probs).sum(-1).mean(0))
     torch.testing.assert_close(found.epistemic, found.total - found.aleatoric)
-    expected = torch.stack([law.log_prob(y) for law in laws]).logsumexp(0) - math.log(9)
+    expected = torch.stack([distribution.log_prob(y) for distribution in distributions]).logsumexp(0) - math.log(9)
     torch.testing.assert_close(found.log_density, expected)
     torch.testing.assert_close(found.log_prob(y), expected)
 
@@ -119,11 +119,13 @@ def test_joint_regression_density_equals_the_naive_one():
     model, guide = linear(outputs=2)
     x, y = torch.randn(4, 3, **F64), torch.randn(4, 2, **F64)
     torch.manual_seed(3)
-    laws = kept_draws(model, guide, x, 6)
+    distributions = kept_draws(model, guide, x, 6)
     torch.manual_seed(3)
     found = predict(model, guide, x, y=y, num_samples=6, joint=True, batch_size=3)
-    torch.testing.assert_close(found.log_density, torch.stack([f.log_prob(y) for f in laws]).logsumexp(0) - math.log(6))
-    torch.testing.assert_close(found.mean, torch.stack([law.mean for law in laws]).mean(0))
+    torch.testing.assert_close(
+        found.log_density, torch.stack([f.log_prob(y) for f in distributions]).logsumexp(0) - math.log(6)
+    )
+    torch.testing.assert_close(found.mean, torch.stack([distribution.mean for distribution in distributions]).mean(0))
     assert found.mean.shape == (4, 2) and found.log_density.shape == (4,)
 
 
@@ -199,11 +201,11 @@ def test_memory_does_not_grow_with_the_number_of_draws(monkeypatch, joint, folde
     alive, most = weakref.WeakSet(), []
     statistics = DrawAverage.statistics
 
-    def counted(self, law):
-        alive.add(law.logits)
+    def counted(self, distribution):
+        alive.add(distribution.logits)
         gc.collect()  # a trace holds itself in a circle
         most.append(len(alive))
-        return statistics(self, law)
+        return statistics(self, distribution)
 
     monkeypatch.setattr(DrawAverage, "statistics", counted)
     # Four examples of three logits, in float64: so much that two draws fit, or none but one at a time.
@@ -224,7 +226,7 @@ def test_one_bernoulli_is_two_classes(shape):
     model, guide = linear(likelihood=likelihood)
     x, y = torch.randn(4, 3, **F64), torch.tensor([0.0, 1.0, 1.0, 0.0], **F64).reshape(shape)
     found = predict(model, guide, x, y=y, mode="mean")
-    logits = (x @ guide.site_law("weight").mean.detach().T).squeeze()
+    logits = (x @ guide.site_distribution("weight").mean.detach().T).squeeze()
     torch.testing.assert_close(found.probs, torch.stack([(-logits).sigmoid(), logits.sigmoid()], -1))
     torch.testing.assert_close(found.log_prob(y), found.log_density)
     with pytest.raises(ValueError, match="labels from 0 to 1, got 1 others, among them 0.5"):
@@ -235,7 +237,7 @@ def test_several_bernoullis_and_counts_have_means_and_variances():
     model, guide = linear(outputs=2, likelihood=ps.likelihoods.Bernoulli())
     x = torch.randn(4, 3, **F64)
     found = predict(model, guide, x, mode="mean")
-    probs = (x @ guide.site_law("weight").mean.detach().T).sigmoid()
+    probs = (x @ guide.site_distribution("weight").mean.detach().T).sigmoid()
     torch.testing.assert_close(found.mean, probs)
     torch.testing.assert_close(found.variance, probs * (1 - probs))
     model, guide = linear(outputs=2, likelihood=ps.likelihoods.Poisson())
@@ -252,11 +254,15 @@ def test_classes_at_many_positions():
     model, guide = linear(outputs=6, likelihood=likelihood)
     x, y = torch.randn(4, 3, **F64), torch.randint(3, (4, 2))
     torch.manual_seed(3)
-    laws = kept_draws(model, guide, x, 5)
+    distributions = kept_draws(model, guide, x, 5)
     torch.manual_seed(3)
     found = predict(model, guide, x, y=y, mode="mc:5", joint=True)
-    torch.testing.assert_close(found.probs, torch.stack([law.base_dist.probs for law in laws]).mean(0))
-    torch.testing.assert_close(found.log_density, torch.stack([f.log_prob(y) for f in laws]).logsumexp(0) - math.log(5))
+    torch.testing.assert_close(
+        found.probs, torch.stack([distribution.base_dist.probs for distribution in distributions]).mean(0)
+    )
+    torch.testing.assert_close(
+        found.log_density, torch.stack([f.log_prob(y) for f in distributions]).logsumexp(0) - math.log(5)
+    )
     assert found.total.shape == (4, 2)
     with pytest.raises(ValueError, match="log_density"):
         found.log_prob(y)
@@ -287,7 +293,7 @@ def test_any_model_with_an_observation():
         return pyro.sample("rate", dist.Beta(torch.tensor(8.0, **F64), torch.tensor(4.0, **F64)))
 
     found = predict(Coin(), guide, torch.zeros(3, 1), mode="mc:2000", y=torch.tensor([0.0, 1.0, 2.0], **F64))
-    # Probabilities of a geometric law under a beta posterior: B(9, 4 + k) / B(8, 4).
+    # Probabilities of a geometric distribution under a beta posterior: B(9, 4 + k) / B(8, 4).
     k = torch.arange(3.0, **F64)
     beta = torch.lgamma(torch.tensor(8.0)) + torch.lgamma(torch.tensor(4.0)) - torch.lgamma(torch.tensor(12.0))
     exact = torch.lgamma(torch.tensor(9.0)) + torch.lgamma(4 + k) - torch.lgamma(13 + k) - beta
@@ -308,17 +314,17 @@ def test_autoguides_and_random_scales():
     model, _ = linear()
     auto = AutoNormal(model)
     auto(x, y)
-    assert predict(model, auto, x, mode="mc:3").routes == {"weight": "shared (no rule for Delta)"}
+    assert predict(model, auto, x, mode="mc:3").treatments == {"weight": "shared (no rule for Delta)"}
 
 
-def test_a_draw_is_one_law_of_the_observations_under_replay():
+def test_a_draw_is_one_distribution_of_the_observations_under_replay():
     model, guide = linear()
     x = torch.randn(4, 3, **F64)
     torch.manual_seed(5)
-    with ps.effects.LocalReparameterization(factorised=False, lazy=True):
-        law = poutine.replay(model.observation, trace=poutine.trace(guide).get_trace(x))(x)
+    with ps.effects.LocalReparameterization(factorized=False, lazy=True):
+        distribution = poutine.replay(model.observation, trace=poutine.trace(guide).get_trace(x))(x)
     torch.manual_seed(5)
-    torch.testing.assert_close(predict(model, guide, x, mode="mc:1").mean, law.mean.detach())
+    torch.testing.assert_close(predict(model, guide, x, mode="mc:1").mean, distribution.mean.detach())
 
 
 @pytest.mark.gpu

@@ -11,8 +11,8 @@ import torch
 from torch import nn
 
 import pyrostoch as ps
-from pyrostoch.infer.draws import parse_mode
-from pyrostoch.infer.predict import Prediction, predict
+from pyrostoch.prediction.predict import Prediction, predict
+from pyrostoch.prediction.readouts import parse_mode
 
 F64 = {"dtype": torch.float64}
 
@@ -95,7 +95,7 @@ def test_unfit_models_and_guides_are_refused():
     with pytest.raises(ValueError, match="no draw for the model's site.* '0.weight'; the guide has 'weight'"):
         predict(other, guide, x, mode="mean")
     batched = ps.likelihoods.Likelihood()
-    batched.law = lambda output, **_: dist.Normal(output, 1.0)
+    batched.distribution = lambda output, **_: dist.Normal(output, 1.0)
     with pytest.raises(ValueError, match=r"one batch axis, the examples, got batch shape \(4, 1\)"):
         predict(*network(batched), x)
     with pytest.raises(ValueError, match="LowRank.* has no known mean or variance"):

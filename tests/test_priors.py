@@ -36,18 +36,18 @@ CASES = {
 
 
 @pytest.mark.parametrize("case", CASES)
-def test_the_law_is_the_one_named(case):
-    prior, law = CASES[case]
+def test_the_distribution_is_the_one_named(case):
+    prior, distribution = CASES[case]
     values = torch.linspace(-2, 2, 4)
-    found = prior.for_parameter(torch.zeros(1)).law("site", torch.Size([3, 4]))
+    found = prior.for_parameter(torch.zeros(1)).distribution("site", torch.Size([3, 4]))
     assert found.batch_shape == (3, 4) and found.event_shape == ()
-    assert torch.allclose(found.log_prob(values.expand(3, 4)), law.log_prob(values).expand(3, 4), atol=1e-6)
+    assert torch.allclose(found.log_prob(values.expand(3, 4)), distribution.log_prob(values).expand(3, 4), atol=1e-6)
 
 
 @pytest.mark.parametrize("case", [c for c in CASES if "mixture" not in c])
 def test_a_copy_takes_the_parameters_dtype(case):
     copy = CASES[case][0].for_parameter(torch.zeros(3, **F64))
-    assert copy.law("site", torch.Size([4])).sample().dtype == torch.float64
+    assert copy.distribution("site", torch.Size([4])).sample().dtype == torch.float64
     assert copy is not CASES[case][0]
 
 
@@ -57,8 +57,8 @@ def test_numbers_keep_double_precision():
 
 def test_hierarchical_scale_is_a_site():
     with pyro.poutine.trace() as tracer:
-        law = priors.Hierarchical(dist.HalfNormal(2.0)).law("fc.weight", torch.Size([2]))
-    assert torch.equal(law.scale[0], tracer.trace.nodes["fc.weight_prior_scale"]["value"])
+        distribution = priors.Hierarchical(dist.HalfNormal(2.0)).distribution("fc.weight", torch.Size([2]))
+    assert torch.equal(distribution.scale[0], tracer.trace.nodes["fc.weight_prior_scale"]["value"])
     with pytest.raises(ValueError, match="expected a distribution on the positive numbers"):
         priors.Hierarchical(dist.Normal(0.0, 1.0))
 

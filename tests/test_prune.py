@@ -53,13 +53,13 @@ def test_masks_are_those_of_a_loop(case, threshold):
     pruning = prune(guide, threshold)
     kept_in_all = 0
     for row in pruning.sites:
-        law = guide.site_law(row.site).base_dist
-        means, deviations = law.mean.flatten().tolist(), law.stddev.flatten().tolist()
+        distribution = guide.site_distribution(row.site).base_dist
+        means, deviations = distribution.mean.flatten().tolist(), distribution.stddev.flatten().tolist()
         kept = [2 * math.log(s / abs(m)) <= threshold + 1e-9 for m, s in zip(means, deviations, strict=True)]
         assert pruning.masks[row.site].flatten().tolist() == kept
         assert (row.weights, row.kept) == (len(kept), sum(kept))
         assert row.sparsity == pytest.approx(1 - sum(kept) / len(kept))
-        assert torch.equal(pruning.values[row.site], law.mean) and not pruning.values[row.site].requires_grad
+        assert torch.equal(pruning.values[row.site], distribution.mean) and not pruning.values[row.site].requires_grad
         kept_in_all += sum(kept)
     assert [row.site for row in pruning.sites] == ["0.weight", "2.weight"]
     assert pruning.compression == (pytest.approx(120 / kept_in_all) if kept_in_all else math.inf)
@@ -91,18 +91,18 @@ def test_a_record_for_people_and_for_json():
 
 def test_what_cannot_be_pruned_is_named():
     class LaplaceGuide(Guide):
-        def initial(self, site):
+        def initial_parameters(self, site):
             return {"loc": site.init}
 
-        def law(self, site, loc):
+        def distribution(self, site, loc):
             return dist.Laplace(loc, 1.0)
 
     model = model_of(nn.Sequential(nn.Linear(4, 2)))
-    with pytest.raises(TypeError, match="prune: expected a normal law at site '0.weight', got Laplace"):
+    with pytest.raises(TypeError, match="prune: expected a normal distribution at site '0.weight', got Laplace"):
         prune(LaplaceGuide(model))
-    with pytest.raises(ValueError, match="prune: the law at site '0.weight' has mean zero by construction"):
+    with pytest.raises(ValueError, match="prune: the distribution at site '0.weight' has mean zero by construction"):
         prune(ps.guides.VarianceOnly(model))
-    # With validation on, the law itself refuses.
+    # With validation on, the distribution itself refuses.
     with (
         pyro.validation_enabled(False),
         pytest.raises(ValueError, match="parameters at site '0.weight' are not finite"),
@@ -349,7 +349,7 @@ def test_export_of_a_model_is_a_plain_network_of_its_means():
         assert all(parameter.requires_grad for parameter in exported.parameters())
         assert exported.training is False and model.training is True
         x = torch.randn(4, 6)
-        weights = {name: guide.site_law(name).mean * pruning.masks[name] for name in guide.site_names}
+        weights = {name: guide.site_distribution(name).mean * pruning.masks[name] for name in guide.site_names}
         model.eval()
         expected = model.outputs(x, weights)
         model.train()

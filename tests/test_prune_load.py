@@ -126,13 +126,13 @@ def test_sparse_layers_take_the_sizes_of_what_they_load():
     net = mixed()
     few, many = masked_at_random(net, 0.05).export(net), masked_at_random(net, 0.4).export(net)
     x = torch.randn(3, 2, 5, 5)
-    optimiser = torch.optim.SGD(few.parameters(), lr=0.1)
+    optimizer = torch.optim.SGD(few.parameters(), lr=0.1)
     few(x).sum().backward()
     held = few[3].values
     few.load_state_dict(many.state_dict())
     assert torch.equal(few(x), many(x)) and few[3].values is held and held.grad is None
     few(x).square().sum().backward()
-    optimiser.step()
+    optimizer.step()
     assert not torch.equal(few(x), many(x))
     kept = many[3].values.grad = torch.ones_like(many[3].values)
     many.load_state_dict(many.state_dict())
@@ -239,7 +239,7 @@ def test_an_emptied_site_is_warned_of():
 
 @pytest.mark.parametrize("family", ["gaussian", "bernoulli", "uniform"])
 def test_variance_networks_have_nothing_to_prune(family):
-    with pytest.raises(ValueError, match="prune: the law at site 'weight' has mean zero by construction"):
+    with pytest.raises(ValueError, match="prune: the distribution at site 'weight' has mean zero by construction"):
         prune(ps.guides.VarianceOnly(model_of(nn.Linear(4, 3)), family=family))
 
 
@@ -254,7 +254,7 @@ def test_magnitude_of_random_weights_is_refused():
     # The way out that it names: the means of the guide.
     guide = ps.guides.WeightwiseAlpha(model, init_loc=lambda s: torch.randn_like(s.init), init_log_alpha=9.0)
     found = magnitude_masks(prune(guide, threshold=100).export(model, dense=True), like)
-    assert torch.equal(found.values["0.weight"], guide.site_law("0.weight").mean)
+    assert torch.equal(found.values["0.weight"], guide.site_distribution("0.weight").mean)
     assert found.kept == like.kept
     # Weights of the model that are not random are trained ones.
     other = masked_at_random(net[1])

@@ -1,4 +1,4 @@
-"""Statistics of batch normalisation for a network that draws nothing any more."""
+"""Statistics of batch normalization for a network that draws nothing any more."""
 
 from __future__ import annotations
 

@@ -13,7 +13,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
 from pyrostoch.report.figures import phase_transition, toy
-from pyrostoch.report.plots import COLOURS
+from pyrostoch.report.plots import COLORS
 
 
 def make_toy(classes: int = 4) -> Any:
@@ -69,11 +69,11 @@ def test_toy_shows_regions_points_and_clouds() -> None:
         assert len(axes.collections) == 4
         for label, points in enumerate(axes.collections):
             np.testing.assert_array_equal(points.get_offsets(), result.x[result.y == label][:60])
-            assert tuple(points.get_facecolors()[0][:3]) == pytest.approx(to_rgb(COLOURS[label]))
+            assert tuple(points.get_facecolors()[0][:3]) == pytest.approx(to_rgb(COLORS[label]))
         assert axes.get_xlim() == axes.get_ylim() == (-1.0, 14.0)
     drawn = {tuple(np.round(cloud.get_facecolors()[0][:3], 3)): cloud for cloud in clouds.collections}
     for label in range(4):
-        cloud = drawn[tuple(np.round(to_rgb(COLOURS[label]), 3))]
+        cloud = drawn[tuple(np.round(to_rgb(COLORS[label]), 3))]
         np.testing.assert_array_equal(cloud.get_offsets(), result.activations[:, result.y == label].reshape(-1, 2))
     assert len({points.get_paths()[0].vertices.tobytes() for points in mean.collections}) == 4  # markers
     render(figure)
@@ -82,11 +82,11 @@ def test_toy_shows_regions_points_and_clouds() -> None:
 def test_toy_shades_by_confidence() -> None:
     result = make_toy()
     mean, averaged = (axes.images[0].get_array() for axes in toy(result).axes[:2])
-    # A guess is all but white, certainty is nearly the colour itself; the hue says the class.
-    np.testing.assert_allclose(mean, np.broadcast_to(1 - 0.06 * (1 - np.array(to_rgb(COLOURS[1]))), mean.shape))
-    np.testing.assert_allclose(averaged[0, 0], 1 - 0.7 * (1 - np.array(to_rgb(COLOURS[0]))))
+    # A guess is all but white, certainty is nearly the color itself; the hue says the class.
+    np.testing.assert_allclose(mean, np.broadcast_to(1 - 0.06 * (1 - np.array(to_rgb(COLORS[1]))), mean.shape))
+    np.testing.assert_allclose(averaged[0, 0], 1 - 0.7 * (1 - np.array(to_rgb(COLORS[0]))))
     unsure = 0.06 + 0.64 * (0.5 - 0.25) / 0.75
-    np.testing.assert_allclose(averaged[-1, 0], 1 - unsure * (1 - np.array(to_rgb(COLOURS[2]))))
+    np.testing.assert_allclose(averaged[-1, 0], 1 - unsure * (1 - np.array(to_rgb(COLORS[2]))))
     image = toy(result).axes[0].images[0]
     assert image.origin == "lower" and image.get_extent() == [-1.5, 14.5, -1.5, 14.5]
 
@@ -135,7 +135,7 @@ def test_transition_draws_every_series_in_three_panels() -> None:
         ]
         for line, key in pairs:
             assert list(line.get_xdata()) == curve["epoch"] and list(line.get_ydata()) == curve[key]
-            assert line.get_color() == COLOURS[index]
+            assert line.get_color() == COLORS[index]
         assert mean.get_linestyle() == "-" and averaged.get_linestyle() == "--"
         band = alpha.collections[index].get_paths()[0].vertices
         assert band[:, 1].min() == -1.0 and band[:, 1].max() == curve["log_alpha/upper"][-1]

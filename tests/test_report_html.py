@@ -135,10 +135,10 @@ def test_a_regression_says_its_units_and_its_lesson() -> None:
     for guide, rmse in zip(record["guides"], (7.9, 8.1, math.nan), strict=True):
         guide["rows"][0]["rmse"], guide["rows"][2]["rmse"] = rmse, 4.0
     text = re.sub(r"\s+", " ", Page(render(record)).words)
-    assert "those of the standardised target; RMSE and NLL are in the target's original units" in text
+    assert "those of the standardized target; RMSE and NLL are in the target's original units" in text
     assert f"{record['guides'][1]['title']} scores an RMSE of 8.1000 through its mean and 4.0000 by 20 samples" in text
     assert text.count("not in their means") == 1 and "chance" not in text
-    assert "standardised" not in render(make_record())
+    assert "standardized" not in render(make_record())
 
 
 def test_one_guide_renders() -> None:

@@ -95,8 +95,8 @@ def test_reliability_draws_the_bins() -> None:
         assert list(curve.get_xdata()) == [c for c in bins["confidence"] if c is not None]
         assert list(curve.get_ydata()) == [a for a in bins["accuracy"] if a is not None]
         assert [bar.get_height() for bar in bottom.patches] == bins["count"]
-        centres = [bar.get_x() + bar.get_width() / 2 for bar in bottom.patches]
-        assert centres == pytest.approx([(i + 0.5) / 15 for i in range(15)])
+        centers = [bar.get_x() + bar.get_width() / 2 for bar in bottom.patches]
+        assert centers == pytest.approx([(i + 0.5) / 15 for i in range(15)])
 
 
 @pytest.mark.parametrize("regression, key", [(False, "accuracy"), (True, "nll")])

@@ -49,7 +49,7 @@ def make_guide(index: int, regression: bool = False, epochs: int = 60) -> dict[s
             "method": "exact" if site != "head.weight" else "monte carlo",
             "stderr": 0.0 if site != "head.weight" else 1.7,
             "weights": count,
-            "route": "local (exact)",
+            "treatment": "local (exact)",
         }
         for site, count in LAYERS.items()
     ]

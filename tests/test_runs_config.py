@@ -13,18 +13,18 @@ from typing import Any
 import pytest
 
 from pyrostoch import priors
-from pyrostoch.runs import Config, Run, RunError, choose_device, settle
+from pyrostoch.runs import Config, Run, RunError, choose_device, fill_defaults
 from pyrostoch.runs.folder import claim, latest, named, read_record, siblings, try_writing, write_record
 from pyrostoch.runs.names import COMPARED, GUIDES, parse_prior
 from pyrostoch.runs.reopen import recorded
 
 
 def config(**changes: Any) -> Config:
-    return dataclasses.replace(settle("compare", {"device": "cpu"}), **changes)
+    return dataclasses.replace(fill_defaults("compare", {"device": "cpu"}), **changes)
 
 
 def test_settings_survive_json() -> None:
-    first = settle("train", {"guides": ("variance",), "hidden": (8, 4), "device": "cpu", "lr": 1})
+    first = fill_defaults("train", {"guides": ("variance",), "hidden": (8, 4), "device": "cpu", "lr": 1})
     assert Config.from_dict(json.loads(json.dumps(first.to_dict()))) == first
 
 
@@ -66,11 +66,11 @@ def test_differences_leave_the_place_of_the_data_out() -> None:
 
 
 def test_defaults_give_one_hidden_layer_random_weights() -> None:
-    assert settle("compare", {}).guides == COMPARED
-    assert settle("train", {}).guides == ("additive",)
-    assert settle("train", {"hidden": (8,)}).random == "fc1.weight"
-    assert settle("train", {"hidden": (8, 8)}).random == "fc2.weight"
-    assert settle("train", {"data": "DIGITS"}).data == "digits"
+    assert fill_defaults("compare", {}).guides == COMPARED
+    assert fill_defaults("train", {}).guides == ("additive",)
+    assert fill_defaults("train", {"hidden": (8,)}).random == "fc1.weight"
+    assert fill_defaults("train", {"hidden": (8, 8)}).random == "fc2.weight"
+    assert fill_defaults("train", {"data": "DIGITS"}).data == "digits"
 
 
 def test_regression_sets_get_as_many_epochs_as_they_need(tmp_path: Path) -> None:
@@ -83,8 +83,8 @@ def test_regression_sets_get_as_many_epochs_as_they_need(tmp_path: Path) -> None
     (folder / "index_train_0.txt").write_text("\n".join(map(str, range(50))))
     (folder / "index_test_0.txt").write_text("\n".join(map(str, range(50, 60))))
     given = {"data": "uci:toy", "data_dir": str(tmp_path)}
-    assert settle("train", given).epochs == 3000
-    assert settle("train", {**given, "batch_size": 5}).epochs == 300
+    assert fill_defaults("train", given).epochs == 3000
+    assert fill_defaults("train", {**given, "batch_size": 5}).epochs == 300
 
 
 def test_devices() -> None:

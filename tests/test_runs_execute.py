@@ -13,8 +13,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from pyrostoch.infer.predict import predict
-from pyrostoch.runs import Config, Run, RunError, Watch, execute, settle
+from pyrostoch.prediction.predict import predict
+from pyrostoch.runs import Config, Run, RunError, Watch, execute, fill_defaults
 from pyrostoch.runs.names import COMPARED
 from pyrostoch.runs.parties import assemble, load_split
 from pyrostoch.runs.scores import lesson, score
@@ -46,7 +46,7 @@ class Interrupt(Watch):
 
 @pytest.fixture(scope="module")
 def config() -> Config:
-    return settle("compare", SETTINGS)
+    return fill_defaults("compare", SETTINGS)
 
 
 @pytest.fixture(scope="module")
@@ -70,7 +70,7 @@ def test_folder_holds_everything(whole: Path) -> None:
 def test_record_describes_the_run(record: dict[str, Any], config: Config) -> None:
     assert (record["schema"], record["kind"], record["command"]) == (1, "compare", "pyrostoch compare")
     assert record["data"]["train"] == 1437 and record["data"]["test"] == 360 and record["data"]["classes"] == 10
-    assert record["model"]["description"] == "64-12-10-10, ReLU, batch normalisation"
+    assert record["model"]["description"] == "64-12-10-10, ReLU, batch normalization"
     assert record["model"]["random"] == ["fc2.weight"]
     assert record["model"]["parameters"] == 64 * 12 + 24 + 12 * 10 + 20 + 10 * 10 + 10
     assert record["prior"] == {"text": "LogUniform()", "improper": True}
@@ -209,7 +209,7 @@ def test_regression_is_scored_in_the_units_of_the_target(tmp_path: Path) -> None
     (folder / "index_train_0.txt").write_text("\n".join(str(i) for i in range(80) if i % 8))
     (folder / "index_test_0.txt").write_text("\n".join(str(i) for i in range(0, 80, 8)))
     given = {"data": "uci:line", "data_dir": str(tmp_path), "hidden": (8,), "epochs": 3, "prior": "normal"}
-    config = settle("train", {**given, "device": "cpu", "batch_size": 35})
+    config = fill_defaults("train", {**given, "device": "cpu", "batch_size": 35})
     record = execute(config, tmp_path / "run")
     entry = record["guides"][0]
     party = Run.open(str(tmp_path / "run")).party("additive")

@@ -15,7 +15,7 @@ from torch.nn import functional as F
 from torch.nn.utils import parametrize
 
 import pyrostoch as ps
-from pyrostoch.effects import INDEPENDENT, LocalReparameterization, MeanPropagation, call_network
+from pyrostoch.effects import LocalReparameterization, MeanPropagation, call_network, independent
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS
 
 # Those that draw; the others have tests of their own.
@@ -58,7 +58,7 @@ def test_tokens_folded_into_the_batch_share_one_draw(estimator):
     # The mean over tokens sees one weight: N(0, 1) for every example.
     mean, error = data_term(model, guide, x, y, estimator)
     assert abs(mean - (-4 * 0.5 * math.log(2 * math.pi) - 4 * 0.5)) < error
-    assert "exact" not in ps.ELBO(estimator).terms(model, guide, x, y).routes["linear.weight"]
+    assert "exact" not in ps.ELBO(estimator).terms(model, guide, x, y).treatments["linear.weight"]
 
 
 @pytest.mark.parametrize("estimator", DRAWN)
@@ -102,11 +102,11 @@ def test_a_users_own_mean_field_guide_may_say_so():
     model = model_of(nn.Linear(1, 1, bias=False), num_data=3)
 
     def guide(x, y=None):
-        law = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
-        pyro.sample("weight", law, infer={INDEPENDENT: True})
+        distribution = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
+        pyro.sample("weight", distribution, infer=independent())
 
     terms = ps.ELBO("local").terms(model, guide, torch.ones(3, 1), torch.zeros(3, 1))
-    assert terms.routes == {"weight": "local (exact)"}
+    assert terms.treatments == {"weight": "local (exact)"}
 
 
 def test_a_second_model_on_one_network_trains_what_the_first_had_made_random():
@@ -166,7 +166,7 @@ def test_a_use_that_the_first_pass_did_not_have_is_refused(estimator):
 def test_one_draw_in_two_calls_is_refused():
     net = nn.Linear(1, 1, bias=False)
     with LocalReparameterization():
-        weight = pyro.sample("weight", dist.Normal(torch.zeros(1, 1), 1.0).to_event(2), infer={INDEPENDENT: True})
+        weight = pyro.sample("weight", dist.Normal(torch.zeros(1, 1), 1.0).to_event(2), infer=independent())
         call_network(net, {"weight": weight}, (torch.ones(2, 1),))
         with pytest.raises(RuntimeError, match="site 'weight': the network is called twice with one draw"):
             call_network(net, {"weight": weight}, (torch.ones(2, 1),))
@@ -209,7 +209,7 @@ def test_a_discrete_guide_with_a_closed_kl_is_refused_too():
     def guide(x):
         pyro.sample("z", dist.Bernoulli(torch.tensor(0.5, requires_grad=True)))
 
-    with pytest.raises(ValueError, match="guide site 'z': Bernoulli cannot be reparameterised"):
+    with pytest.raises(ValueError, match="guide site 'z': Bernoulli cannot be reparameterized"):
         ps.ELBO().differentiable_loss(model, guide, torch.ones(1))
 
 
@@ -228,7 +228,7 @@ def test_a_factor_in_the_guide_counts():
 def test_given_distributions_keep_their_settings():
     molchanov = ps.priors.as_prior(ps.distributions.LogUniform(approximation="molchanov"))
     q = dist.Normal(torch.tensor(1.0, **F64), 1.0)
-    found = ps.distributions.kl_sum(q, molchanov.law("w", torch.Size()))
+    found = ps.distributions.kl_sum(q, molchanov.distribution("w", torch.Size()))
     assert molchanov.improper and found == ps.distributions.kl_log_uniform_molchanov(torch.zeros((), **F64))
     mixture = dist.MixtureSameFamily(
         dist.Categorical(torch.ones(2)), dist.Normal(torch.zeros(2), torch.tensor([1.0, 9.0]))
@@ -271,7 +271,7 @@ def test_weights_that_start_at_zero_can_learn(guide):
     assert all(torch.isfinite(p.grad).all() and p.grad.abs().sum() > 0 for p in posterior.parameters())
     empty = nn.Linear(2, 1)
     nn.init.zeros_(empty.weight)
-    start = guide(model_of(empty)).site_law("weight").base_dist
+    start = guide(model_of(empty)).site_distribution("weight").base_dist
     assert (start.stddev > 0).all()
 
 
@@ -338,7 +338,7 @@ def test_buffers_that_alias_a_parameter():
     ps.ELBO()(model, ps.guides.Additive(model))(torch.ones(4, 2), torch.zeros(4, 1)).backward()
 
 
-def test_vectorised_inference_is_refused_with_a_reason():
+def test_vectorized_inference_is_refused_with_a_reason():
     model = model_of(nn.Linear(2, 1))
     with pytest.raises(ValueError, match="site 'weight': expected a draw of shape"), pyro.plate("particles", 3, dim=-2):
         model(torch.ones(4, 2), torch.zeros(4, 1))

@@ -95,7 +95,7 @@ def test_generators_out_of_sight_are_found_and_held_out_data_leave_theirs_alone(
     from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
     from pyrostoch.infer.batches import as_batches
-    from pyrostoch.infer.heldout import predictive_loss
+    from pyrostoch.prediction.validation import predictive_loss
 
     generator = torch.Generator().manual_seed(3)
     data = TensorDataset(*regression_data())

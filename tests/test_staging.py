@@ -33,7 +33,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Net(nn.Module):
-    """Batch normalisation, dropout, and room for a `twist` of the hidden values."""
+    """Batch normalization, dropout, and room for a `twist` of the hidden values."""
 
     def __init__(self, twist: Callable[[Any, Tensor], Tensor] | None = None) -> None:
         super().__init__()

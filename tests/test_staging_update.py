@@ -1,4 +1,4 @@
-"""The staged update against torch's own optimisers: what it moves, its memory, and what may change between steps."""
+"""The staged update against torch's own optimizers: what it moves, its memory, and what may change between steps."""
 
 from __future__ import annotations
 
@@ -201,7 +201,7 @@ def test_a_group_may_be_added_and_staged(monkeypatch):
     agree(ADAM, {}, change, stagings=2)
 
 
-def test_an_optimiser_that_is_not_known_makes_its_own_step():
+def test_an_optimizer_that_is_not_known_makes_its_own_step():
     with pytest.raises(ValueError, match="expected Adam, AdamW or SGD without hooks, got RMSprop"):
         Update(torch.optim.RMSprop([torch.zeros(1)]))
     agree(torch.optim.RMSprop, {"momentum": 0.5}, lambda index, o: o.param_groups[0].update(lr=0.01 * (1 + index)))
@@ -222,7 +222,7 @@ def halve(optimizer: Any, args: Any, kwargs: Any) -> None:
         optimizer.param_groups[0]["params"][0].mul_(0.5)
 
 
-def test_hooks_of_the_optimiser_run():
+def test_hooks_of_the_optimizer_run():
     def build(params: Any, **options: Any) -> torch.optim.Optimizer:
         optimizer = SGD(params, **options)
         optimizer.register_step_post_hook(halve)
@@ -231,11 +231,11 @@ def test_hooks_of_the_optimiser_run():
     agree(build, {})  # type: ignore[arg-type]
 
 
-def test_hooks_of_the_optimiser_that_come_later_run():
+def test_hooks_of_the_optimizer_that_come_later_run():
     agree(SGD, {}, lambda index, o: o.register_step_post_hook(halve) if index == 3 else None)
 
 
-def test_hooks_of_all_optimisers_run():
+def test_hooks_of_all_optimizers_run():
     handle = register_optimizer_step_post_hook(halve)
     try:
         agree(SGD, {})

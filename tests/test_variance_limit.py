@@ -32,10 +32,10 @@ GUIDES = {
 
 
 class LaplaceGuide(Guide):
-    def initial(self, site):
+    def initial_parameters(self, site):
         return {"loc": site.init, "log_scale": torch.full_like(site.init, -3.0)}
 
-    def law(self, site, loc, log_scale):
+    def distribution(self, site, loc, log_scale):
         return dist.Laplace(loc, log_scale.exp())
 
 
@@ -46,8 +46,8 @@ def model_of(net=None, prior=None, dtype=torch.float64):
 
 
 def moments(guide, site):
-    law = guide.site_law(site).base_dist
-    return law.mean.detach(), law.stddev.detach()
+    distribution = guide.site_distribution(site).base_dist
+    return distribution.mean.detach(), distribution.stddev.detach()
 
 
 @pytest.mark.parametrize("case", GUIDES)
@@ -129,10 +129,12 @@ def test_parts_are_joined_and_scales_left_out():
     assert "(Pinsker's bound: 10.00%); above a few nats the bound says nothing" in text
 
 
-def test_other_laws_are_refused_by_name():
+def test_other_distributions_are_refused_by_name():
     model = model_of(prior=ps.priors.Normal())
     mixed = ps.guides.PerSite(model, {"*": ps.guides.Additive, "2.*": LaplaceGuide})
-    with pytest.raises(TypeError, match=r"zero_mean_gap: expected a normal law .* at site '2.weight', got Laplace"):
+    with pytest.raises(
+        TypeError, match=r"zero_mean_gap: expected a normal distribution .* at site '2.weight', got Laplace"
+    ):
         mixed.zero_mean_gap()
     with pytest.raises(TypeError, match=r"at site '0.weight', got LogNormal"):
         ps.guides.Additive(model_of(nn.Sequential(nn.Linear(2, 1)), prior=dist.HalfNormal(1.0))).zero_mean_gap()
@@ -153,7 +155,7 @@ def test_other_laws_are_refused_by_name():
 
 @pytest.mark.parametrize("distance", [0.01, 0.3, 1.0, 3.0])
 def test_the_total_variation_is_exact_and_below_pinskers(distance):
-    """Against quadrature of |p - q| / 2 along the one direction in which the two laws differ."""
+    """Against quadrature of |p - q| / 2 along the one direction in which the two distributions differ."""
     gap = ZeroMeanGap(distance**2 / 2, ())
     grid = torch.linspace(-12, 12, 200_001, dtype=torch.float64)
     densities = [Normal(torch.tensor(m, dtype=torch.float64), 1.0).log_prob(grid).exp() for m in (0.0, distance)]
@@ -163,7 +165,7 @@ def test_the_total_variation_is_exact_and_below_pinskers(distance):
 
 
 def test_the_bound_is_reached_by_the_worst_function():
-    """The indicator of the half-space that tells the two laws apart best, by draws."""
+    """The indicator of the half-space that tells the two distributions apart best, by draws."""
     guide = GUIDES["layerwise"](model_of(nn.Linear(3, 2, bias=False)))
     mean, scale = moments(guide, "weight")
     direction, middle = mean / scale**2, (mean**2 / scale**2).sum() / 2
@@ -178,21 +180,21 @@ def test_the_variance_network_keeps_the_variances(case):
     limit = to_variance_only(guide)
     assert type(limit) is ps.guides.VarianceOnly and limit.site_names == guide.site_names
     for name in guide.site_names:
-        before, after = guide.site_law(name).base_dist, limit.site_law(name).base_dist
+        before, after = guide.site_distribution(name).base_dist, limit.site_distribution(name).base_dist
         assert (after.mean == 0).all() and after.stddev.dtype == torch.float64
         assert torch.allclose(after.stddev, before.stddev.detach(), rtol=1e-12)
     assert not {p.data_ptr() for p in guide.parameters()} & {p.data_ptr() for p in limit.parameters()}
     assert all(parameter.requires_grad for parameter in limit.parameters())
     assert limit.zero_mean_gap().total == 0
     again = pickle.loads(pickle.dumps(limit))
-    assert torch.equal(again.site_law("2.weight").variance, limit.site_law("2.weight").variance)
+    assert torch.equal(again.site_distribution("2.weight").variance, limit.site_distribution("2.weight").variance)
 
 
 def test_a_standard_deviation_of_zero_stays_near_zero():
     guide = ps.guides.WeightwiseAlpha(model_of(nn.Linear(3, 1, bias=False)))
     with torch.no_grad():
         next(p for name, p in guide.named_parameters() if name.endswith("loc"))[0, 0] = 0
-    assert to_variance_only(guide).site_law("weight").base_dist.stddev[0, 0] < 1e-9
+    assert to_variance_only(guide).site_distribution("weight").base_dist.stddev[0, 0] < 1e-9
 
 
 def test_scales_of_priors_come_along():
@@ -205,7 +207,7 @@ def test_scales_of_priors_come_along():
     scales = set(guide.site_names) - set(guide.weight_names)
     assert len(scales) == 2
     for name in scales:
-        before, after = guide.site_law(name), limit.site_law(name)
+        before, after = guide.site_distribution(name), limit.site_distribution(name)
         assert torch.equal(after.base_dist.loc, before.base_dist.loc)
         assert torch.equal(after.base_dist.scale, before.base_dist.scale)
 
@@ -217,10 +219,10 @@ def test_per_site_converts_what_is_normal_and_copies_the_rest():
     guide = ps.guides.PerSite(model, {"0.*": ps.guides.Additive, "1.*": LaplaceGuide, "2.*": uniform})
     limit = to_variance_only(guide)
     assert type(limit) is ps.guides.PerSite and limit.site_names == guide.site_names
-    kinds = [type(limit.site_law(name).base_dist).__name__ for name in limit.site_names]
+    kinds = [type(limit.site_distribution(name).base_dist).__name__ for name in limit.site_names]
     assert kinds == ["CenteredNormal", "Laplace", "SymmetricUniform"]
-    assert torch.allclose(limit.site_law("0.weight").variance, guide.site_law("0.weight").variance)
-    assert torch.equal(limit.site_law("1.weight").mean, guide.site_law("1.weight").mean)
+    assert torch.allclose(limit.site_distribution("0.weight").variance, guide.site_distribution("0.weight").variance)
+    assert torch.equal(limit.site_distribution("1.weight").mean, guide.site_distribution("1.weight").mean)
     assert not {p.data_ptr() for p in guide.parameters()} & {p.data_ptr() for p in limit.parameters()}
 
 
@@ -229,14 +231,14 @@ def test_only_the_sites_named_are_converted(sites):
     guide = GUIDES["neuronwise"](model_of())
     limit = to_variance_only(guide, sites=sites)
     assert type(limit) is ps.guides.PerSite and limit.site_names == guide.site_names
-    assert type(limit.site_law("0.weight").base_dist).__name__ == "CenteredNormal"
-    assert torch.equal(limit.site_law("2.weight").mean, guide.site_law("2.weight").mean)
-    assert torch.equal(limit.site_law("2.weight").variance, guide.site_law("2.weight").variance)
+    assert type(limit.site_distribution("0.weight").base_dist).__name__ == "CenteredNormal"
+    assert torch.equal(limit.site_distribution("2.weight").mean, guide.site_distribution("2.weight").mean)
+    assert torch.equal(limit.site_distribution("2.weight").variance, guide.site_distribution("2.weight").variance)
     assert not {p.data_ptr() for p in guide.parameters()} & {p.data_ptr() for p in limit.parameters()}
     assert len(list(limit.parameters())) == 3 and list(limit()) == list(guide.site_names)
     assert len(list(guide.parameters())) == 4
     with pytest.raises(ValueError, match="guide NeuronwiseAlpha: no site '2.weight'; it has '0.weight'"):
-        guide.restricted_to(["0.weight"]).site_law("2.weight")
+        guide.restricted_to(["0.weight"]).site_distribution("2.weight")
     with pytest.raises(ValueError, match=r"guide NeuronwiseAlpha: no site\(s\) 'x'; it has '0.weight'"):
         guide.restricted_to(["x"])
 

@@ -1,26 +1,27 @@
-"""Benchmarks: published tables run again by one command, with records that say what was run and what was not.
+"""The machine that runs benchmarks, with records that say what was run and what was not.
 
-| name | what |
-| --- | --- |
-| `variance` | variance layers beside dropout: accuracy by mean, one sample and many |
-| `elbo` | the ELBO of the alpha guides and the additive one, cold and warm-started, term by term |
-| `pruning` | weights removed by their alpha, beside pruning by magnitude |
-| `moments` | one pass by moments beside Monte Carlo; binary neurons; random networks, units, a sampling network |
-| `homeostasis` | transfer functions and accuracy of binary neurons when the noise changes |
-| `trident` | ternary neurons, gradients and weights; estimators beside the exact gradient |
-| `speed` | one step of several libraries, eager and compiled, side by side; averages, memory, import |
+| word | what it means | where |
+| --- | --- | --- |
+| bench | one published table: its cases, what was published, notes, a figure | `case.Bench` |
+| case | a row of the table: a data set, a network, what is random in it, a guide | `case.Case` |
+| recipe | how the network of a case is trained; one for each preset | `recipe.Recipe` |
+| preset | `quick` checks that all of it works, `cpu` takes minutes a network, `full` is the published recipe | |
+| setting | preset, device, precision and folder of one command | `case.Setting` |
+| trial | one case carried out with one seed, from a fresh network to its scores | `trial` |
+| run | all the trials of one command; what is finished is kept, and what was cut short goes on | `run` |
+| record | the scores of one case over its seeds, in `benchmarks/results/` | `results` |
+| follower | writes down scores after each epoch of a trial, for the figures of training curves | `follow` |
 
-`run` carries out the trials of a benchmark (a case and a seed each), `results` are tidy records in JSON, and `markdown`
-makes the table of all of them.
+`tables` makes the results page of the records, `draw` the figures. The benches themselves are `bench.published`, which
+imports this package; nothing here imports them.
 """
 
 from __future__ import annotations
 
 from pyrostoch.bench.case import Bench, Case, Setting
-from pyrostoch.bench.plan import BENCHES
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.bench.results import read_results
 from pyrostoch.bench.run import run
 from pyrostoch.bench.tables import markdown
 
-__all__ = ["BENCHES", "Bench", "Case", "Recipe", "Setting", "markdown", "read_results", "run"]
+__all__ = ["Bench", "Case", "Recipe", "Setting", "markdown", "read_results", "run"]

@@ -13,9 +13,9 @@ import torch
 from torch.distributions import Normal
 
 from pyrostoch.bench.files import write_text
-from pyrostoch.guides.ratio import is_zero_mean, log_alpha, weight_laws
-from pyrostoch.infer.checkpoint import load
-from pyrostoch.infer.compare import compare
+from pyrostoch.guides.ratio import is_zero_mean, log_alpha, weight_distributions
+from pyrostoch.prediction.compare import compare
+from pyrostoch.training.checkpoint import load
 
 if TYPE_CHECKING:
     from pyrostoch.bench.case import Trained
@@ -98,9 +98,9 @@ def log_alphas(trained: Trained) -> dict[str, float]:
     """
     sites = trained.model.sites
     ratios = [
-        log_alpha(law).flatten()
-        for site, law in weight_laws(trained.guide).items()
-        if sites[site].role == "weight" and isinstance(law, Normal) and not is_zero_mean(law)
+        log_alpha(distribution).flatten()
+        for site, distribution in weight_distributions(trained.guide).items()
+        if sites[site].role == "weight" and isinstance(distribution, Normal) and not is_zero_mean(distribution)
     ]
     if not ratios:
         return {}

@@ -8,7 +8,7 @@ from typing import Any
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch.infer.elbo import ESTIMATORS, Estimator
-from pyrostoch.infer.schedule import SCHEDULES, Schedule
+from pyrostoch.training.schedule import SCHEDULES, Schedule
 
 __all__ = ["Recipe"]
 

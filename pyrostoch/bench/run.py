@@ -14,7 +14,7 @@ from pyrostoch.bench.files import read_json
 from pyrostoch.bench.results import digest, read_results, write_results
 from pyrostoch.bench.trial import carry_out, fits, settings_of
 from pyrostoch.data import DataNotFoundError, DataSplit, load
-from pyrostoch.infer.trainer import NonFiniteLossError
+from pyrostoch.training.trainer import NonFiniteLossError
 
 __all__ = ["HELD_OUT", "PRESETS", "Watch", "finished", "results_file", "run", "selected"]
 

@@ -10,7 +10,6 @@ from typing import Any
 
 from pyrostoch.bench.case import Bench, Case
 from pyrostoch.bench.files import write_text
-from pyrostoch.bench.plan import BENCHES
 from pyrostoch.bench.results import Entry, read_results, value_of
 
 __all__ = ["markdown", "section", "tables", "write_page"]
@@ -19,31 +18,33 @@ _SHARES = ("accuracy", "sparsity", "error")
 _NO_NUMBER = "-"
 
 
-def write_page(out: Path) -> Path:
+def write_page(out: Path, benches: Iterable[Bench]) -> Path:
     """Write `RESULTS.md` from the records in a folder.
 
     Args:
         out: The benchmarks' folder, with its `results`.
+        benches: The benchmarks, in the page's order.
 
     Returns:
         The page's path.
     """
     path = out / "RESULTS.md"
-    write_text(path, markdown(out))
+    write_text(path, markdown(out, benches))
     return path
 
 
-def markdown(out: Path) -> str:
+def markdown(out: Path, benches: Iterable[Bench]) -> str:
     """The page: for each benchmark and preset a table, what was published, and what was not run.
 
     Args:
         out: The benchmarks' folder, with its `results`.
+        benches: The benchmarks, in the page's order.
 
     Returns:
         Markdown.
     """
     parts = ["# Benchmark results", "", "Made by `pyrostoch bench` from `results/*.json`; do not edit."]
-    for bench in BENCHES.values():
+    for bench in benches:
         parts += ["", section(bench, read_results(out / "results" / f"{bench.name}.json"), _figures(bench, out))]
     return "\n".join(parts) + "\n"
 

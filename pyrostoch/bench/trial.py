@@ -21,13 +21,13 @@ from pyrostoch.bench.files import read_json, write_json
 from pyrostoch.bench.follow import Follower
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
-from pyrostoch.infer.checkpoint import load
-from pyrostoch.infer.compare import ComparisonRow, accuracy_by_samples, compare
-from pyrostoch.infer.decompose import decompose
-from pyrostoch.infer.draws import parse_mode, seeded
-from pyrostoch.infer.fit import fit
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
+from pyrostoch.prediction.compare import ComparisonRow, accuracy_by_samples, compare
+from pyrostoch.prediction.decompose import decompose
+from pyrostoch.prediction.readouts import parse_mode, seeded
+from pyrostoch.training.checkpoint import load
+from pyrostoch.training.fit import fit
 
 __all__ = ["carry_out", "fits", "parts_of", "score", "settings_of", "trial_folder"]
 

@@ -213,10 +213,10 @@ app.command()(bench)
 def _carry_out(kind: str, params: dict[str, Any]) -> None:
     """Run `compare` or `train` as its options say, and print the result."""
     from pyrostoch.cli.screen import Screen, comparison, console
-    from pyrostoch.infer.trainer import NonFiniteLossError
     from pyrostoch.report import write
     from pyrostoch.runs import execute
     from pyrostoch.runs.scores import lesson
+    from pyrostoch.training.trainer import NonFiniteLossError
 
     given = {key: value for key, value in params.items() if value is not None and key not in _PLACES}
     command = " ".join([f"pyrostoch {kind}", *(f"--{key.replace('_', '-')} {value}" for key, value in given.items())])
@@ -255,15 +255,15 @@ def _carry_out(kind: str, params: dict[str, Any]) -> None:
 def _place(kind: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[Any, Path]:
     """Settings and folder of a run; a resumed run's own settings stand where none are given."""
     from pyrostoch.cli.screen import console
-    from pyrostoch.runs import settle
+    from pyrostoch.runs import fill_defaults
     from pyrostoch.runs.folder import claim, latest
     from pyrostoch.runs.reopen import recorded, unfinished
 
     resume, out = params["resume"], params["out"]
     if out is not None:
         folder = Path(out).expanduser()
-        return settle(kind, {**recorded(folder, kind), **given} if resume else given), folder
-    config = settle(kind, given)
+        return fill_defaults(kind, {**recorded(folder, kind), **given} if resume else given), folder
+    config = fill_defaults(kind, given)
     parts = [config.data.lower().replace(":", "-"), config.model, kind, *(config.guides if kind == "train" else ())]
     base = Path("runs") / (params["name"] or "-".join(parts))
     if not resume:
@@ -271,7 +271,7 @@ def _place(kind: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[An
     folder = unfinished(base, config, given) or latest(base)
     if not params["quiet"] and folder.is_dir():
         console().print(f"Resuming {folder}.")
-    return settle(kind, {**recorded(folder, kind), **given}), folder
+    return fill_defaults(kind, {**recorded(folder, kind), **given}), folder
 
 
 def _widths(text: str) -> tuple[int, ...]:

@@ -73,8 +73,9 @@ def bench(
     import torch
 
     from pyrostoch._checks import check_choice
-    from pyrostoch.bench import BENCHES, Setting, run
+    from pyrostoch.bench import Setting, run
     from pyrostoch.bench.draw import write_figures
+    from pyrostoch.bench.published import BENCHES
     from pyrostoch.bench.results import read_results
     from pyrostoch.bench.run import results_file, selected
     from pyrostoch.bench.tables import section, tables, write_page
@@ -119,7 +120,7 @@ def bench(
         return
     typer.echo(section(chosen, entries))
     write_figures(chosen, setting)
-    typer.echo(f"\nWrote {results_file(chosen, setting)} and {write_page(out)}.")
+    typer.echo(f"\nWrote {results_file(chosen, setting)} and {write_page(out, BENCHES.values())}.")
 
 
 def _changes(texts: list[str]) -> tuple[tuple[str, str], ...]:

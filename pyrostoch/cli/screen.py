@@ -203,7 +203,7 @@ def comparison(record: dict[str, Any]) -> Table:
         f"{'NLL' if regression else 'NLL and ECE'}: by {_short(best_mode)}."
     )
     if regression:
-        words += " ELBO and data term are those of the standardised target; RMSE and NLL are in its original units."
+        words += " ELBO and data term are those of the standardized target; RMSE and NLL are in its original units."
     table = Table(box=box.SIMPLE_HEAD, caption=words, caption_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("guide", no_wrap=True)
     cells = []

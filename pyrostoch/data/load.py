@@ -34,7 +34,7 @@ def load(
     """Load a data set into memory.
 
     Images come as (n, 1, 8, 8) for `digits`, (n, 1, 28, 28) for the two MNISTs and (n, 3, 32, 32) for CIFAR-10 and
-    CIFAR-100, in [0, 1], with int64 labels. UCI sets come standardised by their training part; see `DataSplit` for how
+    CIFAR-100, in [0, 1], with int64 labels. UCI sets come standardized by their training part; see `DataSplit` for how
     to undo it.
 
     Args:
@@ -182,7 +182,7 @@ def _regression(name: str, source: str, split: int, dtype: torch.dtype, limit: i
 
 
 def _statistics(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation of each column; a constant column gets 1, so that it is only centred."""
+    """Return mean and standard deviation of each column; a constant column gets 1, so that it is only centered."""
     std = values.std(axis=0)
     # A constant column's deviation is rounding error, relative to its size, rather than zero exactly.
     constant = std <= 1e-12 * np.abs(values).max(axis=0)

@@ -15,8 +15,8 @@ __all__ = ["DataSplit"]
 class DataSplit:
     """Training and test part of a data set.
 
-    For regression, features and target are standardised, z = (v - mean) / std, by the statistics of the TRAINING part
-    alone (std with divisor n; a constant column is only centred). To undo it for the target, with `mean, std =
+    For regression, features and target are standardized, z = (v - mean) / std, by the statistics of the TRAINING part
+    alone (std with divisor n; a constant column is only centered). To undo it for the target, with `mean, std =
     split.target_scale`: a prediction is y * std + mean, a standard deviation or RMSE is multiplied by std, a variance
     by std², and a log density in nats loses log(std) an example.
 
@@ -25,7 +25,7 @@ class DataSplit:
         title: Human name. The JPEG re-encoding of CIFAR-10 is "CIFAR-10 (JPEG q75)".
         task: `"classification"` or `"regression"`.
         x_train: Inputs, shape (n_train, *input_shape); images in [0, 1].
-        y_train: Labels (n_train,) int64, or standardised targets (n_train, 1).
+        y_train: Labels (n_train,) int64, or standardized targets (n_train, 1).
         x_test: Inputs, shape (n_test, *input_shape).
         y_test: As `y_train`, with n_test rows.
         num_classes: Number of classes; None for regression.
@@ -55,7 +55,7 @@ class DataSplit:
     def holdout(self, fraction: float, seed: int) -> DataSplit:
         """Split the training part for model selection; the test part is left out.
 
-        For classification each class is represented in proportion. Standardised values keep the scale they have, that
+        For classification each class is represented in proportion. Standardized values keep the scale they have, that
         of the whole training part, so figures on the held-out part compare with those on the test part.
 
         Args:

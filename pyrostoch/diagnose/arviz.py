@@ -20,8 +20,8 @@ from pyrostoch._checks import name_list
 from pyrostoch._version import __version__
 from pyrostoch.effects import SharedSample
 from pyrostoch.infer.batches import as_batches
-from pyrostoch.infer.draws import check_targets, evaluating, home_of, observe, seeded, visit
 from pyrostoch.model import Site, latent_sites
+from pyrostoch.prediction.readouts import check_targets, evaluating, home_of, observe, seeded, visit
 
 __all__ = ["from_mcmc", "to_arviz"]
 
@@ -235,9 +235,9 @@ def _collect(
             start = 0
             for x, y in visit(batches, home):
                 rows = slice(start, start + len(y))
-                law: Any = observe(model, trace, x)
+                distribution: Any = observe(model, trace, x)
                 if index == 0:
-                    check_targets(model, law, y)
+                    check_targets(model, distribution, y)
                     observed[rows] = _numpy(y)
                     order[start] = _fingerprint(x)
                 elif batches.whole is None and not (
@@ -248,12 +248,14 @@ def _collect(
                         "a DataLoader with shuffle=False, or tensors"
                     )
                 if plan.posterior_predictive:
-                    sample = _numpy(law.sample())
-                    if drawn.size == 0:  # in the law's own dtype: that of whole-number targets would cut draws off
+                    sample = _numpy(distribution.sample())
+                    if (
+                        drawn.size == 0
+                    ):  # in the distribution's own dtype: that of whole-number targets would cut draws off
                         drawn = np.empty((plan.total, *observed.shape), sample.dtype)
                     drawn[index, rows] = sample
                 if plan.log_likelihood:
-                    densities[index, rows] = _numpy(law.log_prob(y))
+                    densities[index, rows] = _numpy(distribution.log_prob(y))
                 start += len(y)
             if start != count:
                 raise ValueError(f"data: expected {count} examples in a pass, got {start}; use drop_last=False")

@@ -1,4 +1,4 @@
-"""Laws of a random weight, and the KL divergences between them.
+"""Distributions of a random weight, and the KL divergences between them.
 
 =========================  =============================================================================================
 ``MultiplicativeNormal``   N(mu, alpha mu^2): Gaussian noise of relative variance alpha
@@ -6,7 +6,7 @@
 ``SymmetricUniform``       U(-phi, phi)
 ``TwoPoint``               -phi or +phi, each with probability 1/2
 ``Levels``                 one of a few levels times a scale
-``Grid``                   prior of it that favours no level
+``Grid``                   prior of it that favors no level
 ``LogUniform``             improper prior p(|w|) ~ 1/|w|
 ``ARD``                    prior N(0, tau^2) with tau^2 at its optimum for each weight
 ``ScaleMixture``           prior pi N(0, s1^2) + (1 - pi) N(0, s2^2)
@@ -17,8 +17,8 @@
 ``kl_sum``                 a KL divergence summed over all weights
 =========================  =============================================================================================
 
-A law whose mean is zero says so by ``zero_mean = True``; a prior of infinite mass by ``improper = True``. Importing
-this room registers the closed forms (``kl_pairs``) with ``torch.distributions.kl_divergence``.
+A distribution whose mean is zero says so by ``zero_mean = True``; a prior of infinite mass by ``improper = True``.
+Importing this package registers the closed forms (``kl_pairs``) with ``torch.distributions.kl_divergence``.
 """
 
 from pyrostoch.distributions.alpha_kl import kl_ard, kl_log_uniform, kl_log_uniform_molchanov
@@ -30,7 +30,7 @@ from pyrostoch.distributions.kl import has_closed_form, kl_sum
 from pyrostoch.distributions.levels import Grid, Levels, matching_scale
 from pyrostoch.distributions.log_uniform import LogUniform
 from pyrostoch.distributions.mixture import ScaleMixture
-from pyrostoch.distributions.symmetric import SymmetricLaw
+from pyrostoch.distributions.symmetric import SymmetricDistribution
 from pyrostoch.distributions.uniform import SymmetricUniform
 
 __all__ = [
@@ -42,7 +42,7 @@ __all__ = [
     "LogUniform",
     "MultiplicativeNormal",
     "ScaleMixture",
-    "SymmetricLaw",
+    "SymmetricDistribution",
     "SymmetricUniform",
     "TwoPoint",
     "has_closed_form",

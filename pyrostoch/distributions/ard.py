@@ -31,7 +31,7 @@ class ARD(ImproperPrior):
         tensor(0.8047)
 
     References:
-        MacKay 1994, "Bayesian Non-linear Modelling for the Prediction Competition";
+        MacKay 1994, "Bayesian Non-linear Modeling for the Prediction Competition";
         Tipping 2001, "Sparse Bayesian Learning and the Relevance Vector Machine";
         Kharitonov, Molchanov, Vetrov 2018, "Variational Dropout via Empirical Bayes" (arXiv 1811.00596).
     """

@@ -1,4 +1,4 @@
-"""The two-point law of a weight around zero."""
+"""The two-point distribution of a weight around zero."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyrostoch.distributions.symmetric import SymmetricLaw
+from pyrostoch.distributions.symmetric import SymmetricDistribution
 
-# A value computed as -scale or +scale by another route may differ in its last bits.
+# A value computed as -scale or +scale in another way may differ in its last bits.
 _TOLERANCE_ULPS = 16
 
 
@@ -30,8 +30,8 @@ class _TwoPoints(constraints.Constraint):
         return (value.abs() - self.scale).abs() <= _TOLERANCE_ULPS * eps * self.scale
 
 
-class TwoPoint(SymmetricLaw):
-    r"""The values $-\varphi$ and $+\varphi$, each with probability 1/2: a random sign times a learnt scale.
+class TwoPoint(SymmetricDistribution):
+    r"""The values $-\varphi$ and $+\varphi$, each with probability 1/2: a random sign times a learned scale.
 
     Mean zero, variance $\varphi^2$. The draw is reparameterized in the scale, $w = \varphi\,\varepsilon$ with
     $\varepsilon = \pm 1$, so its gradient needs no score function. ``log_prob`` is the log of a probability mass,
@@ -43,10 +43,10 @@ class TwoPoint(SymmetricLaw):
         validate_args: Check the scale, and the values given to ``log_prob``; torch's default when None.
 
     Example:
-        >>> law = TwoPoint(torch.tensor(0.5))
-        >>> law.log_prob(torch.tensor([-0.5, 0.5])).exp()
+        >>> distribution = TwoPoint(torch.tensor(0.5))
+        >>> distribution.log_prob(torch.tensor([-0.5, 0.5])).exp()
         tensor([0.5000, 0.5000])
-        >>> law.sample((1000,)).abs().unique()
+        >>> distribution.sample((1000,)).abs().unique()
         tensor([0.5000])
 
     References:

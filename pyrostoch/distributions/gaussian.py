@@ -1,4 +1,4 @@
-"""Gaussian laws of a weight: multiplicative noise, and noise around zero."""
+"""Gaussian distributions of a weight: multiplicative noise, and noise around zero."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ class MultiplicativeNormal(Normal):
     ``log_alpha`` may be smaller than ``loc`` (one alpha for a neuron, or for a layer) and is kept so: the KL
     divergences that depend on alpha alone are evaluated once for each alpha, not once for each weight.
 
-    At $\mu = 0$ the law is a point mass: ``log_prob`` is then plus infinity at 0 and minus infinity elsewhere.
+    At $\mu = 0$ the distribution is a point mass: ``log_prob`` is then plus infinity at 0 and minus infinity elsewhere.
 
     Args:
         loc: Mean $\mu$, a number or a tensor.
@@ -31,10 +31,10 @@ class MultiplicativeNormal(Normal):
             default when None.
 
     Example:
-        >>> law = MultiplicativeNormal(torch.ones(3, 4), torch.tensor(-2.0))
-        >>> law.batch_shape, law.unexpanded_log_alpha.shape
+        >>> distribution = MultiplicativeNormal(torch.ones(3, 4), torch.tensor(-2.0))
+        >>> distribution.batch_shape, distribution.unexpanded_log_alpha.shape
         (torch.Size([3, 4]), torch.Size([]))
-        >>> law.variance[0, 0]
+        >>> distribution.variance[0, 0]
         tensor(0.1353)
 
     References:
@@ -59,7 +59,7 @@ class MultiplicativeNormal(Normal):
         super(torch.distributions.Normal, self).__init__(batch_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: MultiplicativeNormal | None = None) -> MultiplicativeNormal:
-        """The same law over a larger batch shape; ``unexpanded_log_alpha`` stays as it is."""
+        """The same distribution over a larger batch shape; ``unexpanded_log_alpha`` stays as it is."""
         new = self._get_checked_instance(MultiplicativeNormal, _instance)
         new.loc = self.loc.expand(batch_shape)
         new.unexpanded_log_alpha = self.unexpanded_log_alpha
@@ -107,7 +107,7 @@ class MultiplicativeNormal(Normal):
 
 
 class CenteredNormal(Normal):
-    r"""Gaussian around zero, $N(0, \sigma^2)$: the law of a weight in a variance network.
+    r"""Gaussian around zero, $N(0, \sigma^2)$: the distribution of a weight in a variance network.
 
     The limit $\alpha \to \infty$ of multiplicative noise: all that the weight knows lies in its variance, its mean is
     no use.
@@ -117,8 +117,8 @@ class CenteredNormal(Normal):
         validate_args: Check the scale, and the values given to ``log_prob``; torch's default when None.
 
     Example:
-        >>> law = CenteredNormal(torch.tensor([0.5, 2.0]))
-        >>> law.mean, law.variance
+        >>> distribution = CenteredNormal(torch.tensor([0.5, 2.0]))
+        >>> distribution.mean, distribution.variance
         (tensor([0., 0.]), tensor([0.2500, 4.0000]))
 
     References:
@@ -134,7 +134,7 @@ class CenteredNormal(Normal):
         super(torch.distributions.Normal, self).__init__(self.scale.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: CenteredNormal | None = None) -> CenteredNormal:
-        """The same law over a larger batch shape, without copying the scale."""
+        """The same distribution over a larger batch shape, without copying the scale."""
         new = self._get_checked_instance(CenteredNormal, _instance)
         new.scale = self.scale.expand(batch_shape)
         super(torch.distributions.Normal, new).__init__(Size(batch_shape), validate_args=False)

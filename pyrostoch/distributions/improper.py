@@ -13,8 +13,8 @@ from torch.types import _size
 class ImproperPrior(TorchDistribution):
     """A prior that is no probability distribution: it enters an ELBO, and cannot be sampled.
 
-    Anything that would need a draw or a moment raises a ``ValueError`` that names the law. The ELBO under such a
-    prior is defined up to one constant per weight.
+    Anything that would need a draw or a moment raises a ``ValueError`` that names the distribution. The ELBO under such
+    a prior is defined up to one constant per weight.
     """
 
     arg_constraints: dict[str, constraints.Constraint] = {}

@@ -26,7 +26,7 @@ __all__ = ["has_closed_form", "kl_ard", "kl_log_uniform", "kl_log_uniform_molcha
 def has_closed_form(q: Distribution, p: Distribution) -> bool:
     """Whether ``kl_sum(q, p)`` knows a formula, or needs a draw.
 
-    Looks through ``Independent``, expanded and masked laws on both sides. A ``Delta`` posterior has none: the
+    Looks through ``Independent``, expanded and masked distributions on both sides. A ``Delta`` posterior has none: the
     divergence that Pyro registers for it drops its ``log_density``. A mask on one side only has none either.
 
     Args:
@@ -52,8 +52,8 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
         return formula is not NotImplemented and _holds(formula, inner_q.core, inner_p.core)
     if inner_q.mask is not None:
         return False
-    # Laws of different depth, such as Normal(...).to_event(1) against a MultivariateNormal: only a trial can tell, in
-    # which torch raises where it knows no formula.
+    # Distributions of different depth, such as Normal(...).to_event(1) against a MultivariateNormal: only a trial can
+    # tell, in which torch raises where it knows no formula.
     try:
         kl_divergence(q, p)
     except NotImplementedError:
@@ -69,7 +69,7 @@ def kl_sum(q: Distribution, p: Distribution, value: Tensor | None = None) -> Ten
     it is evaluated once for each alpha and counted once for each weight.
 
     Args:
-        q: The posterior, a law of any shape.
+        q: The posterior, a distribution of any shape.
         p: The prior, broadcastable against it.
         value: A draw from ``q``, used where there is no closed form: the unbiased estimate $\log q(w) - \log p(w)$.
 
@@ -128,14 +128,14 @@ def _broadcast(one: Size, other: Size) -> Size:
 
 @dataclass(frozen=True)
 class _Peeled:
-    """A law without its wrappers, and the mask they carried, in the shape of the elementwise divergence."""
+    """A distribution without its wrappers, and the mask they carried, in the shape of the elementwise divergence."""
 
     core: Distribution
     mask: Tensor | None
 
 
-def _peel(law: Distribution) -> _Peeled:
-    core = law
+def _peel(distribution: Distribution) -> _Peeled:
+    core = distribution
     masks: list[tuple[Tensor, int]] = []
     while True:
         if isinstance(core, MaskedDistribution):
@@ -147,15 +147,15 @@ def _peel(law: Distribution) -> _Peeled:
             break
     mask = None
     for tensor, event_dim in masks:
-        # A mask over the batch of a joint law masks each of its events as a whole.
+        # A mask over the batch of a joint distribution masks each of its events as a whole.
         tensor = tensor.reshape(tensor.shape + (1,) * (event_dim - len(core.event_shape)))
         mask = tensor if mask is None else mask & tensor
     return _Peeled(core, mask)
 
 
-def _shape_above(law: Distribution, depth: int) -> Size:
+def _shape_above(distribution: Distribution, depth: int) -> Size:
     """The shape of a draw, without its last ``depth`` dimensions."""
-    shape = law.batch_shape + law.event_shape
+    shape = distribution.batch_shape + distribution.event_shape
     return shape[: len(shape) - depth]
 
 
@@ -188,8 +188,8 @@ def _drawn(q: Distribution, p: Distribution, value: Tensor | None) -> Tensor:
     return _total(log_q - log_p) if log_q.shape == log_p.shape else _total(log_q) - _total(log_p)
 
 
-def _name(law: Distribution) -> str:
-    return type(_peel(law).core).__name__
+def _name(distribution: Distribution) -> str:
+    return type(_peel(distribution).core).__name__
 
 
 def _total(terms: Tensor, weight: float = 1.0) -> Tensor:

@@ -1,4 +1,4 @@
-"""The divergence of normal laws from one normal law, summed in as few passes over memory as it takes."""
+"""The KL of many normal distributions to one, summed in as few passes over memory as it takes."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _NORMAL = (Normal, dist.Normal)
 
 
 def normal_kl_sum(q: Any, p: Any) -> Tensor | None:
-    r"""$\sum_i KL(N(\mu_i, \sigma_i^2) \| N(m, s^2))$ in nats, in float64, or nothing where the laws are not these.
+    r"""$\sum_i KL(N(\mu_i, \sigma_i^2) \| N(m, s^2))$ in nats, in float64; `None` for others.
 
     $$ \frac12 \sum_i \Bigl( r_i^2 - 2 \log r_i - 1 + \Bigl(\frac{\mu_i - m}{s}\Bigr)^2 \Bigr), \qquad
     r_i = \frac{\sigma_i}{s} $$
@@ -60,7 +60,7 @@ class _NormalSum(torch.autograd.Function):
         mean, deviation, loc, scale = (at_least_single(value) for value in (mean, deviation, loc, scale))
         squared = (deviation / scale).square()
         logs = squared.log()
-        # Near 1 where the two laws are alike: first what is left of it, which would drown in a sum of squares.
+        # Near 1 where the two distributions are alike: first what is left of it, which would drown in a sum of squares.
         alike = squared.sub_(1.0).sub_(logs).sum(dtype=torch.float64)
         return 0.5 * (alike + ((mean - loc) / scale).square().sum(dtype=torch.float64))
 

@@ -1,4 +1,4 @@
-r"""Closed-form KL divergences of the laws of this room, registered with torch.
+r"""Closed-form KL divergences of this package's distributions, registered with torch.
 
 ``torch.distributions.kl_divergence(q, p)`` then finds them, directly and inside ``Independent``, and so does Pyro's
 mean-field ELBO. All are in nats, elementwise over the broadcast batch shape.
@@ -13,9 +13,8 @@ immaterial:
 
 Prior ``ARD``, $-H(q) + \tfrac12\log(2\pi e E[w^2])$:
 
-- Gaussians: $\tfrac12\log(1 + 1/\alpha)$; $N(0, \sigma^2)$: 0.
-- $U(-\varphi, \varphi)$: $\tfrac12\log(\pi e / 6) = 0.1765$, the uniform law's distance from the Gaussian of its own
-  variance.
+- Gaussians: $\tfrac12\log(1 + 1/\alpha)$; $N(0, \sigma^2)$: 0. - $U(-\varphi, \varphi)$: $\tfrac12\log(\pi e / 6) =
+0.1765$, the uniform distribution's distance from the Gaussian of its own variance.
 
 Prior ``Grid``: categorical weights, $\log k - H(q)$.
 
@@ -42,7 +41,7 @@ from pyrostoch.distributions.discrete import TwoPoint
 from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
 from pyrostoch.distributions.levels import Grid, Levels
 from pyrostoch.distributions.log_uniform import LOG_UNIFORM_CONSTANT, LogUniform
-from pyrostoch.distributions.symmetric import SymmetricLaw
+from pyrostoch.distributions.symmetric import SymmetricDistribution
 from pyrostoch.distributions.uniform import SymmetricUniform
 
 _UNIFORM_LOG_UNIFORM = LOG_UNIFORM_CONSTANT - 1 - math.log(2)
@@ -57,11 +56,11 @@ def alpha_kl_of(p: LogUniform | ARD) -> AlphaKL:
 
 
 def refuse_two_point(q: TwoPoint, p: Distribution) -> NoReturn:
-    """Refuse the infinite divergence of a two-point law from a law without those two atoms."""
+    """Refuse the infinite divergence of a two-point distribution from a distribution without those two atoms."""
     raise ValueError(
-        f"KL({type(q).__name__} || {type(p).__name__}) is infinite: a law of two points puts probability where "
-        f"{type(p).__name__} has none. Use the LogUniform prior (its KL is 0 by convention), no prior, or a continuous "
-        "posterior (Gaussian or uniform)."
+        f"KL({type(q).__name__} || {type(p).__name__}) is infinite: a distribution of two points puts probability "
+        f"where {type(p).__name__} has none. Use the LogUniform prior (its KL is 0 by convention), no prior, or a "
+        "continuous posterior (Gaussian or uniform)."
     )
 
 
@@ -106,9 +105,9 @@ def _uniform_normal(q: SymmetricUniform, p: Normal) -> Tensor:
 @register_kl(SymmetricUniform, Laplace)
 def _uniform_laplace(q: SymmetricUniform, p: Laplace) -> Tensor:
     r"""$\log(b / \varphi) + E|w - m| / b$: the distance is $(\varphi^2 + m^2) / 2\varphi$, $|m|$ beyond $\varphi$."""
-    centre = p.loc.abs()
-    inside = (q.scale + centre.square() / q.scale) / 2
-    distance = torch.where(centre <= q.scale, inside, centre)
+    center = p.loc.abs()
+    inside = (q.scale + center.square() / q.scale) / 2
+    distance = torch.where(center <= q.scale, inside, center)
     return (p.scale / q.scale).log() + distance / p.scale
 
 
@@ -130,12 +129,12 @@ def _levels_grid(q: Levels, p: Grid) -> Tensor:
 @register_kl(Levels, Distribution)
 def _levels_refused(q: Levels, p: Distribution) -> NoReturn:
     raise ValueError(
-        f"KL(Levels || {type(p).__name__}) is infinite: a law on a grid puts probability where {type(p).__name__} has "
-        "none. Use the prior Grid, or no prior."
+        f"KL(Levels || {type(p).__name__}) is infinite: a distribution on a grid puts probability where "
+        f"{type(p).__name__} has none. Use the prior Grid, or no prior."
     )
 
 
-def _constant(value: float, q: CenteredNormal | SymmetricLaw, p: Distribution) -> Tensor:
+def _constant(value: float, q: CenteredNormal | SymmetricDistribution, p: Distribution) -> Tensor:
     return _over_batch(torch.full((), value, dtype=q.scale.dtype, device=q.scale.device), q, p)
 
 

@@ -1,4 +1,4 @@
-"""A weight on a grid: the categorical law over a few levels, times a scale, and the prior that favours no level."""
+"""A weight on a grid: a categorical distribution over levels, times a scale, and the prior that favors no level."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyrostoch.distributions.improper import ImproperPrior
 
 __all__ = ["Grid", "Levels", "matching_scale"]
 
-# A value computed by another route may differ in its last bits: so much of the scale.
+# A value computed in another way may differ in its last bits: so much of the scale.
 _TOLERANCE = 1e-3
 
 
@@ -39,10 +39,10 @@ class Levels(TorchDistribution):
         ValueError: The levels do not rise, or are not as many as the logits.
 
     Example:
-        >>> law = Levels(torch.log(torch.tensor([0.25, 0.25, 0.5])), (-1.0, 0.0, 1.0), torch.tensor(2.0))
-        >>> law.mean, law.variance
+        >>> distribution = Levels(torch.log(torch.tensor([0.25, 0.25, 0.5])), (-1.0, 0.0, 1.0), torch.tensor(2.0))
+        >>> distribution.mean, distribution.variance
         (tensor(0.5000), tensor(2.7500))
-        >>> law.log_prob(torch.tensor(2.0)).exp()
+        >>> distribution.log_prob(torch.tensor(2.0)).exp()
         tensor(0.5000)
 
     References:
@@ -70,7 +70,7 @@ class Levels(TorchDistribution):
         super().__init__(logits.shape[:-1], validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: Levels | None = None) -> Levels:
-        """The same law over a larger batch shape."""
+        """The same distribution over a larger batch shape."""
         new = self._get_checked_instance(Levels, _instance)
         new.levels = self.levels
         new.logits = self.logits.expand((*batch_shape, len(self.levels)))
@@ -87,15 +87,15 @@ class Levels(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """The mean weight."""
-        return self.scale * self._centre(self._chances)
+        return self.scale * self._center(self._chances)
 
     @property
     def variance(self) -> Tensor:
         """The weight's variance."""
         # About the mean itself, so that nothing cancels.
         chances = self._chances
-        centre = self._centre(chances)
-        apart = self._over(self._levels, centre.dim()) - centre
+        center = self._center(chances)
+        apart = self._over(self._levels, center.dim()) - center
         return self.scale.square() * (chances * apart.square()).sum(0)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
@@ -111,7 +111,7 @@ class Levels(TorchDistribution):
         """Draws, straight through in the logits."""
         shape = self._extended_shape(Size(sample_shape))
         probs = self._chances
-        centre = self._centre(probs)
+        center = self._center(probs)
         with torch.no_grad():
             wide = at_least_single(self.logits).movedim(-1, 0).softmax(0)
             chance = torch.rand(shape, dtype=wide.dtype, device=probs.device)
@@ -119,7 +119,7 @@ class Levels(TorchDistribution):
             # One number a weight; each step is taken where it lies beyond all that is below.
             for below, (low, high) in zip(wide.cumsum(0), itertools.pairwise(self.levels), strict=False):
                 drawn = drawn + (high - low) * (chance >= below)
-        return self.scale * drawn + self.scale.detach() * (centre - centre.detach())
+        return self.scale * drawn + self.scale.detach() * (center - center.detach())
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         """Draws."""
@@ -156,7 +156,7 @@ class Levels(TorchDistribution):
     def _chances(self) -> Tensor:
         return self.logits.movedim(-1, 0).softmax(0)
 
-    def _centre(self, chances: Tensor) -> Tensor:
+    def _center(self, chances: Tensor) -> Tensor:
         """The mean level."""
         return (chances * self._over(self._levels, chances.dim() - 1)).sum(0)
 
@@ -186,21 +186,21 @@ def matching_scale(weights: Tensor, levels: Tensor) -> Tensor:
 
 
 class _OnGrid(constraints.Constraint):
-    """Values on the grid of a law."""
+    """Values on the grid of a distribution."""
 
     is_discrete = True
 
-    def __init__(self, law: Levels) -> None:
-        self.law = law
+    def __init__(self, distribution: Levels) -> None:
+        self.distribution = distribution
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
         """Which values are."""
-        return self.law.nearest(value)[1]
+        return self.distribution.nearest(value)[1]
 
 
 class Grid(ImproperPrior):
-    r"""The prior of a weight on a grid: each level of the posterior's law is as likely, whatever their scale.
+    r"""The prior of a weight on a grid: each level of the posterior's distribution is as likely, whatever their scale.
 
     $\mathrm{KL} = \log k - H(q)$. No probability distribution, since its levels are those of the posterior it is held
     against; it cannot be sampled.

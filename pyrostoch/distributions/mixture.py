@@ -56,7 +56,7 @@ class ScaleMixture(TorchDistribution):
         super().__init__(self.mix.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: ScaleMixture | None = None) -> ScaleMixture:
-        """The same law over a larger batch shape, without copying the parameters."""
+        """The same distribution over a larger batch shape, without copying the parameters."""
         new = self._get_checked_instance(ScaleMixture, _instance)
         for name in self.arg_constraints:
             setattr(new, name, getattr(self, name).expand(batch_shape))

@@ -1,4 +1,4 @@
-"""Laws symmetric about zero with one scale: what the uniform and the two-point law share."""
+"""Distributions symmetric about zero with one scale: what the uniform and the two-point distribution share."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from torch.distributions.utils import broadcast_all
 from torch.types import _size
 
 
-class SymmetricLaw(TorchDistribution):
-    r"""A law of $w = \varphi\,\varepsilon$, where $\varepsilon$ is parameter-free noise with mean zero.
+class SymmetricDistribution(TorchDistribution):
+    r"""A distribution of $w = \varphi\,\varepsilon$, where $\varepsilon$ is parameter-free noise with mean zero.
 
     A subclass gives the noise and its variance; the scale, the shapes and the reparameterized draw are common.
 
@@ -29,11 +29,11 @@ class SymmetricLaw(TorchDistribution):
         (self.scale,) = broadcast_all(scale)
         super().__init__(self.scale.shape, validate_args=validate_args)
 
-    def expand(self, batch_shape: _size, _instance: SymmetricLaw | None = None) -> SymmetricLaw:
-        """The same law over a larger batch shape, without copying the scale."""
-        new = self._get_checked_instance(SymmetricLaw, _instance)
+    def expand(self, batch_shape: _size, _instance: SymmetricDistribution | None = None) -> SymmetricDistribution:
+        """The same distribution over a larger batch shape, without copying the scale."""
+        new = self._get_checked_instance(SymmetricDistribution, _instance)
         new.scale = self.scale.expand(batch_shape)
-        super(SymmetricLaw, new).__init__(Size(batch_shape), validate_args=False)
+        super(SymmetricDistribution, new).__init__(Size(batch_shape), validate_args=False)
         new._validate_args = self._validate_args
         return new
 
@@ -54,7 +54,7 @@ class SymmetricLaw(TorchDistribution):
 
     def _noise(self, shape: Size) -> Tensor:
         """Noise of unit scale, in the scale's dtype and on its device."""
-        raise TypeError(f"{type(self).__name__} is a SymmetricLaw without noise: define _noise(shape)")
+        raise TypeError(f"{type(self).__name__} is a SymmetricDistribution without noise: define _noise(shape)")
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         """A draw of shape ``sample_shape + batch_shape``, differentiable in the scale."""

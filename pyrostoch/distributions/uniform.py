@@ -1,4 +1,4 @@
-"""The uniform law of a weight around zero."""
+"""The uniform distribution of a weight around zero."""
 
 from __future__ import annotations
 
@@ -8,24 +8,24 @@ import torch
 from torch import Size, Tensor
 from torch.distributions import constraints
 
-from pyrostoch.distributions.symmetric import SymmetricLaw
+from pyrostoch.distributions.symmetric import SymmetricDistribution
 
 
-class SymmetricUniform(SymmetricLaw):
-    r"""Uniform law $U(-\varphi, \varphi)$, reparameterized: $w = \varphi\,(2u - 1)$ with $u \sim U(0, 1)$.
+class SymmetricUniform(SymmetricDistribution):
+    r"""Uniform distribution $U(-\varphi, \varphi)$, reparameterized: $w = \varphi\,(2u - 1)$ with $u \sim U(0, 1)$.
 
     Mean zero, variance $\varphi^2 / 3$, density $1 / (2\varphi)$ inside. One of the families of variance networks:
-    all that a weight of this law knows lies in its spread.
+    all that a weight of this distribution knows lies in its spread.
 
     Args:
         scale: Half width $\varphi > 0$, a number or a tensor; its shape is the batch shape.
         validate_args: Check the scale, and the values given to ``log_prob``; torch's default when None.
 
     Example:
-        >>> law = SymmetricUniform(torch.tensor([1.0, 3.0]))
-        >>> law.variance
+        >>> distribution = SymmetricUniform(torch.tensor([1.0, 3.0]))
+        >>> distribution.variance
         tensor([0.3333, 3.0000])
-        >>> law.log_prob(torch.tensor([0.5, -2.0])).exp()
+        >>> distribution.log_prob(torch.tensor([0.5, -2.0])).exp()
         tensor([0.5000, 0.1667])
 
     References:

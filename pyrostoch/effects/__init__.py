@@ -5,7 +5,7 @@ An interpretation is a Pyro handler, entered with `with`; the network's code doe
 | name | class | a random weight is ... |
 | --- | --- | --- |
 | `"shared"` | `SharedSample` | one draw for the whole batch |
-| `"local"` | `LocalReparameterization` | replaced by the law of its layer's output |
+| `"local"` | `LocalReparameterization` | replaced by the distribution of its layer's output |
 | `"flipout"` | `Flipout` | one draw with signs flipped for each example |
 | `"mean"` | `MeanPropagation` | its mean |
 | `"noise-free"` | `NoiseFree` | its mean; activations lose their noise |
@@ -19,7 +19,8 @@ from __future__ import annotations
 from pyrostoch.effects.active import inside_network
 from pyrostoch.effects.flipout import Flipout
 from pyrostoch.effects.frozen import frozen_noise
-from pyrostoch.effects.interpretation import INDEPENDENT, Interpretation, base_law
+from pyrostoch.effects.independent import independent
+from pyrostoch.effects.interpretation import Interpretation, base_distribution
 from pyrostoch.effects.local import LocalReparameterization
 from pyrostoch.effects.mean import MeanPropagation, NoiseFree
 from pyrostoch.effects.moments import MomentPropagation
@@ -27,7 +28,6 @@ from pyrostoch.effects.network import call_network, checkpoint
 from pyrostoch.effects.shared import SharedSample
 
 __all__ = [
-    "INDEPENDENT",
     "Flipout",
     "Interpretation",
     "LocalReparameterization",
@@ -35,9 +35,10 @@ __all__ = [
     "NoiseFree",
     "MomentPropagation",
     "SharedSample",
-    "base_law",
+    "base_distribution",
     "call_network",
     "checkpoint",
     "frozen_noise",
+    "independent",
     "inside_network",
 ]

@@ -21,7 +21,7 @@ def _calls() -> list[Any]:
 
 @contextlib.contextmanager
 def entered(call: Any) -> Iterator[None]:
-    """Mark a `NetworkCall` as under way; `None` stands for a census, which has weights but no interpretation."""
+    """Mark a `NetworkCall` as under way; `None` stands for the analysis of weight usage."""
     calls = _calls()
     calls.append(call)
     try:
@@ -41,6 +41,6 @@ def inside_network() -> bool:
 
 
 def active_call() -> Any:
-    """The innermost network call under way; `None` outside any, and during a census."""
+    """The innermost network call under way; `None` outside any, and during the analysis of weight usage."""
     calls = _calls()
     return calls[-1] if calls else None

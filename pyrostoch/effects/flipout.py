@@ -15,13 +15,13 @@ __all__ = ["Flipout"]
 
 
 class Flipout(Interpretation):
-    r"""Decorrelates the examples of a batch by random signs, for any law symmetric about its mean.
+    r"""Decorrelates the examples of a batch by random signs, for any distribution symmetric about its mean.
 
     With one draw $\Delta = W - \mathbb{E} W$ and signs $r, s$ of each example's own,
 
     $$ h = \mathbb{E}W * x + r \circ (\Delta * (s \circ x)), $$
 
-    so every example sees weights of the right law, $\mathbb{E}W + r s^T \circ \Delta$: marginally exact, for
+    so every example sees weights of the right distribution, $\mathbb{E}W + r s^T \circ \Delta$: marginally exact, for
     convolutions too (the signs belong to channels, and every position of an example sees the same weights). Examples
     are uncorrelated but not independent.
 
@@ -31,15 +31,15 @@ class Flipout(Interpretation):
 
     Example:
         >>> import pyro
-        >>> from pyrostoch.effects import INDEPENDENT, call_network
+        >>> from pyrostoch.effects import call_network, independent
         >>> net = torch.nn.Linear(1, 1, bias=False)
         >>> def model(x):
-        ...     law = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
-        ...     weight = pyro.sample("weight", law, infer={INDEPENDENT: True})
+        ...     distribution = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
+        ...     weight = pyro.sample("weight", distribution, infer=independent())
         ...     return call_network(net, {"weight": weight}, (x,))
         >>> with Flipout() as flipout:
         ...     out = model(torch.ones(64, 1))
-        >>> out.abs().unique().numel(), out.unique().numel(), flipout.routes
+        >>> out.abs().unique().numel(), out.unique().numel(), flipout.treatments
         (1, 2, {'weight': 'flipout'})
     """
 
@@ -49,32 +49,32 @@ class Flipout(Interpretation):
         # Every weight's draw is needed, and before the call, so that a checkpointed part recomputes the same noise.
         super().__init__()
 
-    def treats(self, law: Distribution) -> bool:
-        """Whether the law is symmetric about its mean, with independent weights."""
-        return isinstance(law, (Normal, TwoPoint, SymmetricUniform, dist.Uniform, dist.Laplace))
+    def supports(self, distribution: Distribution) -> bool:
+        """Whether the distribution is symmetric about its mean, with independent weights."""
+        return isinstance(distribution, (Normal, TwoPoint, SymmetricUniform, dist.Uniform, dist.Laplace))
 
-    def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+    def apply(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
         """Carry out the operation with flipped signs, or with the plain draw where there is no batch to flip over."""
         sequence = op.over_tokens(self.batch)
         if weight is None or sequence or not op.batched():
             reason = "sequence" if sequence else "bias" if weight is None else "no batch"
             for site in (weight, bias):
                 if site is not None:
-                    self.routes[site] = f"shared ({reason})"
+                    self.treatments[site] = f"shared ({reason})"
             return op(
                 op.input,
                 op.weight if weight is None else self.draw(weight),
                 op.bias if bias is None else self.draw(bias),
             )
-        law = self.law(weight)
-        self.routes[weight] = "flipout"
+        distribution = self.distribution(weight)
+        self.treatments[weight] = "flipout"
         if bias is not None:
-            self.routes[bias] = "shared (bias)"
+            self.treatments[bias] = "shared (bias)"
         offset = op.bias if bias is None else self.draw(bias)
-        if getattr(law, "zero_mean", False):
+        if getattr(distribution, "zero_mean", False):
             delta, mean = self.draw(weight), None
         else:
-            delta, mean = self.draw(weight) - law.mean, op(op.input, law.mean, offset)
+            delta, mean = self.draw(weight) - distribution.mean, op(op.input, distribution.mean, offset)
         flipped = op(op.input * _signs(op.input, op.spatial), delta, None)
         flipped = flipped * _signs(flipped, op.spatial)
         if mean is not None:

@@ -1,4 +1,4 @@
-"""Local reparameterization: a weight is replaced by the law of its layer's output."""
+"""Local reparameterization: a weight is replaced by the distribution of its layer's output."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from torch.distributions import Distribution, Normal
 
 from pyrostoch._ops import LinearOp
 from pyrostoch.distributions import Levels, SymmetricUniform, TwoPoint
-from pyrostoch.effects.census import Use
 from pyrostoch.effects.interpretation import Interpretation
+from pyrostoch.effects.usage import Use
 
 __all__ = ["LocalReparameterization"]
 
@@ -28,12 +28,13 @@ class LocalReparameterization(Interpretation):
 
     Exact for Gaussian weights that are applied once to each example; two-point and uniform weights enter by their first
     two moments (the output is then Gaussian only in the limit of many inputs). Where a weight is applied many times to
-    an example, drawing the outputs independently is a factorised approximation: over convolution positions it is made,
-    and the route says so (as in the published practice), unless `factorised=False`; over tokens of a sequence it is not
-    made, and one draw is shared instead.
+    an example, drawing the outputs independently is a factorized approximation: over convolution positions it is made,
+    and the treatment says so (as in the published practice), unless `factorized=False`; over tokens of a sequence it is
+    not made, and one draw is shared instead.
 
     Args:
-        factorised: Whether convolutions, and laws that enter by their moments, are treated too. `False` keeps every
+        factorized: Whether convolutions, and distributions that enter by their moments, are treated too. `False` keeps
+            every
             marginal prediction exact: only normal weights that are applied once to each example are treated.
         lazy: See `Interpretation`.
 
@@ -42,48 +43,48 @@ class LocalReparameterization(Interpretation):
 
     Example:
         >>> import pyro
-        >>> from pyrostoch.effects import INDEPENDENT, call_network
+        >>> from pyrostoch.effects import call_network, independent
         >>> net = torch.nn.Linear(1, 1, bias=False)
         >>> def model(x):
-        ...     law = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
-        ...     weight = pyro.sample("weight", law, infer={INDEPENDENT: True})
+        ...     distribution = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
+        ...     weight = pyro.sample("weight", distribution, infer=independent())
         ...     return call_network(net, {"weight": weight}, (x,))
         >>> with LocalReparameterization() as local:
         ...     out = model(torch.ones(3, 1))
-        >>> bool((out == out[0]).all()), local.routes
+        >>> bool((out == out[0]).all()), local.treatments
         (False, {'weight': 'local (exact)'})
     """
 
     name = "local"
 
-    def __init__(self, *, factorised: bool = True, lazy: bool = False) -> None:
+    def __init__(self, *, factorized: bool = True, lazy: bool = False) -> None:
         super().__init__(lazy=lazy)
-        self.factorised = factorised
+        self.factorized = factorized
 
-    def treats(self, law: Distribution) -> bool:
-        """Whether the law enters the output's law by its mean and variance, exactly where that is asked for."""
+    def supports(self, distribution: Distribution) -> bool:
+        """Whether the output's distribution follows from the weight's two moments, exactly if that is asked for."""
         return isinstance(
-            law, (Normal, TwoPoint, Levels, SymmetricUniform, dist.Uniform) if self.factorised else Normal
+            distribution, (Normal, TwoPoint, Levels, SymmetricUniform, dist.Uniform) if self.factorized else Normal
         )
 
-    def refuses(self, use: Use) -> str | None:
+    def reason_not_supported(self, use: Use) -> str | None:
         """What shares one draw, made before the call so that a checkpointed part recomputes the same noise."""
         if use.folded > 1 or (use.spatial == 0 and use.applications > 1):
             return "sequence"
-        return "convolution" if use.applications > 1 and not self.factorised else None
+        return "convolution" if use.applications > 1 and not self.factorized else None
 
-    def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
-        """Draw the output from its law, or from one shared draw of the weight where that law would be a fiction."""
+    def apply(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+        """Draw the output, or use one shared draw of the weight where an example's outputs are not independent."""
         if self._repeated(op):
             for site in (weight, bias):
                 if site is not None:
-                    self.routes[site] = "shared (sequence)" if op.spatial == 0 else "shared (convolution)"
+                    self.treatments[site] = "shared (sequence)" if op.spatial == 0 else "shared (convolution)"
             return op(op.input, op.weight if weight is None else self.draw(weight), self._bias_value(op, bias))
         mean = self._mean(op, weight, bias)
         variance = self._variance(op, weight, bias)
         for site in (weight, bias):
             if site is not None:
-                self.routes[site] = self._describe(site, op, variance)
+                self.treatments[site] = self._describe(site, op, variance)
         deviation = _root(variance)
         noise = torch.randn(variance.shape, dtype=deviation.dtype, device=variance.device) * deviation
         return noise.to(variance.dtype) if mean is None else mean + noise.to(mean.dtype)
@@ -91,37 +92,37 @@ class LocalReparameterization(Interpretation):
     def _repeated(self, op: LinearOp) -> bool:
         if op.over_tokens(self.batch):
             return True
-        return op.spatial > 0 and not self.factorised and not _single_position(op)
+        return op.spatial > 0 and not self.factorized and not _single_position(op)
 
     def _bias_value(self, op: LinearOp, bias: str | None) -> Tensor | None:
         return op.bias if bias is None else self.draw(bias)
 
     def _mean(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor | None:
-        loc = op.bias if bias is None else _mean_of(self.law(bias))
+        loc = op.bias if bias is None else _mean_of(self.distribution(bias))
         if weight is None:
             return op(op.input, op.weight, loc)
-        if getattr(self.law(weight), "zero_mean", False):
+        if getattr(self.distribution(weight), "zero_mean", False):
             # The whole product with the zero mean is left out; only a bias remains.
             return None if loc is None else loc.reshape(-1, *[1] * op.spatial)
-        return op(op.input, self.law(weight).mean, loc)
+        return op(op.input, self.distribution(weight).mean, loc)
 
     def _variance(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
-        spread = None if bias is None else self.law(bias).variance
+        spread = None if bias is None else self.distribution(bias).variance
         if weight is None:
             # Only the bias is random: its variance, the same everywhere, in the shape of the output.
             return op(torch.zeros_like(op.input), torch.zeros_like(op.weight), spread)
         if _in_fp16(op.input):
             # Squares of fp16 numbers overflow from 256 up and vanish below 2e-4.
             with torch.autocast(op.input.device.type, enabled=False):
-                inputs, variances = op.input.float().square(), self.law(weight).variance.float()
+                inputs, variances = op.input.float().square(), self.distribution(weight).variance.float()
                 return op(inputs, variances, None if spread is None else spread.float())
-        return op(op.input.square(), self.law(weight).variance, spread)
+        return op(op.input.square(), self.distribution(weight).variance, spread)
 
     def _describe(self, site: str, op: LinearOp, output: Tensor) -> str:
-        exact = isinstance(self.law(site), Normal)
+        exact = isinstance(self.distribution(site), Normal)
         applications = op.applications(output)
         if applications > 1:
-            return f"local (factorised over {applications} positions)"
+            return f"local (factorized over {applications} positions)"
         return "local (exact)" if exact else "local (matched moments)"
 
 
@@ -132,8 +133,8 @@ def _in_fp16(values: Tensor) -> bool:
     )
 
 
-def _mean_of(law: Distribution) -> Tensor | None:
-    return None if getattr(law, "zero_mean", False) else law.mean
+def _mean_of(distribution: Distribution) -> Tensor | None:
+    return None if getattr(distribution, "zero_mean", False) else distribution.mean
 
 
 def _root(variance: Tensor) -> Tensor:

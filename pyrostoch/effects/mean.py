@@ -6,7 +6,7 @@ from typing import Any
 
 from pyro.poutine.util import site_is_subsample
 
-from pyrostoch.effects.interpretation import Interpretation, base_law
+from pyrostoch.effects.interpretation import Interpretation, base_distribution
 
 __all__ = ["MeanPropagation", "NoiseFree", "replace_by_mean"]
 
@@ -18,7 +18,7 @@ class MeanPropagation(Interpretation):
     has mean zero and says nothing (Neklyudov et al. 2018, arXiv 1803.03764).
 
     Raises:
-        ValueError: A latent variable's law has no finite mean; the site is named.
+        ValueError: A latent variable's distribution has no finite mean; the site is named.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -63,36 +63,36 @@ class NoiseFree(MeanPropagation):
 
 
 def replace_by_mean(msg: Any) -> None:
-    """Give a site the mean of its law, unless it has a value.
+    """Give a site the mean of its distribution, unless it has a value.
 
     Args:
         msg: Pyro's message of the site.
 
     Raises:
-        ValueError: The law has no finite mean.
+        ValueError: The distribution has no finite mean.
     """
     if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
         return
-    law = base_law(msg["fn"])
+    distribution = base_distribution(msg["fn"])
     try:
-        mean = law.mean
-    except (NotImplementedError, ValueError) as error:  # torch's and Pyro's laws that have none to tell
-        mean = _mean_through_transforms(law)
+        mean = distribution.mean
+    except (NotImplementedError, ValueError) as error:  # torch's and Pyro's distributions that have none to tell
+        mean = _mean_through_transforms(distribution)
         if mean is None:
             raise ValueError(
-                f"site {msg['name']!r}: {type(law).__name__} has no known mean, so it cannot be replaced by it; use "
-                "mode='mc'"
+                f"site {msg['name']!r}: {type(distribution).__name__} has no known mean, so it cannot be replaced by "
+                "it; use mode='mc'"
             ) from error
     # A copy: a network may write into its weights, and the mean may be the guide's own parameter.
     msg["value"] = mean.expand(msg["fn"].shape()).clone()
     msg["done"] = True
 
 
-def _mean_through_transforms(law: Any) -> Any:
-    """The base law's mean pushed through the transforms: the median of a LogNormal, the usual plug-in for a scale."""
-    if not hasattr(law, "transforms"):
+def _mean_through_transforms(distribution: Any) -> Any:
+    """The base's mean pushed through the transforms: the median of a LogNormal, the usual plug-in for a scale."""
+    if not hasattr(distribution, "transforms"):
         return None
-    value = base_law(law.base_dist).mean
-    for transform in law.transforms:
+    value = base_distribution(distribution.base_dist).mean
+    for transform in distribution.transforms:
         value = transform(value)
     return value

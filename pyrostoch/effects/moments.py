@@ -10,9 +10,9 @@ from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice
 from pyrostoch._ops import LinearOp
-from pyrostoch.effects.interpretation import Interpretation
+from pyrostoch.effects.interpretation import Decision, Interpretation
 from pyrostoch.effects.mean import replace_by_mean
-from pyrostoch.moments import Moments, Treatment
+from pyrostoch.moments import Moments, MomentSettings
 from pyrostoch.moments.affine import propagate_linear
 
 __all__ = ["MomentPropagation"]
@@ -22,9 +22,9 @@ class MomentPropagation(Interpretation):
     r"""One deterministic pass in which every activation is a Gaussian, by its mean and variance or covariance.
 
     The network's code runs as it is; each operation is answered by its rule (`pyrostoch.moments`). Linear layers with
-    random weights are exact in both moments for any law, units and maxima are exact for Gaussian inputs; that a layer's
-    output is Gaussian is what is assumed (many inputs add up), and with `covariance="diagonal"` that its entries are
-    uncorrelated. `moments_error` says how far that holds, layer by layer.
+    random weights are exact in both moments for any distribution, units and maxima are exact for Gaussian inputs; that
+    a layer's output is Gaussian is what is assumed (many inputs add up), and with `covariance="diagonal"` that its
+    entries are uncorrelated. `moments_error` says how far that holds, layer by layer.
 
     Latent variables that are no weights of the network (a noise's scale) are replaced by their means.
 
@@ -42,15 +42,15 @@ class MomentPropagation(Interpretation):
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
-        >>> from pyrostoch.effects import INDEPENDENT, call_network
+        >>> from pyrostoch.effects import call_network, independent
         >>> net = torch.nn.Sequential(torch.nn.Linear(1, 1, bias=False), torch.nn.ReLU())
         >>> def model(x):
-        ...     law = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
-        ...     return call_network(net, {"0.weight": pyro.sample("w", law, infer={INDEPENDENT: True})}, (x,),
+        ...     distribution = dist.Normal(torch.zeros(1, 1), 1.0).to_event(2)
+        ...     return call_network(net, {"0.weight": pyro.sample("w", distribution, infer=independent())}, (x,),
         ...                         sites={"0.weight": "w"})
         >>> with MomentPropagation() as moments:
         ...     out = model(torch.ones(1, 1))
-        >>> round(out.loc.item(), 4), moments.routes
+        >>> round(out.loc.item(), 4), moments.treatments
         (0.3989, {'w': 'moments'})
     """
 
@@ -67,13 +67,13 @@ class MomentPropagation(Interpretation):
         check_choice("covariance", covariance, ("diagonal", "full"))
         if fallback is not None:
             check_choice("fallback", fallback, ("mc",))
-        self.how = Treatment(full=covariance == "full", sampled=fallback == "mc", closed=closed)
+        self.how = MomentSettings(full=covariance == "full", sampled=fallback == "mc", closed=closed)
 
-    def treats(self, law: Distribution) -> bool:
-        """Whether the law has a mean and a variance."""
+    def supports(self, distribution: Distribution) -> bool:
+        """Whether the distribution has a mean and a variance."""
         try:
-            return law.variance is not None and law.mean is not None
-        except NotImplementedError:  # how torch's laws say that they know none
+            return distribution.variance is not None and distribution.mean is not None
+        except NotImplementedError:  # how torch's distributions say that they know none
             return False
 
     def draw(self, site: str) -> Tensor:
@@ -82,39 +82,40 @@ class MomentPropagation(Interpretation):
         if draw.drawn is None:
             if not draw.independent:
                 raise ValueError(
-                    f"site {site!r}: its law depends on another draw, so it has no moments of its own here; use "
-                    "another estimator, or a guide of pyrostoch.guides"
+                    f"site {site!r}: its distribution depends on another draw, so it has no moments of its own here; "
+                    "use another estimator, or a guide of pyrostoch.guides"
                 )
-            draw.drawn = draw.law.rsample()
+            draw.drawn = draw.distribution.rsample()
         return draw.drawn
 
-    def held(self, drawn: Iterable[str]) -> dict[str, Any]:
+    def export_draws(self, drawn: Iterable[str]) -> dict[str, Any]:
         """What is known of each site; a mean stands for its value, so that there is nothing to draw."""
-        return super().held(())
+        return super().export_draws(())
 
-    def keep(self, site: str, reason: str) -> Tensor:
+    def use_sample(self, site: str, decision: Decision) -> Tensor:
         """Refuse a weight that cannot be replaced by its moments, unless sampling is allowed."""
         if not self.how.sampled:
             raise ValueError(
-                f"site {site!r}: moments need a random weight with a law of its own in exactly one linear layer or "
-                f"convolution, and this one is {reason}; predict with mode='mc', or draw it with mode='moments:mc'"
+                f"site {site!r}: moments need a random weight with a distribution of its own in exactly one linear "
+                f"layer or convolution, and this one is {decision.reason}; predict with "
+                "mode='mc', or draw it with mode='moments:mc'"
             )
-        self.routes[site] = f"one draw ({reason})"
+        self.treatments[site] = f"one draw ({decision.reason})"
         return self.draw(site)
 
-    def carry(self, op: LinearOp, weight: str | None, bias: str | None) -> Any:
+    def apply(self, op: LinearOp, weight: str | None, bias: str | None) -> Any:
         """Mean and variance of the layer's output."""
         for site in (weight, bias):
             if site is not None:
-                self.routes[site] = "moments"
+                self.treatments[site] = "moments"
         return propagate_linear(op, self._parts(weight), self._parts(bias), self.how)
 
     def _parts(self, site: str | None) -> tuple[Tensor | None, Tensor] | None:
         if site is None:
             return None
-        law = self.law(site)
-        zero = getattr(law, "zero_mean", False)
-        return (None if zero else law.mean), law.variance
+        distribution = self.distribution(site)
+        zero = getattr(distribution, "zero_mean", False)
+        return (None if zero else distribution.mean), distribution.variance
 
     def _pyro_sample(self, msg: Any) -> None:
         replace_by_mean(msg)

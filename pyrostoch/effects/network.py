@@ -23,13 +23,13 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from pyrostoch._ops import LinearOp, bind
 from pyrostoch.effects.active import active_call, entered
-from pyrostoch.effects.census import tensors_in
+from pyrostoch.effects.usage import tensors_in
 from pyrostoch.moments import MissingRuleError
 
 __all__ = ["NetworkCall", "call_network", "checkpoint"]
 
-# How one linear operation with deferred weights is carried out: (operation, name of weight, name of bias) -> output.
-Carrier = Callable[[LinearOp, str | None, str | None], Any]
+# Carries out one linear operation whose weights were replaced: (operation, name of weight, name of bias) -> output.
+ApplyOperation = Callable[[LinearOp, str | None, str | None], Any]
 
 
 class NetworkCall:
@@ -41,7 +41,7 @@ class NetworkCall:
         args: Positional inputs.
         kwargs: Keyword inputs.
         sites: Pyro site name of each random parameter.
-        censuses: Where censuses of this network are kept between calls.
+        usage_cache: Where the analysis of this network's weight usage is kept between calls.
     """
 
     def __init__(
@@ -51,16 +51,17 @@ class NetworkCall:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         sites: dict[str, str],
-        censuses: dict[Any, Any],
+        usage_cache: dict[Any, Any],
     ) -> None:
         self.net = net
         self.weights = dict(weights)
         self.args = args
         self.kwargs = kwargs
         self.sites = sites
-        self.censuses = censuses
-        self.deferred: set[str] = set()
-        self.carrier: Carrier | None = None
+        self.usage_cache = usage_cache
+        #: Names of the parameters whose draws are replaced by their distributions.
+        self.replaced: set[str] = set()
+        self.apply: ApplyOperation | None = None
 
     def run(self) -> Any:
         """Call the network once, the mode around nothing but the call."""
@@ -78,7 +79,7 @@ class NetworkCall:
         finally:
             # Call and mode refer to each other: draws and inputs would stay until Python collects circles.
             del self.mode
-        mode.check_hits()
+        mode.check_uses()
         return output
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
@@ -114,7 +115,7 @@ def _uncached() -> Iterator[None]:
 
 
 class _NetworkMode(TorchFunctionMode):
-    """Hands linear operations with deferred weights to the carrier, and refuses unprotected checkpointing."""
+    """Hands linear operations with replaced weights to the interpretation, and refuses unprotected checkpointing."""
 
     def __init__(self, call: NetworkCall, *, count: bool) -> None:
         super().__init__()
@@ -122,9 +123,9 @@ class _NetworkMode(TorchFunctionMode):
         self.count = count
         self.protected = False
         self.grad_at_entry = torch.is_grad_enabled()
-        self.hits = dict.fromkeys(call.deferred, 0)
+        self.uses = dict.fromkeys(call.replaced, 0)
         # call.weights keeps the tensors alive, so an id stands for one tensor throughout.
-        self.names = {id(call.weights[name]): name for name in call.deferred}
+        self.names = {id(call.weights[name]): name for name in call.replaced}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -138,25 +139,25 @@ class _NetworkMode(TorchFunctionMode):
         if op is None:
             result = func(*args, **kwargs)
             if next(tensors_in(result), None) is not None:
-                self._hit(*(self.names.get(id(tensor)) for tensor in tensors_in((args, kwargs))))
+                self._count(*(self.names.get(id(tensor)) for tensor in tensors_in((args, kwargs))))
             return result
         weight = self.names.get(id(op.weight))
         bias = None if op.bias is None else self.names.get(id(op.bias))
-        if self.call.carrier is None or (weight is None and bias is None):
+        if self.call.apply is None or (weight is None and bias is None):
             return func(*args, **kwargs)
-        self._hit(weight, bias)
-        return self.call.carrier(op, weight, bias)
+        self._count(weight, bias)
+        return self.call.apply(op, weight, bias)
 
-    def _hit(self, *names: str | None) -> None:
+    def _count(self, *names: str | None) -> None:
         for name in names:
             if name is not None:
-                self.hits[name] += 1
+                self.uses[name] += 1
 
-    def check_hits(self) -> None:
-        """Refuse a pass in which a deferred weight was not used exactly once, as the census had found."""
-        wrong = {name: hits for name, hits in self.hits.items() if hits != 1}
+    def check_uses(self) -> None:
+        """Refuse a pass in which a replaced weight was not used exactly once, as the first pass had found."""
+        wrong = {name: uses for name, uses in self.uses.items() if uses != 1}
         if self.count and wrong:
-            found = ", ".join(f"{name!r} {hits} times" for name, hits in wrong.items())
+            found = ", ".join(f"{name!r} {uses} times" for name, uses in wrong.items())
             raise RuntimeError(
                 f"{type(self.call.net).__name__}: the weights' uses differ from those of its first pass: expected one "
                 f"linear use each, found {found}. The forward pass depends on its input or state, which local "
@@ -202,7 +203,7 @@ def call_network(
     kwargs: dict[str, Any] | None = None,
     *,
     sites: dict[str, str] | None = None,
-    censuses: dict[Any, Any] | None = None,
+    usage_cache: dict[Any, Any] | None = None,
 ) -> Any:
     """Call `net` with drawn weights in place of its parameters, under the interpretation in force.
 
@@ -212,7 +213,7 @@ def call_network(
         args: Positional inputs.
         kwargs: Keyword inputs.
         sites: Pyro site names by parameter name, where they differ from it.
-        censuses: A dictionary kept by the caller, in which the census of the network's weights is remembered.
+        usage_cache: A dictionary kept by the caller, in which the analysis of its weight usage is kept.
 
     Returns:
         The network's output.
@@ -223,7 +224,7 @@ def call_network(
         3.0
     """
     names = sites if sites is not None else {name: name for name in weights}
-    return _network(NetworkCall(net, weights, args, kwargs or {}, names, {} if censuses is None else censuses))
+    return _network(NetworkCall(net, weights, args, kwargs or {}, names, {} if usage_cache is None else usage_cache))
 
 
 def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:

@@ -22,7 +22,7 @@ class SharedSample(Interpretation):
         ...     return call_network(net, {"weight": weight}, (x,))
         >>> with SharedSample() as shared:
         ...     out = model(torch.ones(3, 1))
-        >>> bool((out == out[0]).all()), shared.routes
+        >>> bool((out == out[0]).all()), shared.treatments
         (True, {'weight': 'shared'})
     """
 

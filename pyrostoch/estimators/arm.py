@@ -39,7 +39,7 @@ class _Swapped(States):
 def arm(net: nn.Module, x: Tensor, loss: Loss, samples: int) -> Tensor:
     r"""A surrogate with the gradient of ARM (two states) and ARSM (more), by the logits of each neuron's states.
 
-    With $\pi$ from a flat Dirichlet law a neuron is in the state of the least $\log \pi_c - \varphi_c$. With
+    With $\pi$ from a flat Dirichlet distribution a neuron is in the state of the least $\log \pi_c - \varphi_c$. With
     $L^{c \leftrightarrow m}$ the loss where the entries c and m of every neuron's $\pi$ in a layer are swapped,
 
     $$ \nabla_{\varphi_c} = \sum_m \Bigl(L^{c \leftrightarrow m} - \tfrac1k \sum_j L^{j \leftrightarrow m}\Bigr)

@@ -55,7 +55,7 @@ def path_sample_analytic(net: nn.Module, x: Tensor, loss: Loss, samples: int) ->
 
     the gradient is $\sum_i \sum_s V_i(s)\,\nabla P_i(s)$. It is unbiased for one layer; with more, changes of several
     neurons at once are taken as the sum of their changes, a small bias for a small variance. Memory grows with the
-    product of the sizes of neighbouring layers.
+    product of the sizes of neighboring layers.
 
     Args:
         net: A network with nothing but affine operations behind each layer of neurons.
@@ -129,6 +129,6 @@ def _matrix(net: nn.Module, x: Tensor, depth: int, given: Tensor) -> Tensor:
     if not torch.allclose(slopes.sum(0), found[-1] - found[-2], rtol=1e-3, atol=1e-4 * found.abs().max().item()):
         raise ValueError(
             f"estimator 'path-sample-analytic': what follows layer {depth + 1} of the neurons is not affine; leave "
-            "nothing but linear layers and batch normalisation there"
+            "nothing but linear layers and batch normalization there"
         )
     return slopes

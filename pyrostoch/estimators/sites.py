@@ -88,7 +88,7 @@ class StateSites(States):
             ]
             drawn = torch.stack(torch.broadcast_tensors(*every), dim=-1)
         else:
-            law = dist.Categorical(logits=log_probabilities(layer, x)).to_event(1)
-            drawn = pyro.sample(name, law).reshape(x.shape)
+            distribution = dist.Categorical(logits=log_probabilities(layer, x)).to_event(1)
+            drawn = pyro.sample(name, distribution).reshape(x.shape)
         values = torch.tensor(layer.states, dtype=x.dtype, device=x.device)
         return values[drawn]

@@ -112,7 +112,7 @@ def check_apart(net: nn.Module, estimator: str) -> None:
         estimator: Name of the estimator.
 
     Raises:
-        ValueError: A batch normalisation or a dropout is in training mode.
+        ValueError: A batch normalization or a dropout is in training mode.
     """
     for name, module in net.named_modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.training:

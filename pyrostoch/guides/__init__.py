@@ -1,6 +1,6 @@
 """Guides: variational posteriors over a model's sites.
 
-| guide | law of a weight |
+| guide | distribution of a weight |
 | --- | --- |
 | `Additive` | N(mu, sigma^2) |
 | `WeightwiseAlpha` | N(mu, alpha mu^2), an alpha for every weight |
@@ -13,7 +13,7 @@
 
 What they tell once trained: `guide.zero_mean_gap()` (what their means are worth), `to_variance_only` (the variance
 network they are close to), `prune` (the weights that are noise) beside `magnitude_masks`. What a pruning exports is
-saved as a state dict, and `load_pruned` reads it; `refresh_batch_norm` fits its normalisation to a network without
+saved as a state dict, and `load_pruned` reads it; `refresh_batch_norm` fits its normalization to a network without
 noise.
 """
 
@@ -22,7 +22,7 @@ from __future__ import annotations
 if __name__ != "pyrostoch.guides":
     raise ImportError(
         f"import pyrostoch.guides, not {__name__}: the folder at the repository's root is a link for readers, and a "
-        "second copy of its classes would not be recognised"
+        "second copy of its classes would not be recognized"
     )
 
 from pyrostoch.guides.additive import Additive

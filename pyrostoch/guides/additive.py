@@ -20,7 +20,7 @@ class Additive(Guide):
 
     Args:
         model: A `BayesianModel`.
-        init_loc: Starting means; the network's own values by default (its initialisation, or trained weights).
+        init_loc: Starting means; the network's own values by default (its initialization, or trained weights).
         init_scale: Starting standard deviations: a number, or a function of the site.
         sites: Names of the sites covered; all by default.
 
@@ -31,7 +31,7 @@ class Additive(Guide):
         >>> import pyrostoch as ps
         >>> model = ps.BayesianModel(nn.Linear(3, 2), prior=ps.priors.Normal(),
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
-        >>> Additive(model, init_scale=0.01).site_law("weight").base_dist.stddev[0]
+        >>> Additive(model, init_scale=0.01).site_distribution("weight").base_dist.stddev[0]
         tensor([0.0100, 0.0100, 0.0100], grad_fn=<SelectBackward0>)
     """
 
@@ -46,7 +46,7 @@ class Additive(Guide):
         self._init_loc, self._init_scale = init_loc, init_scale
         super().__init__(model, sites=sites)
 
-    def initial(self, site: Site) -> dict[str, Tensor]:
+    def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc` and `log_scale`, in the weight's shape."""
         shape = site.init.shape
         scale = start_value(self._init_scale, site, shape, "init_scale")
@@ -55,6 +55,6 @@ class Additive(Guide):
         loc = site.init if self._init_loc is None else start_value(self._init_loc, site, shape, "init_loc")
         return {"loc": loc, "log_scale": scale.log()}
 
-    def law(self, site: str, **parameters: Tensor) -> Any:
+    def distribution(self, site: str, **parameters: Tensor) -> Any:
         """N(loc, exp(log_scale)^2)."""
         return dist.Normal(parameters["loc"], parameters["log_scale"].exp())

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrostoch.distributions import MultiplicativeNormal
 from pyrostoch.guides.base import Guide
-from pyrostoch.guides.starts import Start, off_zero, start_value
+from pyrostoch.guides.starts import Start, nudge_from_zero, start_value
 from pyrostoch.model import Site
 
 __all__ = ["LayerwiseAlpha", "NeuronwiseAlpha", "WeightwiseAlpha"]
@@ -39,7 +39,7 @@ class _Alpha(Guide):
         """Shape of log alpha, broadcasting to the weight's."""
         raise TypeError(f"{type(self).__name__} must implement alpha_shape(site)")
 
-    def initial(self, site: Site) -> dict[str, Tensor]:
+    def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc` in the weight's shape and `log_alpha` in its own."""
         log_alpha = start_value(self._init_log_alpha, site, self.alpha_shape(site), "init_log_alpha")
         if bool((log_alpha.abs() > BOUND).any()):
@@ -49,11 +49,11 @@ class _Alpha(Guide):
             )
         loc = site.init if self._init_loc is None else start_value(self._init_loc, site, site.init.shape, "init_loc")
         return {
-            "loc": off_zero(loc),
+            "loc": nudge_from_zero(loc),
             "log_alpha": log_alpha,
         }
 
-    def law(self, site: str, **parameters: Tensor) -> Any:
+    def distribution(self, site: str, **parameters: Tensor) -> Any:
         """N(loc, alpha loc^2), log alpha held within its bounds."""
         return MultiplicativeNormal(parameters["loc"], parameters["log_alpha"].clamp(-BOUND, BOUND))
 

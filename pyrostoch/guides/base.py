@@ -1,4 +1,4 @@
-"""What a guide is: parameters that exist from the start, and the law they give each site."""
+"""What a guide is: parameters that exist from the start, and the distribution they give each site."""
 
 from __future__ import annotations
 
@@ -14,33 +14,29 @@ from torch import Tensor, nn
 from torch.distributions import constraints
 
 from pyrostoch._checks import name_list
-from pyrostoch.effects import INDEPENDENT
+from pyrostoch.effects import independent
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
-from pyrostoch.guides.starts import off_zero
-from pyrostoch.model import Site, announce_parameters
+from pyrostoch.guides.starts import nudge_from_zero
+from pyrostoch.model import Site, announce_parameters, site_key
 
-__all__ = ["Guide", "site_key"]
-
-
-def site_key(site: str) -> str:
-    """A site's name as a module name, which may not hold a dot nor be that of a module's attribute."""
-    key = site.replace(".", "/")
-    return f"/{key}" if hasattr(nn.ModuleDict, key) else key
+__all__ = ["Guide"]
 
 
 class Guide(nn.Module):
-    """A mean-field guide: an independent law for each site of a model.
+    """A mean-field guide: an independent distribution for each site of a model.
 
-    To put any Pyro distribution on the weights, subclass it and say which parameters a site has and what law they give:
+    To put any Pyro distribution on the weights, subclass it and say which parameters a site has and what distribution
+    they give:
 
         class LaplaceGuide(Guide):
-            def initial(self, site):
+            def initial_parameters(self, site):
                 return {"loc": site.init, "log_scale": torch.full_like(site.init, -5.0)}
 
-            def law(self, site, loc, log_scale):
+            def distribution(self, site, loc, log_scale):
                 return dist.Laplace(loc, log_scale.exp())
 
-    Positive scalars (a random prior scale, a random noise) get a log-normal law of their own, whatever the guide.
+    Positive scalars (a random prior scale, a random noise) get a log-normal distribution of their own, whatever the
+    guide.
 
     Args:
         model: A `BayesianModel`, or any module with a `sites` property that maps names to `Site`s.
@@ -53,9 +49,9 @@ class Guide(nn.Module):
     Example:
         >>> import pyrostoch as ps
         >>> class LaplaceGuide(Guide):
-        ...     def initial(self, site):
+        ...     def initial_parameters(self, site):
         ...         return {"loc": site.init, "log_scale": torch.full_like(site.init, -5.0)}
-        ...     def law(self, site, loc, log_scale):
+        ...     def distribution(self, site, loc, log_scale):
         ...         return dist.Laplace(loc, log_scale.exp())
         >>> model = ps.BayesianModel(nn.Linear(2, 1), prior=ps.priors.Normal(),
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
@@ -89,12 +85,12 @@ class Guide(nn.Module):
         self.parameters_of = nn.ModuleDict()
         for name in chosen:
             site = described[name]
-            initial = self.initial(site) if self._kinds[name] == "real" else _initial_scale(site)
+            initial = self.initial_parameters(site) if self._kinds[name] == "real" else _initial_scale(site)
             self.parameters_of[site_key(name)] = nn.ParameterDict(
                 {key: nn.Parameter(value.detach().clone()) for key, value in initial.items()}
             )
 
-    def initial(self, site: Site) -> dict[str, Tensor]:
+    def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """The site's variational parameters as they start, by name.
 
         Args:
@@ -103,22 +99,22 @@ class Guide(nn.Module):
         Returns:
             Tensors, which become `nn.Parameter`s.
         """
-        raise TypeError(f"{type(self).__name__} must implement initial(site)")
+        raise TypeError(f"{type(self).__name__} must implement initial_parameters(site)")
 
-    def law(self, site: str, **parameters: Tensor) -> Any:
-        """The elementwise law of a site, from its parameters by name.
+    def distribution(self, site: str, **parameters: Tensor) -> Any:
+        """The elementwise distribution of a site, from its parameters by name.
 
         Args:
             site: The site's name.
-            parameters: What `initial` returned, as it stands now.
+            parameters: What `initial_parameters` returned, as it stands now.
 
         Returns:
             A Pyro distribution of the site's shape.
         """
-        raise TypeError(f"{type(self).__name__} must implement law(site, ...)")
+        raise TypeError(f"{type(self).__name__} must implement distribution(site, ...)")
 
-    def site_law(self, site: str) -> Any:
-        """The law of one site as it stands now, its axes declared as one event.
+    def site_distribution(self, site: str) -> Any:
+        """The distribution of one site as it stands now, its axes declared as one event.
 
         Args:
             site: The site's name.
@@ -129,11 +125,27 @@ class Guide(nn.Module):
         Raises:
             ValueError: The guide has no such site.
         """
+        parameters = self.parameters_for(site)
+        distribution = (
+            self.distribution(site, **parameters) if self._kinds[site] == "real" else _scale_distribution(**parameters)
+        )
+        return distribution.to_event(len(distribution.batch_shape))
+
+    def parameters_for(self, site: str) -> dict[str, nn.Parameter]:
+        """The variational parameters of one site, by name.
+
+        Args:
+            site: The site's name.
+
+        Returns:
+            The parameters themselves, not copies.
+
+        Raises:
+            ValueError: The guide has no such site.
+        """
         if site not in self._kinds:
             raise ValueError(f"guide {type(self).__name__}: no site {site!r}; it has {name_list(self._kinds)}")
-        parameters = dict(self.parameters_of[site_key(site)].items())  # type: ignore[operator]
-        law = self.law(site, **parameters) if self._kinds[site] == "real" else _scale_law(**parameters)
-        return law.to_event(len(law.batch_shape))
+        return dict(self.parameters_of[site_key(site)].items())  # type: ignore[operator]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The Pyro guide: draws every site; the data are ignored."""
@@ -142,10 +154,10 @@ class Guide(nn.Module):
 
     def draw(self) -> dict[str, Tensor]:
         """Draw every site, by name."""
-        # A subclass that draws in its own way may let one site's law depend on another's draw.
+        # A subclass that draws in its own way may let one site's distribution depend on another's draw.
         own = type(self).forward is Guide.forward and type(self).draw is Guide.draw
-        marks: dict[str, Any] = {name: {INDEPENDENT: own and kind == "real"} for name, kind in self._kinds.items()}
-        return {name: pyro.sample(name, self.site_law(name), infer=marks[name]) for name in self.site_names}
+        marks: dict[str, Any] = {n: independent() if own and kind == "real" else {} for n, kind in self._kinds.items()}
+        return {name: pyro.sample(name, self.site_distribution(name), infer=marks[name]) for name in self.site_names}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The guide's parameters by the learning rate they take: `"main"`, and `"alpha"` for logarithms of ratios."""
@@ -161,7 +173,7 @@ class Guide(nn.Module):
             The gap, site by site.
 
         Raises:
-            TypeError: A weight's law is neither normal nor of zero mean; its site is named.
+            TypeError: A weight's distribution is neither normal nor of zero mean; its site is named.
         """
         return zero_mean_gap(self)
 
@@ -205,8 +217,8 @@ def _kind(site: Site) -> str:
 
 
 def _initial_scale(site: Site) -> dict[str, Tensor]:
-    return {"loc": off_zero(site.init).abs().log(), "log_scale": torch.full_like(site.init, math.log(0.1))}
+    return {"loc": nudge_from_zero(site.init).abs().log(), "log_scale": torch.full_like(site.init, math.log(0.1))}
 
 
-def _scale_law(loc: Tensor, log_scale: Tensor) -> Any:
+def _scale_distribution(loc: Tensor, log_scale: Tensor) -> Any:
     return dist.LogNormal(loc, log_scale.exp())

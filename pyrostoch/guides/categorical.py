@@ -1,4 +1,4 @@
-"""Weights on a grid: a categorical law over a few levels for every weight, with a scale for each site."""
+"""Weights on a grid: a categorical distribution over a few levels for every weight, with a scale for each site."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pyrostoch._checks import check_positive, is_rising
 from pyrostoch.distributions import Levels, matching_scale
-from pyrostoch.effects import base_law
+from pyrostoch.effects import base_distribution
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.export import with_weights
 from pyrostoch.model import Site
@@ -22,13 +22,13 @@ class CategoricalWeights(Guide):
     r"""Every weight is one of a few levels times its layer's scale: $w = s\,\ell_j$ with probability $p_j$.
 
     Trained by local reparameterization (a layer's output is Gaussian by its exact mean and variance) or by moments;
-    under `"shared"` a draw passes back the derivative of its mean. `site_law(name).base_dist.states()` are the most
-    probable levels.
+    under `"shared"` a draw passes back the derivative of its mean. `site_distribution(name).base_dist.states()` are the
+    most probable levels.
 
     The logits are logarithms of ratios, and take `fit`'s `lr_alpha`: well above the rate of other parameters, since
     they have a way to go. A network that was trained without a grid is a better start than a fresh one.
 
-    The prior is `priors.Grid()` (no level is favoured: KL = log k - H), or none of a density: a grid has none.
+    The prior is `priors.Grid()` (no level is favored: KL = log k - H), or none of a density: a grid has none.
 
     Args:
         model: A `BayesianModel`.
@@ -45,7 +45,7 @@ class CategoricalWeights(Guide):
         >>> model = ps.BayesianModel(nn.Linear(3, 2), prior=ps.priors.Grid(),
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
         >>> guide = CategoricalWeights(model)
-        >>> guide.site_law("weight").base_dist.states().dtype
+        >>> guide.site_distribution("weight").base_dist.states().dtype
         torch.int8
     """
 
@@ -65,7 +65,7 @@ class CategoricalWeights(Guide):
         self.width = check_positive("CategoricalWeights width", width)
         super().__init__(model, sites=sites)
 
-    def initial(self, site: Site) -> dict[str, Tensor]:
+    def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`logits`, (k, ...), nearest to the network's own weights, and `log_scale`, one for the site."""
         weights = site.init.detach()
         if not weights.any():
@@ -76,12 +76,12 @@ class CategoricalWeights(Guide):
         levels = torch.tensor(self.levels, dtype=weights.dtype, device=weights.device)
         scale = matching_scale(weights, levels)
         step = (levels[-1] - levels[0]) / (len(levels) - 1)
-        # Levels in front, as the law works.
+        # Levels in front, as the distribution works.
         apart = (weights / scale - levels.reshape(-1, *[1] * weights.dim())) / (self.width * step)
         return {"logits": -0.5 * apart.square(), "log_scale": scale.log()}
 
-    def law(self, site: str, **parameters: Tensor) -> Any:
-        """The categorical law."""
+    def distribution(self, site: str, **parameters: Tensor) -> Any:
+        """The categorical distribution."""
         return Levels(parameters["logits"].movedim(0, -1), self.levels, parameters["log_scale"].exp())
 
     def export(self, model: nn.Module) -> nn.Module:
@@ -92,9 +92,9 @@ class CategoricalWeights(Guide):
         """
         weights = {}
         for name in self.weight_names:
-            law: Any = base_law(self.site_law(name))
-            levels = law.scale.new_tensor(self.levels)
-            weights[name] = law.scale * levels[law.states().long()]
+            distribution: Any = base_distribution(self.site_distribution(name))
+            levels = distribution.scale.new_tensor(self.levels)
+            weights[name] = distribution.scale * levels[distribution.states().long()]
         return with_weights(model, weights)
 
     def extra_repr(self) -> str:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch.distributions import Normal
 
-from pyrostoch.guides.ratio import is_zero_mean, log_alpha, signal, weight_laws
+from pyrostoch.guides.ratio import is_zero_mean, log_alpha, squared_signal_to_noise, weight_distributions
 from pyrostoch.records import Record, table
 
 __all__ = ["ZeroMeanGap", "ZeroMeanRow", "zero_mean_gap"]
@@ -48,11 +48,12 @@ class ZeroMeanGap(Record):
 
     $$ |E_P f - E_Q f| \le TV(P, Q) = \mathrm{erf}(\sqrt{\mathrm{gap}}/2) \le \min(1, \sqrt{\mathrm{gap}/2}). $$
 
-    The first is `total_variation`, exact for these two laws; the second is Pinsker's inequality, `bound`, which holds
-    for any laws that far apart. The predictive probabilities, averages over infinitely many draws, change by no more
-    either, as each is the expectation of a single-draw probability. What is computed from K draws together, such as the
-    accuracy after averaging K of them, sees K times the gap. Nothing is said about the mean-weight network, which
-    draws nothing, nor about estimators that draw outputs instead of weights where these are not the same law. Both
+    The first is `total_variation`, exact for these two distributions; the second is Pinsker's inequality, `bound`,
+    which holds for any distributions that far apart. The predictive probabilities, averages over infinitely many draws,
+    change by no more either, as each is the expectation of a single-draw probability. What is computed from K draws
+    together, such as the accuracy after averaging K of them, sees K times the gap. Nothing is said about the
+    mean-weight network, which draws nothing, nor about estimators that draw outputs instead of weights where these are
+    not the same distribution. Both
     bounds are worst cases over all f: a gap of hundreds of nats says nothing, not that accuracy is lost.
 
     Args:
@@ -92,8 +93,8 @@ class ZeroMeanGap(Record):
 def zero_mean_gap(guide: Any) -> ZeroMeanGap:
     """What zeroing the means of a guide costs; see `ZeroMeanGap`. Guides have it as a method.
 
-    Sums are taken in float64. Laws whose mean is zero by construction cost nothing, whatever their family; random
-    scales of priors and likelihoods are not weights and are left out, as both posteriors share them.
+    Sums are taken in float64. Distributions whose mean is zero by construction cost nothing, whatever their family;
+    random scales of priors and likelihoods are not weights and are left out, as both posteriors share them.
 
     Args:
         guide: A guide of `pyrostoch.guides`.
@@ -102,19 +103,26 @@ def zero_mean_gap(guide: Any) -> ZeroMeanGap:
         The gap, site by site.
 
     Raises:
-        TypeError: A weight's law is neither normal nor of zero mean; its site is named.
+        TypeError: A weight's distribution is neither normal nor of zero mean; its site is named.
     """
     with torch.no_grad():
         rows = []
-        for site, law in weight_laws(guide, "zero_mean_gap").items():
-            weights = law.batch_shape.numel()
-            if is_zero_mean(law):
+        for site, distribution in weight_distributions(guide, "zero_mean_gap").items():
+            weights = distribution.batch_shape.numel()
+            if is_zero_mean(distribution):
                 rows.append(ZeroMeanRow(site, weights, 0.0, math.inf))
                 continue
-            if not isinstance(law, Normal):
+            if not isinstance(distribution, Normal):
                 raise TypeError(
-                    f"zero_mean_gap: expected a normal law (or one of mean zero) at site {site!r}, got "
-                    f"{type(law).__name__}, for which the gap has no closed form"
+                    f"zero_mean_gap: expected a normal distribution (or one of mean zero) at site {site!r}, got "
+                    f"{type(distribution).__name__}, for which the gap has no closed form"
                 )
-            rows.append(ZeroMeanRow(site, weights, signal(law).sum().item() / 2, log_alpha(law).median().item()))
+            rows.append(
+                ZeroMeanRow(
+                    site,
+                    weights,
+                    squared_signal_to_noise(distribution).sum().item() / 2,
+                    log_alpha(distribution).median().item(),
+                )
+            )
     return ZeroMeanGap(math.fsum(row.gap for row in rows), tuple(rows))

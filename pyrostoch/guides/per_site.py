@@ -35,7 +35,7 @@ class PerSite(nn.Module):
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
         >>> guide = PerSite(model, {"*": ps.guides.Additive,
         ...                         "0.*": functools.partial(ps.guides.VarianceOnly, family="uniform")})
-        >>> type(guide.site_law("0.weight").base_dist).__name__
+        >>> type(guide.site_distribution("0.weight").base_dist).__name__
         'SymmetricUniform'
     """
 
@@ -55,7 +55,7 @@ class PerSite(nn.Module):
                 f"PerSite: no pattern of {name_list(rules)} matches site(s) {name_list(uncovered)}; add a pattern '*'"
             )
         covered = {pattern: [name for name in names if rule_of[name][-1] == pattern] for pattern in rules}
-        idle = [pattern for pattern, hits in covered.items() if not hits]
+        idle = [pattern for pattern, names in covered.items() if not names]
         if idle:
             raise ValueError(f"PerSite: pattern(s) {name_list(idle)} cover no site of {name_list(names)}")
         self._join([make(model, sites=covered[pattern]) for pattern, make in rules.items()], names)
@@ -93,8 +93,8 @@ class PerSite(nn.Module):
         weights = {name for part in self.parts for name in part.weight_names}  # type: ignore[union-attr]
         return tuple(name for name in self.site_names if name in weights)
 
-    def site_law(self, site: str) -> Distribution:
-        """The law of one site as it stands now.
+    def site_distribution(self, site: str) -> Distribution:
+        """The distribution of one site as it stands now.
 
         Args:
             site: The site's name.
@@ -105,10 +105,27 @@ class PerSite(nn.Module):
         Raises:
             ValueError: The guide has no such site.
         """
+        return self._part(site).site_distribution(site)
+
+    def parameters_for(self, site: str) -> dict[str, nn.Parameter]:
+        """The variational parameters of one site, by name.
+
+        Args:
+            site: The site's name.
+
+        Returns:
+            The parameters themselves, not copies.
+
+        Raises:
+            ValueError: The guide has no such site.
+        """
+        return self._part(site).parameters_for(site)
+
+    def _part(self, site: str) -> Guide:
         if site not in self._part_of:
             raise ValueError(f"guide PerSite: no site {site!r}; it has {name_list(self._part_of)}")
-        law: Distribution = self.parts[self._part_of[site]].site_law(site)  # type: ignore[operator]
-        return law
+        part: Guide = self.parts[self._part_of[site]]  # type: ignore[assignment]
+        return part
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The Pyro guide: draws every site."""
@@ -133,6 +150,6 @@ class PerSite(nn.Module):
             The gap, site by site.
 
         Raises:
-            TypeError: A weight's law is neither normal nor of zero mean; its site is named.
+            TypeError: A weight's distribution is neither normal nor of zero mean; its site is named.
         """
         return zero_mean_gap(self)

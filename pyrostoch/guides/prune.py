@@ -14,7 +14,7 @@ from torch.distributions import Normal
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch.guides.export import make_sparse, with_weights
-from pyrostoch.guides.ratio import is_zero_mean, log_alpha, weight_laws
+from pyrostoch.guides.ratio import is_zero_mean, log_alpha, weight_distributions
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import clean_name
 from pyrostoch.records import Record, table
@@ -46,7 +46,7 @@ class PruningRow(Record):
 class Pruning(Record):
     """Masks of the weights worth keeping, with the values they have.
 
-    Counts are over the sites listed, and nothing else: parameters that no guide covers (biases and normalisation layers
+    Counts are over the sites listed, and nothing else: parameters that no guide covers (biases and normalization layers
     without a prior) are kept as they are and counted nowhere, as is the custom of published rates.
 
     Args:
@@ -105,7 +105,7 @@ class Pruning(Record):
         Raises:
             ValueError: A site of the pruning is no parameter of the network or has another shape there, or a random
                 weight of the model is no site of the pruning. Only names and shapes are checked: a network with the
-                same ones passes, and everything that is no site (biases, normalisation) is then that network's own.
+                same ones passes, and everything that is no site (biases, normalization) is then that network's own.
         """
         masked = {site: torch.where(mask, self.values[site], 0) for site, mask in self.masks.items()}
         net = with_weights(model, masked)
@@ -140,16 +140,16 @@ def prune(guide: Any, threshold: float = 3.0) -> Pruning:
     an alpha shared by a neuron or a layer, whole neurons or layers go; a site that is emptied is warned of.
 
     Args:
-        guide: A guide with normal laws; random scales of priors are passed over.
+        guide: A guide with normal distributions; random scales of priors are passed over.
         threshold: The largest log alpha that is kept, a finite number.
 
     Returns:
         Masks and means.
 
     Raises:
-        TypeError: The threshold is no number, or a weight's law is not normal; its site is named.
-        ValueError: The threshold is not finite, or a law has mean zero by construction, so that nothing of it would be
-            left, or is not finite; named.
+        TypeError: The threshold is no number, or a weight's distribution is not normal; its site is named.
+        ValueError: The threshold is not finite, or a distribution has mean zero by construction, so that nothing of it
+            would be left, or is not finite; named.
 
     References:
         Molchanov, Ashukha, Vetrov, "Variational dropout sparsifies deep neural networks", 2017; Gale, Elsen, Hooker,
@@ -176,19 +176,21 @@ def prune(guide: Any, threshold: float = 3.0) -> Pruning:
         raise ValueError(f"prune: expected a finite threshold, got {threshold!r}")
     masks, values = {}, {}
     with torch.no_grad():
-        for site, law in weight_laws(guide, "prune").items():
-            if is_zero_mean(law):
+        for site, distribution in weight_distributions(guide, "prune").items():
+            if is_zero_mean(distribution):
                 raise ValueError(
-                    f"prune: the law at site {site!r} has mean zero by construction: its weights act by their "
+                    f"prune: the distribution at site {site!r} has mean zero by construction: its weights act by their "
                     "variances alone, and no network of fixed weights stands for it"
                 )
-            if not isinstance(law, Normal):
-                raise TypeError(f"prune: expected a normal law at site {site!r}, got {type(law).__name__}")
-            ratio = log_alpha(law)
-            if bool(torch.isnan(ratio).any()) or not bool(torch.isfinite(law.loc).all()):
+            if not isinstance(distribution, Normal):
+                raise TypeError(
+                    f"prune: expected a normal distribution at site {site!r}, got {type(distribution).__name__}"
+                )
+            ratio = log_alpha(distribution)
+            if bool(torch.isnan(ratio).any()) or not bool(torch.isfinite(distribution.loc).all()):
                 raise ValueError(f"prune: the guide's parameters at site {site!r} are not finite")
             masks[site] = ratio <= threshold
-            values[site] = law.loc.clone()
+            values[site] = distribution.loc.clone()
     found = _pruning(f"log alpha <= {threshold:g}", masks, values)
     emptied = [row.site for row in found.sites if row.weights and not row.kept]
     if emptied:
@@ -205,7 +207,7 @@ def magnitude_masks(model: nn.Module, like: Pruning, scope: Literal["layer", "gl
     """A baseline at the same sparsity: keep the largest weights of a network, as many as another pruning keeps.
 
     They are removed at one stroke, without fine-tuning, which is no fair baseline at high sparsity. The benchmark
-    `pruning` prunes gradually while the network trains: `pyrostoch.bench.magnitude.train_and_prune`.
+    `pruning` prunes gradually while the network trains: `pyrostoch.bench.published.magnitude.train_and_prune`.
 
     Of weights of one size, the first in memory are kept (site by site in the order of `like`, then by index).
 

@@ -9,20 +9,20 @@ from torch import Tensor
 from torch.distributions import Distribution, Normal
 
 from pyrostoch.distributions import MultiplicativeNormal
-from pyrostoch.effects import base_law
+from pyrostoch.effects import base_distribution
 
-__all__ = ["is_zero_mean", "log_alpha", "signal", "weight_laws"]
+__all__ = ["is_zero_mean", "log_alpha", "squared_signal_to_noise", "weight_distributions"]
 
 
-def weight_laws(guide: Any, purpose: str = "weight_laws") -> dict[str, Distribution]:
-    """The elementwise law of each random weight of a guide; random scales of priors and likelihoods are no weights.
+def weight_distributions(guide: Any, purpose: str = "weight_distributions") -> dict[str, Distribution]:
+    """The elementwise distribution of each random weight of a guide, without scales of priors and likelihoods.
 
     Args:
         guide: A guide of `pyrostoch.guides`.
         purpose: The function that needs them, for the error.
 
     Returns:
-        Laws by site, as they stand now.
+        Distributions by site, as they stand now.
 
     Raises:
         TypeError: It is no such guide.
@@ -30,47 +30,47 @@ def weight_laws(guide: Any, purpose: str = "weight_laws") -> dict[str, Distribut
     names = getattr(guide, "weight_names", None)
     if names is None:
         raise TypeError(f"{purpose}: expected a guide of pyrostoch.guides, got {type(guide).__name__}")
-    return {name: base_law(guide.site_law(name)) for name in names}
+    return {name: base_distribution(guide.site_distribution(name)) for name in names}
 
 
-def is_zero_mean(law: Distribution) -> bool:
-    """Whether the law's mean is zero by construction, whatever its parameters."""
-    return bool(getattr(law, "zero_mean", False))
+def is_zero_mean(distribution: Distribution) -> bool:
+    """Whether the distribution's mean is zero by construction, whatever its parameters."""
+    return bool(getattr(distribution, "zero_mean", False))
 
 
-def signal(law: Normal) -> Tensor:
+def squared_signal_to_noise(distribution: Normal) -> Tensor:
     r"""Twice what zeroing a weight's mean costs, $\mu^2/\sigma^2 = 1/\alpha$, in float64; 0 where the mean is 0.
 
     Args:
-        law: A normal law.
+        distribution: A normal distribution.
 
     Returns:
-        A tensor in the law's shape.
+        A tensor in the distribution's shape.
     """
-    mean = law.loc.detach().double()
-    if isinstance(law, MultiplicativeNormal):
+    mean = distribution.loc.detach().double()
+    if isinstance(distribution, MultiplicativeNormal):
         # From alpha itself: a squared small mean would have underflown before it cancels.
-        ratio = (-law.log_alpha.detach().double()).exp()
+        ratio = (-distribution.log_alpha.detach().double()).exp()
     else:
-        ratio = (mean / law.scale.detach().double()).square()
+        ratio = (mean / distribution.scale.detach().double()).square()
     return torch.where(mean == 0, 0.0, ratio)
 
 
-def log_alpha(law: Normal) -> Tensor:
+def log_alpha(distribution: Normal) -> Tensor:
     r"""$\log\alpha = \log(\sigma^2/\mu^2)$ of each weight, in float64; infinite where the mean is 0.
 
     Args:
-        law: A normal law.
+        distribution: A normal distribution.
 
     Returns:
-        A tensor in the law's shape.
+        A tensor in the distribution's shape.
 
     Example:
         >>> log_alpha(Normal(torch.tensor([1.0, 0.0]), torch.tensor([1.0, 1.0])))
         tensor([0., inf], dtype=torch.float64)
     """
-    if isinstance(law, MultiplicativeNormal):
-        ratio = law.log_alpha.detach().double()
+    if isinstance(distribution, MultiplicativeNormal):
+        ratio = distribution.log_alpha.detach().double()
     else:
-        ratio = 2 * (law.scale.detach().double().log() - law.loc.detach().double().abs().log())
-    return torch.where(law.loc.detach() == 0, torch.inf, ratio)
+        ratio = 2 * (distribution.scale.detach().double().log() - distribution.loc.detach().double().abs().log())
+    return torch.where(distribution.loc.detach() == 0, torch.inf, ratio)

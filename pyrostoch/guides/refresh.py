@@ -1,4 +1,4 @@
-"""Batch normalisation's statistics, estimated again for a network that is no longer noisy."""
+"""Batch normalization's statistics, estimated again for a network that is no longer noisy."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ __all__ = ["refresh_batch_norm"]
 
 
 def refresh_batch_norm(net: nn.Module, x: Tensor, *, batch_size: int = 500) -> int:
-    """Estimate the running statistics of batch normalisation again, from a network as it is now.
+    """Estimate the running statistics of batch normalization again, from a network as it is now.
 
     Statistics gathered while weights were drawn hold the variance that the draws added. A network that draws nothing,
-    because it was pruned or reads its mean weights, is normalised wrongly by them, and may lose most of its accuracy by
+    because it was pruned or reads its mean weights, is normalized wrongly by them, and may lose most of its accuracy by
     that alone. No labels are needed, and no weight changes.
 
     Args:

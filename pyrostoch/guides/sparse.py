@@ -77,7 +77,7 @@ class _SparseLayer(nn.Module):
                 error_msgs.append(f"{type(self).__name__} {prefix.rstrip('.')!r}: {fault}")
                 return
             if given[0].shape != self.values.shape:
-                # In place: tied layers, and an optimiser that knows the parameter, keep their hold on it.
+                # In place: tied layers, and an optimizer that knows the parameter, keep their hold on it.
                 for own in (self.values, self.col_indices):
                     own.data = own.data.new_empty(given[0].shape)
                 self.values.grad = None

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrostoch.model import Site
 
-__all__ = ["Start", "off_zero", "start_value"]
+__all__ = ["Start", "nudge_from_zero", "start_value"]
 
 #: A number for every site, or a function of the site.
 Start = float | Tensor | Callable[[Site], "float | Tensor"]
@@ -42,10 +42,10 @@ def start_value(start: Start, site: Site, shape: torch.Size, what: str) -> Tenso
         ) from error
 
 
-def off_zero(values: Tensor) -> Tensor:
+def nudge_from_zero(values: Tensor) -> Tensor:
     """The values with exact zeros moved to a hundredth of their mean size, where a scale can learn.
 
-    A scale that starts at zero has no gradient, and a law of no width an infinite KL to a proper prior.
+    A scale that starts at zero has no gradient, and a distribution of no width an infinite KL to a proper prior.
 
     Args:
         values: Starting values, such as an embedding's with its padding row of zeros.

@@ -10,10 +10,10 @@ from torch import nn
 from torch.distributions import Normal, constraints
 
 from pyrostoch._checks import name_list
-from pyrostoch.effects import base_law
-from pyrostoch.guides.base import Guide, site_key
+from pyrostoch.effects import base_distribution
+from pyrostoch.guides.base import Guide
 from pyrostoch.guides.per_site import PerSite
-from pyrostoch.guides.ratio import is_zero_mean, weight_laws
+from pyrostoch.guides.ratio import is_zero_mean, weight_distributions
 from pyrostoch.guides.variance_only import VarianceOnly
 from pyrostoch.model import Site
 
@@ -21,10 +21,11 @@ __all__ = ["to_variance_only"]
 
 
 def to_variance_only(guide: Guide | PerSite, sites: str | Iterable[str] | None = None) -> Guide | PerSite:
-    r"""The variance network of a guide: every normal law $N(\mu, \sigma^2)$ becomes $N(0, \sigma^2)$.
+    r"""The variance network of a guide: every normal distribution $N(\mu, \sigma^2)$ becomes $N(0, \sigma^2)$.
 
     `guide.zero_mean_gap()` says what it costs. The given guide stays as it is and shares nothing with the new one,
-    which is on the same device and in the same dtype. Laws of mean zero and random scales of priors are copied.
+    which is on the same device and in the same dtype. Distributions of mean zero and random scales of priors are
+    copied.
 
     Without `sites`, every weight of a plain guide must be normal or of mean zero; of a `PerSite`, every weight that is
     normal is converted and the others are copied. A network's last layer of mean zero cannot classify: name
@@ -32,13 +33,13 @@ def to_variance_only(guide: Guide | PerSite, sites: str | Iterable[str] | None =
 
     Args:
         guide: A guide of `pyrostoch.guides`.
-        sites: Names of the sites to convert, or one name; the others are copied with their laws.
+        sites: Names of the sites to convert, or one name; the others are copied with their distributions.
 
     Returns:
-        A `VarianceOnly` (gaussian) guide; where other laws remain, or from a `PerSite`, a `PerSite`.
+        A `VarianceOnly` (gaussian) guide; where other distributions remain, or from a `PerSite`, a `PerSite`.
 
     Raises:
-        TypeError: A site to convert has another law, or the guide is of another library; named.
+        TypeError: A site to convert has another distribution, or the guide is of another library; named.
         ValueError: A named site is no weight of the guide.
 
     References:
@@ -52,24 +53,24 @@ def to_variance_only(guide: Guide | PerSite, sites: str | Iterable[str] | None =
         >>> round(guide.zero_mean_gap().total, 5)  # six weights: 6 / (2 exp(9))
         0.00037
         >>> limit = to_variance_only(guide)
-        >>> bool(torch.allclose(limit.site_law("weight").variance, guide.site_law("weight").variance))
+        >>> bool(torch.allclose(limit.site_distribution("weight").variance, guide.site_distribution("weight").variance))
         True
     """
-    laws = weight_laws(guide, "to_variance_only")
-    chosen = set(laws) if sites is None else {sites} if isinstance(sites, str) else set(sites)
-    unknown = sorted(chosen - set(laws))
+    distributions = weight_distributions(guide, "to_variance_only")
+    chosen = set(distributions) if sites is None else {sites} if isinstance(sites, str) else set(sites)
+    unknown = sorted(chosen - set(distributions))
     if unknown:
         raise ValueError(
-            f"to_variance_only: no site {name_list(unknown)} among the weights of the guide: {name_list(laws)}"
+            f"to_variance_only: no site {name_list(unknown)} among the weights of the guide: {name_list(distributions)}"
         )
     strict = sites is not None or not isinstance(guide, PerSite)
-    other = [n for n in sorted(chosen) if not (isinstance(laws[n], Normal) or is_zero_mean(laws[n]))]
+    other = [n for n in sorted(chosen) if not (isinstance(distributions[n], Normal) or is_zero_mean(distributions[n]))]
     if strict and other:
         raise TypeError(
-            f"to_variance_only: expected a normal law (or one of mean zero) at site {other[0]!r}, got "
-            f"{type(laws[other[0]]).__name__}; name the sites to convert by sites="
+            f"to_variance_only: expected a normal distribution (or one of mean zero) at site {other[0]!r}, got "
+            f"{type(distributions[other[0]]).__name__}; name the sites to convert by sites="
         )
-    moved = {name for name in chosen if isinstance(laws[name], Normal)}
+    moved = {name for name in chosen if isinstance(distributions[name], Normal)}
     parts = guide.parts if isinstance(guide, PerSite) else [guide]
     converted = [new for part in parts for new in _convert(part, moved)]  # type: ignore[arg-type]
     if not isinstance(guide, PerSite) and len(converted) == 1:
@@ -94,15 +95,16 @@ def _variance_network(part: Guide, names: Iterable[str]) -> VarianceOnly:
     described, scales = {}, []
     with torch.no_grad():
         for name in names:
-            law = base_law(part.site_law(name))
+            distribution = base_distribution(part.site_distribution(name))
             if name in part.weight_names:
-                described[name] = Site(name, law.stddev.clone(), constraints.real, "weight", "")
+                described[name] = Site(name, distribution.stddev.clone(), constraints.real, "weight", "")
             else:
-                described[name] = Site(name, law.mean.clone(), constraints.positive, "scale", "")
-                scales.append(site_key(name))
-    guide = VarianceOnly(_Described(described), init_scale=_as_described)
-    for key in scales:
-        guide.parameters_of[key].load_state_dict(part.parameters_of[key].state_dict())
+                described[name] = Site(name, distribution.mean.clone(), constraints.positive, "scale", "")
+                scales.append(name)
+        guide = VarianceOnly(_Described(described), init_scale=_as_described)
+        for name in scales:
+            for key, parameter in guide.parameters_for(name).items():
+                parameter.copy_(part.parameters_for(name)[key])
     return guide
 
 

@@ -1,4 +1,4 @@
-"""Guides of variance networks: laws symmetric about zero, with all information in their widths."""
+"""Guides of variance networks: distributions symmetric about zero, with all information in their widths."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyrostoch._checks import check_choice
 from pyrostoch.distributions import CenteredNormal, SymmetricUniform, TwoPoint
 from pyrostoch.guides.base import Guide
-from pyrostoch.guides.starts import Start, off_zero, start_value
+from pyrostoch.guides.starts import Start, nudge_from_zero, start_value
 from pyrostoch.model import Site
 
 __all__ = ["VarianceOnly"]
@@ -19,17 +19,17 @@ _FAMILIES: dict[str, type] = {"gaussian": CenteredNormal, "bernoulli": TwoPoint,
 
 
 class VarianceOnly(Guide):
-    r"""A symmetric law of mean zero for every weight: $w_{ij} = \phi_{ij}\,\varepsilon_{ij}$.
+    r"""A symmetric distribution of mean zero for every weight: $w_{ij} = \phi_{ij}\,\varepsilon_{ij}$.
 
     $\varepsilon$ is N(0, 1) (`"gaussian"`), $\pm 1$ with equal chance (`"bernoulli"`) or U(-1, 1) (`"uniform"`). The
     mean says nothing, so mean propagation fails by design; averaging over draws works. The parameter is
-    $\phi$ itself and may change its sign, which changes nothing in the law.
+    $\phi$ itself and may change its sign, which changes nothing in the distribution.
 
     Args:
         model: A `BayesianModel`.
-        family: The law of epsilon.
+        family: The distribution of epsilon.
         init_scale: Starting phi; by default the network's own weights (their signs do not matter; zeros start small),
-            which keeps the output's variance where the network's initialisation put it.
+            which keeps the output's variance where the network's initialization put it.
         sites: Names of the sites covered; all by default.
 
     References:
@@ -40,7 +40,7 @@ class VarianceOnly(Guide):
         >>> import pyrostoch as ps
         >>> model = ps.BayesianModel(nn.Linear(3, 2), prior=ps.priors.LogUniform(),
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
-        >>> bool((VarianceOnly(model).site_law("weight").mean == 0).all())
+        >>> bool((VarianceOnly(model).site_distribution("weight").mean == 0).all())
         True
     """
 
@@ -56,15 +56,15 @@ class VarianceOnly(Guide):
         self._init_scale = init_scale
         super().__init__(model, sites=sites)
 
-    def initial(self, site: Site) -> dict[str, Tensor]:
+    def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`scale`, in the weight's shape."""
         if self._init_scale is None:
-            return {"scale": off_zero(site.init)}
+            return {"scale": nudge_from_zero(site.init)}
         return {"scale": start_value(self._init_scale, site, site.init.shape, "init_scale")}
 
-    def law(self, site: str, **parameters: Tensor) -> Any:
-        """The family's law of width |scale|."""
-        # A width of exactly zero is no law; the floor is far below any weight that matters.
+    def distribution(self, site: str, **parameters: Tensor) -> Any:
+        """The family's distribution of width |scale|."""
+        # A width of exactly zero is no distribution; the floor is far below any weight that matters.
         return _FAMILIES[self.family](parameters["scale"].abs().clamp_min(1e-12))
 
     def extra_repr(self) -> str:

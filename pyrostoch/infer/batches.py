@@ -16,7 +16,7 @@ from pyrostoch._checks import batch_size as count_of
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.infer.parallel import Ranks
 
-__all__ = ["Batches", "Inputs", "Share", "as_batches", "order_of", "pair", "settle", "to_device"]
+__all__ = ["Batches", "Inputs", "Share", "as_batches", "order_of", "pair", "move_to_device", "to_device"]
 
 Inputs = Tensor | tuple[Tensor, ...]
 
@@ -251,7 +251,7 @@ def _of_tensors(x: Any, y: Any, batch_size: int, what: str) -> Batches:
     return _Tensors(x, y, batch_size)
 
 
-def settle(batches: Batches, device: torch.device) -> Batches:
+def move_to_device(batches: Batches, device: torch.device) -> Batches:
     """The same batches with their data on the device, where they lie in memory as tensors and fit there easily.
 
     A batch is then a slice that no copy from the host waits for.
@@ -265,7 +265,7 @@ def settle(batches: Batches, device: torch.device) -> Batches:
 
     Example:
         >>> batches = as_batches((torch.zeros(5, 2), torch.arange(5)), 2)
-        >>> settle(batches, torch.device("cpu")) is batches
+        >>> move_to_device(batches, torch.device("cpu")) is batches
         True
     """
     if batches.whole is None or batches.batch_size is None:
@@ -273,12 +273,12 @@ def settle(batches: Batches, device: torch.device) -> Batches:
     x, y = batches.whole
     parts = (*(x if isinstance(x, tuple) else (x,)), y)
     away = [part for part in parts if part.device != device]
-    if not away or sum(part.numel() * part.element_size() for part in away) > _room(device):
+    if not away or sum(part.numel() * part.element_size() for part in away) > _free_memory(device):
         return batches
     return _Tensors(to_device(x, device), y.to(device), batches.batch_size)
 
 
-def _room(device: torch.device) -> int:
+def _free_memory(device: torch.device) -> int:
     """Bytes that data may take on a device: a quarter of what is free on a GPU, nothing elsewhere."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from pyrostoch._checks import name_list
 from pyrostoch.staging import StagedStep, missing
 
-__all__ = ["CompiledStep", "compile_step", "repays"]
+__all__ = ["CompiledStep", "compile_step", "worth_compiling"]
 
 # Seconds that a compiled step saves, at least and for each trained number, and that compiling takes, at most, at least
 # and for each tensor: measured on two CPU cores (benchmarks/RESULTS.md), with a margin.
@@ -24,7 +24,7 @@ class CompiledStep:
 
     Args:
         loss: The loss of a batch, a module.
-        optimizer: The optimiser.
+        optimizer: The optimizer.
 
     Example:
         >>> net = nn.Linear(1, 1)
@@ -101,7 +101,7 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
     Args:
         loss: `elbo(model, guide)`: an ELBO of this library or of Pyro, called with model and guide. Any module whose
             output is a loss will do.
-        optimizer: A torch optimiser of the loss's parameters: the guide's, and the network's that have no prior. The
+        optimizer: A torch optimizer of the loss's parameters: the guide's, and the network's that have no prior. The
             update of Adam, AdamW and SGD becomes part of the program; any other makes its own step on the program's
             gradients.
 
@@ -109,7 +109,7 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
         The step: `step(x, y)` returns the loss.
 
     Raises:
-        TypeError: The loss is no module, or the optimiser none of torch's.
+        TypeError: The loss is no module, or the optimizer none of torch's.
 
     Example:
         >>> import pyrostoch as ps
@@ -129,7 +129,7 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
         )
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
-            f"compile_step: expected a torch.optim.Optimizer, got {type(optimizer).__name__}; Pyro's optimisers keep "
+            f"compile_step: expected a torch.optim.Optimizer, got {type(optimizer).__name__}; Pyro's optimizers keep "
             "parameters by name in the parameter store: give torch.optim.Adam(loss.parameters(), lr=...)"
         )
     moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
@@ -138,7 +138,7 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
     ]
     if left:
         warnings.warn(
-            f"compile_step: the optimiser does not move {name_list(left)}, though requires_grad is set: give it "
+            f"compile_step: the optimizer does not move {name_list(left)}, though requires_grad is set: give it "
             "loss.parameters(), with those of the guide and those of the network that have no prior, or fix them by "
             "requires_grad_(False)",
             UserWarning,
@@ -147,7 +147,7 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
     return CompiledStep(loss, optimizer)
 
 
-def repays(choice: bool | str, guide: nn.Module, steps: int, device: torch.device) -> bool:
+def worth_compiling(choice: bool | str, guide: nn.Module, steps: int, device: torch.device) -> bool:
     """Whether a run compiles its step.
 
     By counting and not by timing, so that the same run makes the same choice every time.
@@ -162,7 +162,7 @@ def repays(choice: bool | str, guide: nn.Module, steps: int, device: torch.devic
         ValueError: The choice is none of these.
 
     Example:
-        >>> repays("auto", nn.Linear(100, 100), 100, torch.device("cpu"))
+        >>> worth_compiling("auto", nn.Linear(100, 100), 100, torch.device("cpu"))
         False
     """
     if isinstance(choice, bool):

@@ -49,7 +49,7 @@ ESTIMATORS: dict[str, Callable[..., Interpretation]] = {
     "local": LocalReparameterization,
     "shared": SharedSample,
     "flipout": Flipout,
-    "marginal": lambda lazy=False: LocalReparameterization(factorised=False, lazy=lazy),
+    "marginal": lambda lazy=False: LocalReparameterization(factorized=False, lazy=lazy),
     **{name: partial(_moments, name) for name in MOMENTS},
 }
 
@@ -79,7 +79,7 @@ def interpretation(estimator: str, model: Any = None) -> Interpretation:
 
 
 class ELBO(PyroELBO):
-    r"""The evidence lower bound of the whole data set, in nats, as a loss to minimise.
+    r"""The evidence lower bound of the whole data set, in nats, as a loss to minimize.
 
     $$ -\mathrm{ELBO} = -\frac{N}{B}\sum_{i \in B} \log p(y_i \mid x_i, w) + \beta\,\mathrm{KL}(q(w) \,\|\, p(w)) +
     \mathrm{penalty}. $$

@@ -77,7 +77,7 @@ class Ranks:
         dist.all_reduce(total)
         return (total / self.size).to(values.device)
 
-    def of_first(self, value: Any) -> Any:
+    def broadcast_from_first(self, value: Any) -> Any:
         """What the first rank has, on all of them.
 
         Args:
@@ -89,7 +89,7 @@ class Ranks:
         dist.broadcast_object_list(held, src=0, device=self.device)
         return held[0]
 
-    def on_first(self, action: Callable[[], Any]) -> None:
+    def run_on_first(self, action: Callable[[], Any]) -> None:
         """Do something on the first rank only; where it fails, fail on all of them, so that none waits for ever.
 
         Args:
@@ -104,7 +104,7 @@ class Ranks:
                 action()
             except BaseException as error:  # an interrupt, too, must reach the others
                 failure = error
-        text = self.of_first(None if failure is None else f"{type(failure).__name__}: {failure}")
+        text = self.broadcast_from_first(None if failure is None else f"{type(failure).__name__}: {failure}")
         if failure is not None:
             raise failure
         if text is not None:

@@ -11,9 +11,10 @@ from pyro import poutine
 from torch import Tensor
 
 from pyrostoch.distributions import has_closed_form, kl_sum
-from pyrostoch.effects import INDEPENDENT, Interpretation, MomentPropagation
+from pyrostoch.effects import Interpretation, MomentPropagation
+from pyrostoch.effects.independent import is_independent
 from pyrostoch.model import latent_sites
-from pyrostoch.moments.predictive import OutputLaw
+from pyrostoch.moments.predictive import OutputDistribution
 
 __all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces", "expected_log_prob"]
 
@@ -44,13 +45,13 @@ class Terms:
         data: Sum of log-likelihoods, scaled to the whole data set.
         sites: KL of each latent site.
         penalty: The user's penalties (and other `pyro.factor`s, with their sign turned).
-        routes: The way each site took through the network.
+        treatments: The way each site took through the network.
     """
 
     data: Tensor | float
     sites: dict[str, SiteTerm]
     penalty: Tensor | float
-    routes: dict[str, str]
+    treatments: dict[str, str]
 
     @property
     def kl(self) -> Tensor | float:
@@ -79,7 +80,7 @@ def draw_traces(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str,
 def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: Interpretation) -> Terms:
     """Draw once from the guide, run the model on it, and split the ELBO into its terms.
 
-    Nothing here reads a tensor's value, so a step does not synchronise a GPU.
+    Nothing here reads a tensor's value, so a step does not synchronize a GPU.
 
     Args:
         model: A Pyro model.
@@ -92,7 +93,7 @@ def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, 
         The terms.
 
     Raises:
-        ValueError: Sites of model and guide do not match, or a guide site cannot be reparameterised.
+        ValueError: Sites of model and guide do not match, or a guide site cannot be reparameterized.
     """
     model_trace, guide_trace = draw_traces(model, guide, args, kwargs, how)
     latents = dict(latent_sites(model_trace))
@@ -102,7 +103,7 @@ def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, 
     penalty: Tensor | float = 0.0
     for node in model_trace.nodes.values():
         if node["type"] == "sample" and node["is_observed"]:
-            moments = isinstance(node["fn"], OutputLaw)
+            moments = isinstance(node["fn"], OutputDistribution)
             term = _scaled(node, expected_log_prob(node["fn"], node["value"]) if moments else _log_prob(node))
             if type(node["fn"]).__name__ == "Unit":
                 penalty = penalty - term
@@ -116,36 +117,36 @@ def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, 
         if name not in latents:  # an auxiliary draw of a hierarchical or transformed guide
             _check_gradient(name, node["fn"])
             sites[name] = SiteTerm(_scaled(node, _log_prob(node)), False, False, node["value"].numel())
-    return Terms(data, sites, penalty, dict(how.routes))
+    return Terms(data, sites, penalty, dict(how.treatments))
 
 
 def _site_term(name: str, model_node: Any, guide_node: Any, how: Interpretation) -> SiteTerm:
-    prior, law = model_node["fn"], guide_node["fn"]
+    prior, distribution = model_node["fn"], guide_node["fn"]
     base = prior
     while hasattr(base, "base_dist"):
         base = base.base_dist
     improper = bool(getattr(base, "improper", False))
     size = guide_node["value"].numel()
-    _check_gradient(name, law)
-    if has_closed_form(law, prior):
-        kl = kl_sum(law, prior)
+    _check_gradient(name, distribution)
+    if has_closed_form(distribution, prior):
+        kl = kl_sum(distribution, prior)
         if guide_node["mask"] is not None:
             raise ValueError(
                 f"site {name!r}: poutine.mask on a latent site is not supported; select sites by prior rules"
             )
         return SiteTerm(kl * guide_node["scale"], True, improper, size)
-    drawn = guide_node["infer"].get(INDEPENDENT) or isinstance(how, MomentPropagation)
+    drawn = is_independent(guide_node["infer"]) or isinstance(how, MomentPropagation)
     value = how.draw(name) if drawn else guide_node["value"]
-    log_q = _scaled(guide_node, law.log_prob(value))
+    log_q = _scaled(guide_node, distribution.log_prob(value))
     log_p = _scaled(model_node, prior.log_prob(value))
     return SiteTerm(log_q - log_p, False, improper, size)
 
 
-def _check_gradient(name: str, law: Any) -> None:
-    if not law.has_rsample:
+def _check_gradient(name: str, distribution: Any) -> None:
+    if not distribution.has_rsample:
         raise ValueError(
-            f"guide site {name!r}: {_short(law)} cannot be reparameterised, so its gradient would be lost; use a guide "
-            "distribution with rsample, or pyro.infer.TraceGraph_ELBO with its score-function gradient"
+            f"guide site {name!r}: {_short(distribution)} cannot be reparameterized, so its gradient would be lost; "
+            "use a guide distribution with rsample, or pyro.infer.TraceGraph_ELBO with its score-function gradient"
         )
 
 
@@ -154,14 +155,18 @@ def _log_prob(node: Any) -> Tensor:
     return log_prob
 
 
-def expected_log_prob(law: Any, value: Tensor) -> Tensor:
+def expected_log_prob(distribution: Any, value: Tensor) -> Tensor:
     """The log density of what was observed; its mean over the output, where that is known by its moments.
 
     Args:
-        law: The law of the observations.
+        distribution: The distribution of the observations.
         value: The observations.
     """
-    found: Tensor = law.expected_log_prob(value) if isinstance(law, OutputLaw) else law.log_prob(value)
+    found: Tensor = (
+        distribution.expected_log_prob(value)
+        if isinstance(distribution, OutputDistribution)
+        else distribution.log_prob(value)
+    )
     return found
 
 
@@ -203,7 +208,7 @@ def _check_match(latents: dict[str, Any], draws: dict[str, Any]) -> None:
             _check_shape(name, node["fn"].shape(), draws[name]["value"].shape)
 
 
-def _short(law: Any) -> str:
-    while hasattr(law, "base_dist"):
-        law = law.base_dist
-    return type(law).__name__
+def _short(distribution: Any) -> str:
+    while hasattr(distribution, "base_dist"):
+        distribution = distribution.base_dist
+    return type(distribution).__name__

@@ -5,7 +5,7 @@
 | `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d` | torch's layer of that name, with `prior=` and `name=` |
 | `Embedding`, `LSTM`, `GRU`, `MultiheadAttention` | the same; one draw serves every token or time step |
 | `RandomWeights` | the mixin that makes any layer one of these |
-| `Stochastic` | a module of your own that holds such layers, as guides want it |
+| `PyroNetwork` | a module of your own that holds such layers, as guides want it |
 | `MCDropout`, `MCDropout2d` | dropout that is on while sampling and off under mean propagation |
 | `KState`, `Ternary`, `Binary` | neurons with k states behind noise: drawn, averaged, or carried by moments |
 | `ThresholdNeuron` | those of 0 and 1, with correlated noise, and a gain and a bias for homeostasis |
@@ -18,6 +18,7 @@ from __future__ import annotations
 
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
 from pyrostoch.layers.kstate import Binary, KState, Ternary
+from pyrostoch.layers.network import PyroNetwork
 from pyrostoch.layers.neuron import ThresholdNeuron
 from pyrostoch.layers.recurrent import RateMoments, RateNetwork
 from pyrostoch.layers.standard import (
@@ -33,7 +34,6 @@ from pyrostoch.layers.standard import (
     Linear,
     MultiheadAttention,
 )
-from pyrostoch.layers.stochastic import Stochastic
 from pyrostoch.layers.weights import RandomWeights
 
 __all__ = [
@@ -55,7 +55,7 @@ __all__ = [
     "RandomWeights",
     "RateMoments",
     "RateNetwork",
-    "Stochastic",
+    "PyroNetwork",
     "Ternary",
     "ThresholdNeuron",
 ]

@@ -12,13 +12,13 @@ from torch import Tensor, nn
 from pyrostoch._checks import check_choice, check_count, check_positive, is_rising
 from pyrostoch._precision import at_least_single
 from pyrostoch.effects.activation import random_activation
-from pyrostoch.layers.noise import NOISE_LAWS, NoiseLaw
+from pyrostoch.layers.noise import NOISE_DISTRIBUTIONS, NoiseDistribution
 from pyrostoch.moments import Knot, Moments, Piecewise, Smooth, activate
 from pyrostoch.moments.gaussian import per_example
 
 __all__ = ["Binary", "KState", "Ternary"]
 
-_LEARNT = ("thresholds", "noise")
+_LEARNED = ("thresholds", "noise")
 
 
 class KState(nn.Module):
@@ -54,8 +54,8 @@ class KState(nn.Module):
         states: The states, rising.
         thresholds: Where one state follows another, rising, one less than states.
         noise: Standard deviation $\sigma$ of the noise.
-        law: Law of the noise: `"gaussian"`, `"logistic"`, `"uniform"` or `"laplace"`.
-        learn: What is learnt of `"thresholds"` and `"noise"`.
+        noise_distribution: Distribution of the noise: `"gaussian"`, `"logistic"`, `"uniform"` or `"laplace"`.
+        learn: What is learned of `"thresholds"` and `"noise"`.
         num: Number of neurons or channels that learn values of their own; by default they share them.
 
     Raises:
@@ -81,7 +81,7 @@ class KState(nn.Module):
         thresholds: Sequence[float] = (-0.5, 0.5),
         noise: float = 0.5,
         *,
-        law: str = "gaussian",
+        noise_distribution: str = "gaussian",
         learn: str | Iterable[str] = (),
         num: int | None = None,
     ) -> None:
@@ -100,40 +100,40 @@ class KState(nn.Module):
                 f"and thresholds {given}"
             )
         check_positive(f"{name} noise", noise)
-        #: Name of the noise's law, kept since a law's functions cannot be pickled.
-        self.law_name = check_choice(f"{name} law", law, NOISE_LAWS)
-        learnt = {learn} if isinstance(learn, str) else set(learn)
-        for what in sorted(learnt):
-            check_choice(f"{name} learn", what, _LEARNT)
+        #: Name of the noise's distribution, kept since a distribution's functions cannot be pickled.
+        self.noise_distribution = check_choice(f"{name} noise_distribution", noise_distribution, NOISE_DISTRIBUTIONS)
+        learned = {learn} if isinstance(learn, str) else set(learn)
+        for what in sorted(learned):
+            check_choice(f"{name} learn", what, _LEARNED)
         if num is not None:
             check_count(f"{name} num", num)
-            if not learnt:
+            if not learned:
                 raise ValueError(f"{name}: num={num} is for neurons that learn values of their own; say what by learn=")
         #: Factor of the noise, for trials of another noise level.
         self.noise_factor = 1.0
         self.num = num
         self._thresholds, self._noise = given, float(noise)
         shape = () if num is None else (num,)
-        # The first threshold and the logarithms of the gaps: thresholds that are learnt cannot cross.
-        first = torch.full(shape, given[0]) if "thresholds" in learnt else None
+        # The first threshold and the logarithms of the gaps: thresholds that are learned cannot cross.
+        first = torch.full(shape, given[0]) if "thresholds" in learned else None
         gaps = [torch.full(shape, high - low).log() for low, high in itertools.pairwise(given)]
         self.first_threshold = None if first is None else nn.Parameter(first)
         self.log_gaps = None if first is None or not gaps else nn.Parameter(torch.stack(gaps))
-        self.log_noise = nn.Parameter(torch.full(shape, noise).log()) if "noise" in learnt else None
+        self.log_noise = nn.Parameter(torch.full(shape, noise).log()) if "noise" in learned else None
 
     @property
-    def law(self) -> NoiseLaw:
-        """Law of the noise."""
-        return NOISE_LAWS[self.law_name]
+    def _noise_functions(self) -> NoiseDistribution:
+        """Distribution of the noise."""
+        return NOISE_DISTRIBUTIONS[self.noise_distribution]
 
     @property
     def noise(self) -> Any:
-        """Deviation of the noise: a number, or a tensor where it is learnt."""
+        """Deviation of the noise: a number, or a tensor where it is learned."""
         return self.noise_factor * (self._noise if self.log_noise is None else self.log_noise.exp())
 
     @property
     def thresholds(self) -> tuple[Any, ...]:
-        """The thresholds: numbers, or tensors where they are learnt."""
+        """The thresholds: numbers, or tensors where they are learned."""
         if self.first_threshold is None:
             return self._thresholds
         found: list[Tensor] = [self.first_threshold]
@@ -149,7 +149,9 @@ class KState(nn.Module):
         """States drawn for the given inputs; the backward pass is that of `expected`."""
         wide = self._given(x)
         noise, thresholds = self._placed(wide)
-        drawn: Tensor = _States.apply(wide, self._fresh_noise(wide), self.law, self.states, noise, *thresholds)
+        drawn: Tensor = _States.apply(
+            wide, self._fresh_noise(wide), self._noise_functions, self.states, noise, *thresholds
+        )
         return drawn.to(x.dtype)
 
     def expected(self, x: Tensor) -> Tensor:
@@ -175,9 +177,9 @@ class KState(nn.Module):
             return _state_of(wide, self.states, thresholds).to(x.dtype)
 
     def propagate(self, x: Moments) -> Moments:
-        """Moments of the states for Gaussian inputs: exact for every law of the noise."""
+        """Moments of the states for Gaussian inputs: exact for every distribution of the noise."""
         noise, thresholds = self._placed(x.loc)
-        if self.law_name == "gaussian":
+        if self.noise_distribution == "gaussian":
             own = torch.as_tensor(noise, dtype=x.loc.dtype, device=x.loc.device).square().expand(x.loc.shape)
             cov = None if x.cov is None else x.cov + self._noise_covariance(per_example(own))
             noisy = Moments(x.loc, x.var + own, cov, x.how, x.links)
@@ -198,16 +200,19 @@ class KState(nn.Module):
     def _probabilities(self, x: Tensor) -> Tensor:
         noise, thresholds = self._placed(x)
         at = [(threshold - x) / noise for threshold in thresholds]
-        found = [self.law.cdf(at[0])]
+        found = [self._noise_functions.cdf(at[0])]
         for low, high in itertools.pairwise(at):
             # Each difference on the side where both terms are small.
             upper = low > 0
-            found.append(self.law.cdf(torch.where(upper, -low, high)) - self.law.cdf(torch.where(upper, -high, low)))
-        found.append(self.law.cdf(-at[-1]))
+            found.append(
+                self._noise_functions.cdf(torch.where(upper, -low, high))
+                - self._noise_functions.cdf(torch.where(upper, -high, low))
+            )
+        found.append(self._noise_functions.cdf(-at[-1]))
         return torch.stack(found, dim=-1).clamp_min(0.0)
 
     def _fresh_noise(self, x: Tensor) -> Tensor:
-        return self.law.draw(x)
+        return self._noise_functions.draw(x)
 
     def _noise_covariance(self, own: Tensor) -> Tensor:
         """Covariance of the neurons' noise, from their variances (B, n)."""
@@ -218,12 +223,12 @@ class KState(nn.Module):
         noise, thresholds = self._placed(x)
         total = torch.full_like(x, values[0])
         for low, high, at in zip(values[:-1], values[1:], thresholds, strict=True):
-            total = total + (high - low) * self.law.cdf((x - at) / noise)
+            total = total + (high - low) * self._noise_functions.cdf((x - at) / noise)
         return total
 
     def _mean_unit(self, values: tuple[float, ...], noise: Any, thresholds: tuple[Any, ...]) -> Any:
         """That mean as a function of the input, for moments."""
-        if self.law.bounded:
+        if self._noise_functions.bounded:
             half = 3.0**0.5 * noise
             knots = []
             for low, high, at in zip(values[:-1], values[1:], thresholds, strict=True):
@@ -232,9 +237,9 @@ class KState(nn.Module):
             return Piecewise(tuple(knots), offset=values[0])
         if self.num is not None or (torch.is_grad_enabled() and bool(list(self.parameters()))):
             raise ValueError(
-                f"{type(self).__name__}: moments under {self.law_name} noise go by quadrature, which neither passes "
-                "gradients to thresholds or noise nor knows each neuron's own; train and predict by draws, or take "
-                "Gaussian or uniform noise"
+                f"{type(self).__name__}: moments under {self.noise_distribution} noise go by quadrature, which neither "
+                "passes gradients to thresholds or noise nor knows each neuron's own; train and predict by draws, or "
+                "take Gaussian or uniform noise"
             )
         return Smooth(lambda x: self._mean_of(values, x))
 
@@ -251,11 +256,12 @@ class KState(nn.Module):
 
     def extra_repr(self) -> str:
         """The settings."""
-        learnt = [
-            what for what, has in zip(_LEARNT, (self.first_threshold, self.log_noise), strict=True) if has is not None
+        learned = [
+            what for what, has in zip(_LEARNED, (self.first_threshold, self.log_noise), strict=True) if has is not None
         ]
-        also = f", learn={tuple(learnt)}" if learnt else ""
-        return f"states={self.states}, thresholds={self._thresholds}, noise={self._noise:g}, {self.law_name}{also}"
+        also = f", learn={tuple(learned)}" if learned else ""
+        noise = f"{self._noise:g}, {self.noise_distribution}"
+        return f"states={self.states}, thresholds={self._thresholds}, noise={noise}{also}"
 
 
 class Ternary(KState):
@@ -264,7 +270,7 @@ class Ternary(KState):
     Args:
         threshold: The state is 0 between minus this and this.
         noise: Deviation of the noise.
-        settings: `law`, `learn` and `num`, as in `KState`.
+        settings: `noise_distribution`, `learn` and `num`, as in `KState`.
 
     Example:
         >>> Ternary(noise=0.1)(torch.tensor([[-3.0, 0.0, 3.0]]))
@@ -282,7 +288,7 @@ class Binary(KState):
     Args:
         threshold: Where one follows the other.
         noise: Deviation of the noise.
-        settings: `law`, `learn` and `num`, as in `KState`.
+        settings: `noise_distribution`, `learn` and `num`, as in `KState`.
 
     Example:
         >>> Binary(noise=0.1)(torch.tensor([[-3.0, 3.0]]))
@@ -317,17 +323,22 @@ class _States(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        x: Tensor, unit: Tensor, law: NoiseLaw, states: tuple[float, ...], noise: Any, *thresholds: Any
+        x: Tensor,
+        unit: Tensor,
+        distribution: NoiseDistribution,
+        states: tuple[float, ...],
+        noise: Any,
+        *thresholds: Any,
     ) -> Tensor:
         noisy = torch.addcmul(x, unit, noise) if isinstance(noise, Tensor) else torch.add(x, unit, alpha=noise)
         return _state_of(noisy, states, thresholds)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-        x, _, law, states, noise, *thresholds = inputs
+        x, _, distribution, states, noise, *thresholds = inputs
         tensors = [x, *(value for value in (noise, *thresholds) if isinstance(value, Tensor))]
         ctx.save_for_backward(*tensors)
-        ctx.law, ctx.states = law, states
+        ctx.distribution, ctx.states = distribution, states
         ctx.numbers = [None if isinstance(value, Tensor) else value for value in (noise, *thresholds)]
 
     @staticmethod
@@ -339,7 +350,7 @@ class _States(torch.autograd.Function):
         by_x: Any = 0.0
         for index, (low, high, at) in enumerate(zip(ctx.states[:-1], ctx.states[1:], thresholds, strict=True), 5):
             z = (at - x) / noise
-            part = ctx.law.pdf(z) * ((high - low) / noise)
+            part = ctx.distribution.pdf(z) * ((high - low) / noise)
             by_x = by_x + part
             if ctx.needs_input_grad[4]:
                 by_noise = (grad * part * z).sum_to_size(noise.shape)

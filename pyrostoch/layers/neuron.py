@@ -46,7 +46,7 @@ class ThresholdNeuron(KState):
         ValueError: The noise is not positive, or the correlation outside [0, 1).
 
     References:
-        Macke, Berens, Ecker, Tolias, Bethge 2009, for the moments (dichotomised Gaussian); Bengio, Leonard, Courville,
+        Macke, Berens, Ecker, Tolias, Bethge 2009, for the moments (dichotomized Gaussian); Bengio, Leonard, Courville,
         "Estimating or propagating gradients through stochastic neurons", 2013, for the pseudogradient.
 
     Example:

@@ -1,4 +1,4 @@
-"""Laws of the noise in front of a threshold: mean 0, variance 1, symmetric; by name."""
+"""Distributions of the noise in front of a threshold: mean 0, variance 1, symmetric; by name."""
 
 from __future__ import annotations
 
@@ -11,12 +11,12 @@ from torch import Tensor
 
 from pyrostoch.moments.bivariate import normal_cdf, normal_pdf
 
-__all__ = ["NOISE_LAWS", "NoiseLaw"]
+__all__ = ["NOISE_DISTRIBUTIONS", "NoiseDistribution"]
 
 
 @dataclass(frozen=True)
-class NoiseLaw:
-    """A symmetric law of mean 0 and variance 1.
+class NoiseDistribution:
+    """A symmetric distribution of mean 0 and variance 1.
 
     Args:
         name: Its name.
@@ -33,7 +33,7 @@ class NoiseLaw:
     bounded: bool = False
 
 
-# The scale at which each law has variance 1.
+# The scale at which each distribution has variance 1.
 _LOGISTIC, _LAPLACE, _UNIFORM = math.sqrt(3.0) / math.pi, math.sqrt(0.5), math.sqrt(3.0)
 
 
@@ -47,28 +47,30 @@ def _laplace_cdf(z: Tensor) -> Tensor:
 
 
 def _laplace_draw(x: Tensor) -> Tensor:
-    centred = torch.rand_like(x) - 0.5
-    return -_LAPLACE * centred.sign() * torch.log1p(-2.0 * centred.abs())
+    centered = torch.rand_like(x) - 0.5
+    return -_LAPLACE * centered.sign() * torch.log1p(-2.0 * centered.abs())
 
 
-#: The laws by name.
-NOISE_LAWS: dict[str, NoiseLaw] = {
-    law.name: law
-    for law in (
-        NoiseLaw("gaussian", normal_cdf, normal_pdf, torch.randn_like),
-        NoiseLaw(
+#: The distributions by name.
+NOISE_DISTRIBUTIONS: dict[str, NoiseDistribution] = {
+    distribution.name: distribution
+    for distribution in (
+        NoiseDistribution("gaussian", normal_cdf, normal_pdf, torch.randn_like),
+        NoiseDistribution(
             "logistic",
             lambda z: torch.sigmoid(z / _LOGISTIC),
             _logistic_pdf,
             lambda x: _LOGISTIC * torch.logit(torch.rand_like(x)),
         ),
-        NoiseLaw(
+        NoiseDistribution(
             "uniform",
             lambda z: (0.5 + z / (2.0 * _UNIFORM)).clamp(0.0, 1.0),
             lambda z: (z.abs() <= _UNIFORM).to(z.dtype) / (2.0 * _UNIFORM),
             lambda x: _UNIFORM * (2.0 * torch.rand_like(x) - 1.0),
             bounded=True,
         ),
-        NoiseLaw("laplace", _laplace_cdf, lambda z: torch.exp(-z.abs() / _LAPLACE) / (2.0 * _LAPLACE), _laplace_draw),
+        NoiseDistribution(
+            "laplace", _laplace_cdf, lambda z: torch.exp(-z.abs() / _LAPLACE) / (2.0 * _LAPLACE), _laplace_draw
+        ),
     )
 }

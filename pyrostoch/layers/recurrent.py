@@ -108,7 +108,7 @@ class RateNetwork(nn.Module):
         return self.rate.gain * v.clamp_min(0.0) ** self.rate.power
 
     def forward(self, h: Tensor, steps: int, skip: int = 0) -> Tensor:
-        """A trajectory of the potentials from rest, with noise drawn from its stationary law on.
+        """A trajectory of the potentials from rest, with noise drawn from its stationary distribution on.
 
         Args:
             h: Input of each neuron, constant in time, (B, n).

@@ -60,7 +60,7 @@ class RandomWeights(nn.Module):
         # Plain dictionaries: as submodules, the priors' numbers would pass for parameters of the network.
         self.priors: dict[str, Prior] = {}
         self.priors = assign(self, prior)
-        self._censuses: dict[Any, Any] = {}
+        self._usage_cache: dict[Any, Any] = {}
         for parameter, own in self.priors.items():
             self.get_parameter(parameter).requires_grad_(False)
             holder, _, last = parameter.rpartition(".")
@@ -93,23 +93,23 @@ class RandomWeights(nn.Module):
         weights: dict[str, Tensor] = {}
         for parameter, prior in self.priors.items():
             site, shape = self._site(parameter), self.get_parameter(parameter).shape
-            weights[parameter] = draw_weight(site, prior.law(site, shape), shape)
+            weights[parameter] = draw_weight(site, prior.distribution(site, shape), shape)
         return weights
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Torch's layer with drawn weights: those of the model around it, or draws of its own."""
         if not self.priors or inside_network():
             return super().forward(*args, **kwargs)
-        learnt = [name for name, prior in self.priors.items() if next(prior.parameters(), None) is not None]
-        if learnt:
+        learned = [name for name, prior in self.priors.items() if next(prior.parameters(), None) is not None]
+        if learned:
             raise ValueError(
-                f"layer {self.name or type(self).__name__!r}: the prior of {name_list(learnt)} has a number to be "
+                f"layer {self.name or type(self).__name__!r}: the prior of {name_list(learned)} has a number to be "
                 "fitted, which a model owns; put the layer into a BayesianModel, or give it a fixed prior or a "
                 "Hierarchical one"
             )
         announce_parameters(self, self.name or "layer")
         sites = {parameter: self._site(parameter) for parameter in self.priors}
-        return call_network(self, self.draw(), args, kwargs, sites=sites, censuses=self._censuses)
+        return call_network(self, self.draw(), args, kwargs, sites=sites, usage_cache=self._usage_cache)
 
     def extra_repr(self) -> str:
         """What torch's layer shows, and the priors."""

@@ -1,11 +1,11 @@
-"""Likelihoods: the law of an observation given the network's output.
+"""Likelihoods: the distribution of an observation given the network's output.
 
 | likelihood | output of the network | targets |
 | --- | --- | --- |
 | `Categorical` | logits `(batch, C)` | integer labels `(batch,)` |
 | `Bernoulli` | logits | 0.0 or 1.0, in the shape of the output |
 | `Poisson` | log rates | counts |
-| `Gaussian`, `StudentT` | means; noise fixed, learnt or random | reals |
+| `Gaussian`, `StudentT` | means; noise fixed, learned or random | reals |
 | `HeteroscedasticGaussian` | means and raw scales `(batch, 2 d)` | reals `(batch, d)` |
 | a function | anything | whatever its distribution accepts |
 """

@@ -1,4 +1,4 @@
-"""What a likelihood is: a module that turns a network's output into the law of the observation."""
+"""What a likelihood is: a module that turns a network's output into the distribution of the observation."""
 
 from __future__ import annotations
 
@@ -14,27 +14,28 @@ from torch.nn import functional as F
 
 from pyrostoch._checks import check_positive
 from pyrostoch.moments import Moments
-from pyrostoch.moments.predictive import Closed, OutputLaw
+from pyrostoch.moments.predictive import Closed, OutputDistribution
 from pyrostoch.priors import FromDistribution
 
 __all__ = ["FromOutput", "Likelihood", "Noise", "as_likelihood", "per_example"]
 
 
-def per_example(law: Any, batch: int = 1) -> Any:
-    """Declare all but the first `batch` axes of a law as one example's event."""
-    extra = len(law.batch_shape) - batch
-    return law.to_event(extra) if extra > 0 else law
+def per_example(distribution: Any, batch: int = 1) -> Any:
+    """Declare all but the first `batch` axes of a distribution as one example's event."""
+    extra = len(distribution.batch_shape) - batch
+    return distribution.to_event(extra) if extra > 0 else distribution
 
 
 class Likelihood(nn.Module):
-    """The law of an observation given the network's output.
+    """The distribution of an observation given the network's output.
 
     Called with the output, it draws its own random quantities (if it has any) as Pyro sites and returns a distribution
-    with one batch axis, the examples. A subclass implements `law`, and `check_target` where targets are restricted.
+    with one batch axis, the examples. A subclass implements `distribution`, and `check_target` where targets are
+    restricted.
     """
 
     def draw(self) -> dict[str, Tensor | float]:
-        """The likelihood's own quantities: fixed, learnt or sampled, by name."""
+        """The likelihood's own quantities: fixed, learned or sampled, by name."""
         return {name: noise() for name, noise in self.named_children() if isinstance(noise, Noise)}
 
     def identity(self) -> str:
@@ -42,39 +43,41 @@ class Likelihood(nn.Module):
         noises = [f"{name}={part.identity()}" for name, part in self.named_children() if isinstance(part, Noise)]
         return f"{type(self).__name__}({', '.join(text for text in (self.extra_repr(), *noises) if text)})"
 
-    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
-        """The observation's law, one batch axis, from the output and the likelihood's own quantities."""
-        raise TypeError(f"{type(self).__name__} must implement law(output)")
+    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
+        """The observation's distribution, one batch axis, from the output and the likelihood's own quantities."""
+        raise TypeError(f"{type(self).__name__} must implement distribution(output)")
 
     def closed(self, output: Moments, **quantities: Tensor | float) -> Closed | None:
         """A closed reading of output moments, where there is one."""
         return None
 
     def forward(self, output: Any, quantities: dict[str, Tensor | float] | None = None) -> Distribution:
-        """The observation's law, its own quantities drawn unless they are given; the output may be moments."""
+        """The observation's distribution, its own quantities drawn unless they are given; the output may be moments."""
         drawn = self.draw() if quantities is None else quantities
         if isinstance(output, Moments):
-            return OutputLaw(output, lambda z: self.law(z, **drawn), lambda: self.closed(output, **drawn))
-        return self.law(output, **drawn)
+            return OutputDistribution(
+                output, lambda z: self.distribution(z, **drawn), lambda: self.closed(output, **drawn)
+            )
+        return self.distribution(output, **drawn)
 
-    def check_shape(self, law: Distribution, target: Tensor) -> None:
-        """Refuse a target whose shape is not that of the law: broadcasting would fit something else."""
-        expected = tuple(law.batch_shape + law.event_shape)
+    def check_shape(self, distribution: Distribution, target: Tensor) -> None:
+        """Refuse a target whose shape is not that of the distribution: broadcasting would fit something else."""
+        expected = tuple(distribution.batch_shape + distribution.event_shape)
         if tuple(target.shape) != expected:
             raise ValueError(
                 f"likelihood {type(self).__name__}: expected targets of shape {expected} for this network output, got "
                 f"{tuple(target.shape)}; reshape the targets or the network's last layer"
             )
 
-    def check_target(self, law: Distribution, target: Tensor) -> None:
-        """Refuse targets outside the law's support. Reads values, so it synchronises a GPU."""
+    def check_target(self, distribution: Distribution, target: Tensor) -> None:
+        """Refuse targets outside the distribution's support. Reads values, so it synchronizes a GPU."""
         if target.is_floating_point() and not bool(torch.isfinite(target).all()):
             bad = int((~torch.isfinite(target)).sum())
             raise ValueError(f"likelihood {type(self).__name__}: {bad} target(s) are NaN or infinite")
 
 
 class Noise(nn.Module):
-    """A positive quantity of a likelihood: fixed, learnt by maximum likelihood, or random.
+    """A positive quantity of a likelihood: fixed, learned by maximum likelihood, or random.
 
     Args:
         value: A number, or a distribution on the positive numbers (the quantity is then a Pyro site).
@@ -100,20 +103,20 @@ class Noise(nn.Module):
     def forward(self) -> Tensor | float:
         """The quantity: a number, or a tensor without axes; sampled where it is random."""
         if self.prior is not None:
-            drawn: Tensor = pyro.sample(self.site, self.prior.law(self.site, torch.Size()))
+            drawn: Tensor = pyro.sample(self.site, self.prior.distribution(self.site, torch.Size()))
             return drawn
         return self.log_value.exp() if hasattr(self, "log_value") else self.value
 
     def identity(self) -> str:
-        """The fixed number, `learnt`, or the prior."""
+        """The fixed number, `learned`, or the prior."""
         if self.prior is not None:
             return repr(self.prior)
-        return "learnt" if hasattr(self, "log_value") else f"{self.value:.9g}"
+        return "learned" if hasattr(self, "log_value") else f"{self.value:.9g}"
 
     def __repr__(self) -> str:
         if self.prior is not None:
             return f"random, {self.prior!r}"
-        return f"learnt, {self.log_value.exp().item():.6g}" if hasattr(self, "log_value") else f"{self.value:.6g}"
+        return f"learned, {self.log_value.exp().item():.6g}" if hasattr(self, "log_value") else f"{self.value:.6g}"
 
 
 class FromOutput(Likelihood):
@@ -133,12 +136,14 @@ class FromOutput(Likelihood):
         super().__init__()
         self.make = make
 
-    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """What the function makes of the output."""
-        law = self.make(output)
-        if not hasattr(law, "to_event"):
-            raise TypeError(f"likelihood function: expected a Pyro distribution (pyro.distributions), got {law!r:.60}")
-        return per_example(law)
+        distribution = self.make(output)
+        if not hasattr(distribution, "to_event"):
+            raise TypeError(
+                f"likelihood function: expected a Pyro distribution (pyro.distributions), got {distribution!r:.60}"
+            )
+        return per_example(distribution)
 
 
 def as_likelihood(spec: Any) -> Likelihood:

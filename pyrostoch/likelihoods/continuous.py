@@ -34,7 +34,7 @@ class Gaussian(Likelihood):
         super().__init__()
         self.scale = Noise(scale, learn=learn, site="likelihood.scale")
 
-    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """N(output, scale^2)."""
         return per_example(dist.Normal(output, like(quantities["scale"], output)))
 
@@ -54,7 +54,7 @@ class HeteroscedasticGaussian(Likelihood):
         torch.Size([1])
     """
 
-    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """N(mean, softplus(raw)^2)."""
         if output.dim() < 2 or output.shape[-1] % 2:
             raise ValueError(
@@ -66,7 +66,7 @@ class HeteroscedasticGaussian(Likelihood):
 
 
 class StudentT(Likelihood):
-    """Real targets with heavy-tailed noise; the network's output is the centre.
+    """Real targets with heavy-tailed noise; the network's output is the center.
 
     Args:
         df: Degrees of freedom.
@@ -84,7 +84,7 @@ class StudentT(Likelihood):
         self.df = check_positive("likelihood StudentT df", df)
         self.scale = Noise(scale, learn=learn, site="likelihood.scale")
 
-    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """StudentT(df, output, scale)."""
         return per_example(dist.StudentT(self.df, output, like(quantities["scale"], output)))
 

@@ -24,7 +24,7 @@ class Categorical(Likelihood):
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
 
-    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """Categorical(logits=output)."""
         if output.dim() < 2:
             raise ValueError(
@@ -36,18 +36,18 @@ class Categorical(Likelihood):
         """Class probabilities by a closed approximation."""
         return softmax_under_gaussian(output) if output.how.closed else None
 
-    def check_shape(self, law: Distribution, target: Tensor) -> None:
+    def check_shape(self, distribution: Distribution, target: Tensor) -> None:
         """Refuse targets that are not one whole number an example."""
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise TypeError(
                 f"likelihood Categorical: expected integer class labels, got {target.dtype}; one-hot or soft labels "
                 "are not supported, convert with y.argmax(-1) or y.long()"
             )
-        super().check_shape(law, target)
+        super().check_shape(distribution, target)
 
-    def check_target(self, law: Distribution, target: Tensor) -> None:
+    def check_target(self, distribution: Distribution, target: Tensor) -> None:
         """Refuse labels outside 0 ... C - 1."""
-        base: Any = law.base_dist if hasattr(law, "base_dist") else law
+        base: Any = distribution.base_dist if hasattr(distribution, "base_dist") else distribution
         classes = base.logits.shape[-1]
         wrong = (target < 0) | (target >= classes)
         if bool(wrong.any()):
@@ -65,22 +65,22 @@ class Bernoulli(Likelihood):
         torch.Size([4])
     """
 
-    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """Bernoulli(logits=output)."""
         return per_example(dist.Bernoulli(logits=output))
 
-    def check_shape(self, law: Distribution, target: Tensor) -> None:
+    def check_shape(self, distribution: Distribution, target: Tensor) -> None:
         """Refuse integer targets (the density wants floats) and wrong shapes."""
         if not target.is_floating_point():
             raise TypeError(
                 f"likelihood Bernoulli: expected floating-point targets 0.0 or 1.0, got {target.dtype}; convert with "
                 "y.float()"
             )
-        super().check_shape(law, target)
+        super().check_shape(distribution, target)
 
-    def check_target(self, law: Distribution, target: Tensor) -> None:
+    def check_target(self, distribution: Distribution, target: Tensor) -> None:
         """Refuse targets other than 0 and 1."""
-        super().check_target(law, target)
+        super().check_target(distribution, target)
         wrong = (target != 0) & (target != 1)
         if bool(wrong.any()):
             raise ValueError(
@@ -97,13 +97,13 @@ class Poisson(Likelihood):
         tensor([1., 1., 1.])
     """
 
-    def law(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
         """Poisson(exp(output))."""
         return per_example(dist.Poisson(output.exp()))
 
-    def check_target(self, law: Distribution, target: Tensor) -> None:
+    def check_target(self, distribution: Distribution, target: Tensor) -> None:
         """Refuse targets that are not counts."""
-        super().check_target(law, target)
+        super().check_target(distribution, target)
         wrong = (target < 0) | (target != target.floor())
         if bool(wrong.any()):
             raise ValueError(

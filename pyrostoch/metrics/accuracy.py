@@ -9,10 +9,10 @@ from torch import Tensor
 from pyrostoch.metrics.running import Estimate, RunningMean
 from pyrostoch.metrics.streaming import StreamingMetric
 
-__all__ = ["Accuracy", "hits"]
+__all__ = ["Accuracy", "correct"]
 
 
-def hits(log_probs: Tensor, labels: Tensor) -> Tensor:
+def correct(log_probs: Tensor, labels: Tensor) -> Tensor:
     """Whether the most probable class is the label; a row with NaN is wrong.
 
     Args:
@@ -44,7 +44,7 @@ class Accuracy(StreamingMetric[Estimate]):
         self._hits = RunningMean()
 
     def _add(self, log_probs: Tensor, labels: Tensor) -> None:
-        self._hits.update(hits(log_probs, labels))
+        self._hits.update(correct(log_probs, labels))
 
     def _join(self, other: Accuracy) -> None:
         self._hits.merge(other._hits)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrostoch.metrics.accuracy import hits
+from pyrostoch.metrics.accuracy import correct
 from pyrostoch.metrics.streaming import StreamingMetric
 
 __all__ = ["Calibration", "Reliability"]
@@ -92,7 +92,7 @@ class Calibration(StreamingMetric[Reliability]):
         if bins < 1:
             raise ValueError(f"Calibration needs bins >= 1, got {bins}")
         self.bins = bins
-        # Rows: count, sum of confidences, number of hits; shape (3, bins).
+        # Rows: count, sum of confidences, number of correct; shape (3, bins).
         self._sums: Tensor | None = None
 
     def _add(self, log_probs: Tensor, labels: Tensor) -> None:
@@ -101,7 +101,9 @@ class Calibration(StreamingMetric[Reliability]):
         index = torch.bucketize(confidence.contiguous(), edges)
         # A matrix product and not index_add_, whose sums on an accelerator depend on the order of the threads.
         member = (index.unsqueeze(1) == torch.arange(self.bins, device=index.device)) & ~confidence.isnan().unsqueeze(1)
-        columns = torch.stack([torch.ones_like(confidence), confidence.nan_to_num(), hits(log_probs, labels).double()])
+        columns = torch.stack(
+            [torch.ones_like(confidence), confidence.nan_to_num(), correct(log_probs, labels).double()]
+        )
         self._accumulate(columns @ member.double())
 
     def _accumulate(self, sums: Tensor) -> None:

@@ -35,9 +35,9 @@ class Estimate:
 
 
 class RunningMean:
-    r"""Mean and standard error of a stream, by pairwise combination of centred sums.
+    r"""Mean and standard error of a stream, by pairwise combination of centered sums.
 
-    Two parts with counts $a, b$, means $m_a, m_b$ and centred squares $S_a, S_b$ combine, with $d = m_b - m_a$, as
+    Two parts with counts $a, b$, means $m_a, m_b$ and centered squares $S_a, S_b$ combine, with $d = m_b - m_a$, as
     $m = m_a + d\,b/(a+b)$ and $S = S_a + S_b + d^2\,ab/(a+b)$; the standard error is $\sqrt{S/(n(n-1))}$. Infinite
     values are kept apart, so that one of them gives an infinite mean, never NaN. Sums are float64 and stay on the
     device of the values: `update` never waits for it.
@@ -55,7 +55,7 @@ class RunningMean:
 
     def __init__(self) -> None:
         self.count = 0
-        # Finite count, their mean, their centred squares, sum of the infinite ones; shape (4,).
+        # Finite count, their mean, their centered squares, sum of the infinite ones; shape (4,).
         self._state: Tensor | None = None
 
     def update(self, values: Tensor) -> None:

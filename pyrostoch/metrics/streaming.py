@@ -8,12 +8,12 @@ from typing import Any, Generic, TypeVar
 import torch
 from torch import Tensor
 
-__all__ = ["StreamingMetric", "check_normalised"]
+__all__ = ["StreamingMetric", "check_normalized"]
 
 Result = TypeVar("Result")
 
 # Half-precision log-softmax is off by up to about 0.02; logits handed over by mistake are off by far more.
-NORMALISATION_TOLERANCE = 0.05
+NORMALIZATION_TOLERANCE = 0.05
 
 
 def _is_at_hand(tensor: Tensor) -> bool:
@@ -26,32 +26,32 @@ def _deviation(log_probs: Tensor) -> Tensor:
     return log_probs.logsumexp(-1).abs().nan_to_num(nan=0.0).amax()
 
 
-def _raise_unnormalised(deviation: float) -> None:
-    if deviation > NORMALISATION_TOLERANCE:
+def _raise_unnormalized(deviation: float) -> None:
+    if deviation > NORMALIZATION_TOLERANCE:
         raise ValueError(
-            f"log_probs must be normalised over the last axis (log-sum-exp 0), but a row has |log-sum-exp| = "
+            f"log_probs must be normalized over the last axis (log-sum-exp 0), but a row has |log-sum-exp| = "
             f"{deviation:.4g}; pass logits through log_softmax(-1) first"
         )
 
 
-def check_normalised(log_probs: Tensor) -> None:
+def check_normalized(log_probs: Tensor) -> None:
     """Refuse log-probabilities that do not sum to one; on an accelerator nothing is checked, as that would wait for it.
 
     Args:
         log_probs: Shape (..., C).
 
     Raises:
-        ValueError: A row is not normalised.
+        ValueError: A row is not normalized.
     """
     if _is_at_hand(log_probs) and log_probs.numel():
-        _raise_unnormalised(_deviation(log_probs).item())
+        _raise_unnormalized(_deviation(log_probs).item())
 
 
 class StreamingMetric(ABC, Generic[Result]):
     """Base of the classification metrics: examples come in batches, memory stays constant.
 
     A subclass writes `_add` (a checked batch), `_join` (another accumulator of its class) and `_result`. Labels out of
-    range and unnormalised rows are refused by `update` on the CPU, and by `compute` on an accelerator, where looking at
+    range and unnormalized rows are refused by `update` on the CPU, and by `compute` on an accelerator, where looking at
     once would stall the device at every batch.
 
     Args:
@@ -70,12 +70,12 @@ class StreamingMetric(ABC, Generic[Result]):
         """Add a batch of predictions.
 
         Args:
-            log_probs: Normalised log-probabilities, shape (n, C); `-inf` is allowed.
+            log_probs: Normalized log-probabilities, shape (n, C); `-inf` is allowed.
             labels: Class indices 0..C-1, integers of shape (n,).
 
         Raises:
             TypeError: Labels are not integers.
-            ValueError: A shape is wrong, a label is out of range, or a row is not normalised.
+            ValueError: A shape is wrong, a label is out of range, or a row is not normalized.
         """
         log_probs, labels = self._check(log_probs, labels)
         if len(labels):
@@ -166,7 +166,7 @@ class StreamingMetric(ABC, Generic[Result]):
                 f"label {low if low < 0 else high} is out of range: {type(self).__name__} has {classes} classes, so "
                 f"labels run from 0 to {classes - 1}"
             )
-        _raise_unnormalised(deviation)
+        _raise_unnormalized(deviation)
 
     @abstractmethod
     def _add(self, log_probs: Tensor, labels: Tensor) -> None:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from pyrostoch.metrics.streaming import check_normalised
+from pyrostoch.metrics.streaming import check_normalized
 
 __all__ = ["EntropyDecomposition", "MomentAverage", "PredictiveAverage", "decompose_entropy"]
 
@@ -84,16 +84,16 @@ class PredictiveAverage:
         """Add one draw.
 
         Args:
-            log_probs: Normalised log-probabilities of one draw, shape (n, C), the same examples in every draw.
+            log_probs: Normalized log-probabilities of one draw, shape (n, C), the same examples in every draw.
 
         Raises:
-            ValueError: The shape is wrong, or (on the CPU) a row is not normalised.
+            ValueError: The shape is wrong, or (on the CPU) a row is not normalized.
         """
         if log_probs.ndim != 2:
             raise ValueError(f"PredictiveAverage expects log_probs of shape (n, C), got {tuple(log_probs.shape)}")
         shape = _same_shape("PredictiveAverage", "log_probs", self._shape, log_probs.shape)
         log_probs = log_probs.detach().to(torch.float64)
-        check_normalised(log_probs)
+        check_normalized(log_probs)
         self._shape = shape
         self._add_entropies(_entropy(log_probs))
         self._mean.update(log_probs)
@@ -170,7 +170,7 @@ def decompose_entropy(draws: Iterable[Tensor]) -> EntropyDecomposition:
     """Split predictive entropy into aleatoric and epistemic parts, reading the draws one by one.
 
     Args:
-        draws: Normalised log-probabilities, one (n, C) tensor a draw: a generator, a list, or a (K, n, C) tensor.
+        draws: Normalized log-probabilities, one (n, C) tensor a draw: a generator, a list, or a (K, n, C) tensor.
 
     Returns:
         The parts; see `PredictiveAverage` for the formulas.
@@ -190,7 +190,7 @@ def decompose_entropy(draws: Iterable[Tensor]) -> EntropyDecomposition:
 
 
 class MomentAverage:
-    r"""Mean and variance of a regression's prediction over draws, by the law of total variance.
+    r"""Mean and variance of a regression's prediction over draws, by the distribution of total variance.
 
     With $m_k, v_k$ the mean and variance of draw $k$: mean $= \bar m$, aleatoric $= \frac1K\sum_k v_k$, epistemic
     $= \frac1K\sum_k (m_k - \bar m)^2$ (Welford's recurrence), variance their sum: the exact moments of the mixture of

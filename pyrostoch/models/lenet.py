@@ -16,14 +16,14 @@ _KERNEL = 5
 class LeNet5(nn.Module):
     r"""Convolution 20@5x5, pooling, convolution 50@5x5, pooling, 800-500-10: valid padding, no biases, ReLU.
 
-    Batch normalisation stands behind every layer but the last. Weights start from $U(\pm 1/\sqrt{\text{fan-in}})$.
+    Batch normalization stands behind every layer but the last. Weights start from $U(\pm 1/\sqrt{\text{fan-in}})$.
 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of outputs.
         image_size: Height and width of the images in pixels, at least 16; a pair where they differ.
         widths: Channels of the two convolutions, and neurons of the hidden dense layer.
-        batch_norm: Whether there is batch normalisation.
+        batch_norm: Whether there is batch normalization.
         dropout: Probability of `MCDropout` on the inputs of `dense1` (`drop2`, behind the second convolution's
             pooling and ReLU): a network with binary dropout where others have a random layer. 0 leaves it out.
 
@@ -55,7 +55,7 @@ class LeNet5(nn.Module):
         height, width = check_sizes("LeNet5", "MLP", image_size, in_channels, num_classes, widths)
         first, second, dense = widths
         self.image_shape = (in_channels, height, width)
-        # Torch's own initialisation of both kinds of layer is U(+-1/sqrt(fan_in)).
+        # Torch's own initialization of both kinds of layer is U(+-1/sqrt(fan_in)).
         self.conv1 = nn.Conv2d(in_channels, first, _KERNEL, bias=False)
         self.bn1 = nn.BatchNorm2d(first) if batch_norm else nn.Identity()
         self.conv2 = nn.Conv2d(first, second, _KERNEL, bias=False)

@@ -32,7 +32,7 @@ class MLP(nn.Module):
         hidden: Widths of the hidden layers; empty for a linear model.
         out_features: Number of outputs.
         activation: `"relu"`, `"tanh"`, ..., or a module class without arguments.
-        batch_norm: Whether hidden layers are normalised (`bn1`, ...); they then have no biases.
+        batch_norm: Whether hidden layers are normalized (`bn1`, ...); they then have no biases.
         dropout: Probability of `MCDropout` behind each activation (`drop1`, ...); 0 leaves it out.
 
     Raises:

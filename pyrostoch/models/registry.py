@@ -34,7 +34,7 @@ def build(name: str, *, input_shape: Sequence[int], num_outputs: int) -> nn.Modu
         num_outputs: Number of outputs: classes, or the likelihood's parameters per example.
 
     Returns:
-        The network, freshly initialised.
+        The network, freshly initialized.
 
     Raises:
         ValueError: The name is unknown, or the network does not take such examples.

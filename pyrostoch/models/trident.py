@@ -20,16 +20,16 @@ Make = Callable[[], nn.Module]
 
 
 class TriDeNT(nn.Module):
-    """Linear layers with normalised ternary neurons between them: `fc1`, `bn1`, `neurons1`, ..., and linear scores.
+    """Linear layers with normalized ternary neurons between them: `fc1`, `bn1`, `neurons1`, ..., and linear scores.
 
     Args:
         in_features: Number of values of one example; further axes of the input are flattened.
         hidden: Neurons of the hidden layer, or of each.
         out_features: Number of scores.
         neurons: Makes a layer of neurons.
-        gradient: Makes what stands behind each of them (`error1`, ...), such as `quantise.TernaryGradient`, which
+        gradient: Makes what stands behind each of them (`error1`, ...), such as `quantize.TernaryGradient`, which
             makes the error signal discrete that comes back to them.
-        batch_norm: Whether the neurons' inputs are normalised; the layers then have no biases.
+        batch_norm: Whether the neurons' inputs are normalized; the layers then have no biases.
         dropout: Probability that an input is dropped in training.
 
     Raises:
@@ -84,7 +84,7 @@ class TriDeNT(nn.Module):
 
 
 class TriDeNTConv(nn.Module):
-    """Two convolutions and a dense layer of ternary neurons, each pooled, then normalised, then thresholded.
+    """Two convolutions and a dense layer of ternary neurons, each pooled, then normalized, then thresholded.
 
     Args:
         in_channels: Channels of the images.

@@ -24,7 +24,7 @@ class VGG(nn.Module):
     r"""Thirteen 3x3 convolutions in five blocks, a hidden dense layer and the output layer, for images of CIFAR's size.
 
     Widths 64-64, 128-128, 256 three times, 512 three times, 512 three times; padding 1; a 2x2 max pool ends each block;
-    then dense 512 and the output layer, the only one with a bias. Batch normalisation and ReLU stand behind every layer
+    then dense 512 and the output layer, the only one with a bias. Batch normalization and ReLU stand behind every layer
     but the last. Weights start from $U(\pm 1/\sqrt{\text{fan-in}})$.
 
     The weights are `conv1.weight` to `conv13.weight`, `dense1.weight` and `dense2.weight`, so that patterns choose the
@@ -107,7 +107,7 @@ class VGG(nn.Module):
             if index in dropped:
                 self.add_module(f"drop{index}", MCDropout(dropped[index]))
 
-        # Torch's own initialisation of both kinds of layer is U(+-1/sqrt(fan_in)).
+        # Torch's own initialization of both kinds of layer is U(+-1/sqrt(fan_in)).
         before, index = in_channels, 0
         for block, channels in enumerate(_BLOCKS, 1):
             for position, full in enumerate(channels, 1):

@@ -11,7 +11,7 @@
 
 from pyrostoch.moments import activations, affine, arithmetic, pooling, shapes
 from pyrostoch.moments.bivariate import bivariate_cdf, density_integral
-from pyrostoch.moments.gaussian import Moments, Treatment
+from pyrostoch.moments.gaussian import Moments, MomentSettings
 from pyrostoch.moments.power import RectifiedPower
 from pyrostoch.moments.smooth import Gelu, Probit, Smooth
 from pyrostoch.moments.table import MissingRuleError, rule
@@ -26,7 +26,7 @@ __all__ = [
     "Probit",
     "RectifiedPower",
     "Smooth",
-    "Treatment",
+    "MomentSettings",
     "activate",
     "activations",
     "affine",

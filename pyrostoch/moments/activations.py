@@ -20,7 +20,7 @@ from pyrostoch.moments.units import Knot, Piecewise, Unit, activate
 
 __all__ = ["sample_through"]
 
-# Entries of one example whose covariance is factorised.
+# Entries of one example whose covariance is factorized.
 _TOGETHER = 1024
 
 _RELU = Piecewise((Knot(kink=1.0),))
@@ -178,8 +178,8 @@ def sample_through(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Momen
     loc, var = stacked.mean(0), stacked.var(0)
     cov = None
     if how.full:
-        centred = (stacked - loc).flatten(2).movedim(0, 1)
-        cov = centred.mT @ centred / (how.draws - 1)
+        centered = (stacked - loc).flatten(2).movedim(0, 1)
+        cov = centered.mT @ centered / (how.draws - 1)
     return Moments(loc, var, cov, how)
 
 

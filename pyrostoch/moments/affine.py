@@ -1,11 +1,11 @@
-r"""Linear operations: layers with fixed and with random weights, batch normalisation, averages, scaling and shifting.
+r"""Linear operations: layers with fixed and with random weights, batch normalization, averages, scaling and shifting.
 
 For independent weights with mean M and variance V and an input with mean m, variance v and covariance C,
 
 $$ \mathrm{Var}(Wx)_o = \sum_i M_{oi}^2 v_i + V_{oi} (v_i + m_i^2), \qquad
 \mathrm{Cov}(Wx) = M C M^\top + \mathrm{diag}\Bigl(\sum_i V_{oi} (v_i + m_i^2)\Bigr), $$
 
-exact for any laws of weights and inputs (Wu et al. 2019).
+exact for any distributions of weights and inputs (Wu et al. 2019).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pyrostoch._ops import LinearOp, bind
-from pyrostoch.moments.gaussian import Link, Moments, Treatment, entries_of, per_example, rows_of
+from pyrostoch.moments.gaussian import Link, Moments, MomentSettings, entries_of, per_example, rows_of
 from pyrostoch.moments.table import rule
 
 __all__ = ["affine", "propagate_linear", "scaled"]
@@ -29,7 +29,7 @@ def propagate_linear(
     op: LinearOp,
     weight: tuple[Tensor | None, Tensor] | None,
     bias: tuple[Tensor | None, Tensor] | None,
-    how: Treatment,
+    how: MomentSettings,
 ) -> Moments:
     """Moments of a linear operation with random weights.
 
@@ -199,7 +199,7 @@ def _batch_norm(
     eps: float = 1e-5,
     *rest: Any,
 ) -> Moments:
-    """Batch statistics, in training, are those of the mixture of the examples' laws."""
+    """Batch statistics, in training, are those of the mixture of the examples' distributions."""
     x = input
     if training or running_mean is None or running_var is None:
         axes = [axis for axis in range(x.loc.dim()) if axis != 1]
@@ -231,18 +231,18 @@ def _layer_norm(
 ) -> Moments:
     r"""An approximation: the factor $f$ by which an example is multiplied is taken at the mean variance over features.
 
-    What it does to the variances is kept to first order: with the normalised means $z$, the derivative is
+    What it does to the variances is kept to first order: with the normalized means $z$, the derivative is
     $f (I - 1/n - z z^\top / n)$.
     """
     x, axes = input, tuple(range(-len(normalized_shape), 0))
     count = math.prod(normalized_shape)
-    centre = x.loc.mean(axes, keepdim=True)
+    center = x.loc.mean(axes, keepdim=True)
     # E of the sample variance: that of the means, and the variances that do not cancel with the mean's own.
     spread = x.var.mean(axes, keepdim=True) * (1.0 - 1.0 / count)
-    factor = torch.rsqrt((x.loc - centre).square().mean(axes, keepdim=True) + spread + eps)
+    factor = torch.rsqrt((x.loc - center).square().mean(axes, keepdim=True) + spread + eps)
     gain = factor if weight is None else factor * weight
-    loc = (x.loc - centre) * gain + (0.0 if bias is None else bias)
-    z = (x.loc - centre) * factor
+    loc = (x.loc - center) * gain + (0.0 if bias is None else bias)
+    z = (x.loc - center) * factor
 
     def average(values: Tensor) -> Tensor:
         return values.mean(axes, keepdim=True)

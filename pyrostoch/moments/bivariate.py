@@ -34,7 +34,7 @@ _FAR = 38.0
 
 
 def normal_pdf(x: Tensor) -> Tensor:
-    """Density of the standard normal law.
+    """Density of the standard normal distribution.
 
     Args:
         x: Where.
@@ -44,7 +44,7 @@ def normal_pdf(x: Tensor) -> Tensor:
 
 
 def normal_cdf(x: Tensor) -> Tensor:
-    """Distribution function of the standard normal law.
+    """Distribution function of the standard normal distribution.
 
     Args:
         x: Where.

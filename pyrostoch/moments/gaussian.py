@@ -15,7 +15,7 @@ from pyrostoch.moments.table import apply, refuse
 __all__ = [
     "Link",
     "Moments",
-    "Treatment",
+    "MomentSettings",
     "cross_covariance",
     "elementwise_covariance",
     "entries_of",
@@ -32,7 +32,7 @@ _numbers = itertools.count()
 
 
 @dataclass(frozen=True)
-class Treatment:
+class MomentSettings:
     """How moments are carried through a network.
 
     Args:
@@ -135,18 +135,18 @@ class Moments:
         loc: Tensor,
         var: Tensor,
         cov: Tensor | None = None,
-        how: Treatment | None = None,
+        how: MomentSettings | None = None,
         links: tuple[Link, ...] = (),
         late: Callable[[], Tensor] | None = None,
     ) -> None:
         self.loc, self.var, self.cov = loc, var, cov
-        self.how = Treatment(full=cov is not None) if how is None else how
+        self.how = MomentSettings(full=cov is not None) if how is None else how
         self.links, self.late = links, late
         self.order = next(_numbers)
         self._node: Moments | None = None
 
     @classmethod
-    def certain(cls, x: Tensor, how: Treatment) -> Moments:
+    def certain(cls, x: Tensor, how: MomentSettings) -> Moments:
         """A tensor as moments without variance.
 
         Args:

@@ -1,7 +1,7 @@
 r"""What moments of a network's output say of the observations: by points of a Gaussian, or in closed form.
 
 With output $z \sim N(m, C)$ an observation has the density $p(y) = E_z\,p(y \mid z)$, and an ELBO needs
-$E_z \log p(y \mid z)$. Both are averages over a few fixed points (randomised Sobol points through the Gaussian's
+$E_z \log p(y \mid z)$. Both are averages over a few fixed points (randomized Sobol points through the Gaussian's
 quantiles, the same for every example), which costs nothing beside the network; a likelihood may know a closed form.
 """
 
@@ -20,7 +20,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrostoch.moments.gaussian import Moments, per_example, rows_of
 
-__all__ = ["Closed", "OutputLaw", "gaussian_points", "noisy_gaussian", "softmax_under_gaussian"]
+__all__ = ["Closed", "OutputDistribution", "gaussian_points", "noisy_gaussian", "softmax_under_gaussian"]
 
 # Up to this many outputs their covariance is used; its root costs as much as the cube of their number.
 _MOST_OUTPUTS = 256
@@ -44,21 +44,21 @@ class Closed:
     exact: bool
 
 
-class OutputLaw(TorchDistribution):
-    """The law of the observations where a network's output is known by its moments.
+class OutputDistribution(TorchDistribution):
+    """The distribution of the observations where a network's output is known by its moments.
 
     Args:
         output: Moments of the output.
-        law: The law of the observations for one value of the output.
+        distribution: The distribution of the observations for one value of the output.
         closed: Makes the closed reading, where the likelihood has one.
 
     Attributes:
-        base_dist: The law at the mean output.
+        base_dist: The distribution at the mean output.
 
     Example:
         >>> output = Moments(torch.zeros(3, 2), torch.ones(3, 2))
-        >>> law = OutputLaw(output, lambda logits: torch.distributions.Categorical(logits=logits))
-        >>> law.batch_shape, law.log_prob(torch.tensor([0, 1, 1])).shape
+        >>> distribution = OutputDistribution(output, lambda logits: torch.distributions.Categorical(logits=logits))
+        >>> distribution.batch_shape, distribution.log_prob(torch.tensor([0, 1, 1])).shape
         (torch.Size([3]), torch.Size([3]))
     """
 
@@ -68,10 +68,10 @@ class OutputLaw(TorchDistribution):
     def __init__(
         self,
         output: Moments,
-        law: Callable[[Tensor], Distribution],
+        distribution: Callable[[Tensor], Distribution],
         closed: Callable[[], Closed | None] = lambda: None,
     ) -> None:
-        self.output, self._law = output, law
+        self.output, self._distribution = output, distribution
         found = closed()
         if found is None and output.how.closed:
             raise ValueError(
@@ -79,12 +79,12 @@ class OutputLaw(TorchDistribution):
                 "leave ':closed' out"
             )
         self.closed = found if found is not None and (found.exact or output.how.closed) else None
-        at_mean = law(output.loc)
+        at_mean = distribution(output.loc)
         self.base_dist: Any = getattr(at_mean, "base_dist", at_mean)
         super().__init__(at_mean.batch_shape, at_mean.event_shape, validate_args=False)
 
     def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The law itself, for the shape that it has: a plate asks for it, and must not hide what it is."""
+        """The distribution itself, for the shape that it has: a plate asks for it, and must not hide what it is."""
         return self if torch.Size(batch_shape) == self.batch_shape else super().expand(batch_shape, _instance)
 
     @property
@@ -93,9 +93,9 @@ class OutputLaw(TorchDistribution):
         return getattr(self.base_dist, "support", constraints.real)
 
     def members(self) -> Iterator[Distribution]:
-        """The law of the observations at each of the points, all of one weight."""
+        """The distribution of the observations at each of the points, all of one weight."""
         for z in gaussian_points(self.output):
-            yield self._law(z)
+            yield self._distribution(z)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log of the mean density over the output.
@@ -105,7 +105,7 @@ class OutputLaw(TorchDistribution):
         """
         if self.closed is not None:
             return self.closed.log_density(value)
-        logs = torch.stack([law.log_prob(value) for law in self.members()])
+        logs = torch.stack([distribution.log_prob(value) for distribution in self.members()])
         return logs.logsumexp(0) - math.log(len(logs))
 
     def expected_log_prob(self, value: Tensor) -> Tensor:
@@ -116,7 +116,7 @@ class OutputLaw(TorchDistribution):
         """
         if self.closed is not None:
             return self.closed.expected(value)
-        return torch.stack([law.log_prob(value) for law in self.members()]).mean(0)
+        return torch.stack([distribution.log_prob(value) for distribution in self.members()]).mean(0)
 
     def sample(self, sample_shape: Any = ()) -> Tensor:
         """An observation for an output drawn anew.
@@ -125,9 +125,9 @@ class OutputLaw(TorchDistribution):
             sample_shape: Shape of independent draws; one only.
         """
         if tuple(sample_shape):
-            raise ValueError("OutputLaw: one draw at a time")
+            raise ValueError("OutputDistribution: one draw at a time")
         noise = torch.randn(1, *self.output.loc.shape, dtype=self.output.loc.dtype, device=self.output.loc.device)
-        drawn: Tensor = self._law(_at(self.output, noise)[0]).sample()
+        drawn: Tensor = self._distribution(_at(self.output, noise)[0]).sample()
         return drawn
 
 
@@ -219,12 +219,12 @@ def noisy_gaussian(output: Moments, scale: Tensor) -> Closed:
     """
     noise = scale.square()
     var = output.var.clamp_min(0.0)
-    law = torch.distributions.Normal(output.loc, scale, validate_args=False)
+    distribution = torch.distributions.Normal(output.loc, scale, validate_args=False)
     total, aleatoric = var + noise, noise.expand(var.shape)
     fields = {"mean": output.loc, "variance": total, "total": total, "aleatoric": aleatoric, "epistemic": var}
 
     def expected(y: Tensor) -> Tensor:
-        return per_example(law.log_prob(y) - 0.5 * var / noise).sum(1)
+        return per_example(distribution.log_prob(y) - 0.5 * var / noise).sum(1)
 
     def log_density(y: Tensor) -> Tensor:
         if y.dim() == 1 or output.cov is None and output.late is None or y[0].numel() > _MOST_OUTPUTS:

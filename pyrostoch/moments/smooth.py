@@ -26,7 +26,7 @@ _NODES = tuple(
     for k in range(_REACH + 1)
 )
 
-# Below this variance a slope is that of a wider law: differences of f would drown in rounding.
+# Below this variance a slope is that of a wider distribution: differences of f would drown in rounding.
 _FLAT = 1e-10
 
 
@@ -133,10 +133,10 @@ class _Expectations(torch.autograd.Function):
     def forward(ctx: Any, loc: Tensor, s: Tensor, function: Callable[[Tensor], Tensor], degree: int) -> Any:
         ctx.save_for_backward(loc, s)
         ctx.function, ctx.degree = function, degree
-        centre = function(loc)
-        found = [torch.zeros_like(centre) for _ in range(3 + degree)]
+        center = function(loc)
+        found = [torch.zeros_like(center) for _ in range(3 + degree)]
         for z, weight in _NODES:
-            up, down = function(loc + s * z) - centre, function(loc - s * z) - centre
+            up, down = function(loc + s * z) - center, function(loc - s * z) - center
             found[0] += weight * (up + down)
             found[1] += weight * (up.square() + down.square())
             found[2] += 2.0 * weight * up * down
@@ -152,8 +152,8 @@ class _Expectations(torch.autograd.Function):
         for z, weight in _NODES:
             with torch.enable_grad():
                 m, d = loc.detach().requires_grad_(), s.detach().requires_grad_()
-                centre = ctx.function(m).detach()
-                up, down = ctx.function(m + d * z) - centre, ctx.function(m - d * z) - centre
+                center = ctx.function(m).detach()
+                up, down = ctx.function(m + d * z) - center, ctx.function(m - d * z) - center
                 total = grads[0] * (up + down) + grads[1] * (up.square() + down.square()) + 2.0 * grads[2] * up * down
                 for k, polynomial in enumerate(_hermite(z, ctx.degree)):
                     total = total + grads[3 + k] * polynomial * (up + down if k % 2 else up - down)

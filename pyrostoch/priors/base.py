@@ -1,4 +1,4 @@
-"""What a prior is: a module that gives the law of each weight of a site."""
+"""What a prior is: a module that gives the distribution of each weight of a site."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Prior(nn.Module):
     """The prior of a site's weights.
 
     Each site holds a copy of its own, so numbers that belong to a prior move with the model (`.to`), are saved with it,
-    and a learnt or random scale is the site's own. A subclass implements `law`.
+    and a learned or random scale is the site's own. A subclass implements `distribution`.
 
     Attributes:
         improper: Whether the prior has no finite integral, so that an ELBO is defined up to a constant per weight.
@@ -25,8 +25,8 @@ class Prior(nn.Module):
 
     improper = False
 
-    def law(self, name: str, shape: torch.Size) -> Any:
-        """The elementwise law of a site's weights, with batch shape `shape`.
+    def distribution(self, name: str, shape: torch.Size) -> Any:
+        """The elementwise distribution of a site's weights, with batch shape `shape`.
 
         Args:
             name: The site's name; a random scale is a site named after it.
@@ -35,7 +35,7 @@ class Prior(nn.Module):
         Returns:
             A Pyro distribution of batch shape `shape` and no event axes.
         """
-        raise TypeError(f"{type(self).__name__} must implement law(name, shape)")
+        raise TypeError(f"{type(self).__name__} must implement distribution(name, shape)")
 
     def for_parameter(self, parameter: Tensor) -> Prior:
         """A copy for one parameter, on its device and in its dtype."""
@@ -69,7 +69,7 @@ class FromDistribution(Prior):
 
     Example:
         >>> import pyro.distributions as dist
-        >>> FromDistribution(dist.Cauchy(0.0, 1.0)).law("w", torch.Size([2, 3])).batch_shape
+        >>> FromDistribution(dist.Cauchy(0.0, 1.0)).distribution("w", torch.Size([2, 3])).batch_shape
         torch.Size([2, 3])
     """
 
@@ -84,22 +84,22 @@ class FromDistribution(Prior):
             distribution = distribution.base_dist
         if distribution.event_shape or distribution.support is constraints.boolean:
             raise TypeError(f"prior: expected a distribution over single weights, got {distribution}")
-        self.distribution = distribution
+        self.base = distribution
         self.improper = bool(getattr(distribution, "improper", False))
 
-    def law(self, name: str, shape: torch.Size) -> Any:
+    def distribution(self, name: str, shape: torch.Size) -> Any:
         """The distribution, expanded to the weights."""
-        return self.distribution.expand(shape)
+        return self.base.expand(shape)
 
     def __repr__(self) -> str:
-        numbers = [name for name in self.distribution.arg_constraints if hasattr(self.distribution, name)]
+        numbers = [name for name in self.base.arg_constraints if hasattr(self.base, name)]
         if not numbers:
-            return repr(self.distribution)
-        texts = (f"{name}={_text(torch.as_tensor(getattr(self.distribution, name)))}" for name in numbers)
-        return f"{type(self.distribution).__name__}({', '.join(texts)})"
+            return repr(self.base)
+        texts = (f"{name}={_text(torch.as_tensor(getattr(self.base, name)))}" for name in numbers)
+        return f"{type(self.base).__name__}({', '.join(texts)})"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.distribution = _mapped(self.distribution, fn)
+        self.base = _mapped(self.base, fn)
         return super()._apply(fn, recurse)
 
 

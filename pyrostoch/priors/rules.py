@@ -15,7 +15,7 @@ from pyrostoch.priors.base import Prior, as_prior
 
 __all__ = ["assign", "clean_name", "is_bias", "owners"]
 
-_NORMALISATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
+_NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def clean_name(name: str) -> str:
@@ -38,9 +38,9 @@ def owners(net: nn.Module) -> dict[str, nn.Module]:
 def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:
     """Give each parameter its prior.
 
-    A single prior goes to every parameter except biases and those of normalisation layers. A dictionary maps name
+    A single prior goes to every parameter except biases and those of normalization layers. A dictionary maps name
     patterns (shell wildcards) to priors; the last match wins; a pattern that matches a bias by name asks for it, while
-    a normalisation layer is reached only by a pattern that spells out its module (`"bn1.weight"`, `"bn1.*"`). A
+    a normalization layer is reached only by a pattern that spells out its module (`"bn1.weight"`, `"bn1.*"`). A
     callable gets each parameter's name and value and returns a prior or `None`. A layer's own `prior=` (see
     `pyrostoch.layers`) holds where `spec` is `None` or does not reach it.
 
@@ -70,7 +70,7 @@ def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:
         _by_pattern(spec, parameters, holders, chosen)
     elif isinstance(spec, (Prior, Distribution)):
         for name in parameters:
-            if chosen[name] is None and not is_bias(name) and not isinstance(holders[name], _NORMALISATION):
+            if chosen[name] is None and not is_bias(name) and not isinstance(holders[name], _NORMALIZATION):
                 chosen[name] = as_prior(spec)
     elif callable(spec) and not isinstance(spec, type):
         for name, parameter in parameters.items():
@@ -107,15 +107,15 @@ def _by_pattern(
             if not fnmatch.fnmatchcase(clean, pattern):
                 continue
             module, _, _ = clean.rpartition(".")
-            spelt_out = pattern == clean or pattern.rpartition(".")[0] == module
-            if isinstance(holders[name], _NORMALISATION) and not (spelt_out and module):
+            spelled_out = pattern == clean or pattern.rpartition(".")[0] == module
+            if isinstance(holders[name], _NORMALIZATION) and not (spelled_out and module):
                 continue
             chosen[name] = as_prior(value(clean, parameter) if _is_rule(value) else value)
             matched = True
         if not matched:
             raise ValueError(
                 f"prior rule {pattern!r} matches no parameter; the network has "
-                f"{name_list(clean_name(n) for n in parameters)} (a normalisation layer must be spelt out)"
+                f"{name_list(clean_name(n) for n in parameters)} (a normalization layer must be spelled out)"
             )
 
 

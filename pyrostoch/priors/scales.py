@@ -35,7 +35,7 @@ class EmpiricalBayes(Prior):
         super().__init__()
         self.log_scale = nn.Parameter(torch.tensor(math.log(check_positive("EmpiricalBayes scale", scale))))
 
-    def law(self, name: str, shape: torch.Size) -> Any:
+    def distribution(self, name: str, shape: torch.Size) -> Any:
         """N(0, s^2), expanded."""
         return dist.Normal(torch.zeros_like(self.log_scale), self.log_scale.exp()).expand(shape)
 
@@ -61,13 +61,13 @@ class Hierarchical(Prior):
     def __init__(self, scale: Distribution | None = None) -> None:
         super().__init__()
         self.scale = FromDistribution(dist.HalfCauchy(1.0) if scale is None else scale)
-        support = self.scale.law("", torch.Size()).support
+        support = self.scale.distribution("", torch.Size()).support
         if not bool(support.check(torch.tensor(1.0))) or bool(support.check(torch.tensor(-1.0))):
             raise ValueError(f"Hierarchical scale: expected a distribution on the positive numbers, got {self.scale!r}")
 
-    def law(self, name: str, shape: torch.Size) -> Any:
+    def distribution(self, name: str, shape: torch.Size) -> Any:
         """N(0, s^2) given a draw of s, expanded."""
-        scale = pyro.sample(f"{name}_prior_scale", self.scale.law(name, torch.Size()))
+        scale = pyro.sample(f"{name}_prior_scale", self.scale.distribution(name, torch.Size()))
         return dist.Normal(torch.zeros_like(scale), scale).expand(shape)
 
     def extra_repr(self) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from statistics import median
 from typing import TYPE_CHECKING, Any
 
-from pyrostoch.report.plots import COLOURS, GREY, name_axes, panels
+from pyrostoch.report.plots import COLORS, GRAY, name_axes, panels
 from pyrostoch.report.record import floats, mode_title
 
 if TYPE_CHECKING:
@@ -16,14 +16,14 @@ if TYPE_CHECKING:
 
 __all__ = ["phase_transition", "toy"]
 
-# One for each colour, so that print in grey tells series and classes apart.
+# One for each color, so that print in gray tells series and classes apart.
 MARKERS = ("o", "s", "^", "D", "v", "P")
-# Share of a class's colour in a region: what is left at the confidence of a guess, and at full confidence.
+# Share of a class's color in a region: what is left at the confidence of a guess, and at full confidence.
 PALE, FULL = 0.06, 0.7
 # Points of each class drawn in a panel of regions, and markers along a line: more hide what is below.
 POINTS_SHOWN = 60
 MARKS_SHOWN = 8
-# A line joins neighbours up to this many times the usual distance of its points, and is broken beyond.
+# A line joins neighbors up to this many times the usual distance of its points, and is broken beyond.
 GAP = 1.5
 # Room for a label along an axis, in units of half the axis.
 LABEL_WIDTH = 0.25
@@ -39,8 +39,8 @@ def toy(result: Any) -> Figure:
     far from it, for the widths differ by orders of magnitude.
 
     Args:
-        result: What `pyrostoch.bench.toy.train` returns, or an object with its fields `x`, `y`, `axis`, `by_mean`,
-            `by_averaging`, `activations` and its `accuracy` by mode.
+        result: What `pyrostoch.bench.published.toy.train` returns, or an object with its fields `x`, `y`, `axis`,
+            `by_mean`, `by_averaging`, `activations` and its `accuracy` by mode.
 
     Returns:
         A figure of three axes, and a fourth that explains the shades.
@@ -89,7 +89,7 @@ def _averages(curve: Mapping[str, Any]) -> list[str]:
 
 
 def _look(index: int) -> dict[str, Any]:
-    return {"color": COLOURS[index % len(COLOURS)], "marker": MARKERS[index % len(MARKERS)]}
+    return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
 def _handle(index: int, label: str) -> Any:
@@ -98,22 +98,22 @@ def _handle(index: int, label: str) -> Any:
     return Line2D([], [], linestyle="none", markersize=6, markeredgecolor="white", label=label, **_look(index))
 
 
-def _tint(colour: Any, confidence: Any, guess: float) -> Any:
-    """Colours mixed with white: (..., 3) from colours (..., 3) and confidences (...)."""
+def _tint(color: Any, confidence: Any, guess: float) -> Any:
+    """Colors mixed with white: (..., 3) from colors (..., 3) and confidences (...)."""
     import numpy as np
 
     above = np.clip((np.asarray(confidence) - guess) / (1.0 - guess), 0.0, 1.0)
     share = (PALE + (FULL - PALE) * above)[..., None]
-    return 1.0 - share * (1.0 - np.asarray(colour))
+    return 1.0 - share * (1.0 - np.asarray(color))
 
 
 def _regions(axes: Axes, result: Any, regions: Any, classes: list[int]) -> None:
     import numpy as np
     from matplotlib.colors import to_rgb
 
-    palette = np.array([to_rgb(COLOURS[label % len(COLOURS)]) for label in range(max(classes) + 1)])
+    palette = np.array([to_rgb(COLORS[label % len(COLORS)]) for label in range(max(classes) + 1)])
     low, high = float(result.axis[0]), float(result.axis[-1])
-    half = (high - low) / (2 * max(len(result.axis) - 1, 1))  # pixels are centred on their points
+    half = (high - low) / (2 * max(len(result.axis) - 1, 1))  # pixels are centered on their points
     axes.imshow(
         _tint(palette[regions.label], regions.confidence, 1.0 / len(classes)),
         origin="lower",
@@ -164,15 +164,15 @@ def _decades(linear: float, reach: float) -> list[float]:
 
 
 def _shades(figure: Figure, panels: Sequence[Axes], guess: float) -> None:
-    """A bar that says how confidence shades a colour."""
+    """A bar that says how confidence shades a color."""
     import numpy as np
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.ticker import PercentFormatter
 
     levels = np.linspace(guess, 1.0, 256)
-    greys = ListedColormap(_tint(np.zeros(3), levels, guess))
-    bar = figure.colorbar(ScalarMappable(Normalize(guess, 1.0), greys), ax=panels, shrink=0.8, aspect=30, pad=0.01)
+    grays = ListedColormap(_tint(np.zeros(3), levels, guess))
+    bar = figure.colorbar(ScalarMappable(Normalize(guess, 1.0), grays), ax=panels, shrink=0.8, aspect=30, pad=0.01)
     bar.set_label("confidence", fontsize=9)
     bar.ax.yaxis.set_major_formatter(PercentFormatter(1.0, decimals=0, symbol=" %"))
     bar.ax.tick_params(labelsize=8)
@@ -221,7 +221,7 @@ def phase_transition(
         _band(alpha, curve, index)
         _curve(kl, curve, "kl", index, "-", positive=True)
     if chance is not None:
-        accuracy.axhline(chance, color=GREY, linestyle=":", linewidth=1.3)
+        accuracy.axhline(chance, color=GRAY, linestyle=":", linewidth=1.3)
     _explain(figure, kinds, chance)
     name_axes(accuracy, title, "epoch", "accuracy")
     name_axes(alpha, "log α (band: quartiles)" if alpha.collections else "log α", "epoch", "log α")
@@ -290,7 +290,7 @@ def _band(axes: Axes, curve: Mapping[str, Any], index: int) -> None:
 
 
 def _explain(figure: Figure, kinds: Sequence[str], chance: float | None) -> None:
-    """Above the panels: what the lines of the first one mean, whatever their colour."""
+    """Above the panels: what the lines of the first one mean, whatever their color."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color="black", linewidth=1.5, label="accuracy by mean weights")]
@@ -298,7 +298,7 @@ def _explain(figure: Figure, kinds: Sequence[str], chance: float | None) -> None
         text = "by " + ", ".join(map(_averaging, kinds))
         handles.append(Line2D([], [], color="black", linewidth=1.5, linestyle=DASHED, label=text))
     if chance is not None:
-        handles.append(Line2D([], [], color=GREY, linewidth=1.3, linestyle=":", label="chance"))
+        handles.append(Line2D([], [], color=GRAY, linewidth=1.3, linestyle=":", label="chance"))
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=8)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pyrostoch.report.plots import COLOURS, GREY, name_axes, panels
+from pyrostoch.report.plots import COLORS, GRAY, name_axes, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -40,14 +40,14 @@ def transfer_functions(shapes: Any, scores: Mapping[str, float]) -> Figure:
     figure, axes = panels(3, 3, 4.0, 3.2)
     factors = sorted({factor for factor, _ in shapes.found})
     for panel, (way, title) in zip(axes, _TITLES.items(), strict=False):
-        panel.plot(shapes.axis, shapes.reference, color=GREY, linewidth=4, alpha=0.5, label="as trained")
-        for colour, factor in zip(COLOURS, factors, strict=False):
-            panel.plot(shapes.axis, shapes.found[factor, way], color=colour, label=f"noise × {factor:g}")
+        panel.plot(shapes.axis, shapes.reference, color=GRAY, linewidth=4, alpha=0.5, label="as trained")
+        for color, factor in zip(COLORS, factors, strict=False):
+            panel.plot(shapes.axis, shapes.found[factor, way], color=color, label=f"noise × {factor:g}")
         name_axes(panel, title, "input of a neuron", "mean state")
     axes[0].legend(frameon=False)
-    for colour, marker, (way, word) in zip(COLOURS, _MARKERS, _WORDS.items(), strict=False):
+    for color, marker, (way, word) in zip(COLORS, _MARKERS, _WORDS.items(), strict=False):
         values = [100.0 * scores[f"accuracy/{way}/noise-{factor:g}"] for factor in factors]
-        axes[2].plot(factors, values, color=colour, marker=marker, label=word)
+        axes[2].plot(factors, values, color=color, marker=marker, label=word)
     axes[2].set_xscale("log", base=2)
     axes[2].set_xticks(factors, [f"{factor:g}" for factor in factors])
     name_axes(axes[2], "Accuracy with 20 samples", "noise, in units of the trained one", "test accuracy, %")

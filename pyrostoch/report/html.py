@@ -176,13 +176,13 @@ def _comparison(results: Mapping[str, Any]) -> str:
     words += "; the best of a column is bold." if several else "."
     if is_regression(results):
         words += (
-            " The ELBO and its data term are those of the standardised target; RMSE and NLL are in the target's "
+            " The ELBO and its data term are those of the standardized target; RMSE and NLL are in the target's "
             "original units, so they cannot be compared with the data term."
         )
     content = [comparison_table(results)]
     if _improper(results):
         content.append(
-            '<p class="note"><strong>The prior is improper.</strong> It has no normalising constant, so the ELBO is '
+            '<p class="note"><strong>The prior is improper.</strong> It has no normalizing constant, so the ELBO is '
             "defined up to a constant per weight: compare it between guides over the same random weights and the same "
             "prior, never between networks or priors, and do not read it as a bound on the evidence.</p>"
         )
@@ -215,7 +215,7 @@ def _lessons(results: Mapping[str, Any], used: list[str]) -> list[str]:
             first, last = f"{format_number(mean, 1, 100.0)} %", f"{format_number(average, 1, 100.0)} %"
         lessons.append(
             f"<p><strong>{escape(str(guide.get('title') or guide['name']))}</strong> scores {first} through its mean"
-            f"{chance} and {last} by {escape(mode_title(averaged))}: what it has learnt is in the variances of its "
+            f"{chance} and {last} by {escape(mode_title(averaged))}: what it has learned is in the variances of its "
             "weights, not in their means.</p>"
         )
     return lessons
@@ -242,8 +242,9 @@ def _guide(results: Mapping[str, Any], guide: Mapping[str, Any], index: int) -> 
         trained = f" The training itself used the estimator <code>{estimator}</code>." if estimator else ""
         content.append(
             "<h3>KL site by site</h3><p>An exact KL is a closed form; a Monte Carlo one carries its standard error. "
-            "The route is how the weight was drawn when the terms above were measured after training: locally, that "
-            f"is through the outputs it makes, where this is exact, else shared by all examples.{trained}</p>{sites}"
+            "The treatment is how the weight was drawn when the terms above were measured after training: locally, "
+            "that is through the outputs it makes, where this is exact, else shared by all examples."
+            f"{trained}</p>{sites}"
         )
     if guide.get("reliability"):
         content.append(

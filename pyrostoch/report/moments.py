@@ -6,7 +6,7 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pyrostoch.report.plots import COLOURS, GREY, name_axes, panels
+from pyrostoch.report.plots import COLORS, GRAY, name_axes, panels
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -38,13 +38,13 @@ def gaps(found: Sequence[Gap]) -> Figure:
     figure, axes = panels(3, 3, 4.0, 3.2)
     widths = sorted({width for _, width, _, _ in found})
     depths = sorted({depth for depth, _, _, _ in found})
-    for colour, marker, width in zip(COLOURS, _MARKERS, widths, strict=False):
+    for color, marker, width in zip(COLORS, _MARKERS, widths, strict=False):
         for full in (False, True):
             rows = sorted((depth, scores) for depth, at, how, scores in found if (at, how) == (width, full))
             if not rows:
                 continue
             label = f"width {width}, {'full covariance' if full else 'variances'}"
-            line: dict[str, Any] = {"color": colour, "marker": marker, "linestyle": "--" if full else "-"}
+            line: dict[str, Any] = {"color": color, "marker": marker, "linestyle": "--" if full else "-"}
             shown = [depth for depth, _ in rows]
             axes[0].plot(shown, [100.0 * abs(scores["gap/variance"]) for _, scores in rows], label=label, **line)
             axes[1].plot(shown, [scores["gap/mean"] for _, scores in rows], **line)
@@ -52,7 +52,7 @@ def gaps(found: Sequence[Gap]) -> Figure:
             axes[2].plot(
                 [scores["time/moments"] for scores in known],
                 [scores["gap/draws"] for scores in known],
-                color=colour,
+                color=color,
                 marker=marker,
                 linestyle="none",
                 fillstyle="none" if full else "full",
@@ -75,5 +75,5 @@ def _worth(axes: Axes) -> None:
     most = 10.0 ** math.ceil(math.log10(max(10.0, axes.get_xlim()[1])))
     axes.set_xlim(1.0, most)
     axes.set_ylim(1.0, 3.0 * axes.get_ylim()[1])
-    axes.plot((1.0, most), (1.0, most), color=GREY, linewidth=1.0)
-    axes.annotate("equal time", (most, most), fontsize=7, color=GREY, ha="right", va="bottom")
+    axes.plot((1.0, most), (1.0, most), color=GRAY, linewidth=1.0)
+    axes.annotate("equal time", (most, most), fontsize=7, color=GRAY, ha="right", va="bottom")

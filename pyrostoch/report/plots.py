@@ -14,10 +14,10 @@ if TYPE_CHECKING:
 
 __all__ = ["accuracy_by_samples", "posterior", "reliability", "training"]
 
-# Okabe and Ito's palette, told apart by colour-blind readers; black stays free for axes and yellow is too pale.
-COLOURS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+# Okabe and Ito's palette, told apart by color-blind readers; black stays free for axes and yellow is too pale.
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DASHES: tuple[Any, ...] = ("-", (0, (6, 2)), (0, (1, 1.5)), (0, (6, 2, 1, 2)), (0, (3, 1.5)), (0, (8, 2, 1, 2, 1, 2)))
-GREY = "#808080"
+GRAY = "#808080"
 
 # The first epochs lie orders of magnitude away from the rest; the axes are chosen for what follows.
 CROPPED_FRACTION = 0.2
@@ -48,7 +48,7 @@ def panels(count: int, columns: int, width: float, height: float) -> tuple[Figur
 
 def _dress(axes: Axes) -> None:
     axes.spines[["top", "right"]].set_visible(False)
-    axes.grid(True, color=GREY, alpha=0.25, linewidth=0.6)
+    axes.grid(True, color=GRAY, alpha=0.25, linewidth=0.6)
     axes.set_axisbelow(True)
     axes.tick_params(labelsize=8)
 
@@ -141,17 +141,17 @@ def training(results: Mapping[str, Any]) -> Figure:
             values += [math.nan] * (len(epochs) - len(values))
             series.append(values)
             (line,) = axes.plot(
-                epochs, values[: len(epochs)], color=COLOURS[i % len(COLOURS)], linestyle=DASHES[i % len(DASHES)]
+                epochs, values[: len(epochs)], color=COLORS[i % len(COLORS)], linestyle=DASHES[i % len(DASHES)]
             )
             handles.append(line)
         cut = _frame(axes, series)
         name_axes(axes, title, "epoch", "nats" if key == "elbo" else "")
         if cut:
-            axes.set_title("spikes cut off", fontsize=7, color=GREY, loc="right")
+            axes.set_title("spikes cut off", fontsize=7, color=GRAY, loc="right")
         warm = max((_warm_up(guide["history"]) for _, guide in guides), default=0.0)
         if warm > 0.0:
             start = min(floats(guide["history"]["epoch"])[0] for _, guide in guides)
-            handles.append(axes.axvspan(start, warm, color=GREY, alpha=0.15, linewidth=0))
+            handles.append(axes.axvspan(start, warm, color=GRAY, alpha=0.15, linewidth=0))
     # Legends of older matplotlibs drop labels that begin with an underscore.
     labels = [_title(guide).lstrip("_") or "guide" for _, guide in guides] + ["KL warm-up"]
     legend = figure.legend(
@@ -197,21 +197,21 @@ def reliability(guide: Mapping[str, Any]) -> Figure:
         _dress(axes)
     for column, (mode, bins) in enumerate(by_mode.items()):
         top, bottom = tops[column], bottoms[column]
-        colour = COLOURS[column % len(COLOURS)]
-        top.plot([0, 1], [0, 1], color=GREY, linestyle="--", linewidth=1)
+        color = COLORS[column % len(COLORS)]
+        top.plot([0, 1], [0, 1], color=GRAY, linestyle="--", linewidth=1)
         # A line over the filled bins only: an empty bin is no break in the curve.
         points = [
             (c, a)
             for c, a in zip(floats(bins["confidence"]), floats(bins["accuracy"]), strict=True)
             if math.isfinite(c) and math.isfinite(a)
         ]
-        top.plot([c for c, _ in points], [a for _, a in points], color=colour, marker="o", markersize=4)
+        top.plot([c for c, _ in points], [a for _, a in points], color=color, marker="o", markersize=4)
         top.set_xlim(0, 1)
         top.set_ylim(0, 1.02)
         name_axes(top, mode_title(str(mode)), "", "accuracy" if column == 0 else "")
         counts = floats(bins["count"])
         width = 1 / max(len(counts), 1)
-        bottom.bar([(i + 0.5) * width for i in range(len(counts))], counts, width=0.9 * width, color=colour)
+        bottom.bar([(i + 0.5) * width for i in range(len(counts))], counts, width=0.9 * width, color=color)
         bottom.set_yscale("symlog", linthresh=1)
         name_axes(bottom, "", "confidence", "count" if column == 0 else "")
     return figure
@@ -248,9 +248,7 @@ def accuracy_by_samples(results: Mapping[str, Any]) -> Figure:
         samples, values = floats(scores["samples"]), floats(scores.get(key) or [])
         values += [math.nan] * (len(samples) - len(values))
         errors = floats(scores.get("stderr") or []) or [0.0] * len(samples)
-        axes.errorbar(
-            samples, values, yerr=errors, color=COLOURS[i % len(COLOURS)], marker="o", markersize=4, capsize=2
-        )
+        axes.errorbar(samples, values, yerr=errors, color=COLORS[i % len(COLORS)], marker="o", markersize=4, capsize=2)
         mean = number(row_of(guide, "mean").get(key)) if "mean" in modes(results) else None
         if mean is not None and math.isfinite(mean):
             axes.axhline(mean, color="black", linestyle="--", linewidth=1, label="mean")
@@ -305,7 +303,7 @@ def posterior(guide: Mapping[str, Any]) -> Figure:
         raise ValueError(f"guide {guide.get('name')!r} has no posterior histogram to draw")
     figure, grid = panels(len(entries), 3, 3.3, 2.2)
     for position, (axes, (entry, edges, counts)) in enumerate(zip(grid, entries, strict=True)):
-        axes.stairs(counts, edges, fill=True, color=COLOURS[0])
+        axes.stairs(counts, edges, fill=True, color=COLORS[0])
         axes.set_ylim(bottom=0)
         quantity = str(entry.get("quantity", "")).replace("alpha", "α").replace("sigma", "σ")
         name_axes(axes, str(entry.get("site", "")), quantity, "count" if position % 3 == 0 else "")

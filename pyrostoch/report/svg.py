@@ -1,4 +1,4 @@
-"""A matplotlib figure as an SVG element that lives inside a page and takes its colour of ink from it."""
+"""A matplotlib figure as an SVG element that lives inside a page and takes its color of ink from it."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ FONT = "system-ui, sans-serif"
 def inline_svg(figure: Figure, key: str, label: str) -> str:
     """Render a figure as one `<svg>` element without outside references.
 
-    Black becomes the page's own colour of text, so that the picture is readable on a dark page; identifiers begin with
+    Black becomes the page's own color of text, so that the picture is readable on a dark page; identifiers begin with
     `key`, so that several pictures share a page; text stays text.
 
     Args:

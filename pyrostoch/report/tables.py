@@ -190,12 +190,12 @@ def site_table(decomposition: Mapping[str, Any]) -> str:
         each = kl / weights if kl is not None and weights else None
         error = site.get("stderr") if site.get("method") != "exact" else None
         method = str(site.get("method") or ABSENT).replace("monte carlo", "Monte Carlo")
-        route = str(site.get("route") or ABSENT)
+        treatment = str(site.get("treatment") or ABSENT)
         body.append(
             f'<th scope="row"><code>{html.escape(str(site.get("site")))}</code></th>'
             f"<td>{format_number(weights, 0)}</td><td>{_with_error(kl, error, 1)}</td>"
             f"<td>{format_number(each, 3)}</td>"
-            f'<td class="text">{html.escape(method)}</td><td class="text">{html.escape(route)}</td>'
+            f'<td class="text">{html.escape(method)}</td><td class="text">{html.escape(treatment)}</td>'
         )
     penalty = decomposition.get("penalty")
     for name, value in penalty.items() if isinstance(penalty, Mapping) else ():

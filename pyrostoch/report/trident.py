@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from pyrostoch.layers import Ternary
-from pyrostoch.report.plots import COLOURS, GREY, name_axes, panels
+from pyrostoch.report.plots import COLORS, GRAY, name_axes, panels
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,24 +37,24 @@ def passes(accuracy: Mapping[str, Sequence[tuple[float, float]]], noises: Sequen
     x = torch.linspace(-2.0, 2.0, 401)
     generator = torch.Generator().manual_seed(0)
     points = 4.0 * torch.rand(150, generator=generator) - 2.0
-    for colour, noise in zip(COLOURS, noises, strict=False):
+    for color, noise in zip(COLORS, noises, strict=False):
         neuron = Ternary(noise=noise)
         given = x.clone().requires_grad_()
         mean = neuron.expected(given)
         (slope,) = torch.autograd.grad(mean.sum(), given)
-        axes[0].plot(x, mean.detach(), color=colour, label=f"noise {noise:g}")
-        axes[1].plot(x, slope, color=colour)
+        axes[0].plot(x, mean.detach(), color=color, label=f"noise {noise:g}")
+        axes[1].plot(x, slope, color=color)
     middle = noises[len(noises) // 2]
     drawn = points + middle * torch.randn(150, generator=generator)
     axes[0].plot(
-        points, Ternary().noise_free(drawn), ".", color=GREY, markersize=3, alpha=0.6, label=f"draws, noise {middle:g}"
+        points, Ternary().noise_free(drawn), ".", color=GRAY, markersize=3, alpha=0.6, label=f"draws, noise {middle:g}"
     )
     name_axes(axes[0], "Forward: states and their mean", "input without noise", "state")
     axes[0].legend(frameon=False, fontsize=7)
     name_axes(axes[1], "Backward: gradient of the mean", "input without noise", "derivative")
-    for colour, marker, (name, pairs) in zip(COLOURS, _MARKERS, accuracy.items(), strict=False):
+    for color, marker, (name, pairs) in zip(COLORS, _MARKERS, accuracy.items(), strict=False):
         axes[2].plot(
-            [noise for noise, _ in pairs], [100.0 * one for _, one in pairs], color=colour, marker=marker, label=name
+            [noise for noise, _ in pairs], [100.0 * one for _, one in pairs], color=color, marker=marker, label=name
         )
     if accuracy:
         name_axes(axes[2], "Accuracy against noise", "deviation of the noise, in training and test", "accuracy, %")

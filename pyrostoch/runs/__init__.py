@@ -12,9 +12,9 @@ A run trains one guide or several from the same initial network, scores each onc
 from __future__ import annotations
 
 from pyrostoch.runs.config import Config
-from pyrostoch.runs.defaults import choose_device, settle
+from pyrostoch.runs.defaults import choose_device, fill_defaults
 from pyrostoch.runs.execute import Watch, execute
 from pyrostoch.runs.folder import RunError
 from pyrostoch.runs.reopen import Run
 
-__all__ = ["Config", "Run", "RunError", "Watch", "choose_device", "execute", "settle"]
+__all__ = ["Config", "Run", "RunError", "Watch", "choose_device", "execute", "fill_defaults"]

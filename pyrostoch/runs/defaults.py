@@ -17,7 +17,7 @@ from pyrostoch.models import VGG
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.names import COMPARED
 
-__all__ = ["choose_device", "settle"]
+__all__ = ["choose_device", "fill_defaults"]
 
 #: Steps that a small regression set is trained for, in at least this many epochs.
 _REGRESSION_STEPS, _REGRESSION_EPOCHS = 3000, 20
@@ -44,12 +44,12 @@ _RECIPES: dict[tuple[str, str], _Recipe] = {
 }
 _ALIKE = {"fashion-mnist": "mnist", "cifar100-coarse": "cifar10", "cifar100-fine": "cifar10"}
 
-#: The weights that are random unless the user says otherwise: those of a hidden layer. A variance-only law at the
-#: output cannot learn classes, since its logits would be symmetric about their biases.
+#: The weights that are random unless the user says otherwise: those of a hidden layer. A variance-only distribution at
+#: the output cannot learn classes, since its logits would be symmetric about their biases.
 _RANDOM = {"lenet5": "dense1.weight", **dict.fromkeys(("vgg", "vgg-narrow"), ",".join(VGG.VARIATIONAL))}
 
 
-def settle(kind: str, given: Mapping[str, Any]) -> Config:
+def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     """The settings of a new run: those given, and defaults for the data set and network for the rest.
 
     Args:
@@ -64,7 +64,7 @@ def settle(kind: str, given: Mapping[str, Any]) -> Config:
         FileNotFoundError: The data set is not found.
 
     Example:
-        >>> config = settle("train", {"guides": ("variance",), "epochs": 3})
+        >>> config = fill_defaults("train", {"guides": ("variance",), "epochs": 3})
         >>> config.data, config.model, config.random, config.epochs
         ('digits', 'mlp', 'fc2.weight', 3)
     """

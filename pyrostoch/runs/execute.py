@@ -12,9 +12,6 @@ from typing import Any
 
 from pyrostoch._version import versions
 from pyrostoch.data import DataSplit
-from pyrostoch.infer.checkpoint import load
-from pyrostoch.infer.fit import fit
-from pyrostoch.infer.history import Fit
 from pyrostoch.model import BayesianModel
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.folder import RECORD, SCHEMA, RunError, read_record, try_writing, write_record
@@ -23,6 +20,9 @@ from pyrostoch.runs.parties import Party, assemble, describe_network, load_split
 from pyrostoch.runs.reopen import settings_of
 from pyrostoch.runs.scores import CURVE, MODES, noise, score, terms
 from pyrostoch.runs.threads import suited_threads
+from pyrostoch.training.checkpoint import load
+from pyrostoch.training.fit import fit
+from pyrostoch.training.history import Fit
 
 __all__ = ["POSTERIOR", "Watch", "execute"]
 

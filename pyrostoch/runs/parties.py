@@ -17,7 +17,7 @@ from pyrostoch.runs.names import GUIDES, parse_prior
 
 __all__ = ["Party", "assemble", "describe_network", "load_split", "make_model"]
 
-#: Standard deviation of a regression's noise as training starts, of standardised targets.
+#: Standard deviation of a regression's noise as training starts, of standardized targets.
 _NOISE = 0.3
 
 
@@ -110,8 +110,8 @@ def describe_network(config: Config, model: BayesianModel, split: DataSplit) -> 
         Its widths and what else there is to say.
     """
     outputs = split.num_classes or 1
-    normalised = any(isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) for part in model.net.modules())
-    extra = ", ReLU, batch normalisation" if normalised else ", ReLU"
+    normalized = any(isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) for part in model.net.modules())
+    extra = ", ReLU, batch normalization" if normalized else ", ReLU"
     if config.model == "mlp":
         return "-".join(map(str, (math.prod(split.input_shape), *config.hidden, outputs))) + extra
     if isinstance(model.net, models.VGG):
@@ -129,5 +129,5 @@ def _network(config: Config, split: DataSplit) -> nn.Module:
     outputs = split.num_classes or 1
     if config.model != "mlp":
         return models.build(config.model, input_shape=split.input_shape, num_outputs=outputs)
-    # Small regression sets come in batches whose statistics are too noisy to normalise by.
+    # Small regression sets come in batches whose statistics are too noisy to normalize by.
     return models.MLP(math.prod(split.input_shape), config.hidden, outputs, batch_norm=split.task == "classification")

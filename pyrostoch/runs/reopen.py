@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from pyrostoch._checks import check_choice, name_list
-from pyrostoch.infer.checkpoint import load
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.defaults import choose_device
 from pyrostoch.runs.folder import RECORD, RunError, named, read_record, siblings
 from pyrostoch.runs.parties import Party, assemble, load_split
+from pyrostoch.training.checkpoint import load
 
 __all__ = ["Run", "recorded", "settings_of", "unfinished"]
 

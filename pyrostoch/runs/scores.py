@@ -9,11 +9,10 @@ from typing import Any
 import numpy as np
 from torch import nn
 
-from pyrostoch.effects import base_law
-from pyrostoch.guides.base import site_key
-from pyrostoch.infer.compare import Comparison, accuracy_by_samples, compare
-from pyrostoch.infer.decompose import Decomposition, decompose
-from pyrostoch.infer.draws import parse_mode, seeded
+from pyrostoch.effects import base_distribution
+from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compare
+from pyrostoch.prediction.decompose import Decomposition, decompose
+from pyrostoch.prediction.readouts import parse_mode, seeded
 from pyrostoch.runs.parties import Party
 
 __all__ = ["CURVE", "MODES", "Scores", "lesson", "noise", "score", "terms"]
@@ -96,7 +95,7 @@ def terms(party: Party, num_samples: int | None = None, *, seed: int = 0) -> Dec
         seed: Seed of the draws.
 
     Returns:
-        The terms, in nats; those of a regression are about standardised targets.
+        The terms, in nats; those of a regression are about standardized targets.
     """
     draws = num_samples or (_FEW_DRAWS if party.model.num_data > _LARGE else _DRAWS)
     with seeded(seed, party.train[0].device):
@@ -142,11 +141,11 @@ def noise(guide: nn.Module, sites: Sequence[str]) -> list[dict[str, Any]]:
     """
     found = []
     for site in sites:
-        parameters = dict(guide.parameters_of[site_key(site)].items())  # type: ignore[union-attr, index]
+        parameters = guide.parameters_for(site)  # type: ignore[operator]
         if "log_alpha" in parameters:
-            # The law's own, which is held within bounds that the parameter may leave.
-            law: Any = base_law(guide.site_law(site))  # type: ignore[operator]
-            quantity, values = "log alpha", law.unexpanded_log_alpha
+            # The distribution's own, which is held within bounds that the parameter may leave.
+            distribution: Any = base_distribution(guide.site_distribution(site))  # type: ignore[operator]
+            quantity, values = "log alpha", distribution.unexpanded_log_alpha
         elif "log_scale" in parameters:
             quantity, values = "log sigma", parameters["log_scale"]
         else:

@@ -56,7 +56,7 @@ def compare(
 def compare_updates(
     done: Sequence[Tensor | None], expected: Sequence[Tensor | None], before: Sequence[Tensor | None], most: float
 ) -> None:
-    """Refuse a compiled step that moves parameters, buffers or the optimiser's memory elsewhere.
+    """Refuse a compiled step that moves parameters, buffers or the optimizer's memory elsewhere.
 
     Args:
         done: What the compiled step has left.

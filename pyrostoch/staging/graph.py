@@ -2,7 +2,7 @@
 
 The function is run once under torch's tracer with its real tensors. What it reads is found again by identity, so
 parameters may be reached in any way: attributes, closures, Pyro's parameter store. What it writes (buffers, parameters,
-the optimiser's memory) is put back afterwards, and so are the random generators.
+the optimizer's memory) is put back afterwards, and so are the random generators.
 """
 
 from __future__ import annotations
@@ -158,7 +158,7 @@ def _lift(module: fx.GraphModule) -> list[Tensor]:
         if node.op == "call_function" and any(arg in written for arg in _mutated(node)):
             raise StagingError(
                 f"it writes ({node.target}) into a tensor that is neither a parameter nor a buffer of model, guide or "
-                "optimiser; register it as a buffer"
+                "optimizer; register it as a buffer"
             )
     graph.lint()
     module.recompile()

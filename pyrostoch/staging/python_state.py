@@ -30,7 +30,7 @@ class Pins:
         >>> dropout = nn.Dropout(0.5)
         >>> pins = Pins([dropout], [])
         >>> dropout.p = 0.4
-        >>> pins.hold()
+        >>> pins.is_unchanged()
         False
     """
 
@@ -53,7 +53,7 @@ class Pins:
         self._hooks = [(found, len(found)) for found in hooks if found is not None]
         self._parameters = list(parameters)
 
-    def hold(self) -> bool:
+    def is_unchanged(self) -> bool:
         """Whether nothing has changed since."""
         return (
             all(holder.get(name) == value for holder, name, value in self._numbers)

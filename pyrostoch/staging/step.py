@@ -21,11 +21,11 @@ from pyrostoch.staging.update import Update
 
 __all__ = ["StagedStep"]
 
-#: Computes what is to be minimised, first, and whatever else is to be reported.
+#: Computes what is to be minimized, first, and whatever else is to be reported.
 Compute = Callable[..., Sequence[Tensor]]
 
 # A further shape or mode is compiled when it has come so often: one that comes seldom, such as the last short batch of
-# an epoch, never repays the compiler's seconds. By count and not by clock, so that runs repeat themselves.
+# an epoch, never worth_compiling the compiler's seconds. By count and not by clock, so that runs repeat themselves.
 _OFTEN = 1000
 # Shapes that keep changing are not worth compiling either, nor arguments that do.
 _MOST, _MOST_SEEN, _MOST_OUTDATED = 8, 100, 2
@@ -43,11 +43,11 @@ class _Staged:
 
     Args:
         run: The program.
-        static: The tensors it reads besides the optimiser's and the batch.
+        static: The tensors it reads besides the optimizer's and the batch.
         constants: Further tensors.
         values: Number of its results that are values.
-        layout: Which memory the optimiser had.
-        moved: The optimiser's parameters.
+        layout: Which memory the optimizer had.
+        moved: The optimizer's parameters.
         pins: What it has taken from the Python side of the modules.
     """
 
@@ -61,7 +61,7 @@ class _Staged:
 
 
 class StagedStep:
-    """A step of an optimiser: eager at first, then compiled.
+    """A step of an optimizer: eager at first, then compiled.
 
     The first call with a shape and mode runs eagerly, which checks it and lets everything lazy happen; the second
     stages it, holds it against the eager step on the same noise, and goes on with the compiled one. What cannot be
@@ -113,7 +113,7 @@ class StagedStep:
 
     @property
     def parameters(self) -> list[Tensor]:
-        """What the optimiser moves, once each."""
+        """What the optimizer moves, once each."""
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def __call__(self, *args: Any, **kwargs: Any) -> tuple[Tensor, ...]:
@@ -141,7 +141,7 @@ class StagedStep:
             return self.eager(*args, **kwargs)
         key = self._key(leaves, form)
         found = self._staged.get(key)
-        if found is not None and not (found.pins.hold() and _same_objects(found.moved, self.parameters)):
+        if found is not None and not (found.pins.is_unchanged() and _same_objects(found.moved, self.parameters)):
             del self._staged[key]
             self._outdated += 1
             if self._outdated > _MOST_OUTDATED:
@@ -198,13 +198,13 @@ class StagedStep:
         if len(self._staged) >= _MOST:
             return False
         if not self._staged and next(iter(self._seen), key) == key:
-            # At once where the optimiser goes on from earlier steps, so that a resumed run is the uninterrupted one.
+            # At once where the optimizer goes on from earlier steps, so that a resumed run is the uninterrupted one.
             return count > 0 or all(parameter in self.optimizer.state for parameter in self.parameters)
         return count >= _OFTEN
 
     @property
     def _update(self) -> Update | None:
-        """The update, while it is all that the optimiser's own step does."""
+        """The update, while it is all that the optimizer's own step does."""
         return self._own_update if self._own_update is not None and Update.supports(self.optimizer) else None
 
     def _layout(self) -> tuple[Any, ...]:
@@ -238,7 +238,7 @@ class StagedStep:
         return tuple(results[: found.values])
 
     def _inputs(self, static: list[Tensor], leaves: list[Any]) -> list[Tensor]:
-        # The optimiser's state is looked up anew, since load_state_dict replaces it.
+        # The optimizer's state is looked up anew, since load_state_dict replaces it.
         update = self._update
         return [*static, *(() if update is None else update.tensors()), *_tensors(leaves)]
 

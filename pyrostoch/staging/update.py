@@ -1,8 +1,8 @@
-"""The optimiser's update as tensor operations that a graph can hold, on the very state that the optimiser keeps.
+"""The optimizer's update as tensor operations that a graph can hold, on the very state that the optimizer keeps.
 
-An optimiser's own `step` reads its counters as Python numbers, which a graph would keep for ever. Here every number
+An optimizer's own `step` reads its counters as Python numbers, which a graph would keep for ever. Here every number
 that may change between steps (rates, betas, momentum, counters) is a tensor. The state stays in `optimizer.state`, so
-that staged and eager steps may follow each other and checkpoints are the optimiser's own.
+that staged and eager steps may follow each other and checkpoints are the optimizer's own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Update:
     """The update of Adam, AdamW or SGD.
 
     Args:
-        optimizer: The optimiser.
+        optimizer: The optimizer.
 
     Raises:
         ValueError: There is no update for its type; ask `supports` before.
@@ -56,10 +56,10 @@ class Update:
 
     @staticmethod
     def supports(optimizer: torch.optim.Optimizer) -> bool:
-        """Whether the optimiser's update is known here, and is all that its `step` does.
+        """Whether the optimizer's update is known here, and is all that its `step` does.
 
         Args:
-            optimizer: The optimiser.
+            optimizer: The optimizer.
         """
         hooked = (
             *(optimizer._optimizer_step_pre_hooks, optimizer._optimizer_step_post_hooks),
@@ -83,7 +83,7 @@ class Update:
         return self._layout
 
     def _look(self) -> None:
-        """Find the optimiser's memory, anew only where it has been replaced: this is asked at each step."""
+        """Find the optimizer's memory, anew only where it has been replaced: this is asked at each step."""
         entries = list(self.optimizer.state.values())
         same = len(entries) == len(self._entries) and all(map(is_, entries, self._entries))
         if same and all(entry.get(name) is tensor for entry, name, tensor in self._memory):

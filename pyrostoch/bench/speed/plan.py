@@ -58,14 +58,14 @@ SPEED = Bench(
         "steps; a ratio is formed within each round, and its median stands with the lowest and highest round in "
         "brackets. Targets are those of two CPU cores.",
         "Everywhere: prior N(0, 1), mean-field Gaussian posterior, Adam at 0.001, cross-entropy of 60,000 examples, "
-        "random images, float32, batch normalisation behind LeNet5's layers. Random are the weights of dense and "
+        "random images, float32, batch normalization behind LeNet5's layers. Random are the weights of dense and "
         "convolutional layers, and in the 31-layer network the biases too. bayesian-torch, torchbnn and TyXe's local "
         "estimator draw the biases of the first network as well; LeNet5 has none.",
-        "The divergence from the prior is a closed form, with these exceptions: Pyro's AutoNormal hides its law in a "
-        "Delta, so that TraceMeanField_ELBO samples it; bayesian-torch takes a mean over a tensor's weights and not "
-        "their sum, which costs the same. TyXe is given a helper that Pyro has dropped. NumPyro's pooling is a maximum "
-        "over a reshaped axis, with channels last: faster there than its window reduction. Images, networks and "
-        "batches are the same; layouts are each library's own.",
+        "The divergence from the prior is a closed form, with these exceptions: Pyro's AutoNormal hides its "
+        "distribution in a Delta, so that TraceMeanField_ELBO samples it; bayesian-torch takes a mean over a tensor's "
+        "weights and not their sum, which costs the same. TyXe is given a helper that Pyro has dropped. NumPyro's "
+        "pooling is a maximum over a reshaped axis, with channels last: faster there than its window reduction. "
+        "Images, networks and batches are the same; layouts are each library's own.",
         f"Other libraries are in the environment of `make peers` ({_PINNED}); where one is not installed, or there is "
         "no compiler, its routes are not run. NumPyro is run on CPUs only.",
         "Averages are those of LeNet5 in evaluation mode, 10,000 random images in batches of 1,000 (preset quick: 200 "

@@ -27,8 +27,8 @@ def build(task: Task) -> Route:
     pyro.enable_validation(False)
     net = network(task)
     zero, one = torch.zeros((), device=task.device), torch.ones((), device=task.device)
-    normalised = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
-    prior = tyxe.priors.IIDPrior(dist.Normal(zero, one), expose_all=False, hide_module_types=normalised)
+    normalized = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    prior = tyxe.priors.IIDPrior(dist.Normal(zero, one), expose_all=False, hide_module_types=normalized)
     start = tyxe.guides.PretrainedInitializer.from_net(net)
     bayesian = tyxe.VariationalBNN(
         net,

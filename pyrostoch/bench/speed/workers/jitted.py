@@ -13,7 +13,7 @@ from .torches import arrays
 
 __all__ = ["build"]
 
-# Of batch normalisation, torch's own.
+# Of batch normalization, torch's own.
 _MOMENTUM, _EPSILON = 0.1, 1e-5
 
 
@@ -107,7 +107,7 @@ class _LeNet5:
 
 
 def _batch_norm(name: str, x: Any) -> Any:
-    """Batch normalisation in training mode, which keeps running moments as torch does."""
+    """Batch normalization in training mode, which keeps running moments as torch does."""
     jax: Any = importlib.import_module("jax")
     numpyro: Any = importlib.import_module("numpyro")
     primitives: Any = importlib.import_module("numpyro.primitives")

@@ -11,11 +11,12 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrostoch.guides import Additive
-from pyrostoch.infer import ELBO, compile_step, predict
+from pyrostoch.infer import ELBO, compile_step
 from pyrostoch.infer.elbo import interpretation
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 from pyrostoch.models import MLP, LeNet5
+from pyrostoch.prediction import predict
 from pyrostoch.priors import Normal
 
 from .task import LR, NUM_DATA, SCALE, Route, Task
@@ -30,7 +31,7 @@ def model_and_guide(task: Task) -> tuple[BayesianModel, Additive]:
     widths, patterns = task.widths, {"weights": ["*.weight"], "all": ["*"], "dense": ["dense*.weight"]}[task.random]
     net: nn.Module = MLP(widths[0], widths[1:-1], widths[-1]) if widths else LeNet5()
     if not widths and task.random != "dense":
-        # Not those of batch normalisation; there are no biases.
+        # Not those of batch normalization; there are no biases.
         patterns = ["conv*.weight", "dense*.weight"]
     model = BayesianModel(
         net,
@@ -70,8 +71,8 @@ def _calls(model: Any, guide: Any, x: Tensor, draws: int) -> Callable[[int], Ten
                 for _ in range(draws):
                     with interpretation("marginal", model):
                         trace = poutine.trace(guide).get_trace(part)
-                        law = poutine.replay(model.observation, trace=trace)(part)
-                    total = total + law.probs
+                        distribution = poutine.replay(model.observation, trace=trace)(part)
+                    total = total + distribution.probs
                 means.append(total / draws)
         return torch.cat(means)
 

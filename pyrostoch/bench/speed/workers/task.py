@@ -27,7 +27,7 @@ class Task:
         route: The route's name.
         widths: Widths of a multilayer perceptron, from inputs to classes; empty for LeNet5.
         random: Which tensors are random: the weights, the dense layers' weights, or all but those of batch
-            normalisation.
+            normalization.
         examples: Examples a step.
         draws: Draws, where a step averages predictions.
         warmup: Steps made before any is timed.

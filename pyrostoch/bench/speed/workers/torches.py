@@ -75,7 +75,7 @@ def training(task: Task, loss: Callable[[Tensor, Tensor], Tensor], parameters: I
     Args:
         task: The task.
         loss: The loss of a batch.
-        parameters: What it is minimised over.
+        parameters: What it is minimized over.
     """
     optimizer, data = torch.optim.Adam(list(parameters), lr=LR), batches(task)
 

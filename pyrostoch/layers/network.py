@@ -1,0 +1,76 @@
+"""A module of the user's own that holds random layers, described to guides."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from torch import nn
+
+from pyrostoch._checks import name_list
+from pyrostoch.layers.weights import RandomWeights
+from pyrostoch.model import Site, announce_parameters
+
+__all__ = ["PyroNetwork"]
+
+
+class PyroNetwork(nn.Module):
+    """A module that holds random layers and is a Pyro model, or part of one: collects the layers' sites for guides.
+
+    Layers without a name are named by their path in the module. Calling it calls the module, and tells `pyro.infer.SVI`
+    of its parameters that have no prior.
+
+    Args:
+        module: A module with layers of `pyrostoch.layers`, each called once in its forward pass.
+
+    Raises:
+        ValueError: It holds no layer with a prior, or two layers of one name.
+
+    Example:
+        >>> import pyro, torch, pyrostoch as ps
+        >>> import pyro.distributions as dist
+        >>> class Regression(nn.Module):
+        ...     def __init__(self):
+        ...         super().__init__()
+        ...         self.fc1 = ps.layers.Linear(2, 8, prior=ps.priors.Normal())
+        ...         self.fc2 = ps.layers.Linear(8, 1, prior=ps.priors.Normal())
+        ...     def forward(self, x, y=None):
+        ...         mean = self.fc2(torch.tanh(self.fc1(x)))
+        ...         with pyro.plate("data", 100, subsample=torch.arange(len(x))):
+        ...             return pyro.sample("obs", dist.Normal(mean, 0.1).to_event(1), obs=y)
+        >>> model = PyroNetwork(Regression())
+        >>> guide = ps.guides.Additive(model)
+        >>> list(model.sites)
+        ['fc1.weight', 'fc2.weight']
+        >>> svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 0.01}), ps.ELBO("local"))
+        >>> loss = svi.step(torch.ones(4, 2), torch.ones(4, 1))
+    """
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+        layers = self._layers()
+        if not layers:
+            raise ValueError(
+                f"PyroNetwork: {type(module).__name__} holds no layer with a prior; build it from pyrostoch.layers "
+                "with prior=..., or give the whole network to BayesianModel"
+            )
+        for path, layer in layers.items():
+            layer.name = layer.name or path or None
+        names = [layer.name for layer in layers.values()]
+        twice = sorted({str(name) for name in names if names.count(name) > 1})
+        if twice:
+            raise ValueError(f"PyroNetwork: layers of {type(module).__name__} share the name(s) {name_list(twice)}")
+
+    @property
+    def sites(self) -> dict[str, Site]:
+        """The latent variables of all random layers, by name."""
+        return {name: site for layer in self._layers().values() for name, site in layer.sites.items()}
+
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
+        """Call the module."""
+        announce_parameters(self.module, "model")
+        return self.module(*args, **kwargs)
+
+    def _layers(self) -> dict[str, RandomWeights]:
+        found = self.module.named_modules()
+        return {path: layer for path, layer in found if isinstance(layer, RandomWeights) and layer.priors}

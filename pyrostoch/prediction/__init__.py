@@ -1,0 +1,27 @@
+"""Reading a Bayesian network: predictions, comparisons of them, and the ELBO split into its terms."""
+
+from __future__ import annotations
+
+from pyrostoch.prediction.compare import Comparison, ComparisonRow, accuracy_by_samples, compare
+from pyrostoch.prediction.decompose import Decomposition, SiteRow, decompose
+from pyrostoch.prediction.homeostasis import Homeostasis, NeuronStatistics, noise_scaled
+from pyrostoch.prediction.moments_error import LayerError, MomentsError, moments_error
+from pyrostoch.prediction.predict import Prediction, predict
+
+__all__ = [
+    "Comparison",
+    "ComparisonRow",
+    "Decomposition",
+    "Homeostasis",
+    "LayerError",
+    "MomentsError",
+    "NeuronStatistics",
+    "Prediction",
+    "SiteRow",
+    "accuracy_by_samples",
+    "compare",
+    "decompose",
+    "moments_error",
+    "noise_scaled",
+    "predict",
+]

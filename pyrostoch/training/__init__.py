@@ -1,0 +1,11 @@
+"""Training a Bayesian network: `fit`, the checks before it, and checkpoints."""
+
+from __future__ import annotations
+
+from pyrostoch.safefile import CheckpointError
+from pyrostoch.training.checkpoint import load, save
+from pyrostoch.training.fit import fit
+from pyrostoch.training.history import Fit
+from pyrostoch.training.trainer import NonFiniteLossError
+
+__all__ = ["CheckpointError", "Fit", "NonFiniteLossError", "fit", "load", "save"]

@@ -1,0 +1,73 @@
+"""What a training run leaves behind: its course, epoch by epoch, and how it ended."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from pyrostoch.records import Record, table
+
+__all__ = ["COLUMNS", "Fit", "History", "append"]
+
+#: What is kept of each epoch; `validation` is there only where held-out data were given.
+COLUMNS = ("epoch", "loss", "elbo", "data", "kl", "penalty", "kl_weight", "lr", "seconds", "validation")
+
+History = dict[str, list[Any]]
+
+_SHOWN = 5
+
+
+@dataclass(frozen=True)
+class Fit(Record):
+    """How a training run went.
+
+    The terms of an epoch are means over its steps, weighted by the size of the batches, in nats for the whole data set:
+    they belong to the parameters as they changed during the epoch, with the noise and the dropout of training.
+
+    Args:
+        history: Lists over epochs: `epoch` (from 1), `loss` (the minimized one), `elbo` (KL at weight 1) = `data` -
+            `kl` - `penalty`, `kl_weight` and `lr` (of the epoch's last step), `seconds`, and `validation` where
+            held-out data were given: the mean negative log predictive density of an example, in nats.
+        epochs: Number of epochs made.
+        seconds: Time they took, over all sessions of a resumed run.
+        elbo: ELBO of the epoch whose parameters are kept.
+        stopped: Why the run ended: `"finished"` or `"early stopping at epoch ..."`.
+        best_epoch: The epoch whose parameters were restored, where early stopping was asked for.
+        checkpoint: Path of the checkpoint, if one was written.
+        compile_seconds: Seconds spent on compiling the step, part of the first epoch's; `None` where it ran eagerly.
+
+    Example:
+        >>> print(Fit({"epoch": [1], "elbo": [-5.0], "data": [-3.0], "kl": [2.0]}, 1, 0.5, -5.0, "finished"))
+        1 epoch in 0.5 s, finished; ELBO -5.0000 nats
+        epoch     elbo     data      kl
+        1      -5.0000  -3.0000  2.0000
+    """
+
+    history: History
+    epochs: int
+    seconds: float
+    elbo: float
+    stopped: str
+    best_epoch: int | None = None
+    checkpoint: str | None = None
+    compile_seconds: float | None = None
+
+    def __str__(self) -> str:
+        count = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
+        spent = "" if self.compile_seconds is None else f" ({self.compile_seconds:.1f} s of them to compile the step)"
+        head = f"{count} in {self.seconds:.1f} s{spent}, {self.stopped}; ELBO {self.elbo:.4f} nats"
+        if self.best_epoch is not None:
+            head += f", parameters of epoch {self.best_epoch}"
+        if self.checkpoint is not None:
+            head += f"; checkpoint {self.checkpoint}"
+        columns = [name for name in ("epoch", "elbo", "data", "kl", "lr", "validation") if name in self.history]
+        last = self.epochs - 1
+        shown = sorted({round(i * last / (_SHOWN - 1)) for i in range(_SHOWN)})
+        return head + "\n" + table(columns, [[self.history[name][row] for name in columns] for row in shown])
+
+
+def append(history: History, row: dict[str, Any]) -> None:
+    """Add an epoch to a history."""
+    for name in COLUMNS:
+        if name in row:
+            history.setdefault(name, []).append(row[name])

@@ -1,0 +1,104 @@
+"""The settings of a training run that decide its result, checked, and compared when a run is resumed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from pyrostoch._checks import check_choice, check_positive
+from pyrostoch.infer.elbo import ESTIMATORS
+from pyrostoch.safefile import CheckpointError
+from pyrostoch.training.schedule import SCHEDULES
+
+__all__ = ["Settings", "check_same_run"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """The settings of `fit`, by the same names.
+
+    Raises:
+        ValueError: One of them is out of range; it is named.
+
+    Example:
+        >>> Settings(epochs=0)
+        Traceback (most recent call last):
+        ...
+        ValueError: epochs: expected a whole number from 1 up, got 0
+    """
+
+    epochs: int
+    lr: float = 1e-3
+    lr_alpha: float | None = None
+    estimator: str = "local"
+    schedule: str = "linear"
+    kl_warmup: float | tuple[float, float] = 0.0
+    clip: float | None = None
+    num_particles: int = 1
+    patience: int | None = None
+    precision: str = "float32"
+    seed: int | None = None
+
+    def __post_init__(self) -> None:
+        _check_whole("epochs", self.epochs, 1)
+        _check_whole("num_particles", self.num_particles, 1)
+        if self.patience is not None:
+            _check_whole("patience", self.patience, 1)
+        if self.seed is not None:
+            _check_whole("seed", self.seed, 0)
+        check_positive("lr", self.lr)
+        for name in ("lr_alpha", "clip"):
+            if getattr(self, name) is not None:
+                check_positive(name, getattr(self, name))
+        _check_warmup(self.kl_warmup)
+        check_choice("estimator", self.estimator, ESTIMATORS)
+        check_choice("schedule", self.schedule, SCHEDULES)
+        check_choice("precision", self.precision, ("float32", "bf16"))
+
+    def text(self, **data: Any) -> dict[str, Any]:
+        """The settings and what is known of the data, as plain data for a checkpoint, as JSON would give them back."""
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()} | data
+
+
+def check_same_run(path: Path, training: dict[str, Any], now: dict[str, Any]) -> None:
+    """Refuse to resume a run with settings that would have given another result.
+
+    With `schedule="constant"` the number of epochs may be raised, since the steps already made stay the same.
+
+    Args:
+        path: The checkpoint, for the message.
+        training: What the checkpoint says of its run.
+        now: The settings asked for, by `Settings.text`.
+
+    Raises:
+        CheckpointError: A setting differs; it is named.
+    """
+    before = training["settings"]
+    for name in sorted(now.keys() | before.keys()):
+        if now.get(name) == before.get(name):
+            continue
+        why = "that would change the result of the epochs already made"
+        if name == "epochs" and now[name] > before[name] and before["schedule"] == "constant":
+            if before["patience"] is None or training["stopped"] is None:
+                continue
+            why = "early stopping has put back the best parameters, from which the run cannot go on as it would have"
+        raise CheckpointError(
+            f"checkpoint {path}: the run was started with {name}={before.get(name)!r} and cannot be resumed with "
+            f"{name}={now.get(name)!r}: {why}. Resume it with its own settings, or start a new run at another path"
+        )
+
+
+def _check_warmup(warmup: Any) -> None:
+    ends = warmup if isinstance(warmup, tuple) else (warmup, warmup)
+    good = len(ends) == 2 and all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends)
+    if not (good and 0 <= ends[0] <= ends[1]) or (isinstance(warmup, tuple) and ends[0] == ends[1]):
+        raise ValueError(
+            f"kl_warmup: expected a number of epochs from 0 up, or a pair of them in rising order, got {warmup!r}"
+        )
+
+
+def _check_whole(name: str, value: Any, least: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{name}: expected a whole number from {least} up, got {value!r}")

@@ -1,0 +1,140 @@
+"""Everything that decides how a training run goes on, as tensors by name: to roll back to, or to write to a file.
+
+| name | what |
+| --- | --- |
+| `model.<key>`, `guide.<key>` | their state dictionaries, buffers included |
+| `optimizer.<kind>.<parameter>` | what Adam remembers of a parameter, by the parameter's name |
+| `rng.cpu`, `rng.cuda`, `rng.loader.<i>` | the states of the random generators |
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pyrostoch.training.settings import Settings
+
+__all__ = ["TrainingState", "make_adam", "module_state", "parameter_names"]
+
+
+def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
+    """The state of model and guide: the tensors themselves, not copies.
+
+    Args:
+        model: The model.
+        guide: The guide.
+
+    Returns:
+        Tensors by name, `model.<key>` and `guide.<key>`.
+
+    Raises:
+        TypeError: A module keeps a state that is no tensor.
+
+    Example:
+        >>> list(module_state(nn.Linear(1, 1), nn.Linear(1, 1, bias=False)))
+        ['model.weight', 'model.bias', 'guide.weight']
+    """
+    state = {}
+    for prefix, module in (("model", model), ("guide", guide)):
+        for key, value in module.state_dict().items():
+            if not isinstance(value, Tensor):
+                raise TypeError(
+                    f"{prefix}: the state {key!r} is a {type(value).__name__}; only tensors can be kept without "
+                    "running code when they are read. Register it as a buffer, or leave it out of the state_dict"
+                )
+            state[f"{prefix}.{key}"] = value
+    return state
+
+
+def parameter_names(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, str]:
+    """A name for each trainable parameter of model and guide, shared ones once."""
+    names: dict[nn.Parameter, str] = {}
+    for prefix, module in (("guide", guide), ("model", model)):
+        for key, parameter in module.named_parameters():
+            if parameter.requires_grad:
+                names.setdefault(parameter, f"{prefix}.{key}")
+    return names
+
+
+def make_adam(guide: nn.Module, names: dict[nn.Parameter, str], settings: Settings) -> torch.optim.Adam:
+    """Adam over one or two groups: the guide's logarithms of alpha have a group, and a rate, of their own.
+
+    Args:
+        guide: The guide; its `parameter_groups()["alpha"]`, where it has one, are the logarithms of alpha.
+        names: The trained parameters of model and guide.
+        settings: Their rates at the start, `lr` and `lr_alpha`.
+    """
+    groups = guide.parameter_groups() if hasattr(guide, "parameter_groups") else {}  # type: ignore[operator]
+    alphas = {id(parameter) for parameter in groups.get("alpha", ())}
+    parted = [
+        {"params": [p for p in names if id(p) not in alphas], "lr": settings.lr},
+        {
+            "params": [p for p in names if id(p) in alphas],
+            "lr": settings.lr if settings.lr_alpha is None else settings.lr_alpha,
+        },
+    ]
+    return torch.optim.Adam([group for group in parted if group["params"]])
+
+
+class TrainingState:
+    """Reads and puts back the whole state of a training run.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        optimizer: Their optimizer.
+        names: Name of each trained parameter.
+        device: Where they live.
+        generators: Random generators of the data, besides torch's own.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        guide: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        names: dict[nn.Parameter, str],
+        device: torch.device,
+        generators: Sequence[torch.Generator] = (),
+    ) -> None:
+        self.model, self.guide, self.optimizer = model, guide, optimizer
+        self.names, self.device, self.generators = names, device, generators
+
+    def capture(self) -> dict[str, Tensor]:
+        """Copies of everything, on the devices they are on."""
+        state = {name: value.detach().clone() for name, value in module_state(self.model, self.guide).items()}
+        for parameter, name in self.names.items():
+            for kind, value in self.optimizer.state.get(parameter, {}).items():
+                state[f"optimizer.{kind}.{name}"] = value.detach().clone()
+        state["rng.cpu"] = torch.get_rng_state()
+        if self.device.type == "cuda":
+            state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
+        for index, generator in enumerate(self.generators):
+            state[f"rng.loader.{index}"] = generator.get_state()
+        return state
+
+    def restore(self, state: dict[str, Tensor]) -> None:
+        """Put back what `capture` has read; the tensors given stay the caller's."""
+        self.restore_modules(state)
+        self.optimizer.state.clear()
+        for parameter, name in self.names.items():
+            for kind in ("step", "exp_avg", "exp_avg_sq"):
+                value = state.get(f"optimizer.{kind}.{name}")
+                if value is not None:
+                    # Adam counts its steps on the CPU, so that reading the count does not wait for the device.
+                    device = value.device if kind == "step" else parameter.device
+                    self.optimizer.state[parameter][kind] = value.detach().clone().to(device)
+        torch.set_rng_state(state["rng.cpu"])
+        if self.device.type == "cuda" and "rng.cuda" in state:
+            torch.cuda.set_rng_state(state["rng.cuda"], self.device)
+        for index, generator in enumerate(self.generators):
+            if f"rng.loader.{index}" in state:
+                generator.set_state(state[f"rng.loader.{index}"])
+
+    def restore_modules(self, state: dict[str, Tensor]) -> None:
+        """Put back model and guide alone, keeping their devices and dtypes."""
+        with torch.no_grad():
+            for name, value in module_state(self.model, self.guide).items():
+                value.copy_(state[name])

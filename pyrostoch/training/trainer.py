@@ -1,0 +1,228 @@
+"""The steps of a training run, an epoch at a time without waiting for the device, and the account of a NaN loss."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from pyrostoch._seeds import mixed_seed, reseed
+from pyrostoch.effects.frozen import particles
+from pyrostoch.infer.batches import Batches, Share, to_device
+from pyrostoch.infer.elbo import ELBO
+from pyrostoch.infer.parallel import Ranks
+from pyrostoch.infer.terms import Terms
+from pyrostoch.model import BayesianModel
+from pyrostoch.staging import StagedStep
+from pyrostoch.training.schedule import kl_weight, rate_factor
+from pyrostoch.training.settings import Settings
+from pyrostoch.training.state import TrainingState, make_adam, parameter_names
+
+__all__ = ["NonFiniteLossError", "Trainer"]
+
+
+class NonFiniteLossError(FloatingPointError):
+    """The loss, or a parameter, has become NaN or infinite.
+
+    Args:
+        epoch: The epoch, counted from 1.
+        step: The step of that epoch, counted from 1.
+        where: What was not finite there: terms, sites, parameters, inputs.
+        message: The whole story.
+
+    Example:
+        >>> NonFiniteLossError(3, 17, ["the data term"], "epoch 3, step 17: ...").where
+        ['the data term']
+    """
+
+    def __init__(self, epoch: int, step: int, where: list[str], message: str) -> None:
+        super().__init__(message)
+        self.epoch, self.step, self.where = epoch, step, where
+
+
+class _Loss(nn.Module):
+    """The loss as a module around model and guide, for DistributedDataParallel to call."""
+
+    def __init__(self, model: nn.Module, guide: nn.Module, loss: Callable[..., Any]) -> None:
+        super().__init__()
+        self.model, self.guide, self._loss = model, guide, loss
+
+    def forward(self, *args: Any) -> Any:
+        return self._loss(*args)
+
+
+class Trainer:
+    """Model, guide and their optimizer, trained epoch by epoch.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        batches: The training data.
+        settings: The settings of the run.
+        device: Where model and guide live.
+        order_seed: Seed of the order of the examples.
+        compiled: Whether to compile the step.
+        ranks: The processes that train together, where there are several.
+
+    Raises:
+        ValueError: There is nothing to train.
+    """
+
+    def __init__(
+        self,
+        model: BayesianModel,
+        guide: nn.Module,
+        batches: Batches,
+        settings: Settings,
+        device: torch.device,
+        order_seed: int,
+        *,
+        compiled: bool = False,
+        ranks: Ranks | None = None,
+    ) -> None:
+        self.model, self.guide, self.batches = model, guide, batches
+        self.settings, self.device, self.order_seed = settings, device, order_seed
+        self.elbo = ELBO(settings.estimator)
+        self.kl_weight = 1.0
+        self.names = parameter_names(model, guide)
+        if not self.names:
+            raise ValueError(
+                "fit: nothing to train: neither the guide nor the model has a parameter with requires_grad=True"
+            )
+        self.optimizer = make_adam(guide, self.names, settings)
+        self._rates = [group["lr"] for group in self.optimizer.param_groups]
+        self.state = TrainingState(model, guide, self.optimizer, self.names, device, batches.generators())
+        self.ranks = Ranks() if ranks is None else ranks
+        loss: Any = self._loss
+        if self.ranks.many:
+            # Gives all ranks the parameters of the first, and averages their gradients.
+            loss = nn.parallel.DistributedDataParallel(_Loss(model, guide, self._loss))
+        self.step = StagedStep(loss, self.optimizer, [guide, model], clip=settings.clip, staged=compiled, name="fit")
+        # A tensor, since a staged step would keep a number for ever.
+        dtypes = {p.dtype for p in self.names if p.dtype.is_floating_point}
+        self._kl_weight = torch.ones((), dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
+
+    def run_epoch(self, number: int, check: Callable[[Any, Tensor], None] | None = None) -> dict[str, Any]:
+        """Train for one epoch; nothing is read from the device before its end.
+
+        Args:
+            number: The epoch, counted from 1.
+            check: Called with each batch before it is used.
+
+        Returns:
+            The terms of the epoch, means over its steps weighted by the batches' sizes.
+
+        Raises:
+            NonFiniteLossError: A loss or a parameter is not finite; everything is back where the epoch began.
+        """
+        start = self.state.capture()
+        rows: list[Tensor] = []
+        sizes: list[int] = []
+        for part in self._shares(number):
+            if check is not None:
+                check(part.x, part.y)
+            rows.append(self._step(part, number, len(rows)))
+            sizes.append(part.count)
+        self.optimizer.zero_grad(set_to_none=True)
+        terms = self.ranks.mean(torch.stack(rows)).cpu().double()
+        bad = (~torch.isfinite(terms).all(1)).nonzero()
+        if len(bad) or self._wrong_parameters():
+            self._explain(number, int(bad[0]) if len(bad) else len(rows), len(rows), start)
+        share = torch.tensor(sizes, dtype=torch.float64)
+        loss, data, kl, penalty = ((terms * share[:, None]).sum(0) / share.sum()).tolist()
+        row = {"epoch": number, "loss": loss, "elbo": data - kl - penalty, "data": data, "kl": kl, "penalty": penalty}
+        return {**row, "kl_weight": self.kl_weight, "lr": self.optimizer.param_groups[0]["lr"]}
+
+    def _shares(self, number: int) -> Iterator[Share]:
+        """This process's part of each batch of an epoch, its noise seeded where there are others."""
+        if self.ranks.many:
+            reseed(self.device, mixed_seed(self.order_seed, number, self.ranks.rank))
+        return self.batches.shares(self.order_seed, number, self.ranks)
+
+    def _step(self, share: Share, number: int, index: int) -> Tensor:
+        """One step of the optimizer; returns loss, data term, KL and penalty as a tensor on the device."""
+        self._prepare(number, index)
+        x, y = to_device(share.x, self.device), to_device(share.y, self.device)
+        return self.step(x, y, self._kl_weight, share.weight)[1]
+
+    def _loss(self, x: Any, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and all its terms in a row."""
+        data: Any = 0.0
+        kl: Any = 0.0
+        penalty: Any = 0.0
+        draws = particles(self.settings.num_particles)
+        for draw in draws:
+            with draw:
+                terms = self._terms(x, y)
+            data, kl, penalty = data + terms.data, kl + terms.kl, penalty + terms.penalty
+        data, kl, penalty = data / len(draws), kl / len(draws), penalty / len(draws)
+        data = data if weight is None else data * weight
+        loss = kl * kl_weight + penalty - data
+        return loss, torch.stack([self._number(value) for value in (loss, data, kl, penalty)])
+
+    def _prepare(self, number: int, index: int) -> None:
+        """Set the learning rates and the weight of the KL for a step."""
+        each = len(self.batches)
+        step, steps = (number - 1) * each + index, self.settings.epochs * each
+        factor = rate_factor(self.settings.schedule, min(step, steps), steps)
+        for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
+            group["lr"] = rate * factor
+        self.kl_weight = kl_weight(step, each, self.settings.kl_warmup)
+        self._kl_weight.fill_(self.kl_weight)
+
+    def _terms(self, x: Any, y: Tensor) -> Terms:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
+            return self.elbo.terms(self.model, self.guide, x, y)
+
+    def _number(self, value: Tensor | float) -> Tensor:
+        dtype = torch.float32 if self.device.type == "mps" else torch.float64
+        if isinstance(value, Tensor):
+            return value.detach().to(dtype)
+        return torch.full((), value, dtype=dtype, device=self.device)
+
+    def _wrong_parameters(self) -> list[str]:
+        """Names of the parameters that are not finite; the device is asked once."""
+        finite = torch.stack([torch.isfinite(parameter.detach()).all() for parameter in self.names]).tolist()
+        return [name for name, good in zip(self.names.values(), finite, strict=True) if not good]
+
+    def _explain(self, number: int, bad: int, steps: int, start: dict[str, Tensor]) -> NoReturn:
+        """Run the epoch again up to the bad step, look there for what is not finite, roll back, and raise."""
+        self.state.restore(start)
+        where: list[str] = []
+        for index, share in enumerate(self._shares(number)):
+            if index == bad:
+                where = self._what_is_wrong(share.x, share.y, number, index)
+                break
+            self._step(share, number, index)
+        if not where:
+            where = [f"parameter {name!r}" for name in self._wrong_parameters()]
+        self.state.restore(start)
+        self.optimizer.zero_grad(set_to_none=True)
+        step = min(bad + 1, steps)
+        found = ", ".join(where) if where else "nothing when the epoch was run again, so it does not repeat"
+        moment = "" if bad < steps else ", after its update"
+        raise NonFiniteLossError(
+            number,
+            step,
+            where,
+            f"epoch {number}, step {step} of {steps}{moment}: NaN or infinite: {found}. Model and guide are back where "
+            + (f"epoch {number - 1} left them" if number > 1 else "they started")
+            + "; try a smaller lr, clip=1.0, kl_warmup, or a smaller initial scale",
+        )
+
+    def _what_is_wrong(self, x: Any, y: Tensor, number: int, index: int) -> list[str]:
+        """What is not finite at a step that has not been made: inputs, parameters, terms."""
+        self._prepare(number, index)
+        x, y = to_device(x, self.device), to_device(y, self.device)
+        parts = x if isinstance(x, tuple) else (x,)
+        wrong = [] if all(bool(torch.isfinite(part).all()) for part in parts) else ["inputs x of this batch"]
+        wrong += [f"parameter {name!r}" for name in self._wrong_parameters()]
+        for draw in particles(self.settings.num_particles):
+            with draw:
+                terms = self._terms(x, y)
+            values: dict[str, Tensor | float] = {"data term": terms.data, "penalty": terms.penalty}
+            values |= {f"KL of site {name!r}": site.kl for name, site in terms.sites.items()}
+            wrong += [name for name, value in values.items() if not bool(torch.isfinite(self._number(value)))]
+        return list(dict.fromkeys(wrong))
