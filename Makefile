@@ -11,7 +11,7 @@ CODE := pyrostoch $(wildcard tests examples)
 PEERS     := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
-# make test PYTEST_ARGS="tests/test_house.py -x"; COVER=90 measures coverage and fails below that percentage.
+# make test PYTEST_ARGS="tests/test_architecture.py -x"; COVER=90 measures coverage and fails below that percentage.
 PYTEST_ARGS ?=
 COVER       ?=
 COVER_ARGS   = $(if $(COVER),--cov=pyrostoch --cov-report=term --cov-fail-under=$(COVER))

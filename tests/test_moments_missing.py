@@ -59,9 +59,9 @@ def test_a_function_without_a_rule_is_named_with_its_module(name):
 @COVARIANCES
 @pytest.mark.parametrize("name", ["torch.exp(x)", "x.softmax(-1)", "torch.einsum('bi,bi->bi', x, x)"])
 def test_operations_without_a_rule_are_sampled_through(name, full):
-    x = gaussian((3,), full=full, spread=0.4, how=MomentSettings(full=full, sampled=True, draws=10_000))
+    x = gaussian((3,), full=full, spread=0.4, settings=MomentSettings(full=full, sampled=True, draws=10_000))
     y = call(name)(x)
-    assert (y.cov is not None) == full and y.how is x.how
+    assert (y.cov is not None) == full and y.settings is x.settings
     assert_like(y, call(name), x, (0.04, 0.12, 0.12), count=10_000)
     with pytest.raises(MissingRuleError, match="argmax: it returns no tensor of real numbers"):
         x.argmax(1)
@@ -70,8 +70,8 @@ def test_operations_without_a_rule_are_sampled_through(name, full):
 @COVARIANCES
 def test_inputs_that_depend_on_each_other_are_drawn_together(full):
     torch.manual_seed(0)
-    x = gaussian((3,), full=full, spread=0.4, how=MomentSettings(full=full, sampled=True, draws=20_000))
-    z = gaussian((3,), full=full, spread=0.4, how=x.how)
+    x = gaussian((3,), full=full, spread=0.4, settings=MomentSettings(full=full, sampled=True, draws=20_000))
+    z = gaussian((3,), full=full, spread=0.4, how=x.settings)
 
     def function(x, z):
         return torch.hypot(2.0 * x + 0.3 * z, x - 1.0)  # independent draws of the two would be another distribution
@@ -82,7 +82,7 @@ def test_inputs_that_depend_on_each_other_are_drawn_together(full):
     apart = drawn.std(0) / 20_000**0.5
     assert ((y.loc - drawn.mean(0)).abs() <= 6.0 * apart).all()
     torch.testing.assert_close(y.var, drawn.var(0), rtol=0.08, atol=0.0)
-    wide = gaussian((600,), full=False, how=MomentSettings(sampled=True, draws=10))
+    wide = gaussian((600,), full=False, settings=MomentSettings(sampled=True, draws=10))
     with pytest.raises(MissingRuleError, match="hypot: its inputs depend on each other, and 1200 entries"):
         torch.hypot(wide, 2.0 * wide)
 
@@ -101,7 +101,7 @@ def test_a_choice_by_a_fixed_mask_is_linear(full):
 
 
 def test_attention_that_moves_examples_is_not_advised_to_be_sampled_where_it_was():
-    x = gaussian((3, 4), full=False, how=MomentSettings(sampled=True, draws=10))
+    x = gaussian((3, 4), full=False, settings=MomentSettings(sampled=True, draws=10))
     attention = nn.MultiheadAttention(4, 2, batch_first=True, **F64)
     with pytest.raises(MissingRuleError, match="moves the examples from the front.*mode='mc', which draws the whole"):
         attention(x, x, x)

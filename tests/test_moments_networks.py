@@ -51,7 +51,7 @@ def assert_like(y, found, sigmas=4.5):
     """Mean, variance and, if carried, covariance within standard errors of the draws'."""
     apart = found - found.mean(0)
     rows = [(y.loc.flatten(1), found), (y.var.flatten(1), apart.square())]
-    if y.how.full:
+    if y.settings.full:
         rows.append((y.covariance(), apart.unsqueeze(2) * apart.unsqueeze(3)))
     for value, draws in rows:
         assert value.shape == draws.shape[1:]
@@ -80,7 +80,9 @@ def test_layers_with_random_weights_have_the_moments_of_shared_draws(guide, net,
     model = bayes(make())
     guide, x = GUIDES[guide](model), torch.randn(2, *shape)
     y, treatments = output_of(model, guide, x, covariance)
-    assert y.how.full == (covariance == "full") and set(treatments.values()) == {"moments"} and len(treatments) == 2
+    assert (
+        y.settings.full == (covariance == "full") and set(treatments.values()) == {"moments"} and len(treatments) == 2
+    )
     assert_like(y, sampled(model, guide, x))
 
 
@@ -314,7 +316,7 @@ def test_an_output_without_a_second_axis_is_read(name):
 
 
 def test_points_and_the_closed_reading_of_classes_see_the_covariance_of_the_last_layer():
-    x = Moments(torch.randn(5, 3), 0.1 * torch.rand(5, 3) + 0.05, how=MomentSettings(points=2048))
+    x = Moments(torch.randn(5, 3), 0.1 * torch.rand(5, 3) + 0.05, settings=MomentSettings(points=2048))
     y, labels = F.linear(x, torch.randn(4, 3)), torch.tensor([0, 1, 2, 3, 0])
     points = gaussian_points(y)
     sampled = torch.einsum("kbi,kbj->bij", points - y.loc, points - y.loc) / len(points)

@@ -67,7 +67,7 @@ class MomentPropagation(Interpretation):
         check_choice("covariance", covariance, ("diagonal", "full"))
         if fallback is not None:
             check_choice("fallback", fallback, ("mc",))
-        self.how = MomentSettings(full=covariance == "full", sampled=fallback == "mc", closed=closed)
+        self.settings = MomentSettings(full=covariance == "full", sampled=fallback == "mc", closed=closed)
 
     def supports(self, distribution: Distribution) -> bool:
         """Whether the distribution has a mean and a variance."""
@@ -94,7 +94,7 @@ class MomentPropagation(Interpretation):
 
     def use_sample(self, site: str, decision: Decision) -> Tensor:
         """Refuse a weight that cannot be replaced by its moments, unless sampling is allowed."""
-        if not self.how.sampled:
+        if not self.settings.sampled:
             raise ValueError(
                 f"site {site!r}: moments need a random weight with a distribution of its own in exactly one linear "
                 f"layer or convolution, and this one is {decision.reason}; predict with "
@@ -108,7 +108,7 @@ class MomentPropagation(Interpretation):
         for site in (weight, bias):
             if site is not None:
                 self.treatments[site] = "moments"
-        return propagate_linear(op, self._parts(weight), self._parts(bias), self.how)
+        return propagate_linear(op, self._parts(weight), self._parts(bias), self.settings)
 
     def _parts(self, site: str | None) -> tuple[Tensor | None, Tensor] | None:
         if site is None:
@@ -130,4 +130,4 @@ class MomentPropagation(Interpretation):
         """A tensor that meets noise for the first time is a mean without variance."""
         x = msg["args"][0]
         if isinstance(x, Tensor):
-            msg["args"] = (Moments.certain(x, self.how), *msg["args"][1:])
+            msg["args"] = (Moments.certain(x, self.settings), *msg["args"][1:])

@@ -182,7 +182,7 @@ class KState(nn.Module):
         if self.noise_distribution == "gaussian":
             own = torch.as_tensor(noise, dtype=x.loc.dtype, device=x.loc.device).square().expand(x.loc.shape)
             cov = None if x.cov is None else x.cov + self._noise_covariance(per_example(own))
-            noisy = Moments(x.loc, x.var + own, cov, x.how, x.links)
+            noisy = Moments(x.loc, x.var + own, cov, x.settings, x.links)
             return activate(noisy, Piecewise.states(self.states, thresholds))
         # The mean state as a function of the input gives the mean and all covariances between neurons; a neuron's own
         # variance is that of a state, whose square has a mean by the same formula.

@@ -34,7 +34,7 @@ class Categorical(Likelihood):
 
     def closed(self, output: Moments, **quantities: Tensor | float) -> Closed | None:
         """Class probabilities by a closed approximation."""
-        return softmax_under_gaussian(output) if output.how.closed else None
+        return softmax_under_gaussian(output) if output.settings.closed else None
 
     def check_shape(self, distribution: Distribution, target: Tensor) -> None:
         """Refuse targets that are not one whole number an example."""

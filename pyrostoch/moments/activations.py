@@ -145,7 +145,7 @@ def _dropout(
         joint = x.cov + flat.unsqueeze(1) * flat.unsqueeze(2)
         cov = x.cov + odds * joint * (masks.unsqueeze(0) == masks.unsqueeze(1))
     made = Moments(
-        x.loc, x.var + odds * second, cov, x.how, (Link(x, lambda rows: rows, lambda: torch.ones_like(second)),)
+        x.loc, x.var + odds * second, cov, x.settings, (Link(x, lambda rows: rows, lambda: torch.ones_like(second)),)
     )
     return x.become(made) if inplace else made
 
@@ -165,10 +165,10 @@ def sample_through(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Momen
         MissingRuleError: The function returns something else, or its inputs depend on each other and are too many.
     """
     given = {id(moments): moments for moments in moments_in((args, kwargs))}
-    how = next(iter(given.values())).how
+    settings = next(iter(given.values())).settings
     draws: list[Tensor] = []
     fresh = _drawing(func, list(given.values()))
-    for _ in range(how.draws):
+    for _ in range(settings.draws):
         values = dict(zip(given, fresh(), strict=True))
         found = func(*_replaced(args, values), **_replaced(kwargs, values))
         if not isinstance(found, Tensor) or not found.is_floating_point():
@@ -177,10 +177,10 @@ def sample_through(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Momen
     stacked = torch.stack(draws)
     loc, var = stacked.mean(0), stacked.var(0)
     cov = None
-    if how.full:
+    if settings.full:
         centered = (stacked - loc).flatten(2).movedim(0, 1)
-        cov = centered.mT @ centered / (how.draws - 1)
-    return Moments(loc, var, cov, how)
+        cov = centered.mT @ centered / (settings.draws - 1)
+    return Moments(loc, var, cov, settings)
 
 
 RULES["fallback"] = sample_through

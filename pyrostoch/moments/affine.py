@@ -29,7 +29,7 @@ def propagate_linear(
     op: LinearOp,
     weight: tuple[Tensor | None, Tensor] | None,
     bias: tuple[Tensor | None, Tensor] | None,
-    how: MomentSettings,
+    settings: MomentSettings,
 ) -> Moments:
     """Moments of a linear operation with random weights.
 
@@ -37,7 +37,7 @@ def propagate_linear(
         op: The operation; its input a tensor or moments.
         weight: Mean and variance of the random weight, the mean `None` where it is zero; `None` where it is fixed.
         bias: The same of the bias.
-        how: How moments are carried, where the input is a tensor.
+        settings: How moments are carried, where the input is a tensor.
 
     Returns:
         Moments of the output.
@@ -45,11 +45,11 @@ def propagate_linear(
     Raises:
         ValueError: A full covariance is asked of a random weight for which there is no rule.
     """
-    x = op.input if isinstance(op.input, Moments) else Moments(op.input, torch.zeros_like(op.input), None, how)
+    x = op.input if isinstance(op.input, Moments) else Moments(op.input, torch.zeros_like(op.input), None, settings)
     certain = not isinstance(op.input, Moments)
     mean, spread = (op.weight, None) if weight is None else weight
     shift, jitter = (op.bias, None) if bias is None else bias
-    how = x.how
+    settings = x.settings
     # What is new here: the weights' own variances, met by the second moment of the input.
     own: Any = None
     if spread is not None:
@@ -66,13 +66,13 @@ def propagate_linear(
     var = sum(parts[1:], parts[0]) if parts else torch.zeros_like(loc)
     links = () if certain or mean is None else (Link(x, lambda rows: _rows(op, rows, mean)),)
     cov = None
-    if how.full:
+    if settings.full:
         size = loc[0].numel()
         cov = pushed(links[0], x.covariance()) if links else loc.new_zeros(len(loc), size, size)
         if own is not None:
             cov = cov + _weights_covariance(op, x, spread, jitter, own)
         var = cov.diagonal(dim1=1, dim2=2).reshape(loc.shape)
-        return Moments(loc, var, cov, how, links)
+        return Moments(loc, var, cov, settings, links)
     late = None
     if op.spatial == 0 and loc.dim() == 2:
 
@@ -84,7 +84,7 @@ def propagate_linear(
             # (B, out, in) at a time; the number of outputs is small where this is asked for.
             return torch.einsum("oi,bi,pi->bop", mean, x.var, mean) + torch.diag_embed(extra)
 
-    return Moments(loc, var, None, how, links, late)
+    return Moments(loc, var, None, settings, links, late)
 
 
 def pushed(link: Link, cov: Tensor) -> Tensor:
@@ -143,7 +143,7 @@ def _patches(op: LinearOp, x: Tensor) -> Tensor:
 @rule(torch.conv_transpose1d, torch.conv_transpose2d, torch.conv_transpose3d)
 def _fixed(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Moments:
     op: Any = bind(func, args, kwargs)
-    return propagate_linear(op, None, None, op.input.how)
+    return propagate_linear(op, None, None, op.input.settings)
 
 
 def affine(x: Moments, loc: Tensor, var: Tensor, push: Callable[[Tensor], Tensor]) -> Moments:
@@ -157,9 +157,9 @@ def affine(x: Moments, loc: Tensor, var: Tensor, push: Callable[[Tensor], Tensor
     """
     link = Link(x, push)
     if x.cov is None:
-        return Moments(loc, var, None, x.how, (link,))
+        return Moments(loc, var, None, x.settings, (link,))
     cov = pushed(link, x.cov)
-    return Moments(loc, cov.diagonal(dim1=1, dim2=2).reshape(loc.shape), cov, x.how, (link,))
+    return Moments(loc, cov.diagonal(dim1=1, dim2=2).reshape(loc.shape), cov, x.settings, (link,))
 
 
 def scaled(x: Moments, loc: Tensor, gain: Tensor | float) -> Moments:
@@ -183,7 +183,7 @@ def scaled(x: Moments, loc: Tensor, gain: Tensor | float) -> Moments:
         return before() * flat.unsqueeze(1) * flat.unsqueeze(2)  # type: ignore[misc]
 
     link = Link(x, lambda rows: rows * factor.unsqueeze(1), lambda: factor)
-    return Moments(loc, x.var * factor.square(), cov, x.how, (link,), None if before is None else late)
+    return Moments(loc, x.var * factor.square(), cov, x.settings, (link,), None if before is None else late)
 
 
 @rule(F.batch_norm, torch.batch_norm)

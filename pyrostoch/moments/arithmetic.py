@@ -41,10 +41,10 @@ def added(x: Moments, y: Moments, sign: float = 1.0) -> Moments:
         if related(x, y):
             cross = cross_covariance(x, y)
             cov = cov + sign * (cross + cross.mT)
-        return Moments(loc, cov.diagonal(dim1=1, dim2=2).reshape(loc.shape), cov, x.how, links)
+        return Moments(loc, cov.diagonal(dim1=1, dim2=2).reshape(loc.shape), cov, x.settings, links)
     shared = elementwise_covariance(x, y)
     var = x.var + y.var if shared is None else x.var + y.var + 2.0 * sign * shared
-    return Moments(loc, var.clamp_min(0.0), None, x.how, links)
+    return Moments(loc, var.clamp_min(0.0), None, x.settings, links)
 
 
 def multiplied(x: Moments, y: Moments) -> Moments:
@@ -73,11 +73,11 @@ def multiplied(x: Moments, y: Moments) -> Moments:
         Link(y, lambda rows: rows * one.unsqueeze(1), lambda: one),
     )
     if cov is not None:
-        return Moments(loc, cov.diagonal(dim1=1, dim2=2).reshape(loc.shape), cov, x.how, links)
+        return Moments(loc, cov.diagonal(dim1=1, dim2=2).reshape(loc.shape), cov, x.settings, links)
     var = x.var * y.loc.square() + y.var * x.loc.square() + x.var * y.var
     if shared is not None:
         var = var + 2.0 * x.loc * y.loc * shared + shared.square()
-    return Moments(loc, var.clamp_min(0.0), None, x.how, links)
+    return Moments(loc, var.clamp_min(0.0), None, x.settings, links)
 
 
 def _same_shape(x: Moments, y: Moments) -> None:

@@ -112,7 +112,7 @@ class Moments:
         loc: Mean, (B, ...).
         var: Variance, of the same shape.
         cov: Covariance of an example's entries, (B, n, n), n the product of the other axes; or `None`.
-        how: How the moments are carried on.
+        settings: How the moments are carried on.
         links: Where they come from.
         late: Gives the covariance where only variances are carried and one operation back is taken into account.
 
@@ -135,32 +135,32 @@ class Moments:
         loc: Tensor,
         var: Tensor,
         cov: Tensor | None = None,
-        how: MomentSettings | None = None,
+        settings: MomentSettings | None = None,
         links: tuple[Link, ...] = (),
         late: Callable[[], Tensor] | None = None,
     ) -> None:
         self.loc, self.var, self.cov = loc, var, cov
-        self.how = MomentSettings(full=cov is not None) if how is None else how
+        self.settings = MomentSettings(full=cov is not None) if settings is None else settings
         self.links, self.late = links, late
         self.order = next(_numbers)
         self._node: Moments | None = None
 
     @classmethod
-    def certain(cls, x: Tensor, how: MomentSettings) -> Moments:
+    def certain(cls, x: Tensor, settings: MomentSettings) -> Moments:
         """A tensor as moments without variance.
 
         Args:
             x: The tensor, (B, ...).
-            how: How moments are carried.
+            settings: How moments are carried.
         """
         size = x[0].numel() if len(x) else 0
-        return cls(x, torch.zeros_like(x), x.new_zeros(len(x), size, size) if how.full else None, how)
+        return cls(x, torch.zeros_like(x), x.new_zeros(len(x), size, size) if settings.full else None, settings)
 
     @property
     def node(self) -> Moments:
         """The values as they are now, in an object that no operation in place changes."""
         if self._node is None:
-            node = Moments(self.loc, self.var, self.cov, self.how, self.links, self.late)
+            node = Moments(self.loc, self.var, self.cov, self.settings, self.links, self.late)
             node.order = self.order
             self._node = node._node = node
         return self._node

@@ -142,7 +142,7 @@ def _max_pool(
     cov = None
     if input.cov is not None:
         cov = torch.diagonal_scatter(pushed(link, input.cov), per_example(var), dim1=1, dim2=2)
-    return Moments(loc, var, cov, input.how, (link,))
+    return Moments(loc, var, cov, input.settings, (link,))
 
 
 @rule(F.avg_pool1d, F.avg_pool2d, F.avg_pool3d)

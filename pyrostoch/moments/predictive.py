@@ -73,12 +73,12 @@ class OutputDistribution(TorchDistribution):
     ) -> None:
         self.output, self._distribution = output, distribution
         found = closed()
-        if found is None and output.how.closed:
+        if found is None and output.settings.closed:
             raise ValueError(
                 "moments: this likelihood has no closed reading of output moments (Categorical and Gaussian have); "
                 "leave ':closed' out"
             )
-        self.closed = found if found is not None and (found.exact or output.how.closed) else None
+        self.closed = found if found is not None and (found.exact or output.settings.closed) else None
         at_mean = distribution(output.loc)
         self.base_dist: Any = getattr(at_mean, "base_dist", at_mean)
         super().__init__(at_mean.batch_shape, at_mean.event_shape, validate_args=False)
@@ -135,10 +135,10 @@ def gaussian_points(output: Moments) -> Tensor:
     """Points of the output's Gaussian, (K, B, ...), all of one weight.
 
     Args:
-        output: Moments of the output; `output.how.points` says how many.
+        output: Moments of the output; `output.settings.points` says how many.
     """
     size = output.loc[0].numel()
-    unit = _unit_points(output.how.points, size).to(output.loc)
+    unit = _unit_points(output.settings.points, size).to(output.loc)
     return _at(output, unit.reshape(len(unit), 1, *output.loc.shape[1:]))
 
 

@@ -81,7 +81,7 @@ def _arranged(
         index = source()
         cov = F.pad(cov, (1, 0, 1, 0))[:, index][:, :, index]
     gain = (lambda: torch.ones_like(loc)) if keep and loc.shape == x.loc.shape else None
-    return Moments(loc, var, cov, x.how, (Link(x, push, gain),), x.late if keep else None)
+    return Moments(loc, var, cov, x.settings, (Link(x, push, gain),), x.late if keep else None)
 
 
 def _check_examples(name: str, x: Moments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
@@ -115,7 +115,9 @@ def _check_examples(name: str, x: Moments, args: tuple[Any, ...], kwargs: dict[s
         return
     if moved:
         if isinstance(caller(), nn.MultiheadAttention):
-            sampled = "it moves the examples from the front, and is not sampled through alone" if x.how.sampled else ""
+            sampled = (
+                "it moves the examples from the front, and is not sampled through alone" if x.settings.sampled else ""
+            )
             refuse(torch.nn.functional.multi_head_attention_forward, sampled)
         raise ValueError(
             f"moments: the first axis counts examples, which are independent: {name} on shape {tuple(x.loc.shape)} "
@@ -154,7 +156,7 @@ def _cast(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Mo
     cov = None if x.cov is None else func(x.cov, *args, **kwargs)
     late = x.late
     link = Link(x, lambda rows: func(rows, *args, **kwargs), lambda: torch.ones_like(loc))
-    return Moments(loc, var, cov, x.how, (link,), None if late is None else lambda: func(late(), *args, **kwargs))
+    return Moments(loc, var, cov, x.settings, (link,), None if late is None else lambda: func(late(), *args, **kwargs))
 
 
 @rule(F.pad)
@@ -198,7 +200,7 @@ def _join(func: Callable[..., Any], tensors: Sequence[Any], dim: int = 0, *, axi
         return push
 
     links = tuple(Link(part, place(at)) for at, part in enumerate(tensors) if isinstance(part, Moments))
-    return Moments(loc, var, _joint(links, loc) if first.how.full else None, first.how, links)
+    return Moments(loc, var, _joint(links, loc) if first.settings.full else None, first.settings, links)
 
 
 def _joint(links: tuple[Link, ...], loc: Tensor) -> Tensor:

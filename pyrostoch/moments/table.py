@@ -80,7 +80,7 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
     if found is not None:
         return found(func, *args, **kwargs)
     given = list(moments_in((args, kwargs)))
-    if given and given[0].how.sampled:
+    if given and given[0].settings.sampled:
         return RULES["fallback"](func, *args, **kwargs)
     refuse(func)
 

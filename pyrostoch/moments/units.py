@@ -81,7 +81,7 @@ def activate(x: Moments, unit: Unit) -> Moments:
             unit = unit.placed(x.loc.shape)
         cov = unit.covariance((m.unsqueeze(2), m.unsqueeze(1)), (v.unsqueeze(2), v.unsqueeze(1)), x.cov)
         cov = torch.diagonal_scatter(cov, per_example(var), dim1=1, dim2=2)
-    return Moments(loc, var, cov, x.how, (Link(x, lambda rows: rows * gain().unsqueeze(1), gain),))
+    return Moments(loc, var, cov, x.settings, (Link(x, lambda rows: rows * gain().unsqueeze(1), gain),))
 
 
 @dataclass(frozen=True)

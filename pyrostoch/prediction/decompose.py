@@ -128,7 +128,8 @@ def decompose(
         model: A `BayesianModel`.
         guide: Its guide.
         data: The training set, `(x, y)`, a `Dataset` or a `DataLoader`: all `num_data` examples of it.
-        num_samples: Draws for each batch, where the estimator draws at all; with two or more the data term has a standard error.
+        num_samples: Draws for each batch, where the estimator draws at all; with two or more the data term has a
+            standard error.
         batch_size: Examples run through the network at a time.
         estimator: How weights are drawn for the data term. The default, `"marginal"`, has the right expectation and
             little variance; `"local"` gives what training by it optimizes, a factorized approximation for convolutions.
