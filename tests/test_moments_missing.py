@@ -71,7 +71,7 @@ def test_operations_without_a_rule_are_sampled_through(name, full):
 def test_inputs_that_depend_on_each_other_are_drawn_together(full):
     torch.manual_seed(0)
     x = gaussian((3,), full=full, spread=0.4, settings=MomentSettings(full=full, sampled=True, draws=20_000))
-    z = gaussian((3,), full=full, spread=0.4, how=x.settings)
+    z = gaussian((3,), full=full, spread=0.4, settings=x.settings)
 
     def function(x, z):
         return torch.hypot(2.0 * x + 0.3 * z, x - 1.0)  # independent draws of the two would be another distribution

@@ -29,7 +29,7 @@ def call(source):
     return lambda x: function(x, partial(weights, x.dtype))
 
 
-def gaussian(shape, *, full, batch=2, spread=1.0, dtype=torch.float64, how=None):
+def gaussian(shape, *, full, batch=2, spread=1.0, dtype=torch.float64, settings=None):
     """Moments with a random mean, and a random covariance or random variances."""
     generator = torch.Generator().manual_seed(math.prod(shape))
     loc = 0.6 * torch.randn(batch, *shape, generator=generator, **F64)
@@ -37,7 +37,7 @@ def gaussian(shape, *, full, batch=2, spread=1.0, dtype=torch.float64, how=None)
     root = torch.randn(batch, n, n, generator=generator, **F64) * spread / math.sqrt(n)
     cov = root @ root.mT + 0.4 * spread**2 * torch.eye(n, **F64)
     var = cov.diagonal(dim1=1, dim2=2).reshape(loc.shape).clone()
-    return Moments(loc.to(dtype), var.to(dtype), cov.to(dtype) if full else None, how or MomentSettings(full=full))
+    return Moments(loc.to(dtype), var.to(dtype), cov.to(dtype) if full else None, settings or MomentSettings(full=full))
 
 
 def draws(x, count):
