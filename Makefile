@@ -18,6 +18,8 @@ COVER_ARGS   = $(if $(COVER),--cov=pyrostoch --cov-report=term --cov-fail-under=
 # Several processes share the tests, one a core; WORKERS=0 runs them in this one, for a debugger or -x.
 WORKERS     ?= auto
 WORKER_ARGS  = $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --maxprocesses 4 --dist worksteal)
+# Every test starts from this seed, and holds under any other.
+SEED        ?= 0
 DEMO_ARGS   ?=
 DIST        ?= dist
 
@@ -38,8 +40,8 @@ venv: $(VENV)/.runtime  ## make .venv and install pyrostoch in it (editable)
 demo: $(VENV)/.runtime  ## train the five guides on the bundled digits, print the table, write runs/
 	$(BIN)/pyrostoch compare --data digits $(DEMO_ARGS)
 
-test: $(VENV)/.test  ## run the test suite (PYTEST_ARGS=..., COVER=90)
-	OMP_NUM_THREADS=$(TEST_THREADS) MKL_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest $(WORKER_ARGS) $(COVER_ARGS) $(PYTEST_ARGS)
+test: $(VENV)/.test  ## run the test suite (PYTEST_ARGS=..., COVER=90, SEED=3)
+	PYROSTOCH_TEST_SEED=$(SEED) OMP_NUM_THREADS=$(TEST_THREADS) MKL_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest $(WORKER_ARGS) $(COVER_ARGS) $(PYTEST_ARGS)
 
 cov:  ## run the test suite and fail below 90 % coverage
 	@$(MAKE) --no-print-directory test COVER=90

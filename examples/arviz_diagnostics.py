@@ -1,4 +1,4 @@
-"""Posterior diagnostics with ArviZ: a guide beside NUTS on the same model."""
+"""Posterior diagnostics with ArviZ: a guide compared with NUTS on the same model."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ svi = ps.to_arviz(model, guide, (x, y), draws=500, seed=0)
 print(az.summary(svi, var_names=["2.weight"], kind="stats"))
 print(az.loo(svi))
 
-# The posterior of a network has many equivalent modes: start the chain where the guide stands.
+# The posterior of a network has many equivalent modes: start the chain at the means of the guide.
 start = {name: guide.site_distribution(name).mean.detach() for name in guide.site_names}
 kernel = NUTS(model, init_strategy=init_to_value(values=start), max_tree_depth=5)
 mcmc = MCMC(kernel, num_samples=200, warmup_steps=150, disable_progbar=True)

@@ -1,7 +1,7 @@
-"""A Bayesian network on Lightning's Trainer, which brings devices, nodes, precision, checkpoints and loggers.
+"""A Bayesian network trained by Lightning's Trainer, which handles devices, nodes, precision, checkpoints and loggers.
 
-Run it with the bundled digits, `python examples/lightning_mnist.py`, or with MNIST, `... mnist`. More devices are
-`Trainer(devices=4, num_nodes=2, precision="bf16-mixed")`, and nothing else changes.
+Run it on the bundled digits with `python examples/lightning_mnist.py`, or on MNIST with `... mnist`. To use more
+devices, pass `devices=4, num_nodes=2, precision="bf16-mixed"` to the Trainer; nothing else changes.
 """
 
 import sys
@@ -27,5 +27,5 @@ train = DataLoader(TensorDataset(data.x_train.flatten(1), data.y_train), batch_s
 test = DataLoader(TensorDataset(data.x_test.flatten(1), data.y_test), batch_size=1000)
 trainer = Trainer(max_epochs=30, logger=False, enable_checkpointing=False, log_every_n_steps=10)
 trainer.fit(module, train)
-trainer.test(module, test)  # of 20 draws averaged, SVIModule(mode="mc:20")
+trainer.test(module, test)  # averages the predictions of 20 draws: SVIModule(mode="mc:20") is the default
 print(ps.decompose(model, module.guide, (data.x_train.flatten(1), data.y_train), num_samples=5))

@@ -1,6 +1,6 @@
-"""What a trained posterior can do without: its means, or most of its weights.
+"""Remove the means, or most of the weights, of a trained posterior, with little loss of accuracy.
 
-The settings were chosen on a fifth of the training images, held out; the test images are only looked at here.
+The settings were chosen on a held-out fifth of the training images; the test images are used only for the final scores.
 """
 
 import math
@@ -19,8 +19,8 @@ def plain_network() -> torch.nn.Module:
     return ps.models.MLP(64, hidden=(100, 100), out_features=10)
 
 
-# 1. Without means. A layer with one alpha, N(mu, alpha mu^2): started high and given a quick learning rate of its own,
-# alpha grows until the spread is all that counts.
+# 1. Without means. A layer with one alpha, N(mu, alpha mu^2). From a high initial value and with a large learning rate,
+# alpha grows until the means no longer matter and the variances alone carry the information.
 torch.manual_seed(0)
 model = ps.BayesianModel(
     plain_network(),
@@ -33,12 +33,12 @@ ps.fit(model, guide, train, epochs=60, batch_size=100, lr=5e-3, lr_alpha=0.5, se
 print(guide.zero_mean_gap(), end="\n\n")
 
 variance_network = ps.guides.to_variance_only(guide)
-for name, posterior in (("with its means", guide), ("all means zero", variance_network)):
+for name, posterior in (("with means", guide), ("with all means zero", variance_network)):
     print(f"fc2 {name}")
     print(ps.compare(model, posterior, test, modes=("mc:1", "mc:20"), seed=0), end="\n\n")
 
-# 2. Without most weights. Every weight has a spread of its own, and the log-uniform prior rewards noise; its KL comes
-# in slowly, so that the network learns something first.
+# 2. Without most weights. Each weight has its own standard deviation, and the log-uniform prior favors noisy weights.
+# The factor of the KL rises slowly from 0 to 1, so that the network fits the data first.
 torch.manual_seed(0)
 model = ps.BayesianModel(
     plain_network(), prior=ps.priors.LogUniform(), likelihood=ps.likelihoods.Categorical(), num_data=len(digits.x_train)
@@ -58,7 +58,7 @@ def size(net: torch.nn.Module) -> int:
     return sum(value.numel() * value.element_size() for value in net.state_dict().values())
 
 
-# A threshold that removes nothing: the network of all means, to compare with.
+# For comparison, a threshold that removes nothing: the network with every weight at its mean.
 means = ps.guides.prune(guide, threshold=100).export(model, dense=True)
 exported = pruning.export(model)
 print(f"before pruning: accuracy {accuracy(means):.2%}, {size(means)} bytes")

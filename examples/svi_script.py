@@ -1,4 +1,4 @@
-"""A Bayesian network trained by hand with pyro.infer.SVI: the script a Pyro user already has."""
+"""A Bayesian network trained with pyro.infer.SVI in a loop, as in any Pyro script."""
 
 import pyro
 import torch
@@ -20,8 +20,8 @@ svi = pyro.infer.SVI(model, guide, pyro.optim.Adam({"lr": 1e-2}), ps.ELBO(estima
 for epoch in range(1, 31):
     loss = 0.0
     for batch in torch.randperm(len(digits.x_train)).split(100):
-        share = len(batch) / len(digits.x_train)
-        loss += share * float(svi.step(digits.x_train[batch], digits.y_train[batch]))
+        fraction = len(batch) / len(digits.x_train)
+        loss += fraction * float(svi.step(digits.x_train[batch], digits.y_train[batch]))
     if epoch % 10 == 0:
         print(f"epoch {epoch}: ELBO {-loss:.1f} nats")
 

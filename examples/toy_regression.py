@@ -1,4 +1,4 @@
-"""Regression in one dimension with a predictive band: what the weights do not know, and what the noise adds."""
+"""Regression in one dimension with predictive bands: epistemic uncertainty of the weights, and total uncertainty."""
 
 from pathlib import Path
 
@@ -14,7 +14,7 @@ y = torch.sin(2 * x) + 0.1 * torch.randn_like(x)
 net = torch.nn.Sequential(torch.nn.Linear(1, 50), torch.nn.Tanh(), torch.nn.Linear(50, 1))
 model = ps.BayesianModel(
     net,
-    prior={"*": ps.priors.Normal(0.0, 1.0)},  # the pattern reaches the biases too
+    prior={"*": ps.priors.Normal(0.0, 1.0)},  # the pattern matches the biases, too
     likelihood=ps.likelihoods.Gaussian(0.1),
     num_data=len(x),
 )

@@ -1,7 +1,8 @@
 """pyrostoch: stochastic and Bayesian neural networks as Pyro models.
 
-`BayesianModel` makes any `torch.nn.Module` a Pyro model, a guide from `guides` stands for its posterior, `fit` trains
-it (or `pyro.infer.SVI` with `ELBO`), and `decompose`, `predict`, `compare` and `to_arviz` read it.
+`BayesianModel` turns any `torch.nn.Module` into a Pyro model, and a guide from `guides` approximates its posterior.
+`fit` trains both (or `pyro.infer.SVI` with `ELBO`). `predict` and `compare` evaluate the predictions, `decompose`
+splits the ELBO into its terms, and `to_arviz` exports draws to ArviZ.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The command line, by `python -m pyrostoch`."""
+"""The command line, as `python -m pyrostoch`."""
 
 from __future__ import annotations
 

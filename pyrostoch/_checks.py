@@ -1,4 +1,4 @@
-"""Checks of users' input, with messages that repeat the user's case."""
+"""Checks of users' arguments. Each error message names the argument, what was expected and what was given."""
 
 from __future__ import annotations
 
@@ -6,23 +6,31 @@ import difflib
 import itertools
 import math
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor
 
-__all__ = ["batch_size", "check_choice", "check_finite", "check_positive", "name_list", "suggest"]
+__all__ = [
+    "batch_size",
+    "check_choice",
+    "check_count",
+    "check_finite",
+    "check_positive",
+    "is_rising",
+    "name_list",
+    "suggest",
+]
 
 
 def name_list(names: Iterable[str], limit: int = 8) -> str:
-    """Names in quotes, shortened where there are many."""
+    """Names in quotes, separated by commas; beyond `limit` names, only the number of the others."""
     quoted = [repr(name) for name in names]
     more = f", ... ({len(quoted) - limit} more)" if len(quoted) > limit else ""
     return ", ".join(quoted[:limit]) + more
 
 
 def suggest(word: str, known: Iterable[str]) -> str:
-    """A `did you mean` for a misspelled word, or nothing."""
+    """`; did you mean '...'?` with the most similar known word, or an empty string where none is similar."""
     close = difflib.get_close_matches(word, list(known), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
 
@@ -43,7 +51,7 @@ def check_positive(what: str, value: float) -> float:
 
 
 def check_count(what: str, value: int) -> int:
-    """Return a whole number from 1 up, or raise an error that names what it is."""
+    """Return `value` if it is an integer of at least 1, else raise a `ValueError`."""
     if not isinstance(value, int) or isinstance(value, bool) or value < 1:
         raise ValueError(f"{what}: expected a whole number from 1 up, got {value!r}")
     return value
@@ -54,7 +62,7 @@ def is_rising(values: Sequence[float]) -> bool:
     return all(low < high for low, high in itertools.pairwise(values))
 
 
-def batch_size(x: Any) -> int:
+def batch_size(x: object) -> int:
     """Number of examples in a tensor, or in a tuple of tensors that share their first axis."""
     first = x[0] if isinstance(x, (tuple, list)) else x
     if not isinstance(first, Tensor) or first.dim() == 0:
@@ -65,8 +73,13 @@ def batch_size(x: Any) -> int:
     return len(first)
 
 
-def check_finite(what: str, x: Any) -> None:
-    """Raise a `ValueError` that counts and places the NaN and infinite entries of the inputs, if there are any."""
+def check_finite(what: str, x: object) -> None:
+    """Raise a `ValueError` where inputs have NaN or infinite entries; it counts them and names the first row.
+
+    Args:
+        what: Name of the inputs in the message.
+        x: A tensor, or a tuple or list of tensors. Integer tensors, and what is no tensor, are not checked.
+    """
     for index, part in enumerate(x if isinstance(x, (tuple, list)) else (x,)):
         if not isinstance(part, Tensor) or not (part.is_floating_point() or part.is_complex()):
             continue

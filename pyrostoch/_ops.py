@@ -1,7 +1,7 @@
-"""Which torch functions apply a weight linearly, and how their arguments are named.
+"""The torch functions that are linear in a weight, and the names of their arguments.
 
-A layer, a user's own module and a functional call all arrive at the same few functions; binding their arguments by name
-gives one description, `LinearOp`, that every interpretation understands.
+Torch's layers, users' modules and functional calls all end in the same few functions. Binding their arguments by name
+gives one description, `LinearOp`, that every interpretation works with.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ _SPATIAL = {
 }
 
 
-@dataclass(frozen=True, eq=False)  # torch.compile hashes it before its fields are set
+@dataclass(frozen=True, eq=False)  # eq=False: torch.compile hashes the object before its fields are set
 class LinearOp:
     """One call of a function that is linear in its weight and in its bias.
 
     Args:
         func: The torch function.
-        input: Its input, `(batch, ..., in)` for linear, `(batch, in, *space)` or `(in, *space)` for a convolution.
-        weight: The weight tensor itself (identity matters).
-        bias: The bias tensor itself, or `None`.
-        rest: The other arguments by name.
+        input: Its input: `(batch, ..., in)` for `linear`, `(batch, in, *space)` or `(in, *space)` for a convolution.
+        weight: The weight that was passed, not a copy: interpretations recognize it by identity.
+        bias: The bias that was passed, or `None`.
+        rest: The other arguments, by name.
     """
 
     func: Callable[..., Tensor]
@@ -67,24 +67,36 @@ class LinearOp:
         return _SPATIAL.get(self.func, 0)
 
     def applications(self, output: Tensor) -> int:
-        """How often one weight is applied to one row of the input, given the call's output.
+        """How often one weight is applied to one row of the input.
 
-        Conv positions (all axes behind the channels), or the tokens between the batch and the feature axis.
+        For a convolution, the number of output positions; for a linear layer, the product of the axes between the batch
+        and the feature axis (tokens).
+
+        Args:
+            output: The call's output.
         """
         if self.spatial:
             return int(output.shape[-self.spatial :].numel())
         return int(output.shape[1:-1].numel())
 
     def folded(self, batch: int) -> int:
-        """How many rows of the input belong to one example, where a network folds tokens or frames into its batch."""
+        """How many rows of the input belong to one example, where tokens or frames are folded into the batch.
+
+        Args:
+            batch: Number of examples of the network call.
+        """
         return -(-self.input.shape[0] // max(batch, 1)) if self.batched() else 1
 
     def over_tokens(self, batch: int) -> bool:
-        """Whether the weight meets several tokens or frames of one example, unfolded or folded into the batch."""
+        """Whether the weight is applied to several tokens or frames of one example, on their own axis or folded.
+
+        Args:
+            batch: Number of examples of the network call.
+        """
         return self.folded(batch) > 1 or (self.spatial == 0 and self.input.shape[1:-1].numel() > 1)
 
     def batched(self) -> bool:
-        """Whether the input has a batch axis in front."""
+        """Whether the input has a leading batch axis."""
         return self.input.dim() > self.spatial + 1
 
 
@@ -92,7 +104,7 @@ def bind(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]
     """Describe a call of `func`, or return `None` where `func` is not linear in a weight.
 
     Args:
-        func: The function a torch-function mode saw.
+        func: The function that a `TorchFunctionMode` intercepted.
         args: Its positional arguments.
         kwargs: Its keyword arguments.
 

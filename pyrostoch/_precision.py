@@ -1,4 +1,4 @@
-"""Single precision at least: half precision has too few digits for noise, chances and sums."""
+"""At least single precision: half precision has too few digits for noise, probabilities and sums."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ __all__ = ["at_least_single"]
 
 
 def at_least_single(values: Tensor) -> Tensor:
-    """Values in single precision, or in double precision where they are in it.
+    """Convert half precision to float32; float32 and float64 stay as they are.
 
     Args:
         values: The values.

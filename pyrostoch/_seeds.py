@@ -1,4 +1,4 @@
-"""Seeds of torch's random generators: made from whole numbers, set, and put back."""
+"""Seeds of torch's random generators: derive them from integers, set them, and restore the generators' states."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ __all__ = ["forked", "generator_states", "mixed_seed", "reseed"]
 
 
 def mixed_seed(*parts: int) -> int:
-    """One seed from several whole numbers, the same on every machine; other numbers give another.
+    """Derive one seed from several non-negative integers; it is the same on every machine.
 
     Args:
-        parts: The run's seed, and what tells this use of it from others: an epoch, a batch, a process's rank.
+        parts: The run's seed, and integers that distinguish this use of it from others: epoch, batch, rank.
 
     Returns:
         A number below 2^63.
@@ -29,7 +29,7 @@ def mixed_seed(*parts: int) -> int:
 
 @contextmanager
 def forked(device: torch.device, seed: int | None = None) -> Iterator[None]:
-    """Leave torch's generators (CPU's and the device's) as they are found; seeded inside where a seed is given."""
+    """Restore torch's generators (the CPU's and the device's) on leaving; inside, seed them where a seed is given."""
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         if seed is not None:
             reseed(device, seed)
@@ -53,7 +53,7 @@ def generator_states(device: torch.device | None) -> tuple[torch.Tensor, ...]:
 
 
 def reseed(device: torch.device, seed: int) -> None:
-    """Seed torch's generators of the CPU and of one device, no other device's."""
+    """Seed torch's generators of the CPU and of one device; other devices' generators are left alone."""
     torch.default_generator.manual_seed(seed)
     if device.type == "cuda":
         with torch.cuda.device(device):

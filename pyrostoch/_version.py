@@ -1,4 +1,4 @@
-"""The version of pyrostoch, and of what it computes with."""
+"""The versions of pyrostoch and of the libraries that it computes with."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ __version__ = "0.1.0"
 
 
 def versions() -> dict[str, str]:
-    """Versions of what decides a result, by name: for records.
+    """Versions of the software that numerical results depend on, by name, for saved records.
 
     Example:
         >>> list(versions())
         ['pyrostoch', 'torch', 'pyro', 'python']
     """
-    # Here, since tools read the version without torch.
+    # Imported here, so that tools can read the version without torch.
     import pyro
     import torch
 

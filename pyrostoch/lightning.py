@@ -1,4 +1,4 @@
-"""Training on clusters: model and guide as a LightningModule, for Lightning's Trainer.
+"""Model and guide as a LightningModule, for training by Lightning's Trainer, on clusters for example.
 
 Lightning is an optional extra, `pip install pyrostoch[lightning]`; importing pyrostoch does not import it.
 """
@@ -6,6 +6,7 @@ Lightning is an optional extra, `pip install pyrostoch[lightning]`; importing py
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any
 
 import pyro
@@ -15,13 +16,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pyrostoch._checks import name_list
 from pyrostoch._seeds import forked, mixed_seed
-from pyrostoch.infer.batches import pair
+from pyrostoch.infer.batches import inputs_and_targets
 from pyrostoch.infer.elbo import ELBO, Estimator
 from pyrostoch.metrics.accuracy import correct
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.predict import predict
 from pyrostoch.prediction.readouts import parse_mode
-from pyrostoch.training.checks import check_parties, check_store
+from pyrostoch.training.checks import check_model_and_guide, check_param_store
 from pyrostoch.training.schedule import Schedule, kl_weight, rate_factor
 from pyrostoch.training.settings import Settings
 from pyrostoch.training.state import make_adam, parameter_names
@@ -35,58 +36,61 @@ except ModuleNotFoundError as error:
 
 __all__ = ["SVIModule"]
 
-# The last part of the seed, so that the noise of held-out data is never that of a training step.
+# Part of the seed of each step, so that held-out data never have the noise of a training step.
 _TRAINING, _HELD_OUT = 0, 1
 
 
 class SVIModule(LightningModule):
     r"""A model and its guide, trained by Lightning's Trainer as `fit` trains them.
 
-    Each step minimizes $-\mathrm{ELBO}$ of the whole data set, in nats, estimated from its batch. On R devices the
-    Trainer averages the gradients of R such losses, each with a batch $B_r$ and noise of its own:
+    Each step minimizes $-\mathrm{ELBO}$ of the whole data set, in nats, estimated from a batch. On R devices the
+    Trainer averages the gradients of R such losses, each with its own batch $B_r$ and noise:
 
     $$ \frac1R \sum_{r=1}^R \Bigl[-\frac{N}{B}\sum_{i \in B_r} \log p(y_i \mid x_i, w_r) + \beta\,\mathrm{KL}\Bigr] =
     -\frac{N}{RB}\sum_r \sum_{i \in B_r} \log p(y_i \mid x_i, w_r) + \beta\,\mathrm{KL}, $$
 
-    which is the loss of the joint batch of RB examples, its KL counted once: `num_data` and `lr` mean what they mean on
-    one device, and `lr` is not to be divided by R.
+    which is the loss of the joint batch of RB examples, with its KL counted once: `num_data` and `lr` have the same
+    meaning as on one device, and `lr` should not be divided by R.
 
-    Where `fit` has an argument, the Trainer has its own: `max_epochs`, `gradient_clip_val`, `accelerator`, `devices`,
-    `num_nodes`, `precision="bf16-mixed"`, callbacks for checkpoints and early stopping (`monitor="val_nll"`), loggers.
-    Batches are `(x, y)`, or `(x1, x2, ..., y)` for several inputs. It logs:
+    The arguments say how to train, as those of `fit` do (`estimator` to `kl_warmup`), how to predict (`mode`), and how
+    to repeat the run (`seed`). The other arguments of `fit` are arguments of the Trainer: `max_epochs`,
+    `gradient_clip_val`, `accelerator`, `devices`, `num_nodes`, `precision="bf16-mixed"`, callbacks for checkpoints and
+    early stopping (`monitor="val_nll"`), loggers. Batches are `(x, y)`, or `(x1, x2, ..., y)` for several inputs. The
+    module logs:
 
-    | name | what | when |
+    | name | content | when |
     | --- | --- | --- |
-    | `loss`, `kl_weight` | what this device minimized, and its weight of the KL | by step |
-    | `elbo`, `data`, `kl`, `penalty` | the terms, KL at weight 1, mean over examples and devices | by epoch |
-    | `val_nll`, `val_accuracy` | negative log predictive density, mean; share of right labels | by validation |
-    | `test_nll`, `test_accuracy` | the same | by test |
+    | `loss`, `kl_weight` | the loss on this device, and its weight of the KL | each step |
+    | `elbo`, `data`, `kl`, `penalty` | the terms, KL at weight 1, mean over examples and devices | each epoch |
+    | `val_nll`, `val_accuracy` | mean negative log predictive density; fraction of correct labels | each validation |
+    | `test_nll`, `test_accuracy` | the same | each test |
 
-    The noise of a step is drawn from the seed, the device's rank, the epoch and the batch, so that a run resumed from
-    one of the Trainer's checkpoints draws what it would have drawn. The order of the examples is the loader's own:
-    under DDP Lightning's sampler repeats it; on one device give the loader a sampler that follows `set_epoch`, such as
-    `DistributedSampler(data, num_replicas=1, rank=0)`. Noise on held-out data is the same at every validation.
+    The noise of a step depends on the seed, the device's rank, the epoch and the batch, so that a run resumed from one
+    of the Trainer's checkpoints has the same noise as an uninterrupted one. The order of the examples is the loader's
+    own: under DDP Lightning's sampler repeats it; on one device, give the loader a sampler that follows `set_epoch`,
+    such as `DistributedSampler(data, num_replicas=1, rank=0)`. The noise on held-out data is the same at every
+    validation.
 
     Args:
         model: The model.
-        guide: Its guide: one of `pyrostoch.guides`, or a module that is a Pyro guide and holds its parameters already
-            (run one of Pyro's autoguides once before).
-        lr: Learning rate at the start.
-        lr_alpha: Learning rate of the guide's logarithms of alpha; by default `lr`.
+        guide: Its guide: one of `pyrostoch.guides`, or a module that is a Pyro guide and has its parameters already
+            (call an autoguide of Pyro once before).
         estimator: How random weights are treated; see `ELBO`.
-        schedule: How the learning rate falls, step by step, over the Trainer's run: `"linear"` or `"cosine"` to 0, or
+        num_particles: Number of independent draws averaged in a step.
+        lr: Learning rate at the start.
+        lr_alpha: Learning rate of the guide's logarithms of ratios (log alpha, logits of levels); by default `lr`.
+        schedule: How the learning rate falls over the steps of the Trainer's run: `"linear"` or `"cosine"` to 0, or
             `"constant"`.
-        kl_warmup: Epochs over which the weight of the KL rises linearly from 0 to 1; a pair of epochs between which it
-            does so.
-        num_particles: Independent draws averaged in a step.
-        mode: How validation, test and prediction predict: `"mean"`, `"mc"` or `"mc:K"`; see `predict`.
-        seed: Seed of the training noise; drawn from torch's generator where it is not given.
+        kl_warmup: Number of epochs over which the weight of the KL rises linearly from 0 to 1; or a pair of epochs
+            between which it rises.
+        mode: Mode of prediction in validation, test and prediction: `"mean"`, `"mc"`, `"mc:K"`, ...; see `predict`.
+        seed: Seed of the training noise; by default drawn from torch's generator.
 
     Raises:
-        TypeError: Model or guide are of no known type.
-        ValueError: A setting is out of range; named. While the Trainer runs: the data are not `num_data` examples,
-            parameters are of half precision or were made after the optimizer, or the run has no known length for the
-            schedule to follow.
+        TypeError: Model or guide have a wrong type.
+        ValueError: A setting is out of range; the message names it. While the Trainer runs: the data are not `num_data`
+            examples, parameters have half precision or were made after the optimizer, or the length of the run, which
+            the schedule needs, is unknown.
 
     Example:
         >>> import pyrostoch as ps
@@ -110,38 +114,41 @@ class SVIModule(LightningModule):
         model: BayesianModel,
         guide: nn.Module,
         *,
+        # How.
+        estimator: Estimator | str = "local",
+        num_particles: int = 1,
         lr: float = 1e-3,
         lr_alpha: float | None = None,
-        estimator: Estimator = "local",
         schedule: Schedule = "linear",
         kl_warmup: float | tuple[float, float] = 0.0,
-        num_particles: int = 1,
+        # Prediction.
         mode: str = "mc:20",
+        # Repeating the run.
         seed: int | None = None,
     ) -> None:
         super().__init__()
         self.save_hyperparameters(ignore=["model", "guide"])
-        # The number of epochs is the Trainer's.
+        # The Trainer decides about the number of epochs.
         self._settings = Settings(
             epochs=1,
+            estimator=estimator,
+            num_particles=num_particles,
             lr=lr,
             lr_alpha=lr_alpha,
-            estimator=estimator,
             schedule=schedule,
             kl_warmup=kl_warmup,
-            num_particles=num_particles,
             seed=seed,
         )
-        check_parties(model, guide)
+        check_model_and_guide(model, guide)
         parse_mode(mode)
         self.model, self.guide = model, guide
         self._mode = mode
         self._elbo = ELBO(estimator)
         self._seed = int(torch.randint(2**31, ())) if seed is None else seed
-        self._look = True
+        self._is_first_step = True
 
     def configure_optimizers(self) -> Any:
-        """Adam over two groups, logarithms of alpha apart, and a learning rate that follows the schedule by step."""
+        """Adam, with the logarithms of alpha as a group with its own learning rate, and the schedule of the rates."""
         settings = self._settings
         names = parameter_names(self.model, self.guide)
         if not names:
@@ -150,46 +157,46 @@ class SVIModule(LightningModule):
                 "an autoguide of Pyro has none before it is called once, guide(x, y)"
             )
         optimizer = make_adam(self.guide, names, settings)
-        steps = self._length() if settings.schedule != "constant" else 1
+        steps = self._number_of_steps() if settings.schedule != "constant" else 1
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: rate_factor(settings.schedule, min(step, steps), steps)
         )
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
 
-    def _length(self) -> int:
-        """Number of optimizer's steps of the Trainer's run."""
+    def _number_of_steps(self) -> int:
+        """Number of optimizer steps in the Trainer's run."""
         steps = self.trainer.estimated_stepping_batches
         if not math.isfinite(steps) or steps < 1:
             raise ValueError(
-                f"schedule={self._settings.schedule!r} falls over a run of known length: give Trainer(max_steps=...), "
-                "or max_epochs and a loader that knows its length, or use schedule='constant'"
+                f"schedule={self._settings.schedule!r} needs a run of known length: give Trainer(max_steps=...), or "
+                "max_epochs and a loader that has a length, or use schedule='constant'"
             )
         return int(steps)
 
     def on_train_start(self) -> None:
-        """Look at the run once: its data, the parameters' precision, and one seed for all devices."""
+        """Check the data and the precision of the parameters, and give all devices the same seed."""
         self._check_data()
         names = parameter_names(self.model, self.guide)
         half = [name for parameter, name in names.items() if parameter.dtype in (torch.bfloat16, torch.float16)]
         if half:
             raise ValueError(
                 f"Trainer(precision={self.trainer.precision!r}): the KL of {name_list(half)} would be summed with 8 to "
-                "11 bits; use precision='bf16-mixed', which keeps parameters and KL as they are"
+                "11 bits; use precision='bf16-mixed', which keeps the dtype of parameters and KL"
             )
         if not math.isfinite(self.trainer.num_training_batches) and self._settings.kl_warmup != 0.0:
             raise ValueError(
-                f"kl_warmup={self._settings.kl_warmup} counts epochs, and the loader does not know the length of one; "
+                f"kl_warmup={self._settings.kl_warmup} counts epochs, but the loader has no length; "
                 "give the Trainer limit_train_batches=..., or kl_warmup=0.0"
             )
         self._seed = self.trainer.strategy.broadcast(self._seed)
-        self._look = True
+        self._is_first_step = True
 
     def _check_data(self) -> None:
         loader = self.trainer.train_dataloader
         if not isinstance(loader, DataLoader):
             return
-        # A sampler may leave examples out; one that serves several devices cuts those of its data set among them, and
-        # without batch_size the sampler is not the one that makes the batches.
+        # The sampler's length is the number of examples, since it may leave some out. Not so for a DistributedSampler,
+        # which divides its data set among the devices, nor without a batch_size, where the loader does not batch by it.
         counted: Any = loader.dataset if loader.batch_size is None else loader.sampler
         counted = counted.dataset if isinstance(counted, DistributedSampler) else counted
         try:
@@ -202,36 +209,36 @@ class SVIModule(LightningModule):
                 f"build it with num_data={count}, or give all of its training data"
             )
 
-    def training_step(self, batch: Any, batch_idx: int) -> Tensor:
+    def training_step(self, batch: Sequence[Any], batch_idx: int) -> Tensor:
         """The loss of one batch: -ELBO of the whole data set with the KL weighted, in nats.
 
         Args:
-            batch: `(x, y)`.
-            batch_idx: Its number in the epoch.
+            batch: `(x, y)`, or `(x1, x2, ..., y)`.
+            batch_idx: Number of the batch in the epoch.
 
         Returns:
             The loss, differentiable.
         """
-        x, y = pair(batch)
+        x, y = inputs_and_targets(batch)
         data: Any = 0.0
         kl: Any = 0.0
         penalty: Any = 0.0
         seed = mixed_seed(self._seed, _TRAINING, self.global_rank, self.trainer.current_epoch, batch_idx)
-        # Autoguides ask the parameter store first, which may hold a namesake's parameters: an empty one meanwhile.
-        # Pyro's validation, which waits for the device, sees the first batch of a run only.
-        with pyro.get_param_store().scope(), pyro.validation_enabled(self._look), forked(self.device, seed):
+        # Pyro's autoguides look in the parameter store first, which may hold another guide's parameters by the same
+        # names: the store is empty during the step. Pyro's validation waits for the device: only the first step has it.
+        with pyro.get_param_store().scope(), pyro.validation_enabled(self._is_first_step), forked(self.device, seed):
             for _ in range(self._settings.num_particles):
                 terms = self._elbo.terms(self.model, self.guide, x, y)
                 data, kl, penalty = data + terms.data, kl + terms.kl, penalty + terms.penalty
-            if self._look:
+            if self._is_first_step:
                 self._check_trained()
-        self._look = False
+        self._is_first_step = False
         data, kl, penalty = (value / self._settings.num_particles for value in (data, kl, penalty))
         weight = self._kl_weight(batch_idx)
         loss = torch.as_tensor(kl * weight + penalty - data)
-        by_step = {"loss": self._number(loss), "kl_weight": self._number(weight)}
+        by_step = {"loss": self._as_tensor(loss), "kl_weight": self._as_tensor(weight)}
         by_epoch = {"elbo": data - kl - penalty, "data": data, "kl": kl, "penalty": penalty}
-        means = {name: self._number(value) for name, value in by_epoch.items()}
+        means = {name: self._as_tensor(value) for name, value in by_epoch.items()}
         self.log_dict(by_step, on_step=True, on_epoch=False)
         self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(y))
         return loss
@@ -240,69 +247,90 @@ class SVIModule(LightningModule):
         warmup = self._settings.kl_warmup
         if warmup == 0.0:
             return 1.0
-        each = int(self.trainer.num_training_batches)
-        return kl_weight(self.trainer.current_epoch * each + batch_idx, each, warmup)
+        steps_per_epoch = int(self.trainer.num_training_batches)
+        return kl_weight(self.trainer.current_epoch * steps_per_epoch + batch_idx, steps_per_epoch, warmup)
 
     def _check_trained(self) -> None:
-        """Refuse parameters that no optimizer holds: they would silently stay as they are."""
-        check_store(self.model, self.guide)
-        held = {
+        """Raise an error for trainable parameters that no optimizer has: they would silently keep their values."""
+        check_param_store(self.model, self.guide)
+        optimized = {
             id(p) for optimizer in self.trainer.optimizers for group in optimizer.param_groups for p in group["params"]
         }
-        late = [name for p, name in parameter_names(self.model, self.guide).items() if id(p) not in held]
-        if late:
+        missed = [name for p, name in parameter_names(self.model, self.guide).items() if id(p) not in optimized]
+        if missed:
             raise ValueError(
-                f"SVIModule: parameter(s) {name_list(late)} are not in the optimizer and would not be trained; were "
+                f"SVIModule: parameter(s) {name_list(missed)} are not in the optimizer and would not be trained; were "
                 "they made by the first call of an autoguide? Call guide(x, y) once before the SVIModule is made"
             )
 
-    def _number(self, value: Tensor | float) -> Tensor:
-        # Filled on the device: a copy from the host would wait for it.
+    def _as_tensor(self, value: Tensor | float) -> Tensor:
+        # Made on the device, since a copy from the host would wait for it.
         return value.detach() if isinstance(value, Tensor) else torch.full((), value, device=self.device)
 
-    def validation_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log `val_nll` and, for classes, `val_accuracy` of a batch."""
+    def validation_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log `val_nll` and, for classes, `val_accuracy` of a batch.
+
+        Args:
+            batch: `(x, y)`, or `(x1, x2, ..., y)`.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
+        """
         self._score("val", batch, batch_idx, dataloader_idx)
 
-    def test_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log `test_nll` and, for classes, `test_accuracy` of a batch."""
+    def test_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
+        """Log `test_nll` and, for classes, `test_accuracy` of a batch.
+
+        Args:
+            batch: `(x, y)`, or `(x1, x2, ..., y)`.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
+        """
         self._score("test", batch, batch_idx, dataloader_idx)
 
-    def _score(self, stage: str, batch: Any, batch_idx: int, dataloader_idx: int) -> None:
-        x, y = pair(batch)
-        # The same at every validation, so that epochs are compared on equal terms.
+    def _score(self, stage: str, batch: Sequence[Any], batch_idx: int, dataloader_idx: int) -> None:
+        x, y = inputs_and_targets(batch)
+        # The noise is the same at every validation, so that epochs can be compared.
         with forked(self.device, mixed_seed(0, _HELD_OUT, self.global_rank, dataloader_idx, batch_idx)):
             found = predict(self.model, self.guide, x, y=y, mode=self._mode, batch_size=len(y))
         scores = {"nll": -found.log_density.mean()}  # type: ignore[union-attr]
         if found.log_probs is not None:
-            right = correct(found.log_probs, y.reshape(found.log_probs.shape[:-1]))
-            scores["accuracy"] = right.float().mean()
+            is_correct = correct(found.log_probs, y.reshape(found.log_probs.shape[:-1]))
+            scores["accuracy"] = is_correct.float().mean()
         named = {f"{stage}_{name}": value for name, value in scores.items()}
         self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=len(y), prog_bar=True)
 
-    def predict_step(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        """The prediction for a batch, as a dictionary, since the Trainer moves it and takes no frozen result.
+    def predict_step(self, batch: Tensor | Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """The prediction for a batch, as a dictionary, since the Trainer cannot move the tensors of a `Prediction`.
 
         Args:
-            batch: `(x, y)` as in training, whose targets are not looked at; or `x` alone, bare or in a list of one.
-            batch_idx: Its number.
-            dataloader_idx: The loader's number.
+            batch: `(x, y)` as in training, whose targets are ignored; or the inputs `x`, as such or in a list of one.
+            batch_idx: Number of the batch.
+            dataloader_idx: Number of the loader.
 
         Returns:
             The tensors of a `Prediction` by name: `total`, `aleatoric`, `epistemic`, and `log_probs`, or `mean` and
             `variance`.
         """
+        x: Any
         if isinstance(batch, (tuple, list)):
-            x = batch[0] if len(batch) == 1 else pair(batch)[0]
+            x = batch[0] if len(batch) == 1 else inputs_and_targets(batch)[0]
         else:
             x = batch
         found = predict(self.model, self.guide, x, mode=self._mode)
         return {name: value for name, value in vars(found).items() if isinstance(value, Tensor)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Keep the seed of the noise with the parameters."""
+        """Save the seed of the noise in the checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
         checkpoint["pyrostoch_seed"] = self._seed
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Go on with the noise of the run that is resumed."""
+        """Restore the seed of the noise from the checkpoint.
+
+        Args:
+            checkpoint: The checkpoint.
+        """
         self._seed = checkpoint["pyrostoch_seed"]

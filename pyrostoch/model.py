@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -12,37 +12,40 @@ from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
-from torch.distributions import constraints, transform_to
+from torch.distributions import Distribution, constraints, transform_to
 
 from pyrostoch._checks import batch_size, check_finite, name_list
 from pyrostoch.effects import base_distribution, call_network, independent
-from pyrostoch.likelihoods import as_likelihood
+from pyrostoch.effects.usage import UsageCache
+from pyrostoch.likelihoods import LikelihoodSpec, as_likelihood
+from pyrostoch.moments import Moments
 from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, is_bias, owners
+from pyrostoch.protocols import Inputs, Output
 
 __all__ = ["BayesianModel", "Site", "announce_parameters", "draw_weight", "latent_sites", "site_key"]
 
-# Sites that a model has besides its weights.
-_OWN_SITES = {"data", "obs", "penalty"}
+# Names of the Pyro sites that a model has besides its weights.
+_RESERVED_SITES = {"data", "obs", "penalty"}
 
 
 @dataclass(frozen=True, eq=False)
 class Site:
-    """A latent variable of a model, as a guide sees it.
+    """Description of a latent variable of a model, from which guides are built.
 
     Args:
-        name: Name of the Pyro site; for a weight, its parameter's name.
-        init: Where a guide starts: the network's own value, or a typical value of the prior.
-        support: Its support (real for weights, positive for scales).
+        name: Name of the Pyro site; for a weight, the parameter's name.
+        init: Initial value for a guide: the network's current value, or a typical value of the prior.
+        support: Support of the prior: real for most weights, positive for scales.
         role: `"weight"`, `"bias"`, or `"scale"` for a random scale of a prior or a likelihood.
-        prior: Text of the prior.
+        prior: The prior as text.
         improper: Whether the prior is improper.
         out_axis: Axis of `init` that counts output neurons or channels.
-        layer: Type of the module that holds the weight.
+        layer: Class name of the module that holds the weight.
     """
 
     name: str
     init: Tensor
-    support: Any
+    support: constraints.Constraint
     role: str
     prior: str
     improper: bool = False
@@ -54,28 +57,31 @@ class Site:
 
 
 class BayesianModel(nn.Module):
-    r"""Any `nn.Module` as a Pyro model: named weights get priors, the output a likelihood.
+    r"""Any `nn.Module` as a Pyro model: its parameters get priors, its output a likelihood.
 
     $$ w \sim p(w), \qquad y_i \sim p(y \mid \mathrm{net}_w(x_i)), \quad i = 1 \dots N. $$
 
-    Called as `model(x, y)` inside Pyro it draws the weights by `pyro.sample`, runs the untouched network with them in
-    place of its parameters, and observes `y` in a plate that scales the batch to all N examples. Any Pyro inference
-    works on it: `SVI`, `Trace_ELBO`, NUTS, `Predictive`, `AutoNormal`, `poutine.condition`.
+    Called as `model(x, y)` it draws the weights by `pyro.sample`, runs the unchanged network with them in place of its
+    parameters, and observes `y` in a plate that scales the log-likelihood of the batch to all N examples. Pyro's
+    inference algorithms and handlers work with it: `SVI`, `Trace_ELBO`, NUTS, `Predictive`, `AutoNormal`,
+    `poutine.condition`.
 
-    The parameters that get a prior are frozen in `net` (`requires_grad=False`): draws stand in for them, and they only
-    tell guides where to start. A parameter without a prior stays an ordinary trained parameter.
+    The parameters with a prior are frozen in `net` (`requires_grad=False`): draws replace them, and their values are
+    the initial values of guides. A parameter without a prior is trained as usual.
 
     Args:
-        net: The network. Several inputs are passed as a tuple `x`.
-        prior: A prior, a Pyro distribution, rules by name pattern, a callable, or `None`; see
+        net: The network. If it takes several inputs, `x` is a tuple of them.
+        prior: A prior, a Pyro distribution, a dictionary from name patterns to priors, a callable, or `None`; see
             `pyrostoch.priors.assign`.
-        likelihood: A likelihood, or a function from the network's output to a distribution.
+        likelihood: A likelihood, or a function from the network's output to a Pyro distribution.
         num_data: Number N of training examples; the ELBO is that of the whole data set.
         penalty: A function of `net` that returns a penalty in nats for the whole data set, added to the loss; it may
             read the parameters that have no prior.
 
     Raises:
-        ValueError: `num_data` is missing or not positive, a rule matches nothing, a parameter cannot be made random.
+        ValueError: The likelihood or `num_data` is missing, `num_data` is not positive, a pattern matches no parameter,
+            or a parameter cannot be made random.
+        TypeError: `net`, `prior` or `likelihood` is of another kind.
 
     Example:
         >>> import pyrostoch as ps
@@ -94,7 +100,7 @@ class BayesianModel(nn.Module):
         net: nn.Module,
         *,
         prior: PriorSpec = None,
-        likelihood: Any = None,
+        likelihood: LikelihoodSpec | None = None,
         num_data: int | None = None,
         penalty: Callable[[nn.Module], Tensor] | None = None,
     ) -> None:
@@ -102,11 +108,11 @@ class BayesianModel(nn.Module):
         if not isinstance(net, nn.Module):
             raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
         if likelihood is None:
-            raise ValueError("likelihood is missing: give one of pyrostoch.likelihoods, such as Categorical()")
+            raise ValueError("likelihood is missing: pass one of pyrostoch.likelihoods, such as Categorical()")
         if not isinstance(num_data, int) or isinstance(num_data, bool) or num_data < 1:
             raise ValueError(
-                f"num_data: expected the number of training examples, got {num_data!r}; it scales the likelihood of a "
-                "batch against the KL of the weights and is never guessed"
+                f"num_data: expected the number of training examples, got {num_data!r}; the ELBO needs it to scale the "
+                "log-likelihood of a batch to the whole data set"
             )
         self.net = net
         self.likelihood = as_likelihood(likelihood)
@@ -115,30 +121,30 @@ class BayesianModel(nn.Module):
         priors = assign(net, prior)
         parameters = dict(net.named_parameters(remove_duplicate=True))
         self._parameter_of = {clean_name(name): name for name in priors}
-        taken = sorted({clean_name(name) for name in priors} & _OWN_SITES)
+        taken = sorted({clean_name(name) for name in priors} & _RESERVED_SITES)
         if taken:
             raise ValueError(
-                f"parameter(s) {name_list(taken)} would share a name with the model's own site(s); rename them in the "
+                f"parameter(s) {name_list(taken)} have the names of sites that every model has; rename them in the "
                 "network, or wrap the network in a module"
             )
         self.priors = nn.ModuleDict({site_key(clean_name(name)): p for name, p in priors.items()})
-        self._usage_cache: dict[Any, Any] = {}
-        self._describe_sites()  # refuses what cannot be drawn before anything is changed
+        self._usage_cache: UsageCache = {}
+        self._describe_sites()  # raises an error if a site cannot be drawn, before the network is changed
         for name, holder in owners(net).items():
-            # On the module and not on the parameter, whose copies lose their attributes.
+            # Stored in the module, since copies of a parameter lose its attributes.
             frozen = holder.__dict__.setdefault("_pyrostoch_frozen", set())
             last = name.rpartition(".")[2]
             if name in priors:
                 frozen.add(last)
                 parameters[name].requires_grad_(False)
             elif last in frozen or last in getattr(holder, "priors", {}):
-                # Random in another model, or by a prior of the layer's own that is overruled here: trained again.
+                # Frozen by another model, or by the layer's `prior=` which `prior` overrides: make it trainable again.
                 frozen.discard(last)
                 parameters[name].requires_grad_(True)
 
     @property
     def sites(self) -> dict[str, Site]:
-        """The latent variables, by name in the order they are drawn, starting from the network's present values."""
+        """The latent variables by name, in the order they are drawn; their `init` are the network's current values."""
         return self._describe_sites()
 
     def prior(self, site: str) -> Prior:
@@ -146,9 +152,6 @@ class BayesianModel(nn.Module):
 
         Args:
             site: Name of the site.
-
-        Returns:
-            The site's own prior.
         """
         if site not in self._parameter_of:
             raise ValueError(f"site {site!r}: expected one of the random weights {name_list(self._parameter_of)}")
@@ -159,41 +162,43 @@ class BayesianModel(nn.Module):
 
     @property
     def improper(self) -> bool:
-        """Whether any prior is improper, so that the ELBO is defined up to a constant per weight."""
+        """Whether a prior is improper, so that the ELBO is defined up to a constant per weight."""
         return any(site.improper for site in self.sites.values())
 
     def draw(self) -> dict[str, Tensor]:
-        """Draw every random weight, by site name: the part of the model that needs no data."""
+        """Draw every random weight, by site name; this part of the model needs no data."""
         weights = {}
         for site, parameter in self._parameter_of.items():
             shape = self.net.get_parameter(parameter).shape
             weights[site] = draw_weight(site, self.prior(site).distribution(site, shape), shape)
         return weights
 
-    def outputs(self, x: Any, weights: dict[str, Tensor]) -> Any:
-        """The network's output on `x` with the given draw, under the interpretation in force."""
+    def outputs(self, x: Inputs, weights: dict[str, Tensor]) -> Output | Moments:
+        """The network's output for given weights, under the active interpretation.
+
+        Args:
+            x: Inputs.
+            weights: The weights by site name, as `draw` returns them.
+        """
         inputs = x if isinstance(x, tuple) else (x,)
         values = {self._parameter_of[site]: weights[site] for site in self._parameter_of}
         sites = {parameter: site for site, parameter in self._parameter_of.items()}
         try:
             return call_network(self.net, values, inputs, sites=sites, usage_cache=self._usage_cache)
         except RuntimeError as error:
-            own = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
+            wanted = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
             given = {t.dtype for t in inputs if isinstance(t, Tensor)}
-            if ("dtype" in str(error) or "type" in str(error)) and own and given and own != given:
-                other = (
-                    ""
-                    if not all(dtype.is_floating_point for dtype in given)
-                    else f" or model and guide (.to({_dtypes(given)}))"
-                )
+            if ("dtype" in str(error) or "type" in str(error)) and wanted and given and wanted != given:
+                real = all(dtype.is_floating_point for dtype in given)
+                alternative = f" or model and guide (.to({_dtypes(given)}))" if real else ""
                 raise ValueError(
-                    f"inputs x are {_dtypes(given)}, the network's weights are {_dtypes(own)}: convert the inputs "
-                    f"(x.to({_dtypes(own)})){other}"
+                    f"inputs x are {_dtypes(given)}, the network's weights are {_dtypes(wanted)}: convert the inputs "
+                    f"(x.to({_dtypes(wanted)})){alternative}"
                 ) from error
             raise
 
-    def observation(self, x: Any) -> Any:
-        """Draw the weights and return the distribution of the observations given them, without observing any.
+    def observation(self, x: Inputs) -> Distribution:
+        """Draw the weights and return the distribution of the observations given them; nothing is observed.
 
         Args:
             x: Inputs.
@@ -204,9 +209,10 @@ class BayesianModel(nn.Module):
         announce_parameters(self, "model")
         weights = self.draw()
         quantities = self.likelihood.draw()
-        return self.likelihood(_full_precision(self.outputs(x, weights)), quantities)
+        distribution: Distribution = self.likelihood(_full_precision(self.outputs(x, weights)), quantities)
+        return distribution
 
-    def forward(self, x: Any, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Inputs, y: Tensor | None = None) -> Tensor:
         """The Pyro model.
 
         Args:
@@ -218,8 +224,8 @@ class BayesianModel(nn.Module):
 
         Raises:
             ValueError: Shapes do not fit, the batch is larger than `num_data`, or (with Pyro's validation on) an input
-            is
-                not finite or a target is out of range.
+                is not finite or a target is out of range.
+            TypeError: The inputs or targets are not tensors.
         """
         count = batch_size(x)
         if y is not None:
@@ -236,8 +242,8 @@ class BayesianModel(nn.Module):
         size = self.num_data if y is not None else count
         device = y.device if y is not None else _device(x)
         with pyro.plate("data", size=size, subsample=torch.arange(count, device=device)):
-            drawn: Tensor = pyro.sample("obs", distribution, obs=y)
-        return drawn
+            targets: Tensor = pyro.sample("obs", cast(Any, distribution), obs=y)
+        return targets
 
     def _check_sizes(self, count: int, y: Tensor) -> None:
         if not isinstance(y, Tensor):
@@ -248,8 +254,7 @@ class BayesianModel(nn.Module):
             raise ValueError(f"inputs and targets: expected as many of each, got {count} inputs and {len(y)} targets")
         if count > self.num_data:
             raise ValueError(
-                f"num_data: expected the size of the whole training set, got {self.num_data}, which is smaller than a "
-                f"batch of {count}"
+                f"num_data: expected the size of the whole training set, got {self.num_data} with a batch of {count}"
             )
 
     def _describe_sites(self) -> dict[str, Site]:
@@ -279,33 +284,30 @@ class BayesianModel(nn.Module):
         return described
 
 
-def draw_weight(site: str, distribution: Any, shape: torch.Size) -> Tensor:
-    """Draw a weight as a Pyro site on which no other site's distribution depends.
+def draw_weight(site: str, distribution: Distribution, shape: torch.Size) -> Tensor:
+    """Draw a weight as a Pyro site that is marked by `pyrostoch.effects.independent`.
 
     Args:
         site: Name of the site.
-        distribution: Its elementwise distribution.
+        distribution: Its elementwise Pyro distribution.
         shape: Its shape.
-
-    Returns:
-        The draw.
 
     Raises:
         ValueError: An enclosing plate or a vectorized inference gave the draw another shape.
     """
-    mark: Any = independent()
-    value: Tensor = pyro.sample(site, distribution.to_event(len(shape)), infer=mark)
+    fn = cast(Any, distribution)  # torch's class has no `to_event`, Pyro's subclasses do
+    value: Tensor = pyro.sample(site, fn.to_event(len(shape)), infer=independent())
     if value.shape != shape:
         raise ValueError(
-            f"site {site!r}: expected a draw of shape {tuple(shape)}, got {tuple(value.shape)}: weights are drawn "
-            "inside a pyro.plate (vectorize_particles and Predictive(parallel=True) open one), which draws them for "
-            "each of its entries; keep only the observation inside plates, and draw in a loop"
+            f"site {site!r}: expected a draw of shape {tuple(shape)}, got {tuple(value.shape)}. The weights are drawn "
+            "inside a pyro.plate (vectorize_particles and Predictive(parallel=True) open one), which draws them once "
+            "for each of its entries; put only the observation inside plates, and draw in a loop"
         )
     return value
 
 
 class _StartValues(Messenger):
-    """Gives weights their starting value and scales a typical one, so that improper priors need no draw."""
+    """Sets weights to their initial values and scales to typical ones, so that improper priors need not be drawn."""
 
     def __init__(self, start: dict[str, Tensor]) -> None:
         super().__init__()
@@ -326,10 +328,7 @@ class _StartValues(Messenger):
 
 
 def site_key(site: str) -> str:
-    """A site's name as a module's name, which may not hold a dot nor be that of a module's attribute.
-
-    Args:
-        site: The site's name.
+    """A site's name as the name of a submodule, which must not contain a dot or be that of a module's attribute.
 
     Example:
         >>> site_key("fc1.weight")
@@ -339,21 +338,22 @@ def site_key(site: str) -> str:
     return f"/{key}" if hasattr(nn.ModuleDict, key) else key
 
 
-def latent_sites(trace: Any) -> Iterator[tuple[str, Any]]:
-    """The latent sample sites of a trace, in order, without those of subsampling plates."""
+def latent_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
+    """Name and message of the latent sample sites of a trace, in order; sites of subsampling plates are left out."""
     for name, node in trace.nodes.items():
         if node["type"] == "sample" and not node["is_observed"] and type(node["fn"]).__name__ != "_Subsample":
             yield name, node
 
 
 def announce_parameters(module: nn.Module, prefix: str) -> None:
-    """Tell Pyro's handlers of a module's trained parameters, without putting them into the global parameter store.
+    """Send Pyro's handlers a `param` message for each trainable parameter of a module.
 
-    `pyro.infer.SVI` finds what to optimize by the `param` messages it sees; the parameters stay where they live.
+    `pyro.infer.SVI` optimizes the parameters of which it sees such messages. Unlike `pyro.module`, this does not copy
+    them to the global parameter store.
 
     Args:
         module: The module.
-        prefix: Put before each parameter's name.
+        prefix: Prefix of the parameters' names.
     """
     if not am_i_wrapped():
         return
@@ -374,13 +374,13 @@ def _dtypes(dtypes: set[torch.dtype]) -> str:
     return " and ".join(sorted(map(str, dtypes)))
 
 
-def _support(distribution: Any) -> Any:
+def _support(distribution: Any) -> constraints.Constraint:
     support = distribution.support
     return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support
 
 
 def _full_precision(output: Any) -> Any:
-    """A network's output under autocast, in float32: densities and their sums need more than 8 bits."""
+    """The output, converted from half precision to float32, which densities and their sums need."""
     half = isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16)
     return output.float() if half else output
 

@@ -1,7 +1,7 @@
-"""What functions of this library take: models, guides, inputs and data sets, by what is asked of them.
+"""The types of this library's arguments: models, guides, inputs and data sets, described by what they must provide.
 
-A `BayesianModel` is a `Model`, every guide of `pyrostoch.guides` a `SiteGuide`; so is any class of your own with the
-same methods, which need not inherit from anything here.
+A `BayesianModel` is a `Model`, and every guide in `pyrostoch.guides` is a `SiteGuide`. So is any class with the same
+methods; it need not inherit from anything here.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from torch.utils.data import DataLoader, Dataset
 
 __all__ = ["Data", "Guide", "Inputs", "Model", "Output", "PyroCallable", "SiteGuide"]
 
-#: A batch of inputs: a tensor, or a tuple of them where a network takes several. The first axis counts the examples.
+#: A batch of inputs: a tensor, or a tuple of tensors where a network takes several. The first axis counts the examples.
 Inputs = Tensor | tuple[Tensor, ...]
 
-#: A data set: inputs and targets as tensors, or a data set or loader that gives such pairs.
+#: A data set: inputs and targets as tensors, or a `Dataset` or `DataLoader` that yields such pairs.
 Data = tuple[Inputs, Tensor] | Dataset[Any] | DataLoader[Any]
 
 #: What a network returns: a tensor, or tensors in tuples, lists and dictionaries.
@@ -29,42 +29,38 @@ class PyroCallable(Protocol):
     """A function or module with Pyro statements: a model or a guide, as `pyro.infer` takes them."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run it; sample and param statements go to the handlers in force."""
+        """Run it; its sample and param statements are seen by the active Pyro handlers."""
 
 
 #: A Pyro guide: draws every latent variable of its model.
 Guide = PyroCallable
 
 
-class Model(Protocol):
-    """A Pyro model that can be asked for its predictions.
+class Model(PyroCallable, Protocol):
+    """A Pyro model that can also return the distribution of its observations.
 
     Called as `model(x, y)` it observes the targets `y`.
     """
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Run the model; sample statements go to the handlers in force."""
-
     def observation(self, x: Inputs) -> Distribution:
-        """Draw the latent variables and return the distribution of the observations, one batch axis for the examples.
+        """Draw the latent variables and return the distribution of the observations given them.
+
+        The distribution has one batch axis, which counts the examples.
 
         Args:
             x: Inputs.
         """
 
 
-class SiteGuide(Protocol):
-    """A guide that tells each site's distribution and its parameters."""
+class SiteGuide(PyroCallable, Protocol):
+    """A guide that can return the distribution and the variational parameters of each of its sites."""
 
     @property
     def weight_names(self) -> tuple[str, ...]:
-        """The sites that are weights of the network, without random scales of priors and likelihoods."""
+        """The sites that are weights of the network; random scales of priors and likelihoods are not among them."""
 
-    def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        """Draw every site, by name."""
-
-    def site_distribution(self, site: str) -> Any:
-        """The distribution of one site as it stands now.
+    def site_distribution(self, site: str) -> Distribution:
+        """The distribution of one site at the current parameters.
 
         Args:
             site: The site's name.

@@ -1,4 +1,4 @@
-"""What results have in common: frozen, readable as a table, and plain data through `to_dict`."""
+"""Base class of result objects, with a conversion to plain data, and the text tables that results print."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ __all__ = ["Record", "number", "table"]
 
 
 class Record:
-    """Base of frozen result dataclasses."""
+    """Base class of the frozen dataclasses that hold results."""
 
     def to_dict(self) -> dict[str, Any]:
-        """The result as plain data: dictionaries, lists, numbers, strings; ready for JSON."""
+        """The result as dictionaries, lists, numbers and strings, ready for JSON."""
         if not dataclasses.is_dataclass(self):
             raise TypeError(f"{type(self).__name__}: expected a dataclass")
         return {field.name: _plain(getattr(self, field.name)) for field in dataclasses.fields(self)}
@@ -38,7 +38,10 @@ def _plain(value: Any) -> Any:
 
 
 def number(value: float | None, digits: int = 4) -> str:
-    """A number for a table: `digits` significant digits, no exponent where it can be helped, `-` for none.
+    """Format a number for a table.
+
+    Magnitudes of at least 100 get one decimal, smaller ones `digits` decimals, and those below 10^-digits `digits - 1`
+    significant digits. `None` becomes `-`.
 
     Example:
         >>> number(-1234.567), number(0.98765), number(float("nan")), number(None)
@@ -53,12 +56,12 @@ def number(value: float | None, digits: int = 4) -> str:
     return f"{value:.{digits}f}" if abs(value) >= 10**-digits or value == 0 else f"{value:.{digits - 1}g}"
 
 
-def table(headers: Sequence[str], rows: Sequence[Sequence[Any]]) -> str:
-    """A text table: the first column to the left, numbers to the right.
+def table(headers: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """A text table, its first column aligned to the left, the others to the right.
 
     Args:
         headers: Column titles.
-        rows: Cells; floats are shortened by `number`.
+        rows: Cells; floats are formatted by `number`.
 
     Returns:
         Lines joined by newlines.

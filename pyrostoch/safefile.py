@@ -1,4 +1,4 @@
-"""A safetensors file that is either wholly the old one or wholly the new one, and is never unpickled."""
+"""Checkpoint files: safetensors with JSON metadata, written atomically and read without unpickling."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _VERSION = 1
 
 
 class CheckpointError(ValueError):
-    """A file is no checkpoint of pyrostoch, is damaged, or belongs to another model, guide or run.
+    """A file is not a checkpoint of pyrostoch, is damaged, or belongs to another model, guide or run.
 
     Example:
         >>> issubclass(CheckpointError, ValueError)
@@ -28,20 +28,20 @@ class CheckpointError(ValueError):
 
 
 def write_file(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-    """Write tensors and plain data to a file, in one piece.
+    """Write tensors and plain data to a file atomically.
 
-    The bytes go to a temporary file in the same folder, reach the disk, and take the file's name in one step: whatever
-    happens on the way, the name holds the old file or the new one.
+    The bytes are written to a temporary file in the same folder and synchronized to the disk; then the file is renamed.
+    If anything fails, the old file is left unchanged.
 
     Args:
         path: The file.
-        tensors: Tensors by name, of any device.
+        tensors: Tensors by name, on any device.
         content: Plain data, ready for JSON.
 
     Raises:
-        OSError: The folder cannot be written to, or the disk is full; the old file is left as it was.
+        OSError: The folder cannot be written to, or the disk is full; the old file is left unchanged.
     """
-    # Copies, because the format takes neither views nor tensors that share memory.
+    # Copies, because safetensors stores neither views nor tensors that share memory.
     copies = {name: value.detach().to("cpu", copy=True).contiguous() for name, value in tensors.items()}
     data = serialize(copies, {"format": FORMAT, "version": str(_VERSION), "content": json.dumps(content)})
     temporary = _temporary(path)
@@ -65,14 +65,14 @@ def write_file(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) 
 
 
 def check_writable(path: Path) -> None:
-    """Find out before a long run whether its checkpoint can be written, and make its folder.
+    """Check before a long run that its checkpoint can be written, and create its folder.
 
     Args:
         path: The file.
 
     Raises:
         OSError: It cannot be written.
-        CheckpointError: A file stands there that is no checkpoint, and would be overwritten.
+        CheckpointError: A file of this name exists that is not a checkpoint and would be overwritten.
     """
     if path.is_dir():
         raise IsADirectoryError(f"checkpoint {path}: expected the name of a file, got a folder; add a file name to it")
@@ -99,7 +99,7 @@ def read_file(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], d
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: The file is damaged, or is something else.
+        CheckpointError: The file is damaged, or is not a checkpoint.
     """
     if path.is_dir():
         raise IsADirectoryError(f"checkpoint {path}: expected a file, got a folder")
@@ -127,11 +127,11 @@ def read_file(path: Path, *, tensors: bool = True) -> tuple[dict[str, Tensor], d
 def _damaged(path: Path, error: Exception) -> str:
     with path.open("rb") as file:
         start = file.read(8)
-    # A safetensors file may begin with the byte of a pickle too: with a small length, in eight bytes.
+    # A safetensors file starts with the length of its header in eight bytes; the first may equal a pickle's first byte.
     if start[:4] == b"PK\x03\x04" or (start[:1] == b"\x80" and start[2:8] != bytes(6)):
         return (
             f"checkpoint {path}: expected a safetensors file, got a pickle, perhaps of torch.save; unpickling runs "
-            "code, so it was not opened. Load its state_dict yourself, then write it by pyrostoch.save"
+            "code, so it was not opened. Load its state_dict yourself, then write it with pyrostoch.save"
         )
     return (
         f"checkpoint {path}: expected a whole safetensors file, got {path.stat().st_size} bytes that cannot be read as "
@@ -147,13 +147,13 @@ def _cannot_write(error: OSError, path: Path) -> OSError:
     reason = error.strerror or str(error)
     return OSError(
         error.errno,
-        f"checkpoint {path.name} cannot be written into the folder {path.parent}: {reason}. The file that stood there "
-        "is as it was; free some space or choose another path",
+        f"checkpoint {path.name} cannot be written into the folder {path.parent}: {reason}. The old file, if there was "
+        "one, is unchanged; free some space or choose another path",
     )
 
 
 def _sync_folder(folder: Path) -> None:
-    # So that the new name survives a power cut; some systems do not open folders.
+    # So that the new name survives a power failure; some systems cannot open folders.
     with contextlib.suppress(OSError):
         descriptor = os.open(folder, os.O_RDONLY)
         try:

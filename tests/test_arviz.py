@@ -1,4 +1,4 @@
-"""ArviZ data against the draws they came from, ArviZ's functions on them, and NUTS against a guide and closed forms."""
+"""ArviZ data compared with their draws, ArviZ's functions, and NUTS compared with a guide and closed forms."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def groups_of(found):
 
 @pytest.fixture
 def az():
-    """Import ArviZ with plots kept off the screen; its settings must come out as they went in."""
+    """Import ArviZ with a plot backend that needs no screen; its settings are compared afterwards."""
     import matplotlib
 
     backend = matplotlib.get_backend()
@@ -63,7 +63,7 @@ def exact_posterior(x, y):
     return variance * (x.T @ y)[:, 0] / NOISE**2, variance.sqrt()
 
 
-def test_every_group_belongs_to_the_same_draws():
+def test_all_groups_come_from_the_same_draws():
     model, guide, (x, y) = regression(outputs=2)
     found = to_arviz(model, guide, (x, y), draws=4, chains=2, batch_size=5)
     weights = torch.from_numpy(found.posterior["weight"].values)
@@ -88,7 +88,7 @@ def test_predictive_draws_have_the_exact_moments():
     assert "log_likelihood" not in groups_of(found)
 
 
-def test_dimensions_are_named_after_what_they_count():
+def test_dimensions_have_names():
     class Net(nn.Module):
         def __init__(self):
             super().__init__()
@@ -124,7 +124,7 @@ def test_dimensions_are_named_after_what_they_count():
     assert found.attrs["inference_library_version"] == ps.__version__ and found.attrs["model"] == "Net"
 
 
-def test_classes_have_one_observation_an_example():
+def test_classes_have_one_observation_per_example():
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 3))
     model = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Categorical(), num_data=9)
     found = to_arviz(model, ps.guides.Additive(model), (torch.randn(9, 3), torch.arange(9) % 3), draws=3)
@@ -147,7 +147,7 @@ def test_sites_are_chosen_and_draws_thinned():
         to_arviz(model, guide, data, sites=[])
 
 
-def test_too_much_is_refused_before_it_is_drawn():
+def test_too_large_a_result_is_refused_before_it_is_drawn():
     model, guide, data = regression()
     calls = []
     guide.register_forward_hook(lambda *_: calls.append(1))
@@ -237,7 +237,7 @@ def test_nuts_guide_and_closed_form_agree():
         assert found.posterior["weight"].dims == ours.posterior["weight"].dims
         assert (np.abs(draws.mean(0) - mean.numpy()) < 6 * scale.numpy() / math.sqrt(200)).all()
         assert (np.abs(draws.std(0) / scale.numpy() - 1) < 6 * math.sqrt(0.5 / 200)).all()
-    # The groups of the chain belong together too, and thinning keeps every second draw.
+    # All groups come from the same draws of the chain, and thinning keeps every second one.
     weights = torch.from_numpy(chain.posterior["weight"].values)
     densities = dist.Normal(torch.einsum("cdoi,ni->cdno", weights, x), NOISE).log_prob(y).sum(-1)
     np.testing.assert_allclose(chain.log_likelihood["obs"].values, densities.numpy(), rtol=1e-9)

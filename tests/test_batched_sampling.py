@@ -1,4 +1,4 @@
-"""Draws side by side: distributed as one by one, what no draw changes computed once, in a fixed amount of memory."""
+"""Vectorized draws: same distribution as one by one, shared activations computed once, in a fixed amount of memory."""
 
 from __future__ import annotations
 
@@ -11,17 +11,17 @@ import torch
 from torch import nn
 
 import pyrostoch as ps
-from pyrostoch.prediction import activation_sizes as survey
-from pyrostoch.prediction import batched_sampling
-from pyrostoch.prediction.batched_sampling import Chunk, Drawing
+from pyrostoch.prediction import activation_sizes, batched_sampling
+from pyrostoch.prediction.batched_sampling import DrawChunk, PosteriorSampler
+from pyrostoch.prediction.draw_average import DrawAverage
 from pyrostoch.prediction.predict import predict
-from pyrostoch.prediction.readouts import DrawAverage, evaluating
+from pyrostoch.prediction.readouts import evaluating
 
 F64 = {"dtype": torch.float64}
 
 
 class Residual(nn.Module):
-    """A random layer between fixed ones, with a way around it."""
+    """A random layer between fixed ones, with a skip connection."""
 
     def __init__(self):
         super().__init__()
@@ -59,17 +59,17 @@ def build(net, prior, guide=ps.guides.Additive, **start):
     return model, guide(model, **(start or {"init_scale": 0.3}))
 
 
-def rows(drawing, x, statistics=lambda distribution: {"logits": distribution.logits}):
-    with evaluating(drawing.model, drawing.guide):
+def rows(sampler, x, statistics=lambda distribution: {"logits": distribution.logits}):
+    with evaluating(sampler.model, sampler.guide):
         found = [
-            torch.stack([row["logits"] for chunk in drawing.chunks(part) for row in chunk.on(part, statistics)])
-            for part, _ in drawing.parts(x)
+            torch.stack([row["logits"] for chunk in sampler.draw_chunks(part) for row in chunk.run(part, statistics)])
+            for part, _ in sampler.split_batch(x)
         ]
     return torch.cat(found, 1)
 
 
 def one_by_one(monkeypatch):
-    monkeypatch.setattr(Drawing, "_look_side_by_side", lambda self, plan, some: None)
+    monkeypatch.setattr(PosteriorSampler, "_try_vectorized", lambda self, plan, examples: None)
 
 
 CASES = {
@@ -80,30 +80,32 @@ CASES = {
     "kernels": (Images, {"conv.weight": ps.priors.Normal()}, (2, 8, 8), False),
     "both": (Images, {"*.weight": ps.priors.Normal(), "norm.*": None}, (2, 8, 8), False),
     "reads a value": (Reads, {"middle.weight": ps.priors.Normal()}, (3,), False),
-    "noise of its own": (Dropped, {"middle.weight": ps.priors.Normal()}, (3,), True),
+    "own noise": (Dropped, {"middle.weight": ps.priors.Normal()}, (3,), True),
 }
 
 
 @pytest.mark.parametrize("name", CASES)
 @pytest.mark.parametrize("joint", [False, True])
-def test_side_by_side_has_the_distribution_of_one_by_one(monkeypatch, name, joint):
-    make, prior, shape, folds = CASES[name]
+def test_vectorized_draws_have_the_distribution_of_single_ones(monkeypatch, name, joint):
+    make, prior, shape, vectorizes = CASES[name]
     model, guide = build(make(), prior)
     x = torch.randn(5, *shape, **F64)
     draws = 4000 if len(shape) == 1 else 1000
-    many = Drawing(model, guide, "mc", draws, joint=joint)
+    many = PosteriorSampler(model, guide, "mc", draws, joint=joint)
     found = rows(many, x)
-    assert many.plan.folded == folds and many.plan.shared == tuple(model.sites if joint else many.plan.shared)
+    assert many.plan.vectorized == vectorizes and many.plan.sampled_sites == tuple(
+        model.sites if joint else many.plan.sampled_sites
+    )
     one_by_one(monkeypatch)
-    single = Drawing(model, guide, "mc", draws // 4, joint=joint)
+    single = PosteriorSampler(model, guide, "mc", draws // 4, joint=joint)
     expected = rows(single, x)
-    assert not single.plan.folded
+    assert not single.plan.vectorized
     assert found.shape == (draws, 5, 3) and expected.shape == (draws // 4, 5, 3)
     error = (found.var(0) / draws + expected.var(0) / len(expected)).sqrt() + 1e-12
     assert ((found.mean(0) - expected.mean(0)) / error).abs().max() < 4.5
     ratio = (found.std(0) + 1e-12) / (expected.std(0) + 1e-12)
     assert (ratio - 1).abs().max() < 6 / math.sqrt(2 * len(expected))
-    # Every draw is another one, and joint draws tie the examples together while marginal ones of the last layer do not.
+    # Draws differ from each other.
     if prior is not None:
         assert (found[0] != found[1]).all()
 
@@ -111,8 +113,8 @@ def test_side_by_side_has_the_distribution_of_one_by_one(monkeypatch, name, join
 def test_a_local_layer_has_its_exact_distribution():
     model, guide = build(nn.Linear(3, 2, bias=False, **F64), ps.priors.Normal())
     x = torch.randn(4, 3, **F64)
-    found = rows(Drawing(model, guide, "mc", 20_000), x)
-    # Logits of a Categorical are normalized: their difference is what the weights say.
+    found = rows(PosteriorSampler(model, guide, "mc", 20_000), x)
+    # Logits of a Categorical are normalized, but their difference is that of the network's outputs.
     difference = found[..., 0] - found[..., 1]
     distribution = guide.site_distribution("weight")
     mean = x @ (distribution.mean[0] - distribution.mean[1])
@@ -121,17 +123,17 @@ def test_a_local_layer_has_its_exact_distribution():
     assert (difference.std(0) / deviation - 1).abs().max() < 0.03
 
 
-@pytest.mark.parametrize(("joint", "tied"), [(False, False), (True, True)])
-def test_a_joint_draw_serves_all_examples_and_pieces(monkeypatch, joint, tied):
-    monkeypatch.setattr(batched_sampling, "_BUDGET", {"cpu": 2 * 3 * 8, "cuda": 1})  # two examples a piece
+@pytest.mark.parametrize(("joint", "equal"), [(False, False), (True, True)])
+def test_a_joint_draw_is_used_for_all_examples_and_pieces(monkeypatch, joint, equal):
+    monkeypatch.setattr(batched_sampling, "_MAX_BYTES", {"cpu": 2 * 3 * 8, "cuda": 1})  # two examples per piece
     model, guide = build(nn.Linear(3, 2, bias=False, **F64), ps.priors.Normal())
     x = torch.randn(1, 3, **F64).expand(6, 3).contiguous()
     prediction = predict(model, guide, x, mode="mc:7", joint=joint)
     same = (prediction.probs - prediction.probs[:1]).abs().max() < 1e-12
-    assert bool(same) == tied and prediction.num_samples == 7
+    assert bool(same) == equal and prediction.num_samples == 7
 
 
-def test_what_no_draw_changes_is_computed_once():
+def test_activations_shared_by_all_draws_are_computed_once():
     net = Residual()
     model, guide = build(net, {"middle.weight": ps.priors.Normal()})
     seen = []
@@ -140,89 +142,89 @@ def test_what_no_draw_changes_is_computed_once():
     class Count(torch.overrides.TorchFunctionMode):
         def __torch_function__(self, func, types, args=(), kwargs=None):
             if func is tanh:
-                seen.append(survey._differs(args[0]))
+                seen.append(activation_sizes._differs_between_draws(args[0]))
             return func(*args, **(kwargs or {}))
 
-    drawing = Drawing(model, guide, "mc", 50)
+    sampler = PosteriorSampler(model, guide, "mc", 50)
     with Count():
-        rows(drawing, torch.randn(6, 3, **F64))
-    # A few times to look and to count uses, once for all fifty draws, and never on a batch of draws.
+        rows(sampler, torch.randn(6, 3, **F64))
+    # A few times for the plan and the weight usage, then once for all fifty draws; never on a batch of draws.
     assert seen == [False] * len(seen) and len(seen) <= 8
 
 
-def test_chunks_and_pieces_fit_the_memory_set_aside(monkeypatch):
+def test_chunks_and_pieces_are_within_the_limit_of_memory(monkeypatch):
     model, guide = build(Residual(), {"middle.weight": ps.priors.Normal()})
     x = torch.randn(12, 3, **F64)
     widest = 4 * 8  # bytes of four activations
-    monkeypatch.setattr(batched_sampling, "_FEWEST", 4)
-    # All draws of few examples; of the fewest examples, some draws; no more examples than fit before the draws.
+    monkeypatch.setattr(batched_sampling, "_MIN_EXAMPLES", 4)
+    # All draws of some examples; some draws of the smallest number of examples; even fewer examples.
     for budget, examples, draws in (
         (6 * widest * 10 * 2, 6, 10),
         (4 * widest * 5 * 2, 4, 5),
         (2 * widest, 2, 1),
         (1, 1, 1),
     ):
-        monkeypatch.setattr(batched_sampling, "_BUDGET", {"cpu": budget, "cuda": 1})
-        drawing = Drawing(model, guide, "mc", 10)
+        monkeypatch.setattr(batched_sampling, "_MAX_BYTES", {"cpu": budget, "cuda": 1})
+        sampler = PosteriorSampler(model, guide, "mc", 10)
         with evaluating(model, guide):
-            pieces = [part for part, _ in drawing.parts(x)]
-            sizes = [len(chunk.values) for chunk in drawing.chunks(pieces[0])]
+            pieces = [part for part, _ in sampler.split_batch(x)]
+            sizes = [len(chunk.values) for chunk in sampler.draw_chunks(pieces[0])]
         assert [len(piece) for piece in pieces] == [examples] * (12 // examples)
         assert max(sizes) == draws and sum(sizes) == 10
 
 
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
-def test_out_of_memory_halves_the_chunk_and_goes_on(monkeypatch, error):
+def test_out_of_memory_halves_the_chunk_and_continues(monkeypatch, error):
     model, guide = build(Residual(), {"middle.weight": ps.priors.Normal()})
-    folded, tried = Chunk._folded, []
+    run_vectorized, tried = DrawChunk._run_vectorized, []
 
     def little(self, x, statistics):
         tried.append(len(self.values))
         if len(self.values) > 3:
             raise error
-        return folded(self, x, statistics)
+        return run_vectorized(self, x, statistics)
 
-    monkeypatch.setattr(Chunk, "_folded", little)
-    drawing = Drawing(model, guide, "mc", 16)
+    monkeypatch.setattr(DrawChunk, "_run_vectorized", little)
+    sampler = PosteriorSampler(model, guide, "mc", 16)
     x = torch.randn(4, 3, **F64)
-    found = rows(drawing, x)
+    found = rows(sampler, x)
     assert found.shape == (16, 4, 3) and len({float(row.sum()) for row in found}) == 16
-    assert tried == [2, 2, 16, 8, 4, 2, 2, 4, 2, 2, 8, 4, 2, 2, 4, 2, 2] and drawing.most == 2
+    assert tried == [2, 2, 16, 8, 4, 2, 2, 4, 2, 2, 8, 4, 2, 2, 4, 2, 2] and sampler.max_chunk_size == 2
     tried.clear()
-    rows(drawing, x)
-    assert tried == [2] * 8 and drawing.plan.folded
+    rows(sampler, x)
+    assert tried == [2] * 8 and sampler.plan.vectorized
 
 
-def test_channels_last_is_used_where_the_network_takes_it():
+def test_channels_last_is_used_where_the_network_accepts_it():
     x = torch.randn(6, 2, 8, 8, **F64)
     results = {}
     for how in ("flatten", "view"):
         torch.manual_seed(0)
         model, guide = build(Images(how), {"head.weight": ps.priors.Normal()})
-        drawing = Drawing(model, guide, "mean", 1)
-        results[how] = rows(drawing, x)
-        assert drawing.plan.channels_last == (how == "flatten")
+        sampler = PosteriorSampler(model, guide, "mean", 1)
+        results[how] = rows(sampler, x)
+        assert sampler.plan.channels_last == (how == "flatten")
     torch.testing.assert_close(results["flatten"], results["view"])
 
 
-def test_looking_changes_nothing():
+def test_making_a_plan_changes_nothing():
     model, guide = build(Images(), {"head.weight": ps.priors.Normal()})
     state = torch.get_rng_state()
     buffers = {name: value.clone() for name, value in model.named_buffers()}
-    drawing = Drawing(model, guide, "mc", 9)
+    sampler = PosteriorSampler(model, guide, "mc", 9)
     with evaluating(model, guide):
-        next(drawing.parts(torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0), **F64)))
-    assert drawing.plan.folded and torch.equal(torch.get_rng_state(), state)
+        next(sampler.split_batch(torch.randn(4, 2, 8, 8, generator=torch.Generator().manual_seed(0), **F64)))
+    assert sampler.plan.vectorized and torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, buffers[name]) for name, value in model.named_buffers())
 
 
-def test_errors_of_the_model_are_its_own():
+def test_errors_of_the_model_are_passed_on():
     model, guide = build(nn.Linear(3, 2, **F64), ps.priors.Normal())
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied"):
         predict(model, guide, torch.randn(4, 5, **F64), mode="mc:3")
 
 
-def test_targets_are_checked_side_by_side():
+def test_targets_are_checked_in_vectorized_draws():
     model, guide = build(nn.Linear(3, 2, **F64), ps.priors.Normal())
     x = torch.randn(4, 3, **F64)
     with pytest.raises(ValueError, match="labels from 0 to 1"):
@@ -231,7 +233,7 @@ def test_targets_are_checked_side_by_side():
     torch.testing.assert_close(found.log_density, found.log_prob(torch.tensor([0, 1, 1, 0])))
 
 
-def test_a_users_own_model_is_drawn_side_by_side():
+def test_draws_of_a_users_own_model_are_vectorized():
     class Own:
         """Two sites, one of which the other depends on."""
 
@@ -245,22 +247,22 @@ def test_a_users_own_model_is_drawn_side_by_side():
         pyro.sample("weight", pyro.distributions.Normal(torch.ones(3, **F64), scale).to_event(1))
 
     x = torch.randn(4, 3, **F64)
-    drawing = Drawing(Own(), guide, "mc", 8000)
-    average = DrawAverage(drawing.model)
+    sampler = PosteriorSampler(Own(), guide, "mc", 8000)
+    average = DrawAverage(sampler.model)
     with torch.no_grad():
-        for part, _ in drawing.parts(x):
-            for chunk in drawing.chunks(part):
-                for row in chunk.on(part, average.statistics):
+        for part, _ in sampler.split_batch(x):
+            for chunk in sampler.draw_chunks(part):
+                for row in chunk.run(part, average.statistics):
                     average.add(row)
     found = average.results()
-    assert drawing.plan.folded and drawing.plan.shared == ("scale", "weight")
+    assert sampler.plan.vectorized and sampler.plan.sampled_sites == ("scale", "weight")
     torch.testing.assert_close(found["mean"], x.sum(1), atol=0.15, rtol=0)
     spread = x.square().sum(1) * math.exp(2 * 0.1**2)
     torch.testing.assert_close(found["epistemic"], spread, rtol=0.1, atol=0)
 
 
 class Kept(Residual):
-    """Keeps an activation, fills itself from its first batch, counts, or rolls dice outside torch."""
+    """Keeps an activation, initializes itself from its first batch, counts calls, or uses Python's random numbers."""
 
     def __init__(self, how):
         super().__init__()
@@ -284,24 +286,24 @@ class Kept(Residual):
 
 
 @pytest.mark.parametrize("how", ["keeps", "fills", "counts", "dice"])
-def test_a_network_with_a_state_is_looked_at_without_a_trace(how):
+def test_making_a_plan_restores_the_state_of_a_network(how):
     net = Kept(how)
     model, guide = build(net, {"middle.weight": ps.priors.Normal()})
     x = torch.randn(6, 3, **F64)
     dice = random.getstate()
-    drawing = Drawing(model, guide, "mc", 4)
+    sampler = PosteriorSampler(model, guide, "mc", 4)
     with evaluating(model, guide):
-        pieces = [part for part, _ in drawing.parts(x)]
+        pieces = [part for part, _ in sampler.split_batch(x)]
     assert (net.count, net.latest, float(net.filled)) == (0, None, 0.0) and random.getstate() == dice
-    # What is filled from a batch is so from the whole batch, side by side as well.
-    assert drawing.plan.folded == (how == "fills") and len(pieces) == 1
+    # The initialization uses the whole batch, also if draws are vectorized.
+    assert sampler.plan.vectorized == (how == "fills") and len(pieces) == 1
     predict(model, guide, x, mode="mc:4")
     assert net.latest is None or net.latest.sum().isfinite()
-    assert net.count in (0, 4 + 1)  # one pass more counts the weights' uses
+    assert net.count in (0, 4 + 1)  # one more pass for the analysis of weight usage
     assert float(net.start) == pytest.approx(float(x.mean()) if how == "fills" else 0.0)
 
 
-def test_a_guide_of_several_members_is_asked_for_each_draw():
+def test_a_guide_of_several_members_runs_for_each_draw():
     model, low = build(nn.Linear(1, 1, bias=False, **F64), ps.priors.Normal())
     high = ps.guides.Additive(model, init_loc=2.0, init_scale=0.01)
     low = ps.guides.Additive(model, init_loc=-2.0, init_scale=0.01)
@@ -315,8 +317,8 @@ class Members(nn.ModuleList):
         return self[int(torch.randint(2, ()))](*args)
 
 
-def test_joint_draws_of_a_guide_that_reads_its_batch_are_those_of_the_whole_batch(monkeypatch):
-    monkeypatch.setattr(batched_sampling, "_BUDGET", {"cpu": 1, "cuda": 1})
+def test_joint_draws_of_a_guide_that_depends_on_the_data_use_the_whole_batch(monkeypatch):
+    monkeypatch.setattr(batched_sampling, "_MAX_BYTES", {"cpu": 1, "cuda": 1})
 
     class Own:
         def observation(self, x):
@@ -333,7 +335,7 @@ def test_joint_draws_of_a_guide_that_reads_its_batch_are_those_of_the_whole_batc
     torch.testing.assert_close(found.mean, x[:, 0], atol=0.01, rtol=0)
 
 
-def test_arguments_out_of_range_are_told_side_by_side():
+def test_arguments_out_of_range_are_named_in_vectorized_draws():
     model, guide = build(nn.Linear(3, 2, **F64), ps.priors.Normal())
     model.likelihood = ps.likelihoods.FromOutput(lambda out: pyro.distributions.Normal(out[:, 0], out[:, 1]))
     with torch.no_grad():
@@ -344,14 +346,14 @@ def test_arguments_out_of_range_are_told_side_by_side():
         predict(model, guide, x, mode="mc:20")
 
 
-def test_a_joint_draw_stays_what_it_is_where_the_network_writes_into_its_weights(monkeypatch):
+def test_a_joint_draw_is_unchanged_by_a_network_that_writes_into_its_weights(monkeypatch):
     class Writes(Residual):
         def forward(self, x):
             out = super().forward(x)
             self.middle.weight.mul_(0.5)
             return out
 
-    monkeypatch.setattr(batched_sampling, "_BUDGET", {"cpu": 1, "cuda": 1})
+    monkeypatch.setattr(batched_sampling, "_MAX_BYTES", {"cpu": 1, "cuda": 1})
     model, guide = build(Writes(), {"middle.weight": ps.priors.Normal()})
     one_by_one(monkeypatch)
     x = torch.randn(1, 3, **F64).expand(5, 3).contiguous()
@@ -360,19 +362,19 @@ def test_a_joint_draw_stays_what_it_is_where_the_network_writes_into_its_weights
 
 
 @pytest.mark.parametrize("mode", ["mean", "mc", "moments"])
-def test_a_piece_is_as_large_as_activations_allow_whatever_the_weights(mode):
+def test_the_size_of_a_piece_depends_on_activations_and_not_on_weights(mode):
     net = nn.Sequential(
         nn.Linear(3, 50, **F64), nn.ReLU(), nn.Linear(50, 200, **F64), nn.ReLU(), nn.Linear(200, 3, **F64)
     )
     model, guide = build(net, {"2.weight": ps.priors.Normal()})
-    drawing = Drawing(model, guide, mode, 1)
+    sampler = PosteriorSampler(model, guide, mode, 1)
     with evaluating(model, guide):
-        list(drawing.parts(torch.zeros(4, 3, **F64)))
-    # The widest layer, of mean and variance by moments; a weight is 80,000 bytes.
-    assert drawing.plan.before == (3200 if mode == "moments" else 1600)
+        list(sampler.split_batch(torch.zeros(4, 3, **F64)))
+    # The widest layer, with mean and variance if moments are propagated; the weight has 80,000 bytes.
+    assert sampler.plan.shared_bytes == (3200 if mode == "moments" else 1600)
 
 
-def test_weights_that_are_drawn_for_each_piece_are_drawn_for_few_pieces(monkeypatch):
+def test_expensive_weights_are_drawn_for_few_pieces(monkeypatch):
     model = ps.BayesianModel(
         nn.Linear(1000, 1000), prior=ps.priors.Grid(), likelihood=ps.likelihoods.Gaussian(), num_data=10
     )
@@ -384,8 +386,8 @@ def test_weights_that_are_drawn_for_each_piece_are_drawn_for_few_pieces(monkeypa
         lambda distribution, shape=(): drawn.append(distribution.batch_shape) or own(distribution, shape),
     )
     ps.predict(model, guide, torch.randn(1000, 1000), mode="mc:1")
-    looked = len(drawn) - 1
+    for_plan = len(drawn) - 1
     drawn.clear()
     ps.predict(model, guide, torch.randn(1000, 1000), mode="mc:5")
-    # One piece: with five draws of its activations side by side there would be five.
-    assert len(drawn) <= 5 + looked + 4
+    # One piece; if its size depended on the activations of five draws alone, there would be five.
+    assert len(drawn) <= 5 + for_plan + 4

@@ -1,4 +1,4 @@
-"""`pyrostoch bench`: what it lists, runs, writes, shows and refuses."""
+"""`pyrostoch bench`: what it lists, runs, writes, displays and refuses."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ TOY = ("bench", "variance", "--only", "toy/gaussian", "--preset", "quick")
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in an empty folder, with no data set but the bundled one, and a benchmark of seconds."""
+def working_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in an empty folder, with only the bundled data set, and with a benchmark that takes seconds."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
     monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
@@ -39,7 +39,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(*args: str, code: int = 0) -> str:
-    """Run a command; its output with all space and line breaks made single spaces."""
+    """Run a command; returns its output with all whitespace reduced to single spaces."""
     result = CliRunner().invoke(app, args)
     assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
     return " ".join(result.output.split())
@@ -63,9 +63,9 @@ def test_toy_from_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     row = f"| Toy problem of four classes, Gaussian variance layer: 100 to 2 | {once} |"
     assert row in page and "![Variance networks](figures/variance-toy-quick.png)" in page
     assert "Not run, preset `cpu`: toy/gaussian; lenet5/dense1/dropout;" in page
-    assert "## Pruning by alpha, and by magnitude: `pyrostoch bench pruning`" in page
-    # Done before: found, and told again.
-    monkeypatch.setattr(toy, "train", lambda *args, **options: pytest.fail("it was run again"))
+    assert "## Pruning by alpha and by magnitude: `pyrostoch bench pruning`" in page
+    # A second call prints the same from the finished trial.
+    monkeypatch.setattr(toy, "train", lambda *args, **options: pytest.fail("the trial was repeated"))
     assert call(*TOY, "--device", "cpu") == output
     assert (folder / "RESULTS.md").read_text(encoding="utf-8") == page
 
@@ -80,7 +80,7 @@ def test_network_from_end_to_end() -> None:
     assert "Not run, preset `cpu`: net/true. Not run, preset `full`: net/gpu." in output
     assert Path("there/figures/tiny-transition-cpu.png").is_file()
     assert "## Tiny: `pyrostoch bench tiny`" in Path("there/RESULTS.md").read_text(encoding="utf-8")
-    # What stands in the figure and on the page comes from all seeds and cases, in whichever call they were run.
+    # The table has all seeds and cases, whichever call ran them.
     output = call("bench", "tiny", "--only", "net/cold", "--seeds", "2", "--out", "there", "--device", "cpu", "-q")
     assert output.startswith("## Tiny") and "| net/warm |" in output and "| 0, 1, 2 |" in output
 
@@ -137,8 +137,14 @@ def test_list_runs_nothing(quiet: tuple[str, ...]) -> None:
         (("tiny", "--holdout", "--set", "rate=1", "-q"), "recipe: no setting 'rate'"),
         (("tiny", "--device", "tpu"), "device: expected one of"),
         (("tiny", "--precision", "half"), "precision: expected one of 'float32', 'bf16', got 'half'"),
-        (("tiny", "--only", "net/true"), "net/true is for 'CIFAR-10', but the data folder holds 'Handwritten digits"),
-        (("tiny", "--preset", "full"), "preset 'full' has no case for device 'cpu'; name one in full"),
+        (
+            ("tiny", "--only", "net/true"),
+            "net/true is for the data set 'CIFAR-10', but the data folder holds 'Handwritten digits",
+        ),
+        (
+            ("tiny", "--preset", "full"),
+            "preset 'full' has no case for device 'cpu'; to run one nevertheless, give its full name",
+        ),
         (
             ("variance", "--holdout", "--only", "toy*"),
             "'toy*' matches no case of preset 'cpu' that has data to hold out, which",
@@ -153,27 +159,27 @@ def test_wrong_input_is_explained(args: tuple[str, ...], message: str) -> None:
     assert list(Path().iterdir()) == []
 
 
-def test_missing_data_are_told_once_and_before_training() -> None:
+def test_missing_data_are_reported_once_and_before_training() -> None:
     output = call("bench", "variance", "--preset", "quick", "--device", "cpu", code=2)
     assert output.count("error: ") == 1 and "error: MNIST was not found." in output
-    assert "Say where the data are with --data-dir DIR" in output and "Traceback" not in output
-    assert "It is for lenet5/dense1/dropout; to run other cases only, name them with --only." in output
+    assert "Give the data folder with --data-dir DIR" in output and "Traceback" not in output
+    assert "It is needed for lenet5/dense1/dropout; to run other cases only, name them with --only." in output
     assert "toy/gaussian, seed 0" not in output and list(Path().iterdir()) == []
 
 
-def test_case_for_other_data_is_passed_over() -> None:
+def test_case_for_other_data_is_skipped() -> None:
     output = call("bench", "tiny", "--only", "net/[ct]*", "--device", "cpu", "--out", "there")
     assert "net/true: not run, is for CIFAR-10, and the data folder holds another one net/cold, seed 0: " in output
     assert "Not run, preset `cpu`: net/warm; net/true." in output
 
 
-def test_ctrl_c_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch) -> None:
-    def press(self: Any, row: dict[str, Any]) -> None:
+def test_ctrl_c_says_how_to_resume(monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Any, row: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
     args = ("bench", "tiny", "--only", "net/cold", "--device", "cpu", "--out", "mine")
     with monkeypatch.context() as patch:
-        patch.setattr(BenchScreen, "epoch", press)
+        patch.setattr(BenchScreen, "on_epoch_end", interrupt)
         output = call(*args, code=130)
     message = (
         "interrupted: finished trials are kept in mine, and the one under way up to its last epoch; the same command"
@@ -223,7 +229,7 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "net/cold, seed 1: accuracy/mean" in text
 
 
-def test_score_that_is_no_number_is_shown_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_score_that_is_not_finite_is_a_dash(monkeypatch: pytest.MonkeyPatch) -> None:
     odd = bench(case("net/odd", measure=lambda trained: {"compression": float("inf"), "elbo": float("nan")}))
     monkeypatch.setitem(BENCHES, "tiny", odd)
     output = call("bench", "tiny", "--device", "cpu")

@@ -1,4 +1,4 @@
-"""What a benchmark does not do: replace records unasked, stop at the first failure, start a warm case elsewhere."""
+"""What a benchmark must not do: replace results without --replace, stop at a failure, start warm cases elsewhere."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ from pyrostoch.training.trainer import NonFiniteLossError
 ONE = bench(case("net/one", recipes={"cpu": SHORT}))
 
 
-def test_records_of_other_settings_or_versions_are_not_replaced_unasked(tmp_path: Path) -> None:
+def test_results_of_other_settings_or_versions_are_only_replaced_on_request(tmp_path: Path) -> None:
     here = setting(tmp_path, preset="cpu")
     run(ONE, here, seeds=(0, 1))
     path = results_file(ONE, here)
     before = path.read_text()
-    shutil.rmtree(tmp_path / "runs")  # as in a fresh checkout, which has the records alone
+    shutil.rmtree(tmp_path / "runs")  # as in a fresh checkout, which has the results only
     other = dataclasses.replace(here, precision="bf16")
-    with pytest.raises(ValueError, match=r"net/one, preset cpu, seeds \[0, 1\], made with other recipe or precision"):
+    with pytest.raises(ValueError, match=r"net/one, preset cpu, seeds \[0, 1\], made with another recipe or precision"):
         run(ONE, other, seeds=(2,))
     assert path.read_text() == before
     run(ONE, here, seeds=(2,))
@@ -42,7 +42,7 @@ def test_records_of_other_settings_or_versions_are_not_replaced_unasked(tmp_path
     for entry in entries:
         entry["versions"]["torch"] = "1.0"
     path.write_text(json.dumps(entries))
-    with pytest.raises(ValueError, match=r"other torch 1.0, which this run would replace; give another --out"):
+    with pytest.raises(ValueError, match=r"made with torch 1.0; this run would replace them: give another --out"):
         run(ONE, here, seeds=(3,))
     shutil.rmtree(tmp_path / "runs")
     run(ONE, other, seeds=(3,), replace=True)
@@ -50,9 +50,9 @@ def test_records_of_other_settings_or_versions_are_not_replaced_unasked(tmp_path
 
 
 def test_a_failed_case_does_not_stop_the_others(tmp_path: Path) -> None:
-    wild = dataclasses.replace(SHORT, lr=1e30)
+    diverging = dataclasses.replace(SHORT, lr=1e30)
     many = bench(
-        case("net/wild", recipes={"cpu": wild}),
+        case("net/wild", recipes={"cpu": diverging}),
         case("net/after", recipes={"cpu": SHORT}, start="net/wild"),
         case("net/tame", recipes={"cpu": SHORT}),
     )
@@ -81,15 +81,12 @@ def test_warm_cases_of_the_elbo_table_start_with_the_distributions_of_their_orig
     torch.testing.assert_close(found.stddev, expected.stddev, rtol=1e-12, atol=0.0)
 
 
-def test_a_check_on_few_images_has_no_published_row_and_says_so(tmp_path: Path) -> None:
+def test_a_check_on_few_images_is_marked_and_has_no_published_row(tmp_path: Path) -> None:
     few = dataclasses.replace(ONE, published={"net/one": {"accuracy/mean": 0.5}})
     here = setting(tmp_path, preset="cpu")
     run(few, here)
     text = tables(few, read_results(results_file(few, here)))
-    assert (
-        f"Networks see the first {SHORT.examples} training and test images only: a check that it works, and no result."
-        in text
-    )
+    assert f"Only the first {SHORT.examples} training and test images are used: a check that everything works" in text
     assert "*published*" not in text
     whole = dataclasses.replace(SHORT, examples=None)
     many = dataclasses.replace(few, cases=(case("net/one", recipes={"cpu": whole}),))

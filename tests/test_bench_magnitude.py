@@ -1,4 +1,4 @@
-"""Pruning by magnitude while training, against a loop with masks, and which weights are removed."""
+"""Gradual pruning by magnitude against a training loop with masks, and which weights are removed."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pyrostoch.bench.published import magnitude
 from pyrostoch.bench.published.magnitude import train_and_prune
 from pyrostoch.guides import Additive, Pruning
 from pyrostoch.guides.prune import PruningRow
-from pyrostoch.infer.batches import order_of
+from pyrostoch.infer.batches import epoch_order
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 from pyrostoch.training import fit
@@ -42,8 +42,8 @@ def data() -> tuple[Tensor, Tensor]:
     return x, (x[:, 0, 0, 0] + x[:, 0, 2, 1] > 0).long()
 
 
-def like(**kept: int) -> Pruning:
-    """A pruning with these counts; which weights it keeps does not matter."""
+def pruning_with(**kept: int) -> Pruning:
+    """A pruning that keeps these numbers of weights; which ones does not matter."""
     net, rows, masks = network(), [], {}
     for name, count in kept.items():
         site = f"{name[1:]}.weight"
@@ -53,19 +53,19 @@ def like(**kept: int) -> Pruning:
     return Pruning("", tuple(rows), masks, {})
 
 
-def share_of(epoch: int, epochs: int) -> float:
-    """Share of its weights that a layer has lost, of those it has to lose, while it is trained in an epoch from 1."""
+def removed_fraction(epoch: int, epochs: int) -> float:
+    """Fraction of the weights to remove that have been removed when an epoch, counted from 1, is trained."""
     dense, removing = max(1, round(0.3 * epochs)), max(1, round(0.3 * epochs))
     return 1 - (1 - min(max(epoch - dense, 0) / removing, 1)) ** 3
 
 
-def twin(pruning: Pruning, epochs: int, seed: int) -> tuple[nn.Module, list[dict[str, Tensor]]]:
-    """The same by a loop of its own: the network, and the masks of each epoch."""
+def reference(pruning: Pruning, epochs: int, seed: int) -> tuple[nn.Module, list[dict[str, Tensor]]]:
+    """The same by an independent loop: the network, and the masks of each epoch."""
     net, (x, y) = network(), data()
     parameters = dict(net.named_parameters())
     masks = {row.site: torch.ones_like(parameters[row.site]) for row in pruning.sites}
     dense, removing = max(1, round(0.3 * epochs)), max(1, round(0.3 * epochs))
-    # Phases as (first epoch, number of epochs, whether the rate falls), each with an optimizer and an order of its own.
+    # Phases as (first epoch, number of epochs, whether the rate falls), each with a new optimizer and a new order.
     last = max(1, epochs - dense - removing + 1)
     phases = [(1, dense + removing - 1, False), (dense + removing, last, True)]
     seen = []
@@ -75,13 +75,13 @@ def twin(pruning: Pruning, epochs: int, seed: int) -> tuple[nn.Module, list[dict
         step = 0
         for epoch in range(count):
             for row in pruning.sites:
-                left = row.weights - round(share_of(first + epoch, epochs) * (row.weights - row.kept))
+                left = row.weights - round(removed_fraction(first + epoch, epochs) * (row.weights - row.kept))
                 sizes = (parameters[row.site] * masks[row.site]).detach().abs().flatten()
                 if left < masks[row.site].sum():
                     bound = sorted(sizes.tolist(), reverse=True)[left - 1] if left else float("inf")
                     masks[row.site] = (sizes >= bound).double().reshape(masks[row.site].shape)
             seen.append({site: mask.clone() for site, mask in masks.items()})
-            for index in order_of(seed + phase, epoch + 1, COUNT).split(BATCH):
+            for index in epoch_order(seed + phase, epoch + 1, COUNT).split(BATCH):
                 adam.param_groups[0]["lr"] = LR * (1 - step / steps if falls else 1)
                 used = {name: parameter * masks.get(name, 1.0) for name, parameter in parameters.items()}
                 output = functional_call(net, used, (x[index],))
@@ -97,15 +97,15 @@ def twin(pruning: Pruning, epochs: int, seed: int) -> tuple[nn.Module, list[dict
 
 @pytest.fixture
 def masks_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor]]:
-    """Every mask that is set, with the number of the layer's mask."""
+    """Every mask that is set, with the identity of its `_Mask`."""
     seen: list[tuple[int, Tensor]] = []
     keep = magnitude._Mask.keep
 
-    def spy(self: Any, count: int) -> None:
+    def record(self: Any, count: int) -> None:
         keep(self, count)
         seen.append((id(self), self.mask.clone()))
 
-    monkeypatch.setattr(magnitude._Mask, "keep", spy)
+    monkeypatch.setattr(magnitude._Mask, "keep", record)
     return seen
 
 
@@ -119,12 +119,12 @@ def masks_seen(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, Tensor]]:
         ({"_4": 20}, 2, 2),
     ],
 )
-def test_exact_twin(kept: dict[str, int], epochs: int, seed: int, masks_seen: Any) -> None:
-    pruning = like(**kept)
+def test_against_an_independent_loop(kept: dict[str, int], epochs: int, seed: int, masks_seen: Any) -> None:
+    pruning = pruning_with(**kept)
     net = network()
     settings: dict[str, Any] = {"epochs": epochs, "batch_size": BATCH, "lr": LR}
     found = train_and_prune(net, pruning, data(), seed=seed, **settings)
-    expected, masks = twin(pruning, epochs, seed)
+    expected, masks = reference(pruning, epochs, seed)
     assert found is net and len(masks) == epochs
     assert not any("parametriz" in name for name, _ in net.named_modules())
     assert net.state_dict().keys() == network().state_dict().keys()
@@ -138,7 +138,7 @@ def test_exact_twin(kept: dict[str, int], epochs: int, seed: int, masks_seen: An
 
 
 def test_nothing_removed_comes_back(masks_seen: Any) -> None:
-    # Inputs that are always zero and weights that start at zero: sizes that cannot be told apart.
+    # Inputs that are always zero and weights that start at zero: many equal magnitudes.
     net, (x, y) = nn.Sequential(nn.Linear(12, 4, bias=False), nn.ReLU(), nn.Linear(4, 2)).double(), data()
     x = torch.cat([torch.zeros(COUNT, 6), x.flatten(1)[:, :6]], 1).double()
     with torch.no_grad():
@@ -153,9 +153,9 @@ def test_nothing_removed_comes_back(masks_seen: Any) -> None:
         assert bool((after <= before).all())
 
 
-def test_where_nothing_is_removed_it_is_plain_training() -> None:
+def test_without_removal_it_is_plain_training() -> None:
     net, other = network(), network()
-    train_and_prune(net, like(_0=12, _4=60), data(), epochs=5, batch_size=BATCH, lr=LR, seed=4)
+    train_and_prune(net, pruning_with(_0=12, _4=60), data(), epochs=5, batch_size=BATCH, lr=LR, seed=4)
     model = BayesianModel(other, prior={}, likelihood=Categorical(), num_data=COUNT)
     for phase, (count, schedule) in enumerate([(3, "constant"), (2, "linear")]):
         options: dict[str, Any] = {"epochs": count, "schedule": schedule, "seed": 4 + phase}
@@ -164,8 +164,8 @@ def test_where_nothing_is_removed_it_is_plain_training() -> None:
         assert torch.equal(net.state_dict()[name], value), name
 
 
-def test_random_state_and_the_pruning_are_left_alone() -> None:
-    pruning, nets = like(_4=6), [network(), network()]
+def test_random_state_and_the_pruning_are_unchanged() -> None:
+    pruning, nets = pruning_with(_4=6), [network(), network()]
     before = copy.deepcopy(pruning.masks)
     for net in nets:
         torch.rand(1)
@@ -188,7 +188,7 @@ def test_random_state_and_the_pruning_are_left_alone() -> None:
         ({"_9": 3}, 5, "expected a parameter '9.weight' of shape"),
     ],
 )
-def test_what_does_not_fit_is_named(kept: dict[str, int], epochs: int, message: str) -> None:
+def test_wrong_arguments_are_named(kept: dict[str, int], epochs: int, message: str) -> None:
     site = f"{next(iter(kept))[1:]}.weight"
     pruning = Pruning("", (PruningRow(site, 4, 3),), {site: torch.ones(2, 2) > 0}, {})
     net = network()

@@ -1,4 +1,4 @@
-"""The page of the results: word for word, from its files alone, and honest about data; and the figures."""
+"""The results page: its exact text, that it depends on files only, that data are named right; and the figures."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from test_bench_results import made
-from test_bench_trial import SHORT, bench, carry, case, folder, setting
+from test_bench_results import trial_record
+from test_bench_trial import SHORT, bench, case, folder_of, run_one, setting
 
 from pyrostoch.bench import Bench, draw, markdown
 from pyrostoch.bench.published import BENCHES
@@ -21,7 +21,9 @@ from pyrostoch.report import figures
 
 
 def entry(name: str, metric: str, values: list[float | None], preset: str = "cpu", **changes: Any) -> dict[str, Any]:
-    trials = [made(seed, {metric: value}, case=name, preset=preset, **changes) for seed, value in enumerate(values)]
+    trials = [
+        trial_record(seed, {metric: value}, case=name, preset=preset, **changes) for seed, value in enumerate(values)
+    ]
     return collect(trials)[0]
 
 
@@ -191,7 +193,7 @@ def test_page_of_the_jpeg_archive_never_says_cifar10_alone() -> None:
     assert "*published*" not in tables(variance, entries)
 
 
-def test_figure_of_the_courses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_figure_of_the_training_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     drawn: list[Any] = []
     original = figures.phase_transition
     monkeypatch.setattr(figures, "phase_transition", lambda curves, **words: drawn.append(curves) or original(curves))
@@ -201,16 +203,16 @@ def test_figure_of_the_courses(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         case("net/add", **follow), case("net/add/more", **follow), case("net/sub", **follow), case("net/dull")
     )
     assert draw.write_figures(small, here) == []
-    carry(tmp_path / "one", small.cases[0])
+    run_one(tmp_path / "one", small.cases[0])
     assert draw.write_figures(small, setting(tmp_path / "one")) and drawn.pop()[0]["label"] == "add"
     for seed, which in ((3, 0), (2, 0), (2, 1), (2, 2), (2, 3), (1, 3)):
-        carry(tmp_path, small.cases[which], seed)
+        run_one(tmp_path, small.cases[which], seed)
     paths = draw.write_figures(small, here)
     assert paths == [tmp_path / "figures" / "tiny-transition-quick.png"] and paths[0].stat().st_size > 5000
     assert [curve["label"] for curve in drawn[0]] == ["add", "add/more", "sub"]
     assert (
         drawn[0][0]["elbo"]
-        == json.loads((folder(tmp_path, small.cases[0], 2) / "trial.json").read_text())["curve"]["elbo"]
+        == json.loads((folder_of(tmp_path, small.cases[0], 2) / "trial.json").read_text())["curve"]["elbo"]
     )
     first = paths[0].read_bytes()
     assert draw.write_figures(small, here)[0].read_bytes() == first

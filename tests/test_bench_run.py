@@ -1,4 +1,4 @@
-"""Which trials of a benchmark are run, in which order and on which data, and what is refused before any is."""
+"""Which trials of a benchmark are run, in which order and on which data, and what is refused before training."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import torch
 from test_bench_trial import SHORT, TINY, Recipe, bench, case, digits, setting
 
 from pyrostoch.bench import Case, run
-from pyrostoch.bench.run import Watch, finished, selected
+from pyrostoch.bench.run import RunCallback, finished_trials, select_cases
 from pyrostoch.data import DataNotFoundError
 
 # The name in the package is that of the function.
@@ -24,13 +24,13 @@ CHOICE = bench(
     case("a/base", needs_gpu=("full",), recipes={"cpu": SHORT, "full": SHORT}),
     case("a/next", start="a/base", needs_gpu=("full",), recipes={"cpu": SHORT, "full": SHORT}),
     case("a/last", start="a/next", recipes={"cpu": SHORT}),
-    case("b/own", data=None, alone=lambda own: {}, recipes={"cpu": SHORT, "full": SHORT}),
+    case("b/own", data=None, custom_trial=lambda context: {}, recipes={"cpu": SHORT, "full": SHORT}),
     case("b/full", recipes=FULL_ONLY),
 )
 
 
 @pytest.mark.parametrize(
-    ("changes", "only", "chosen", "idle"),
+    ("changes", "only", "chosen", "skipped"),
     [
         ({"preset": "cpu"}, (), "a/base a/next a/last b/own", ""),
         ({"preset": "cpu", "holdout": True}, (), "a/base a/next a/last", ""),
@@ -45,9 +45,11 @@ CHOICE = bench(
         ({"preset": "full", "device": "cuda:0"}, ("a/n*",), "a/base a/next", ""),
     ],
 )
-def test_selected(changes: dict[str, Any], only: tuple[str, ...], chosen: str, idle: str, tmp_path: Path) -> None:
-    found = selected(CHOICE, setting(tmp_path, **changes), only)
-    assert [" ".join(case.name for case in cases) for cases in found] == [chosen, idle]
+def test_select_cases(
+    changes: dict[str, Any], only: tuple[str, ...], chosen: str, skipped: str, tmp_path: Path
+) -> None:
+    found = select_cases(CHOICE, setting(tmp_path, **changes), only)
+    assert [" ".join(case.name for case in cases) for cases in found] == [chosen, skipped]
 
 
 @pytest.mark.parametrize(
@@ -70,7 +72,7 @@ def test_selected(changes: dict[str, Any], only: tuple[str, ...], chosen: str, i
             {"preset": "full"},
             ("a/*",),
             (0,),
-            "preset 'full' has no case for device 'cpu'; name one in full with --only",
+            "preset 'full' has no case for device 'cpu'; to run one nevertheless, give its full name with --only",
         ),
         ({"preset": "cpu"}, (), (), "seeds: expected whole numbers from 0 up, each once, got []"),
         ({"preset": "cpu"}, (), (1, 1), "got [1, 1]"),
@@ -106,44 +108,44 @@ def test_changed_recipe(settings: dict[str, str], expected: dict[str, Any]) -> N
         assert value == wanted and type(value) is type(wanted), name
 
 
-class Seen(Watch):
-    """Remembers what it is told."""
+class CallLog(RunCallback):
+    """Remembers the calls of its methods."""
 
     def __init__(self) -> None:
-        self.told: list[Any] = []
+        self.calls: list[Any] = []
 
-    def passed_over(self, case: Case) -> None:
-        self.told.append(("passed over", case.name))
+    def on_case_skipped(self, case: Case) -> None:
+        self.calls.append(("skipped", case.name))
 
-    def trial(self, case: Case, seed: int, epochs: int) -> None:
-        self.told.append(("trial", case.name, seed, epochs))
+    def on_trial_start(self, case: Case, seed: int, epochs: int) -> None:
+        self.calls.append(("start", case.name, seed, epochs))
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        self.told.append(row["epoch"])
+    def on_epoch_end(self, row: dict[str, Any]) -> None:
+        self.calls.append(row["epoch"])
 
-    def done(self, record: dict[str, Any]) -> None:
-        self.told.append(("done", record["case"], record["seed"]))
+    def on_trial_end(self, record: dict[str, Any]) -> None:
+        self.calls.append(("end", record["case"], record["seed"]))
 
 
-def test_run_goes_seed_by_seed_and_starts_first(tmp_path: Path) -> None:
-    seen = Seen()
-    small = bench(case("net/cold"), dataclasses.replace(TINY.cases[1], draws=0))
-    records = run(small, setting(tmp_path), seeds=(1, 0), only=("net/warm",), watch=seen)
+def test_run_goes_seed_by_seed_and_runs_starting_cases_first(tmp_path: Path) -> None:
+    log = CallLog()
+    small = bench(case("net/cold"), dataclasses.replace(TINY.cases[1], elbo_draws=0))
+    records = run(small, setting(tmp_path), seeds=(1, 0), only=("net/warm",), callback=log)
     assert [(record["case"], record["seed"]) for record in records] == [
         *(("net/cold", 1), ("net/warm", 1)),
         *(("net/cold", 0), ("net/warm", 0)),
     ]
-    part: list[Any] = [("trial", "net/cold", 1, 2), 1, 2, ("done", "net/cold", 1), ("trial", "net/warm", 1, 2)]
-    assert seen.told[: len(part) + 3] == [*part, 1, 2, ("done", "net/warm", 1)]
+    calls: list[Any] = [("start", "net/cold", 1, 2), 1, 2, ("end", "net/cold", 1), ("start", "net/warm", 1, 2)]
+    assert log.calls[: len(calls) + 3] == [*calls, 1, 2, ("end", "net/warm", 1)]
     assert run(small, setting(tmp_path), seeds=(0, 1), only=("net/warm",)) == [*records[2:], *records[:2]]
-    Watch().passed_over(small.cases[0])
+    RunCallback().on_case_skipped(small.cases[0])
 
 
-def test_holdout_never_touches_the_test_part(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spoilt = dataclasses.replace(
+def test_holdout_never_uses_the_test_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    unusable = dataclasses.replace(
         digits(), x_test=torch.full_like(digits().x_test, torch.nan), y_test=torch.full_like(digits().y_test, -1)
     )
-    monkeypatch.setattr(run_module, "load", lambda name, folder: spoilt)
+    monkeypatch.setattr(run_module, "load", lambda name, folder: unusable)
     small = bench(
         case(
             "net/cold", modes=("mean", "mc:20", "mc:100"), recipes={"quick": dataclasses.replace(SHORT, examples=None)}
@@ -154,7 +156,7 @@ def test_holdout_never_touches_the_test_part(tmp_path: Path, monkeypatch: pytest
     record = run(small, setting(tmp_path, holdout=True))[0]
     assert record["settings"]["data"] == "Handwritten digits (UCI), held-out training part"
     assert record["settings"]["train"] == 1437 - round(1437 / 6)
-    # Choices need no hundred samples.
+    # No mode of more than 20 samples.
     assert {name.partition("/")[2] for name in record["metrics"]} == {"mean", "mc:20"}
     held = digits().holdout(1 / 6, seed=0)
     assert len(held.x_test) == 240 and round(60_000 / 6) == 10_000
@@ -162,29 +164,30 @@ def test_holdout_never_touches_the_test_part(tmp_path: Path, monkeypatch: pytest
     assert share == pytest.approx(round(share), abs=1e-6) and 0 < share < 240
 
 
-def test_cases_for_other_data_of_the_name_are_passed_over(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_cases_for_other_data_of_the_same_name_are_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     jpeg = dataclasses.replace(digits(), title="CIFAR-10 (JPEG q75)")
     monkeypatch.setattr(run_module, "load", lambda name, folder: jpeg)
     small = bench(case("net/true", data_title="CIFAR-10"), case("net/jpeg", data_title="CIFAR-10 (JPEG q75)"))
     for holdout in (False, True):
-        seen = Seen()
-        records = run(small, setting(tmp_path, holdout=holdout), watch=seen)
+        log = CallLog()
+        records = run(small, setting(tmp_path, holdout=holdout), callback=log)
         assert [record["case"] for record in records] == ["net/jpeg"]
-        assert seen.told[0] == ("passed over", "net/true")
+        assert log.calls[0] == ("skipped", "net/true")
     for only in (("net/true",), ("net/t*",), ("net/jpeg", "net/true")):
         with pytest.raises(
-            ValueError, match=re.escape("net/true is for 'CIFAR-10', but the data folder holds 'CIFAR-10 (J")
+            ValueError,
+            match=re.escape("net/true is for the data set 'CIFAR-10', but the data folder holds 'CIFAR-10 (J"),
         ):
             run(small, setting(tmp_path), only=only)
-    assert "net/true" not in {record["case"] for record in finished(small, setting(tmp_path))}
+    assert "net/true" not in {record["case"] for record in finished_trials(small, setting(tmp_path))}
     assert not (tmp_path / "runs" / "tiny" / "quick" / "net-true").exists()
 
 
-def test_missing_data_are_told_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_missing_data_are_reported_before_anything_is_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
     small = bench(case("net/cold"), case("net/mnist", data="mnist"))
     with pytest.raises(DataNotFoundError) as error:
         run(small, setting(tmp_path))
-    assert error.value.__notes__ == ["It is for net/mnist; to run other cases only, name them with --only."]
+    assert error.value.__notes__ == ["It is needed for net/mnist; to run other cases only, name them with --only."]
     assert list(tmp_path.iterdir()) == []
     assert run(small, setting(tmp_path), only=("net/cold",))

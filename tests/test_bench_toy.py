@@ -1,4 +1,4 @@
-"""The toy problem of the variance networks: its points, its network, and what training it shows."""
+"""The toy problem of variance networks: its points, its network, and the results of training."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ EXAMPLE = str(Path(__file__).resolve().parent.parent / "examples" / "variance_ne
 
 @cache
 def quick() -> toy.ToyResult:
-    """Train for a second or two; tests only read it."""
+    """The result of the quick preset, which takes a second or two; shared between tests, which only read it."""
     return toy.train("quick")
 
 
@@ -39,7 +39,7 @@ def bayesian(net: nn.Module, split: DataSplit) -> BayesianModel:
 
 
 @pytest.mark.parametrize("part", ["train", "test"])
-def test_clouds_have_their_moments(part: str) -> None:
+def test_classes_have_their_moments(part: str) -> None:
     split = toy.problem(seed=3)
     x, y = getattr(split, f"x_{part}").double(), getattr(split, f"y_{part}")
     assert y.bincount().tolist() == [500] * 4 and y.dtype == torch.int64
@@ -50,7 +50,7 @@ def test_clouds_have_their_moments(part: str) -> None:
         assert (cloud.T.cov() - torch.eye(2)).abs().max() < 5 * math.sqrt(2 / 500)
 
 
-def test_points_follow_the_seed_and_parts_are_apart() -> None:
+def test_points_depend_on_the_seed_and_are_all_different() -> None:
     state = torch.get_rng_state()
     one, again, other = toy.problem(seed=1), toy.problem(seed=1), toy.problem(seed=2)
     assert torch.equal(torch.get_rng_state(), state)
@@ -69,7 +69,7 @@ def test_network_has_the_published_layers_and_ends_in_logits() -> None:
     assert [type(module) for module in net[1::2]] == [nn.LeakyReLU] * 6 and net[-1] is linear[-1]
 
 
-def test_presets_are_the_recipe_and_shorter_ones() -> None:
+def test_presets_are_the_published_recipe_and_shorter_ones() -> None:
     full = toy.PRESETS["full"]
     assert (full.steps, full.lr, full.schedule, full.points, full.samples) == (21_000, 1e-4, "constant", 500, 100)
     assert toy.PRESETS["cpu"].points == 500 and toy.PRESETS["cpu"].samples == 100
@@ -82,7 +82,7 @@ def test_averaging_separates_what_the_mean_cannot() -> None:
     assert result.accuracy["mean"] == 0.25
     assert result.accuracy["mc:100"] > 0.95 > result.accuracy["mc:1"] > 0.6
     assert len(np.unique(result.by_mean.label)) == 1 and np.ptp(result.by_mean.confidence) < 1e-6
-    # Around each center every answer is right, as those of one draw are not.
+    # Around each center every prediction by averaging is right.
     for label, (first, second) in enumerate(toy.CENTERS):
         rows, columns = (np.abs(result.axis - center) <= 1.0 for center in (second, first))
         assert (result.by_averaging.label[np.ix_(rows, columns)] == label).all() and rows.sum() >= 4
@@ -113,7 +113,7 @@ def test_activations_have_the_distribution_of_the_layer(family: str, distributio
         variance = net[: list(net).index(net.variance)](split.x_test).square() @ found.variance.T
     assert draws.shape == (400, 20, 2)
     scaled = draws / variance.sqrt()
-    # Five standard errors of 400 draws, whether examples share them or not.
+    # Five standard errors of 400 draws, which examples may share.
     assert scaled.mean((0, 1)).abs().max() < 5 / math.sqrt(400)
     assert (scaled.square().mean((0, 1)) - 1).abs().max() < 5 * math.sqrt(2 / 400)
     assert len(draws[:, 0, 0].unique()) > 350
@@ -128,7 +128,7 @@ def test_activations_leave_no_hook_after_an_error() -> None:
     assert not net.variance._forward_hooks
 
 
-def test_training_repeats_itself_and_leaves_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_training_is_reproducible_and_keeps_the_random_state(monkeypatch: pytest.MonkeyPatch) -> None:
     state, seeds, fit = torch.get_rng_state(), [], toy.fit
     monkeypatch.setattr(toy, "fit", lambda *args, **kwargs: seeds.append(kwargs["seed"]) or fit(*args, **kwargs))
     one, again, other = toy.train(TINY), toy.train(TINY), toy.train(TINY, seed=1)
@@ -138,8 +138,8 @@ def test_training_repeats_itself_and_leaves_the_random_state(monkeypatch: pytest
     assert one.data_term == again.data_term != other.data_term and seeds == [0, 0, 1]
 
 
-def test_regions_lie_as_an_image_is_drawn() -> None:
-    """A network that looks at the first input alone gives columns, not rows."""
+def test_regions_are_laid_out_like_an_image() -> None:
+    """A network that depends on the first input only gives columns, not rows."""
     net = nn.Linear(2, 4)
     with torch.no_grad():
         net.weight.copy_(torch.tensor([[0.0, 0], [1, 0], [0, 0], [0, 0]]))
@@ -152,7 +152,7 @@ def test_regions_lie_as_an_image_is_drawn() -> None:
     assert regions.confidence[2, 9] == predict(model, guide, torch.tensor([[9.0, 2.0]]), mode="mean").probs.max()
 
 
-def test_results_read_as_a_table_and_as_plain_data() -> None:
+def test_results_print_as_a_table_and_convert_to_plain_data() -> None:
     result = toy.train(TINY)
     assert str(result).splitlines()[0].startswith("Toy problem, seed 0: 3 steps in")
     plain = result.to_dict()
@@ -172,10 +172,10 @@ def test_example_draws_the_toy_problem(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
     path = tmp_path / "toy.png"
-    asked = []
-    monkeypatch.setattr(toy, "train", lambda preset, **_: asked.append(preset) or quick())
+    presets = []
+    monkeypatch.setattr(toy, "train", lambda preset, **_: presets.append(preset) or quick())
     monkeypatch.setattr(sys, "argv", [EXAMPLE, "--toy", str(path), "--preset", "quick"])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(EXAMPLE)
-    assert end.value.code is None and asked == ["quick"]
+    assert end.value.code is None and presets == ["quick"]
     assert path.read_bytes().startswith(b"\x89PNG") and "Toy problem, seed 0" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""save and load: what comes back, which files are refused, and that a failure changes nothing."""
+"""save and load: a round trip is exact, wrong files are refused, and a failure changes nothing."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def test_a_round_trip_is_exact(kind: str, by: str, tmp_path: Path) -> None:
     assert os.listdir(path.parent) == ["net.safetensors"]
 
 
-def test_tied_weights_and_a_lazy_guide_come_back(tmp_path: Path) -> None:
+def test_tied_weights_and_a_lazy_guide_are_restored(tmp_path: Path) -> None:
     class Tied(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -155,7 +155,7 @@ def test_a_file_of_another_model_is_refused_and_nothing_changes(what: str, tmp_p
     assert same(before, state(model, guide))
 
 
-def test_settings_of_a_guide_or_likelihood_that_are_no_tensors_are_compared(tmp_path: Path) -> None:
+def test_settings_of_a_guide_or_likelihood_other_than_tensors_are_compared(tmp_path: Path) -> None:
     prior = ps.priors.LogUniform()
     save(tmp_path / "net", *build(lambda m: ps.guides.VarianceOnly(m, family="gaussian"), prior=prior))
     with pytest.raises(CheckpointError, match="family='uniform'.*family='gaussian'"):
@@ -185,9 +185,9 @@ def whole_file(folder: Path) -> bytes:
 
 FOREIGN: dict[str, tuple[Any, str]] = {
     "empty": (lambda folder: b"", "0 bytes that cannot be read"),
-    "text": (lambda folder: b"name,value\n" * 20, "truncated or something else"),
-    "truncated": (lambda folder: whole_file(folder)[:-10], "truncated or something else"),
-    "cut in its header": (lambda folder: whole_file(folder)[:100], "truncated or something else"),
+    "text": (lambda folder: b"name,value\n" * 20, "truncated or of another kind"),
+    "truncated": (lambda folder: whole_file(folder)[:-10], "truncated or of another kind"),
+    "cut in its header": (lambda folder: whole_file(folder)[:100], "truncated or of another kind"),
     "header only": (lambda folder: whole_file(folder)[:4], "4 bytes that cannot be read"),
     "torch.save": (lambda folder: torch_file(), "got a pickle"),
     "pickle": (lambda folder: pickle.dumps(Bomb()), "got a pickle"),
@@ -227,7 +227,7 @@ def test_other_safetensors_files_are_refused(tmp_path: Path) -> None:
             load(path, *build())
 
 
-def test_missing_files_and_folders_in_their_place(tmp_path: Path) -> None:
+def test_missing_files_and_folders_are_refused(tmp_path: Path) -> None:
     model, guide = build()
     with pytest.raises(FileNotFoundError, match="there is no such file"):
         load(tmp_path / "none", model, guide)

@@ -17,14 +17,14 @@ from typer.testing import CliRunner
 
 import pyrostoch
 from pyrostoch.cli import app, screen
-from pyrostoch.cli.screen import Screen
-from pyrostoch.runs.names import COMPARED
+from pyrostoch.cli.screen import RunScreen
+from pyrostoch.runs.registry import COMPARED_GUIDES
 
 QUICK = ("--epochs", "2", "--hidden", "12,10", "--device", "cpu")
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Run in an empty folder, with no data set but the bundled one."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
@@ -32,7 +32,7 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def call(*args: str, code: int = 0) -> str:
-    """Run a command; its output with all space and line breaks made single spaces."""
+    """Run a command, and return its output with all white space replaced by single spaces."""
     result = CliRunner().invoke(app, args)
     assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
     return " ".join(result.output.split())
@@ -40,36 +40,36 @@ def call(*args: str, code: int = 0) -> str:
 
 @pytest.fixture(scope="module")
 def compared(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
-    """A finished comparison, and what it printed."""
+    """The folder of a finished comparison, and its output."""
     folder = tmp_path_factory.mktemp("compared") / "run"
     return folder, call("compare", "--data", "digits", *QUICK, "--out", str(folder))
 
 
 @pytest.fixture
 def run(compared: tuple[Path, str], tmp_path: Path) -> Path:
-    """A copy of it, to be broken."""
+    """A copy of the finished comparison, which a test may change."""
     shutil.copytree(compared[0], tmp_path / "copy")
     return tmp_path / "copy"
 
 
-def test_compare_says_what_it_does_and_found(compared: tuple[Path, str]) -> None:
+def test_compare_prints_settings_and_results(compared: tuple[Path, str]) -> None:
     folder, output = compared
     record = json.loads((folder / "results.json").read_text())
-    assert "prior LogUniform(), one for all guides improper" in output
+    assert "prior LogUniform(), the same for all guides improper" in output
     assert "random fc2.weight" in output and "2 epochs" in output
     assert "guide ELBO data KL mean moments 1 sample 20 samples NLL ECE seconds" in output
-    for entry in record["guides"]:
+    for guide in record["guides"]:
         line = re.search(
-            rf" {entry['name']} (-[\d,.]+) (-[\d,.]+) ([\d,.]+) ([\d.]+) [\d.]+ [\d.]+ ([\d.]+) [\d.]+ ", output
+            rf" {guide['name']} (-[\d,.]+) (-[\d,.]+) ([\d,.]+) ([\d.]+) [\d.]+ [\d.]+ ([\d.]+) [\d.]+ ", output
         )
-        assert line, entry["name"]
+        assert line, guide["name"]
         elbo, data, kl, mean, many = (float(text.replace(",", "")) for text in line.groups())
-        terms, rows = entry["decomposition"], {row["mode"]: row for row in entry["rows"]}
+        terms, rows = guide["decomposition"], {row["mode"]: row for row in guide["rows"]}
         assert [elbo, data, kl] == [pytest.approx(terms[key], abs=0.051) for key in ("elbo", "data", "kl")]
         assert [mean, many] == [pytest.approx(100 * rows[key]["accuracy"], abs=0.0051) for key in ("mean", "mc:20")]
-    assert "variance: 10.0 % by its mean (chance: 10 %)" in output or "variance: 9." in output
+    assert "variance: 10.0 % with mean weights (chance: 10 %)" in output or "variance: 9." in output
     assert record["command"].startswith("pyrostoch compare --data digits --epochs 2 --hidden 12,10")
-    files = {"results.json", "report.html", "posterior.nc", *(f"{guide}.safetensors" for guide in COMPARED)}
+    files = {"results.json", "report.html", "posterior.nc", *(f"{guide}.safetensors" for guide in COMPARED_GUIDES)}
     assert {path.name for path in folder.iterdir()} == files
 
 
@@ -77,15 +77,15 @@ def test_evaluate_repeats_the_record(compared: tuple[Path, str]) -> None:
     folder, _ = compared
     record = json.loads((folder / "results.json").read_text())
     output = call("evaluate", str(folder))
-    for entry in record["guides"]:
-        for row in entry["rows"]:
+    for guide in record["guides"]:
+        for row in guide["rows"]:
             numbers = f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_stderr']:.2f} {row['nll']:.4f}"
-            assert f"{entry['name']} {row['mode']} {numbers}" in output
-    some = call("evaluate", str(folder), "--modes", "mc:3, mean", "--guide", "variance")
-    assert re.search(r"variance mc:3 .* variance mean ", some) and "additive" not in some
+            assert f"{guide['name']} {row['mode']} {numbers}" in output
+    selected = call("evaluate", str(folder), "--modes", "mc:3, mean", "--guide", "variance")
+    assert re.search(r"variance mc:3 .* variance mean ", selected) and "additive" not in selected
 
 
-def test_decompose_goes_site_by_site(compared: tuple[Path, str]) -> None:
+def test_decompose_prints_a_row_per_site(compared: tuple[Path, str]) -> None:
     folder, _ = compared
     output = call("decompose", str(folder), "--samples", "3", "--guide", "layerwise")
     assert "Layer-wise alpha ELBO of 1437 examples, 3 draws, estimator 'marginal'" in output
@@ -107,28 +107,28 @@ def test_train_and_resume_by_default_names(tmp_path: Path) -> None:
         "digits-mlp-train-variance-2",
     ]
     output = call("train", "--guide", "variance", "--resume")
-    assert "Finished before: variance" in output and "seed 1" in output
+    assert "Already finished: variance" in output and "seed 1" in output
     assert "variance mc:20" in call("evaluate", "digits-mlp-train-variance")
     record = json.loads(Path("runs/digits-mlp-train-variance/results.json").read_text())
     assert (record["kind"], record["posterior_of"]) == ("train", "variance")
 
 
-def test_resume_by_name_finds_the_run_that_was_cut_short(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def press(self: Any, row: dict[str, Any]) -> None:
+def test_resume_by_name_finds_the_interrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Any, row: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
-    short = ("train", "--name", "x", "--hidden", "12,10", "--device", "cpu")
+    train = ("train", "--name", "x", "--hidden", "12,10", "--device", "cpu")
     for seed in ("0", "1"):
         with monkeypatch.context() as patch:
-            patch.setattr(Screen, "epoch", press)
-            call(*short, "--epochs", "1", "--seed", seed, code=130)
-    call(*short, "--epochs", "1", "--quiet")
+            patch.setattr(RunScreen, "on_epoch_end", interrupt)
+            call(*train, "--epochs", "1", "--seed", seed, code=130)
+    call(*train, "--epochs", "1", "--quiet")
     assert {p.name for p in (tmp_path / "runs").iterdir()} == {"x", "x-2", "x-3"}
-    assert "Resuming runs/x. " in call(*short, "--resume", "--seed", "0")
-    assert "Resuming runs/x-2. " in call(*short, "--resume")
-    # Nothing is left to be done: the last run is shown.
-    output = call(*short, "--resume")
-    assert "Resuming runs/x-3. " in output and "Finished before: additive" in output
+    assert "Resuming runs/x. " in call(*train, "--resume", "--seed", "0")
+    assert "Resuming runs/x-2. " in call(*train, "--resume")
+    # Every run is finished: the last one is shown.
+    output = call(*train, "--resume")
+    assert "Resuming runs/x-3. " in output and "Already finished: additive" in output
 
 
 @pytest.mark.parametrize(
@@ -140,7 +140,7 @@ def test_resume_by_name_finds_the_run_that_was_cut_short(tmp_path: Path, monkeyp
         ("--guide", "variance-uniform", "--estimator", "marginal", "--batch-size", "300"),
     ],
 )
-def test_choices_reach_the_run(options: tuple[str, ...]) -> None:
+def test_options_are_saved_in_the_record(options: tuple[str, ...]) -> None:
     call("train", *QUICK, "--epochs", "1", "--name", "x", "--quiet", *options)
     config = json.loads(Path("runs/x/results.json").read_text())["config"]
     for key, value in zip(options[::2], options[1::2], strict=True):
@@ -149,26 +149,29 @@ def test_choices_reach_the_run(options: tuple[str, ...]) -> None:
 
 
 def test_resume_takes_its_settings_from_the_run(run: Path) -> None:
-    assert "Finished before: additive" in call("compare", "--resume", "--out", str(run))
+    assert "Already finished: additive" in call("compare", "--resume", "--out", str(run))
     output = call("compare", "--resume", "--out", str(run), "--epochs", "5", code=2)
     assert "epochs was 2 and is now 5" in output
     output = call("train", "--resume", "--out", str(run), code=2)
     assert "holds a run of `pyrostoch compare`, not of `pyrostoch train`" in output
 
 
-def test_resume_of_nothing_starts(tmp_path: Path) -> None:
+def test_resume_without_a_run_starts_one(tmp_path: Path) -> None:
     call("train", *QUICK, "--epochs", "1", "--quiet", "--resume", "--out", "fresh")
     assert (tmp_path / "fresh" / "additive.safetensors").is_file()
 
 
-def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def press(self: Any, row: dict[str, Any]) -> None:
+def test_message_after_ctrl_c_says_how_to_resume(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def interrupt(self: Any, row: dict[str, Any]) -> None:
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
-        patch.setattr(Screen, "epoch", press)
+        patch.setattr(RunScreen, "on_epoch_end", interrupt)
         output = call("train", *QUICK, "--out", "mine", code=130)
-    assert "interrupted: what is finished is kept in mine; go on with: pyrostoch train --resume --out mine" in output
+    assert (
+        "interrupted: the results so far are kept in mine; resume the run by: pyrostoch train --resume --out mine"
+        in output
+    )
     call("evaluate", "mine", code=2)
     assert "additive" in call("train", "--resume", "--out", "mine")
 
@@ -195,9 +198,9 @@ def test_ctrl_c_says_how_to_go_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
         (("compare", "--split", "3"), "digits has one standard split"),
         (("compare", "--batch-size", "1436"), "batch_size=1436 leaves a last batch of one example"),
         (("train", "--guide", "layer"), "guide: expected one of"),
-        (("evaluate", "nothing"), "run 'nothing': there is no such folder; runs/ holds none"),
+        (("evaluate", "nothing"), "run 'nothing': there is no such folder; runs/ holds no run"),
         (("download", "digits", "--data-dir", "d"), "Only mnist and fashion-mnist can be downloaded"),
-        (("download", "mnist"), "say where to put the files with --data-dir"),
+        (("download", "mnist"), "no data folder was given: set it with --data-dir"),
     ],
 )
 def test_wrong_input_is_explained(args: tuple[str, ...], message: str) -> None:
@@ -211,25 +214,25 @@ def test_usage_errors() -> None:
     assert "compare" in call("--help") and call("--version") == pyrostoch.__version__
 
 
-def test_help_says_what_an_option_is_to_its_command() -> None:
+def test_help_describes_the_options_of_each_command() -> None:
     output = call("evaluate", "--help")
     assert "Seed of the draws of the weights" in output and "order of data" not in output
     assert "Show no progress bar." in call("download", "--help")
     assert re.search(r"--quiet -q Print the final table only", call("compare", "--help"))
 
 
-def test_regression_says_its_units(tmp_path: Path) -> None:
-    entry = {"name": "a", "seconds": 1.0, "decomposition": {"elbo": -2.0, "data": -1.0, "kl": 1.0}}
-    entry["rows"] = [{"mode": "mean", "rmse": 1.0, "nll": 1.0}]
-    record = {"guides": [entry], "data": {"task": "regression"}}
-    assert "RMSE and NLL are in its original units" in str(screen.comparison(record).caption)
+def test_caption_of_a_regression_names_the_units(tmp_path: Path) -> None:
+    guide = {"name": "a", "seconds": 1.0, "decomposition": {"elbo": -2.0, "data": -1.0, "kl": 1.0}}
+    guide["rows"] = [{"mode": "mean", "rmse": 1.0, "nll": 1.0}]
+    record = {"guides": [guide], "data": {"task": "regression"}}
+    assert "RMSE and NLL are in its original units" in str(screen.comparison_table(record).caption)
     record["data"]["task"] = "classification"
-    assert "original units" not in str(screen.comparison(record).caption)
+    assert "original units" not in str(screen.comparison_table(record).caption)
 
 
-def test_traceback_on_demand(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked = CliRunner().invoke(app, ["--debug", "evaluate", "nothing"])
-    assert isinstance(asked.exception, FileNotFoundError)
+def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
+    result = CliRunner().invoke(app, ["--debug", "evaluate", "nothing"])
+    assert isinstance(result.exception, FileNotFoundError)
     assert isinstance(CliRunner().invoke(app, ["evaluate", "nothing"]).exception, SystemExit)
     monkeypatch.setenv("PYROSTOCH_DEBUG", "1")
     assert isinstance(CliRunner().invoke(app, ["evaluate", "nothing"]).exception, FileNotFoundError)
@@ -239,7 +242,7 @@ def test_broken_checkpoints_are_refused(run: Path) -> None:
     path = run / "additive.safetensors"
     content = path.read_bytes()
     path.write_bytes(content[: len(content) // 2])
-    assert "is truncated or something else" in call("evaluate", str(run), code=2)
+    assert "the file is truncated or" in call("evaluate", str(run), code=2)
     torch.save({"a": torch.zeros(1)}, path)
     assert "got a pickle" in call("evaluate", str(run), code=2)
     shutil.copy(run / "weightwise.safetensors", path)
@@ -257,8 +260,8 @@ def test_truncated_checkpoint_is_not_resumed_from(run: Path) -> None:
     path.write_text(json.dumps(record))
     broken = run / "weightwise.safetensors"
     broken.write_bytes(broken.read_bytes()[:1000])
-    assert "is truncated or something else" in call("compare", "--resume", "--out", str(run), code=2)
-    assert [entry["name"] for entry in json.loads(path.read_text())["guides"]] == ["additive"]
+    assert "the file is truncated or" in call("compare", "--resume", "--out", str(run), code=2)
+    assert [guide["name"] for guide in json.loads(path.read_text())["guides"]] == ["additive"]
 
 
 def test_folders_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
@@ -268,24 +271,24 @@ def test_folders_that_cannot_be_used(run: Path, tmp_path: Path) -> None:
     assert "there is a file of this name" in call("compare", "--out", "file", code=2)
 
 
-def test_nan_loss_is_named_and_what_was_done_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_of_a_nan_loss_and_finished_guides_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("pyrostoch.guides.alpha.BOUND", 1e38)  # log alpha is not held
     output = call("compare", *QUICK, "--lr-alpha", "1e30", "--out", "run", code=2)
     assert re.search(r"error: epoch 1, step \d+ of 15: NaN or infinite: data term", output)
-    assert "Finished before, and kept in run: additive." in output
+    assert "Already finished, and kept in run: additive." in output
     assert "the command line has --lr (it was 0.01) and --lr-alpha (1e+30); clip and kl_warmup are arguments" in output
     record = json.loads(Path("run/results.json").read_text())
-    assert [entry["name"] for entry in record["guides"]] == ["additive"]
+    assert [guide["name"] for guide in record["guides"]] == ["additive"]
     assert "additive mean" in call("evaluate", "run")
 
 
 def test_nan_loss_late_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def spoil(self: Any, row: dict[str, Any]) -> None:
+    def keep_checkpoint(self: Any, row: dict[str, Any]) -> None:
         if row["epoch"] == 1:
             seen.append(load_file("run/additive.safetensors"))
 
     seen: list[dict[str, torch.Tensor]] = []
-    monkeypatch.setattr(Screen, "epoch", spoil)
+    monkeypatch.setattr(RunScreen, "on_epoch_end", keep_checkpoint)
     output = call("train", *QUICK, "--batch-size", "1437", "--lr", "1e6", "--out", "run", code=2)
     assert "error: epoch 2, step 1 of 1" in output and "KL of site 'fc2.weight'" in output
     assert "The checkpoint run/additive.safetensors holds the end of epoch 1." in output
@@ -293,7 +296,7 @@ def test_nan_loss_late_keeps_the_last_checkpoint(tmp_path: Path, monkeypatch: py
     assert all(torch.equal(value, now[name]) for name, value in seen[0].items())
 
 
-def test_info_lists_what_there_is(tmp_path: Path) -> None:
+def test_info_lists_versions_and_data_sets(tmp_path: Path) -> None:
     output = call("info")
     assert f"pyrostoch {pyrostoch.__version__}" in output and f"torch {torch.__version__.split('+')[0]}" in output
     assert "digits bundled" in output and "mnist not found" in output and "no data folder" in output
@@ -311,5 +314,5 @@ def test_bars_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     call("compare", *QUICK, "--out", "run")
     text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.getvalue())
     assert re.search(r"all guides +━+ +10/10 .* left 0:00:00", text)
-    for guide in COMPARED:
+    for guide in COMPARED_GUIDES:
         assert re.search(rf"{guide} +━+ +2/2 .* left 0:00:00 ELBO -[\d,.]+", text), guide

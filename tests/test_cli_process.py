@@ -1,4 +1,4 @@
-"""The command line as a process of its own: killed, on a full disk, and by `python -m`."""
+"""The command line in a separate process, as `python -m pyrostoch`: killed, on a full disk, in a read-only folder."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def start(folder: Path, *args: str, before: str = "") -> subprocess.Popen[str]:
     )
 
 
-def test_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
+def test_killed_run_is_resumed_to_the_same_result(tmp_path: Path) -> None:
     checkpoint = tmp_path / "killed" / "weightwise.safetensors"
     process = start(tmp_path, *TRAIN, "--out", "killed")
     limit = time.monotonic() + 60
@@ -49,8 +49,8 @@ def test_killed_run_goes_on_to_the_same_end(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="needs limits on the size of files")
-def test_full_disk_is_told_before_training(tmp_path: Path) -> None:
-    # A limit on the size of files fails a write half-way, as a full disk does.
+def test_full_disk_is_reported_before_training(tmp_path: Path) -> None:
+    # With a limit on the size of files a write fails half-way, as on a full disk.
     limit = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (50_000, 50_000))"
     process = start(tmp_path, *TRAIN, "--out", "run", before=limit)
     _, errors = process.communicate(timeout=60)
@@ -61,7 +61,7 @@ def test_full_disk_is_told_before_training(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(os.name == "nt" or os.geteuid() == 0, reason="permissions do not bind this user")
-def test_read_only_folder_is_told_before_training(tmp_path: Path) -> None:
+def test_read_only_folder_is_reported_before_training(tmp_path: Path) -> None:
     tmp_path.chmod(0o500)
     try:
         process = start(tmp_path, *TRAIN, "--out", str(tmp_path / "run"))

@@ -12,10 +12,11 @@ from torch import nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.prediction.batched_sampling import Drawing
+from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compare
+from pyrostoch.prediction.draw_average import DrawAverage
 from pyrostoch.prediction.predict import predict
-from pyrostoch.prediction.readouts import DrawAverage, evaluating, seeded
+from pyrostoch.prediction.readouts import evaluating, seeded
 
 F64 = {"dtype": torch.float64}
 SCHEMA = {"mode", "accuracy", "accuracy_stderr", "nll", "brier", "ece", "seconds"}
@@ -81,7 +82,7 @@ def test_regression_scores():
     assert "RMSE" in text and "accuracy" not in text and "mc:5" in text
 
 
-def test_the_data_may_come_in_any_batches():
+def test_scores_do_not_depend_on_batches():
     model, guide, (x, y) = classifier()
     whole = compare(model, guide, (x, y), modes=["mean"])["mean"]
     dataset = TensorDataset(x, y)
@@ -92,8 +93,8 @@ def test_the_data_may_come_in_any_batches():
             assert getattr(parts["mean"], name) == pytest.approx(getattr(whole, name), rel=1e-9), name
 
 
-def test_a_variance_network_is_useless_by_its_mean_and_good_by_averaging():
-    """Two classes told apart by the size of the input: ReLU units of random sign, read by their energy."""
+def test_a_variance_network_needs_averaging_over_draws():
+    """Two classes that differ in the size of the input; ReLU units of random sign, whose energy decides."""
     net = nn.Sequential(nn.Linear(1, 40, bias=False, **F64), Energy(), nn.Linear(1, 2, **F64))
     with torch.no_grad():
         net[0].weight.fill_(1.0)
@@ -114,7 +115,7 @@ class Energy(nn.Module):
 
 
 @pytest.mark.parametrize("make", [classifier, regression])
-def test_each_prefix_of_one_pass_is_averaged_on_its_own(make):
+def test_each_number_of_samples_averages_the_first_draws(make):
     model, guide, data = make()
     found = accuracy_by_samples(model, guide, data, samples=(5, 1, 2), seed=7)
     assert [row.mode for row in found.rows] == ["mc:1", "mc:2", "mc:5"]
@@ -123,12 +124,12 @@ def test_each_prefix_of_one_pass_is_averaged_on_its_own(make):
         if name not in ("mode", "seconds"):
             assert found.rows[2].to_dict()[name] == pytest.approx(value, rel=1e-9), name
     # The same draws, one by one: the first k of them averaged by hand.
-    drawing = Drawing(model, guide, "mc", 5)
+    sampler = PosteriorSampler(model, guide, "mc", 5)
     x, y = data
     with seeded(7, x.device), evaluating(model, guide):
-        ((x, y),) = drawing.parts(x, y)
+        ((x, _),) = sampler.split_batch(x)
         densities = [
-            row["density"] for chunk in drawing.chunks(x) for row in chunk.on(x, DrawAverage(model, y).statistics)
+            row["density"] for chunk in sampler.draw_chunks(x) for row in chunk.run(x, DrawAverage(model, y).statistics)
         ]
     for row, k in zip(found.rows, (1, 2, 5), strict=True):
         nll = -(torch.stack(densities[:k]).double().logsumexp(0) - math.log(k)).mean()
@@ -174,7 +175,7 @@ def test_bad_input_is_refused():
     model, guide, (x, y) = classifier()
     with pytest.raises(ValueError, match="labels from 0 to 2 .* got 1 outside"):
         compare(model, guide, (x, torch.where(torch.arange(40) == 3, 9, y)))
-    with pytest.raises(ValueError, match="each once, got \\['mean', 'mean'\\]"):
+    with pytest.raises(ValueError, match="each only once, got \\['mean', 'mean'\\]"):
         compare(model, guide, (x, y), modes=("mean", "mean"))
     with pytest.raises(ValueError, match="at least one"):
         compare(model, guide, (x, y), modes=())
@@ -189,7 +190,7 @@ def test_bad_input_is_refused():
             accuracy_by_samples(model, guide, (x, y), samples=samples)
 
 
-def test_it_reads_as_a_table_and_as_plain_data():
+def test_the_result_is_printed_as_a_table_and_converted_to_plain_data():
     model, guide, data = classifier()
     found = compare(model, guide, data, modes=("mean", "mc:2"))
     assert isinstance(found, Comparison)
@@ -198,5 +199,5 @@ def test_it_reads_as_a_table_and_as_plain_data():
     assert set(plain["reliability"]["mc:2"]) == {"confidence", "accuracy", "count"}
     lines = str(found).splitlines()
     assert lines[0].startswith("40 examples") and "accuracy %" in lines[1] and len(lines) == 4
-    with pytest.raises(KeyError, match="compared were 'mean', 'mc:2'"):
+    with pytest.raises(KeyError, match="expected one of the modes 'mean', 'mc:2'"):
         found["mc:3"]

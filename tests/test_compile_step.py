@@ -22,7 +22,7 @@ import pyrostoch as ps
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS
 from pyrostoch.staging import missing
 
-# Those that draw; the others have tests of their own.
+# The estimators that draw; moments have their own tests.
 DRAWN = [name for name in ESTIMATORS if name not in MOMENTS]
 
 STEPS, SHORT = 7, 4
@@ -37,7 +37,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def conv() -> nn.Module:
-    # No bias in front of BatchNorm: its gradient is rounding alone, which Adam would blow up.
+    # No bias before the BatchNorm: its gradient is pure rounding error, which Adam would amplify.
     return nn.Sequential(
         nn.Conv2d(1, 3, 3, bias=False), nn.BatchNorm2d(3), nn.ReLU(), nn.Dropout(0.2), nn.Flatten(), nn.Linear(12, 3)
     )
@@ -106,7 +106,7 @@ def course(
     change: bool = True,
     lr: float = 0.02,
 ) -> tuple[Tensor, list[Tensor], Tensor, Any]:
-    """Losses, all parameters and buffers, and the random state after some steps; staged, or by a loop of its own."""
+    """Losses, all parameters and buffers, and the random state after some steps, compiled or by a plain loop."""
     torch.manual_seed(0)
     elbo, loss = build()
     named = dict(loss.named_parameters()) or dict(pyro.get_param_store().named_parameters())
@@ -136,7 +136,7 @@ def course(
 
 
 def agree(build: Any, batch: Any = None, *, tolerance: float = 1e-10, **options: Any) -> Any:
-    """Hold the staged course against the eager one; returns the step."""
+    """Compare compiled steps with eager ones; return the compiled step."""
     batch = data() if batch is None else batch
     expected, state, generator, _ = course(build, False, batch, **options)
     with warnings.catch_warnings():
@@ -276,7 +276,7 @@ def test_the_noise_is_fresh_and_follows_the_seed(float64, interpreted):
 
 
 def test_staging_leaves_no_trace(float64, interpreted, monkeypatch):
-    """The state at the moment the step is staged is put back before the staged step runs."""
+    """The state at the time of compiling is restored before the compiled step runs."""
     _, loss = bayesian()
     optimizer = torch.optim.Adam(loss.parameters(), lr=0.1)
     step = ps.compile_step(loss, optimizer)
@@ -343,7 +343,7 @@ def test_rounding_of_large_scores_in_half_precision_is_no_difference(interpreted
     assert step.reason is None and step.stagings == 1 and max(values) < 1.3 * min(values)
 
 
-def test_another_type_of_autocasting_is_followed(interpreted):
+def test_another_autocast_dtype_is_followed(interpreted):
     loss = Squares(nn.Linear(32, 32))
     step = ps.compile_step(loss, torch.optim.SGD(loss.parameters(), lr=0.0))
     x = torch.ones(5, 32)
@@ -358,7 +358,7 @@ def test_arguments_that_never_repeat_are_not_kept(interpreted):
     with pytest.warns(UserWarning, match="its arguments keep changing"):
         for index in range(150):
             step(torch.ones(2, 3), 1 + index / 10)
-    assert len(step._step._seen) < 110 and step.stagings == 0
+    assert len(step._step._occurrences) < 110 and step.stagings == 0
 
 
 @pytest.mark.parametrize(
@@ -369,6 +369,6 @@ def test_arguments_that_never_repeat_are_not_kept(interpreted):
         (3, torch.optim.SGD([torch.zeros(1)]), r"got int$"),
     ],
 )
-def test_what_is_no_loss_or_optimizer_is_refused(loss, optimizer, told):
+def test_other_losses_and_optimizers_are_refused(loss, optimizer, told):
     with pytest.raises(TypeError, match=told):
         ps.compile_step(loss, optimizer)

@@ -1,4 +1,4 @@
-"""CIFAR-10 in both its forms, and the reader of foreign pickles, on files made here."""
+"""CIFAR-10 in both its formats, and the reader of untrusted pickles, on files written by the tests."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyrostoch.data.restricted_pickle import read_pickle
 
 
 class Python2Pickler(pickle._Pickler):
-    """Writes protocol 2 as Python 2 with NumPy 1 did: byte strings for every string, and the old module names."""
+    """Writes protocol 2 as Python 2 with NumPy 1 did: every string as a byte string, and the old module names."""
 
     dispatch = dict(pickle._Pickler.dispatch)
 
@@ -71,7 +71,7 @@ def write_batches(folder: Path, writer: str, count: int = 2) -> dict[str, dict[s
 
 
 @pytest.mark.parametrize("writer", WRITERS)
-def test_batches_of_every_age_load(tmp_path: Path, writer: str) -> None:
+def test_batches_of_every_version_load(tmp_path: Path, writer: str) -> None:
     content = write_batches(tmp_path / "cifar-10-batches-py", writer)
     split = load("cifar10", tmp_path)
     assert split.title == "CIFAR-10" and split.x_train.shape == (10, 3, 32, 32)
@@ -81,7 +81,7 @@ def test_batches_of_every_age_load(tmp_path: Path, writer: str) -> None:
     assert load("cifar10", tmp_path, limit=3).y_train.tolist() == split.y_train[:3].tolist()
 
 
-def test_fortran_order_keeps_its_values(tmp_path: Path) -> None:
+def test_fortran_order_keeps_the_values(tmp_path: Path) -> None:
     values = np.asfortranarray(np.arange(12, dtype=np.uint8).reshape(3, 4))
     for writer, dumps in WRITERS.items():
         path = tmp_path / writer.replace(" ", "_")
@@ -118,9 +118,9 @@ HOSTILE = {
     ),
     "a set": (lambda flag: pickle.dumps({"data": {1}}), "type set"),
     "a list": (lambda flag: pickle.dumps([1]), "expected a pickled dictionary, found a list"),
-    "truncated": (lambda flag: pickle.dumps(batch(2, 0))[:-100], "do not read as one"),
+    "truncated": (lambda flag: pickle.dumps(batch(2, 0))[:-100], "cannot be read as one"),
     "empty": (lambda flag: b"", "found 0 bytes"),
-    "something else": (lambda flag: b"PK\x03\x04 a zip file", "do not read as one"),
+    "something else": (lambda flag: b"PK\x03\x04 a zip file", "cannot be read as one"),
 }
 
 

@@ -1,4 +1,4 @@
-"""CIFAR-100 with either kind of labels, on files made here."""
+"""CIFAR-100 with either kind of labels, on files written by the tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ CASES = {
 
 
 def part(count: int, seed: int) -> dict[str, Any]:
-    """A part whose two kinds of labels differ at every image, with the largest of each among them."""
+    """A part whose coarse and fine labels differ for every image, with the largest label of each kind among them."""
     rng = np.random.default_rng(seed)
     fine = [99, *rng.integers(20, 99, count - 1).tolist()]
     return {
@@ -58,7 +58,7 @@ def test_each_name_loads_its_own_labels(tmp_path: Path, writer: str, name: str) 
     np.testing.assert_allclose(split.x_test.numpy(), content["test"]["data"].reshape(-1, 3, 32, 32) / 255, atol=1e-7)
 
 
-def test_what_is_read_can_be_written_to(tmp_path: Path) -> None:
+def test_arrays_are_writable(tmp_path: Path) -> None:
     write_parts(tmp_path)
     assert all(values.flags.writeable for values in read_cifar100("cifar100-fine", tmp_path, "test"))
 
@@ -84,9 +84,9 @@ def test_the_folders_searched(tmp_path: Path, inside: str) -> None:
 @pytest.mark.parametrize("name", ["cifar100", "CIFAR-100", " cifar100 ", "cifar100-corse"])
 def test_the_kind_of_labels_must_be_named(tmp_path: Path, name: str) -> None:
     write_parts(tmp_path)
-    for look in (load, locate):
+    for function in (load, locate):
         with pytest.raises(ValueError, match=r"'cifar100-coarse' \(20 classes\) or 'cifar100-fine' \(100 classes\)"):
-            look(name, tmp_path)
+            function(name, tmp_path)
 
 
 @pytest.mark.parametrize("missing", ["train", "test", "meta"])
@@ -116,8 +116,8 @@ WRONG_PARTS = {
     "fine labels short": (changed(fine_labels=[1, 2]), r"shape \(2, 3072\).* the fine_labels; found \(4, 3072\)"),
     "coarse labels short": (changed(coarse_labels=[1]), r"shape \(1, 3072\).* the coarse_labels; found \(4, 3072\)"),
     "small images": (changed(data=np.zeros((4, 64), np.uint8)), r"found \(4, 64\)"),
-    "no pickle": (b"PK\x03\x04", "do not read as one"),
-    "truncated": (pickle.dumps(part(4, 3))[:-50], "do not read as one"),
+    "no pickle": (b"PK\x03\x04", "cannot be read as one"),
+    "truncated": (pickle.dumps(part(4, 3))[:-50], "cannot be read as one"),
 }
 
 

@@ -1,4 +1,4 @@
-"""The IDX reader and the two sets stored in it, on files made here."""
+"""The IDX reader and the two data sets in this format, on files written by the tests."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def idx_bytes(values: np.ndarray, code: int) -> bytes:
 
 
 def write_set(folder: Path, *, suffix: str = "", train: int = 6, test: int = 3, seed: int = 0) -> dict[str, np.ndarray]:
-    """Write four small files as MNIST has them, and return what is in them."""
+    """Write four small files in the format of MNIST, and return their arrays by file name."""
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
     content = {}
@@ -54,7 +54,7 @@ DAMAGED = {
     "empty": (b"", "found 0 bytes"),
     "short header": (GOOD[:6], "header of 12 bytes for 2 dimensions, found 6 bytes"),
     "truncated": (GOOD[:-5], r"expected 24 bytes \(unpacked\) for values of shape \(3, 4\), found 19 bytes"),
-    "bytes to spare": (GOOD + b"x", "expected 24 bytes .* found 25 bytes"),
+    "extra bytes": (GOOD + b"x", "expected 24 bytes .* found 25 bytes"),
     "foreign": (b"\x89PNG\r\n\x1a\n", "found the first bytes 89 50 4e 47"),
     "no dimensions": (b"\x00\x00\x08\x00", "found the first bytes 00 00 08 00"),
     "unknown type": (b"\x00\x00\x0a\x01" + GOOD[4:], "found the first bytes 00 00 0a 01"),
@@ -73,7 +73,7 @@ def test_damaged_file_is_named_with_expected_and_found(tmp_path: Path, case: str
     assert str(path) in str(caught.value)
 
 
-def test_a_gz_name_on_something_else_is_refused(tmp_path: Path) -> None:
+def test_a_gz_file_that_is_not_gzip_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "page.gz"
     path.write_bytes(b"<html>not found</html>")
     with pytest.raises(CorruptDataError, match="expected a gzip file .* starting 3c 68 74 6d"):
@@ -92,14 +92,14 @@ def test_every_layout_loads(tmp_path: Path, inside: str, suffix: str) -> None:
 
 
 def test_the_two_sets_are_told_apart_by_folder(tmp_path: Path) -> None:
-    ours = write_set(tmp_path / "MNIST" / "raw", seed=1)
-    theirs = write_set(tmp_path / "FashionMNIST" / "raw", seed=2)
-    for name, content in (("mnist", ours), ("fashion-mnist", theirs)):
+    digits = write_set(tmp_path / "MNIST" / "raw", seed=1)
+    clothes = write_set(tmp_path / "FashionMNIST" / "raw", seed=2)
+    for name, content in (("mnist", digits), ("fashion-mnist", clothes)):
         assert load(name, tmp_path).y_train.tolist() == content["train-labels-idx1-ubyte"].tolist()
     assert load("fashion-mnist", tmp_path).title == "Fashion-MNIST"
 
 
-def test_the_other_sets_files_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_files_of_the_other_set_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     import hashlib
 
     content = write_set(tmp_path)

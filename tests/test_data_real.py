@@ -1,4 +1,4 @@
-"""The published files themselves; skipped where `PYROSTOCH_DATA` names no folder that holds them."""
+"""The published files themselves; skipped unless `PYROSTOCH_DATA` is a folder that holds them."""
 
 from __future__ import annotations
 
@@ -22,20 +22,20 @@ MNIST_CLASSES = [5923, 6742, 5958, 6131, 5842, 5421, 5918, 6265, 5851, 5949]
 MNIST_TEST_CLASSES = [980, 1135, 1032, 1010, 982, 892, 958, 1028, 974, 1009]
 
 
-def place(name: str) -> Path:
+def folder_of(name: str) -> Path:
     try:
         return Path(locate(name))
     except DataNotFoundError:
         pytest.skip(f"{name} is not in PYROSTOCH_DATA")
 
 
-def loaded(name: str) -> DataSplit:
-    place(name)
+def load_or_skip(name: str) -> DataSplit:
+    folder_of(name)
     return load(name)
 
 
-def test_mnist_is_mnist() -> None:
-    split = loaded("mnist")
+def test_mnist_has_the_published_values() -> None:
+    split = load_or_skip("mnist")
     assert split.x_train.shape == (60_000, 1, 28, 28) and split.x_test.shape == (10_000, 1, 28, 28)
     assert split.y_train.bincount().tolist() == MNIST_CLASSES
     assert split.y_test.bincount().tolist() == MNIST_TEST_CLASSES
@@ -46,37 +46,37 @@ def test_mnist_is_mnist() -> None:
 
 
 def test_fashion_mnist_is_balanced() -> None:
-    split = loaded("fashion-mnist")
+    split = load_or_skip("fashion-mnist")
     assert split.y_train.bincount().tolist() == [6000] * 10 and split.y_test.bincount().tolist() == [1000] * 10
     assert split.y_train[:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]
     assert split.x_train.mean().item() == pytest.approx(0.2860, abs=5e-5)
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_the_table_for_downloads_describes_the_published_files(name: str) -> None:
-    folder = place(name)
+def test_download_sizes_and_checksums_are_those_of_the_published_files(name: str) -> None:
+    folder = folder_of(name)
     for remote in SOURCES[name].files:
         if not (folder / remote.name).is_file():
-            pytest.skip(f"{name} is there without compression")
+            pytest.skip(f"{name} is not compressed")
         assert _is_valid(folder / remote.name, remote)
         md5 = hashlib.md5((folder / remote.name).read_bytes(), usedforsecurity=False)
         assert md5.hexdigest() == remote.md5
 
 
-def test_the_two_sets_are_not_taken_for_each_other(tmp_path: Path) -> None:
+def test_the_two_sets_are_not_confused(tmp_path: Path) -> None:
     for name, other in (("mnist", "fashion-mnist"), ("fashion-mnist", "mnist")):
         folder = tmp_path / name
         folder.mkdir()
-        for file in place(name).iterdir():
+        for file in folder_of(name).iterdir():
             (folder / file.name).symlink_to(file.resolve())
         with pytest.raises(CorruptDataError, match="The two sets share their file names"):
             load(other, folder)
 
 
 def test_the_jpeg_archive_decodes_to_the_published_pixels() -> None:
-    folder = place("cifar10")
+    folder = folder_of("cifar10")
     if not (folder / "test.npz").is_file():
-        pytest.skip("CIFAR-10 is there in its original form")
+        pytest.skip("CIFAR-10 is in its original format")
     images, labels = read_cifar(folder, "test")
     digest = hashlib.sha256(np.ascontiguousarray(images.transpose(0, 2, 3, 1)).tobytes()).hexdigest()
     assert digest == "5fce8f6a84d7de12f276662376ce80f5f19c236502ddae2e16c3f187c0386c13"
@@ -99,7 +99,7 @@ SIZES = {
 
 @pytest.mark.parametrize("name", UCI_SETS)
 def test_every_uci_split_is_a_partition(name: str) -> None:
-    folder = place(f"uci:{name}")
+    folder = folder_of(f"uci:{name}")
     data = next(path for path in (folder / "data.txt.gz", folder / "data.txt") if path.is_file())
     table = np.loadtxt(data)
     wanted = np.sort(table.view([("", table.dtype)] * table.shape[1]).ravel())
@@ -117,8 +117,8 @@ def test_every_uci_split_is_a_partition(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name.startswith("uci:")])
-def test_uci_sets_come_standardized(name: str) -> None:
-    place(name)
+def test_uci_sets_are_standardized(name: str) -> None:
+    folder_of(name)
     split = load(name, dtype=torch.float64, split=3)
     assert split.target_scale is not None and all(math.isfinite(value) for value in split.target_scale)
     for values in (split.x_train, split.y_train):

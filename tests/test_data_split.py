@@ -1,4 +1,4 @@
-"""`load` and `DataSplit`: names, the bundled digits, options, and the hold-out split."""
+"""`load` and `DataSplit`: names, the bundled digits, options, and the held-out split."""
 
 from __future__ import annotations
 
@@ -67,14 +67,14 @@ def test_bad_calls_are_refused(case: str) -> None:
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name != "digits"])
-def test_without_any_folder_the_error_says_so(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_error_without_any_data_folder(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
-    for look in (load, locate):
+    for function in (load, locate):
         with pytest.raises(DataNotFoundError, match="No folder was searched: no data folder was given"):
-            look(name)
+            function(name)
 
 
-def test_the_variable_is_used_and_the_argument_wins(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_argument_overrides_the_environment_variable(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PYROSTOCH_DATA", str(tmp_path / "variable"))
     with pytest.raises(FileNotFoundError, match="variable.*no such folder"):
         load("mnist")
@@ -99,7 +99,7 @@ def test_holdout_partitions_the_training_part() -> None:
     assert inner.name == whole.name and inner.input_shape == whole.input_shape
 
 
-def test_holdout_follows_its_seed_and_leaves_the_global_state_alone() -> None:
+def test_holdout_depends_on_its_seed_and_keeps_the_global_random_state() -> None:
     whole = regression(50)
     before = torch.get_rng_state()
     first, again, other = (whole.holdout(0.2, seed=seed).x_test.flatten().tolist() for seed in (1, 1, 2))
@@ -124,7 +124,7 @@ def test_holdout_refuses_empty_parts(fraction: float) -> None:
         regression(10).holdout(fraction, seed=0)
 
 
-def test_it_is_frozen_and_readable() -> None:
+def test_split_is_frozen_and_prints_its_sizes() -> None:
     split = regression(1200)
     with pytest.raises(dataclasses.FrozenInstanceError):
         split.name = "other"  # type: ignore[misc]

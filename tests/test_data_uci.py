@@ -1,4 +1,4 @@
-"""The UCI folders: standardizing by the training part, and refusal of wrong splits, on files made here."""
+"""The UCI folders: standardizing by the training part, and refusal of wrong splits, on files written by the tests."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def write_uci(folder: Path, *, packed: bool = False, **changes: str) -> np.ndarr
 
 @pytest.mark.parametrize("packed", [False, True])
 @pytest.mark.parametrize("inside", ["UCI/yacht", "yacht"])
-def test_a_set_is_standardized_by_its_training_part(tmp_path: Path, inside: str, packed: bool) -> None:
+def test_data_are_standardized_by_the_training_part(tmp_path: Path, inside: str, packed: bool) -> None:
     table = write_uci(tmp_path / inside, packed=packed)
     split = load("uci:Yacht", tmp_path, dtype=torch.float64)
     assert split.name == "uci:yacht" and split.task == "regression" and split.num_classes is None
@@ -57,7 +57,7 @@ def test_a_set_is_standardized_by_its_training_part(tmp_path: Path, inside: str,
     wanted = (table[TEST][:, [0, 2]] - table[train][:, [0, 2]].mean(0)) / table[train][:, [0, 2]].std(0)
     np.testing.assert_allclose(split.x_test[:, :2].numpy(), wanted, rtol=1e-11)
     np.testing.assert_allclose(split.x_train[:, :2].numpy().std(0), 1.0, rtol=1e-12)
-    # A constant feature is centered, not blown up by the rounding error of its mean.
+    # A constant feature is centered; the rounding error of its mean is not scaled up.
     np.testing.assert_allclose(split.x_train[:, 2].numpy(), 0.0, atol=1e-15)
 
 

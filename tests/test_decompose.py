@@ -17,7 +17,7 @@ import pyrostoch as ps
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS
 from pyrostoch.prediction.decompose import decompose
 
-# Those that draw; the others have tests of their own.
+# The estimators that draw; moments have their own tests.
 DRAWN = [name for name in ESTIMATORS if name not in MOMENTS]
 
 F64 = {"dtype": torch.float64}
@@ -51,7 +51,7 @@ def moments(guide):
 
 
 def exact_data_term(guide, x, y):
-    """Closed form for any guide with independent weights: only their moments enter."""
+    """The closed form for a guide with independent weights, which depends on their moments only."""
     mean, variance = moments(guide)
     squares = (y[:, 0] - x @ mean).square() + x.square() @ variance
     return (-squares / (2 * NOISE**2) - math.log(NOISE) - 0.5 * math.log(2 * math.pi)).sum().item()
@@ -75,7 +75,7 @@ def log_evidence(x, y):
 
 
 def within(found, truth, stderr, floor=1e-9):
-    """Whether a Monte-Carlo result agrees within five of its own error bars, which must exist and be small."""
+    """Whether a Monte-Carlo result is within five of its standard errors of the truth."""
     return stderr is not None and abs(found - truth) <= 5 * stderr + floor
 
 
@@ -124,7 +124,7 @@ def test_it_equals_pyros_own_elbos_in_expectation(pyros, estimator):
     assert within(found.elbo, -losses.mean().item(), error) and error < 0.02 * abs(found.elbo)
 
 
-def test_the_improper_prior_is_said_and_its_closed_kl_equals_its_monte_carlo_estimate():
+def test_an_improper_prior_is_reported_and_its_closed_kl_equals_its_monte_carlo_estimate():
     model, x, y = regression(ps.priors.LogUniform())
     guide = ps.guides.WeightwiseAlpha(model, init_log_alpha=-1.0)
     found = decompose(model, guide, (x, y))
@@ -161,7 +161,7 @@ def test_a_kl_without_closed_form_is_monte_carlo_with_its_error():
     assert found.elbo_stderr == pytest.approx(math.hypot(found.data_stderr, found.kl_stderr))
 
 
-def test_error_bars_tell_the_truth():
+def test_standard_errors_are_correct():
     """Over many repetitions the deviations, in units of the stated error, have about unit variance."""
     model, guide, (x, y) = _setup()
     truth = exact_data_term(guide, x, y)
@@ -178,7 +178,7 @@ def test_a_random_prior_scale_makes_its_weights_kl_monte_carlo():
     scale = guide.site_distribution("weight_prior_scale")
     center, width = scale.base_dist.loc.item(), scale.base_dist.scale.item()
     mean, variance = moments(guide)
-    # Given s the KL is closed; its mean over a log-normal s needs E log s and E s^-2.
+    # Given the scale s the KL has a closed form; its mean over a log-normal s needs E log s and E s^-2.
     inverse = math.exp(-2 * center + 2 * width**2)
     truth = (center - 0.5 * variance.log() + (variance + mean.square()) * inverse / 2 - 0.5).sum().item()
     row = rows["weight"]
@@ -186,12 +186,12 @@ def test_a_random_prior_scale_makes_its_weights_kl_monte_carlo():
     truth = quadrature(scale, dist.HalfNormal(torch.tensor(1.0, **F64)), 1e-6, 12.0)
     row = rows["weight_prior_scale"]
     assert within(row.kl, truth, row.stderr)
-    # The two estimates move together, so the error of their sum is not that of independent ones.
+    # The two estimates are correlated, so the error of their sum is not that of independent ones.
     assert found.kl_stderr != pytest.approx(math.hypot(*(row.stderr for row in found.sites)), rel=1e-3)
     assert found.kl_stderr <= sum(row.stderr for row in found.sites)
 
 
-def test_a_penalty_is_a_term_of_its_own():
+def test_a_penalty_is_a_separate_term():
     model, x, y = regression(penalty=lambda net: net.weight.square().sum())
     found = decompose(model, ps.guides.Additive(model), (x, y))
     value = model.net.weight.square().sum().item()
@@ -200,8 +200,8 @@ def test_a_penalty_is_a_term_of_its_own():
     assert decompose(*_setup()).penalty == {}
 
 
-def test_local_is_measured_to_differ_from_shared_on_a_convolution():
-    """A constant input: the sum over positions has 25 variances of a weight when shared, 5 when factorized."""
+def test_local_differs_from_shared_on_a_convolution():
+    """With constant input, the variance of the sum over positions is 25 times a weight's if shared, else 5 times."""
     count, scale, positions = 30, 0.4, 5
     net = nn.Sequential(nn.Conv1d(1, 1, 1, bias=False, **F64), nn.Flatten(), nn.Linear(positions, 1, bias=False, **F64))
     nn.init.ones_(net[2].weight)
@@ -229,7 +229,7 @@ def test_local_is_measured_to_differ_from_shared_on_a_convolution():
     assert found["shared"].sites[0].treatment == "shared"
 
 
-def test_every_example_counts_once_however_the_data_come():
+def test_every_example_counts_once_in_every_form_of_data():
     model, x, y = regression(prior={"weight": None})
     guide = ps.guides.Additive(model)
     exact = dist.Normal(model.net(x).detach(), NOISE).log_prob(y).sum().item()
@@ -258,7 +258,7 @@ def test_data_that_are_not_the_training_set_are_refused():
         decompose(model, guide, (x, y), estimator="locl")
     with pytest.raises(ValueError, match="device 'meta': the model is on cpu"):
         decompose(model, guide, (x, y), device="meta")
-    with pytest.raises(ValueError, match="knows its num_data"):
+    with pytest.raises(ValueError, match="a model that has num_data"):
         decompose(nn.Linear(3, 1), guide, (x, y))
     classes = ps.BayesianModel(
         nn.Linear(3, 2, **F64), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Categorical(), num_data=12
@@ -267,7 +267,7 @@ def test_data_that_are_not_the_training_set_are_refused():
         decompose(classes, ps.guides.Additive(classes), (x, torch.tensor([0] * 11 + [7])))
 
 
-def test_the_network_is_evaluated_and_left_as_it_was():
+def test_the_network_is_in_evaluation_mode_and_restored():
     net = nn.Sequential(nn.Linear(3, 4, **F64), nn.BatchNorm1d(4, **F64), nn.Dropout(0.5), nn.Linear(4, 1, **F64))
     model = ps.BayesianModel(net, likelihood=ps.likelihoods.Gaussian(1.0), num_data=8)
     x, y = torch.randn(8, 3, **F64), torch.zeros(8, 1, **F64)
@@ -293,7 +293,7 @@ def test_autoguides_are_decomposed_too():
     assert own.sites[0].treatment == "shared (no rule for Delta)"
 
 
-def test_it_reads_as_a_table_and_as_plain_data():
+def test_the_result_is_printed_as_a_table_and_converted_to_plain_data():
     found = decompose(*_setup(), num_samples=3)
     plain = json.loads(json.dumps(found.to_dict()))
     assert {"elbo", "data", "kl", "elbo_stderr", "improper", "num_data", "sites", "penalty"} <= set(plain)
@@ -313,7 +313,7 @@ def test_it_reads_as_a_table_and_as_plain_data():
         assert part in text
 
 
-def test_what_draws_nothing_is_read_once():
+def test_an_estimator_that_draws_nothing_runs_once():
     model, x, y = regression()
     guide = ps.guides.Additive(model)
     passes = []
@@ -324,7 +324,7 @@ def test_what_draws_nothing_is_read_once():
     assert "nothing drawn" in str(found) and "±" not in str(found)
 
 
-def test_a_network_with_noise_of_its_own_is_read_for_every_draw_under_moments_too():
+def test_a_network_with_its_own_noise_runs_for_every_draw_under_moments_too():
     class Noisy(nn.Linear):
         def forward(self, x):
             return super().forward(x) + torch.randn(len(x), 1, **F64)
@@ -337,7 +337,7 @@ def test_a_network_with_noise_of_its_own_is_read_for_every_draw_under_moments_to
     assert found.num_samples == 20 and found.data_stderr > 0.0
 
 
-def test_equal_readings_have_no_error():
+def test_equal_values_have_no_standard_error():
     model, x, y = regression()
     guide = AutoDelta(model)
     guide(x, y)

@@ -1,4 +1,4 @@
-"""One table of distributions, and the distributions that every distribution obeys."""
+"""One table of distributions, and the properties that each of them must have."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ F64 = torch.float64
 
 @dataclass(frozen=True)
 class Case:
-    """A distribution by its parameters, with what is known of it from elsewhere."""
+    """A distribution and its parameters, with moments computed independently."""
 
     name: str
     build: Callable[..., dist.TorchDistribution]
@@ -104,7 +104,7 @@ def test_moments_are_those_of_the_draws(case: Case) -> None:
 
 
 @each_distribution
-def test_zero_mean_is_declared_truly(case: Case) -> None:
+def test_zero_mean_attribute_is_correct(case: Case) -> None:
     distribution = case.distribution()
     assert distribution.zero_mean is case.zero_mean
     assert bool((distribution.mean == 0).all()) is case.zero_mean
@@ -236,7 +236,7 @@ def test_validation_of_values_follows_the_support() -> None:
         assert (distribution.log_prob(torch.tensor([1.5, -1.001])) == -math.inf).all()
 
 
-def test_two_points_forgive_rounding_only() -> None:
+def test_two_points_tolerate_only_rounding() -> None:
     distribution = TwoPoint(torch.tensor(0.3, dtype=F64), validate_args=False)
     value = torch.tensor([0.3 * (1 + 1e-15), -0.3 * (1 - 1e-15), 0.3 * (1 + 1e-13)], dtype=F64)
     assert distribution.log_prob(value).tolist() == [-math.log(2), -math.log(2), -math.inf]
@@ -250,7 +250,7 @@ def test_entropies() -> None:
     torch.testing.assert_close(distribution.entropy(), dist.Normal(LOC, MULTIPLICATIVE.sqrt()).entropy())
 
 
-def test_gaussians_are_normals_to_the_rest_of_the_world() -> None:
+def test_gaussians_behave_like_a_pyro_normal() -> None:
     for distribution in (MultiplicativeNormal(LOC, LOG_ALPHA), CenteredNormal(SCALE)):
         twin = dist.Normal(distribution.mean, distribution.stddev)
         value = LOC + 0.7
@@ -265,7 +265,7 @@ def test_multiplicative_noise_is_finite_at_zero_mean() -> None:
     for quantity in (distribution.rsample((2,)), distribution.variance, distribution.scale):
         (gradient,) = torch.autograd.grad(quantity.sum(), loc)
         assert quantity.isfinite().all() and gradient.isfinite().all()
-    # A point mass: all of it at zero.
+    # A point mass at zero.
     assert distribution.log_prob(torch.tensor([0.0, 1e-9, -2.0], dtype=F64)).tolist() == [
         math.inf,
         -math.inf,
@@ -310,21 +310,21 @@ def test_log_uniform_density() -> None:
 
 
 @pytest.mark.parametrize("prior", [LogUniform(), LogUniform("molchanov").expand((2,)), ARD(), ARD().expand((3, 1))])
-def test_improper_priors_refuse_what_they_cannot_give(prior: ImproperPrior) -> None:
+def test_improper_priors_refuse_samples_and_moments(prior: ImproperPrior) -> None:
     name = type(prior).__name__
     assert prior.improper and not prior.has_rsample
-    for wanted, attempt in {
+    for requested, attempt in {
         "samples": lambda: pyro.sample("w", prior),
         "mean": lambda: prior.mean,
         "variance": lambda: prior.stddev,
     }.items():
-        with pytest.raises(ValueError, match=f"{name} is an improper prior and has no {wanted}.*Use a proper prior"):
+        with pytest.raises(ValueError, match=f"{name} is an improper prior and has no {requested}.*Use a proper prior"):
             attempt()
     with pytest.raises(ValueError, match="has no samples"):
         prior.rsample()
 
 
-def test_improper_priors_keep_what_they_know() -> None:
+def test_improper_priors_keep_their_arguments() -> None:
     prior = LogUniform(approximation="molchanov", validate_args=True).expand((4, 5))
     for twin in (prior, copy.deepcopy(prior), pickle.loads(pickle.dumps(prior)), prior.expand((2, 4, 5))):
         assert twin.approximation == "molchanov" and twin._validate_args and twin.batch_shape[-2:] == (4, 5)
@@ -338,8 +338,8 @@ def test_ard_refuses_its_density_by_name() -> None:
 
 
 def test_a_symmetric_distribution_needs_noise() -> None:
-    class Forgetful(SymmetricDistribution):
+    class Noiseless(SymmetricDistribution):
         noise_variance = 1.0
 
-    with pytest.raises(TypeError, match="Forgetful.*define _noise"):
-        Forgetful(1.0).sample()
+    with pytest.raises(TypeError, match="Noiseless.*define _noise"):
+        Noiseless(1.0).sample()

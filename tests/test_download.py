@@ -1,4 +1,4 @@
-"""Downloads from a server on loopback that delivers, cuts, lies and refuses."""
+"""Downloads from a local server that works, breaks off, sends wrong bytes, or refuses."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ module = __import__("sys").modules[download_function.__module__]
 
 
 def small_set() -> dict[str, bytes]:
-    """Return four valid files of a few images, gzip, by name."""
+    """Return four valid gzip files of a few images, by name."""
     files = {}
     for part, count in (("train", 400), ("t10k", 3)):
         pixels = bytes(os.urandom(count * 28 * 28))
@@ -37,7 +37,7 @@ FIRST = next(iter(FILES))
 
 
 class Handler(BaseHTTPRequestHandler):
-    """The first part of the path says how the server behaves; requests are noted."""
+    """The first part of the path selects how the server behaves; requests are recorded."""
 
     requests: list[str] = []
 
@@ -202,7 +202,9 @@ def test_an_interrupt_removes_the_temporary_file(server: str, tmp_path: Path, mo
     assert len(seen) == 1 and seen[0].endswith(".part") and names(tmp_path) == []
 
 
-def test_a_full_disk_is_not_blamed_on_the_mirror(server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_full_disk_is_not_an_error_of_the_mirror(
+    server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     def full(descriptor: int) -> None:
         raise OSError(errno.ENOSPC, "No space left on device")
 

@@ -1,4 +1,4 @@
-"""Interpretations against their exact twins: the moments of each output, computed from the weights' own moments."""
+"""Interpretations: mean and variance of each output, against exact values from the moments of the weights."""
 
 from __future__ import annotations
 
@@ -49,9 +49,9 @@ DISTRIBUTIONS = {
 }
 
 
-def run(net, distributions, x, how):
-    """Draw the weights under `how` and call the network."""
-    with how:
+def run(net, distributions, x, interpretation):
+    """Draw the weights and call the network under an interpretation."""
+    with interpretation:
         mark = independent()
         weights = {
             name: pyro.sample(name, distribution.to_event(len(distribution.batch_shape)), infer=mark)
@@ -61,7 +61,7 @@ def run(net, distributions, x, how):
 
 
 def exact_moments(net, distributions, x):
-    """Mean and variance of each output, from the weights' means and variances: everything is linear."""
+    """Mean and variance of each output of a linear layer, from the means and variances of its weights."""
     mean = torch.func.functional_call(
         net, {name: distribution.mean for name, distribution in distributions.items()}, (x,)
     )
@@ -91,17 +91,17 @@ def test_local_and_flipout_have_the_exact_marginal_moments(layer, distribution):
     copies, rounds = 4000, 600
     local = run(net, distributions, x.expand(copies, *shape), LocalReparameterization())
     assert_moments(local.detach(), mean[0], variance[0])
-    # Examples of one flipped batch share the size of the deviation, so independent rounds are needed.
+    # The examples of a batch share one draw up to signs, so independent rounds are needed.
     flipped = torch.cat([run(net, distributions, x.expand(2, *shape), Flipout())[:1] for _ in range(rounds)])
     assert_moments(flipped.detach(), mean[0], variance[0])
 
 
-@pytest.mark.parametrize("how", [SharedSample, LocalReparameterization, Flipout])
-def test_only_the_bias_random(how):
+@pytest.mark.parametrize("interpretation", [SharedSample, LocalReparameterization, Flipout])
+def test_only_the_bias_random(interpretation):
     net = nn.Linear(3, 2, **F64)
     x = torch.randn(1, 3, **F64)
     distributions = {"bias": DISTRIBUTIONS["normal"](net.bias)}
-    outputs = torch.cat([run(net, distributions, x.expand(3, 3), how())[:1] for _ in range(3000)])
+    outputs = torch.cat([run(net, distributions, x.expand(3, 3), interpretation())[:1] for _ in range(3000)])
     mean = net(x).detach()[0]
     assert_moments(outputs.detach(), mean, distributions["bias"].variance)
 
@@ -114,7 +114,7 @@ def test_local_draws_differ_between_examples_and_shared_ones_do_not():
     assert (shared == shared[0]).all()
     assert run(net, distributions, x, LocalReparameterization()).unique(dim=0).shape[0] == 50
     flipped = run(net, distributions, x, Flipout())
-    # Three signs out, two in: at most 2^5 different rows, and more than the 2^2 of the inputs' signs alone.
+    # Three signs of outputs and two of inputs: at most 2^5 different rows, and more than 2^2 from input signs alone.
     assert 2**2 < flipped.unique(dim=0).shape[0] <= 2**5
 
 
@@ -127,8 +127,8 @@ def test_flipout_decorrelates_examples():
     assert abs(product.mean()) < 5 * product.std() / math.sqrt(len(product))
 
 
-def test_flipout_of_a_convolution_shows_one_weight_to_all_positions_of_an_example():
-    """The exact joint distribution over positions: the covariance of two outputs of an example is the shared one."""
+def test_flipout_of_a_convolution_uses_one_weight_at_all_positions_of_an_example():
+    """The joint distribution over the positions of an example is exact: one weight is used at all of them."""
     net = nn.Conv1d(1, 1, 1, bias=False, **F64)
     distributions = {"weight": dist.Normal(torch.zeros(1, 1, 1, **F64), 1.0)}
     x = torch.ones(64, 1, 5, **F64)
@@ -138,13 +138,13 @@ def test_flipout_of_a_convolution_shows_one_weight_to_all_positions_of_an_exampl
 
 
 def test_local_over_conv_positions_is_factorized_and_the_gap_is_as_derived():
-    """Averaging P positions of a 1x1 convolution: variance v in truth, v / P when drawn independently."""
+    """The mean over P positions of a 1x1 convolution has variance v exactly, and v / P with independent draws."""
     net = nn.Conv1d(1, 1, 1, bias=False, **F64)
     distributions = {"weight": dist.Normal(torch.zeros(1, 1, 1, **F64), 1.0)}
     x = torch.ones(20000, 1, 4, **F64)
-    how = LocalReparameterization()
-    factorized = run(net, distributions, x, how).mean(-1)
-    assert how.treatments == {"weight": "local (factorized over 4 positions)"}
+    interpretation = LocalReparameterization()
+    factorized = run(net, distributions, x, interpretation).mean(-1)
+    assert interpretation.treatments == {"weight": "local (factorized over 4 positions)"}
     assert factorized.var().item() == pytest.approx(1 / 4, rel=0.05)
     exact = LocalReparameterization(factorized=False)
     draws = torch.stack([run(net, distributions, x[:1], exact).mean() for _ in range(4000)])
@@ -157,16 +157,16 @@ def test_local_of_a_convolution_with_one_position_is_exact_even_where_factorizin
     distributions = {"weight": dist.Normal(net.weight.detach(), 0.5)}
     x = torch.randn(1, 2, 4, 4, **F64)
     mean, variance = exact_moments(net, distributions, x)
-    how = LocalReparameterization(factorized=False)
-    assert_moments(run(net, distributions, x.expand(4000, 2, 4, 4), how).detach(), mean[0], variance[0])
-    assert how.treatments == {"weight": "local (exact)"}
+    interpretation = LocalReparameterization(factorized=False)
+    assert_moments(run(net, distributions, x.expand(4000, 2, 4, 4), interpretation).detach(), mean[0], variance[0])
+    assert interpretation.treatments == {"weight": "local (exact)"}
 
 
-@pytest.mark.parametrize("how", [LocalReparameterization, Flipout])
-def test_sequences_share_one_draw(how):
+@pytest.mark.parametrize("interpretation", [LocalReparameterization, Flipout])
+def test_sequences_share_one_draw(interpretation):
     net = nn.Linear(2, 1, bias=False)
     distributions = {"weight": dist.Normal(torch.zeros(1, 2), 1.0)}
-    handler = how()
+    handler = interpretation()
     out = run(net, distributions, torch.ones(3, 5, 2), handler)
     assert (out == out[0, 0]).all()
     assert handler.treatments == {"weight": "shared (sequence)"}
@@ -188,9 +188,9 @@ def test_unbatched_inputs():
 def test_distributions_without_a_rule_are_shared():
     net = nn.Linear(2, 1, bias=False)
     distributions = {"weight": dist.Laplace(torch.zeros(1, 2), 1.0)}
-    how = LocalReparameterization()
-    out = run(net, distributions, torch.ones(4, 2), how)
-    assert (out == out[0]).all() and how.treatments == {"weight": "shared (no rule for Laplace)"}
+    interpretation = LocalReparameterization()
+    out = run(net, distributions, torch.ones(4, 2), interpretation)
+    assert (out == out[0]).all() and interpretation.treatments == {"weight": "shared (no rule for Laplace)"}
 
 
 def test_mean_propagation():
@@ -241,7 +241,7 @@ def test_the_inner_interpretation_wins():
 
 
 def test_keyword_and_functional_calls_inside_user_code():
-    class Own(nn.Module):
+    class UserModule(nn.Module):
         def __init__(self):
             super().__init__()
             self.kernel = nn.Parameter(torch.randn(3, 2))
@@ -249,32 +249,32 @@ def test_keyword_and_functional_calls_inside_user_code():
         def forward(self, x):
             return torch.nn.functional.linear(weight=self.kernel, bias=torch.ones(3), input=x)
 
-    how = LocalReparameterization()
-    out = run(Own(), {"kernel": dist.Normal(torch.zeros(3, 2), 1.0)}, torch.ones(6, 2), how)
-    assert out.unique(dim=0).shape[0] == 6 and how.treatments == {"kernel": "local (exact)"}
+    interpretation = LocalReparameterization()
+    out = run(UserModule(), {"kernel": dist.Normal(torch.zeros(3, 2), 1.0)}, torch.ones(6, 2), interpretation)
+    assert out.unique(dim=0).shape[0] == 6 and interpretation.treatments == {"kernel": "local (exact)"}
 
 
 def test_references_do_not_pile_up_over_steps():
     net = nn.Linear(2, 1, bias=False)
     distributions = {"weight": dist.Normal(torch.zeros(1, 2), 1.0)}
-    with LocalReparameterization() as how:
+    with LocalReparameterization() as interpretation:
         for _ in range(5):
             weight = pyro.sample("weight", distributions["weight"].to_event(2), infer=independent())
             call_network(net, {"weight": weight}, (torch.ones(2, 2),))
-    assert len(how._draws) == 1
+    assert len(interpretation._draws) == 1
 
 
 @pytest.mark.parametrize("distribution", [TwoPoint, SymmetricUniform])
 def test_local_matches_moments_only_where_approximations_are_allowed(distribution):
     net = nn.Linear(1, 1, bias=False, dtype=torch.float64)
     x = torch.ones(500, 1, dtype=torch.float64)
-    reach, treatments = {}, {}
+    largest, treatments = {}, {}
     for factorized in (True, False):
         with LocalReparameterization(factorized=factorized) as local:
             weight = pyro.sample(
                 "weight", distribution(torch.full((1, 1), 2.0).double()).to_event(2), infer=independent()
             )
             out = call_network(net, {"weight": weight}, (x,))
-        reach[factorized], treatments[factorized] = out.abs().max().item(), local.treatments["weight"]
-    assert reach[False] <= 2.0 < reach[True]  # no drawn weight is beyond the width; a normal output is
+        largest[factorized], treatments[factorized] = out.abs().max().item(), local.treatments["weight"]
+    assert largest[False] <= 2.0 < largest[True]  # weights are bounded by their width, a normal output is not
     assert treatments == {True: "local (matched moments)", False: f"shared (no rule for {distribution.__name__})"}

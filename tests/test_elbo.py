@@ -1,4 +1,4 @@
-"""The ELBO against its exact twins: conjugate regression, Pyro's own ELBOs, finite sums."""
+"""The ELBO compared with exact results (conjugate regression, finite sums) and with Pyro's own ELBOs."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import nn
 import pyrostoch as ps
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS
 
-# Those that draw; the others have tests of their own.
+# The estimators that draw; moments have their own tests.
 DRAWN = [name for name in ESTIMATORS if name not in MOMENTS]
 
 F64 = {"dtype": torch.float64}
@@ -50,7 +50,7 @@ def losses(elbo, model, guide, x, y, draws):
 
 
 def exact_elbo(guide, x, y, noise, prior_scale):
-    """Closed form for Gaussian linear regression and any guide with independent weights: only moments enter."""
+    """The closed form for Gaussian linear regression, which for independent weights depends on their moments only."""
     distribution = guide.site_distribution("weight")
     mean, variance = distribution.base_dist.mean[0].detach(), distribution.base_dist.variance[0].detach()
     squares = (y[:, 0] - x @ mean).square() + x.square() @ variance
@@ -71,7 +71,7 @@ def test_equals_the_closed_form_of_conjugate_regression(guide, estimator):
 
 
 def test_reaches_the_evidence_where_the_guide_holds_the_posterior():
-    """Orthogonal inputs: the posterior factorizes, so the ELBO of the posterior itself is the log evidence, always."""
+    """With orthogonal inputs the posterior factorizes, so a guide can equal it; its ELBO is then the log evidence."""
     model, _, _ = regression(num_data=3)
     x = torch.diag(torch.tensor([1.0, 2.0, -0.5], **F64))
     y = torch.tensor([[0.3], [-1.0], [2.0]], **F64)
@@ -82,7 +82,7 @@ def test_reaches_the_evidence_where_the_guide_holds_the_posterior():
     evidence = dist.MultivariateNormal(torch.zeros(3, **F64), 0.64 * x @ x.T + 0.25 * torch.eye(3, **F64)).log_prob(
         y[:, 0]
     )
-    # Trace_ELBO's terms cancel draw by draw; with the closed KL only the mean does.
+    # Trace_ELBO equals the log evidence in every draw; with the closed KL only its mean does.
     assert -Trace_ELBO().loss(model, guide, x, y) == pytest.approx(evidence.item(), abs=1e-10)
     found = -losses(ps.ELBO("local"), model, guide, x, y, 4000)
     assert abs(found.mean() - evidence) < 5 * found.std() / math.sqrt(4000)
@@ -101,7 +101,7 @@ def test_equals_pyros_own_elbos_on_a_network(guide, theirs):
     assert abs(ours.mean() - their.mean()) < 5 * error
 
 
-def test_stock_guides_under_our_elbo():
+def test_pyros_own_guides_under_our_elbo():
     from pyro.infer.autoguide import AutoNormal
 
     net = nn.Sequential(nn.Linear(3, 5, **F64), nn.Tanh(), nn.Linear(5, 1, **F64))
@@ -162,8 +162,8 @@ def test_kl_weight_scales_the_kl_and_nothing_else():
     assert scaled.kl.item() == pytest.approx(0.5 * terms.kl.item())
 
 
-def test_local_draws_no_weight_that_nobody_reads():
-    """The generator moves by the noise of the output alone: what eager and staged steps must agree on."""
+def test_local_draws_no_unused_weight():
+    """Only the noise of the output is drawn; eager and compiled steps must use the generator alike."""
     model, x, y = regression()
     loss = ps.ELBO("local")(model, ps.guides.Additive(model))
     torch.manual_seed(0)
@@ -195,7 +195,7 @@ def test_particles_are_averaged():
     assert eight.var() / one.var() == pytest.approx(1 / 8, rel=0.35)
 
 
-def test_penalty_is_a_term_of_its_own():
+def test_penalty_is_a_separate_term():
     net = nn.Linear(3, 1, **F64)
     model, x, y = regression(net=net, penalty=lambda n: 7.0 * n.bias.square().sum())
     terms = ps.ELBO().terms(model, ps.guides.Additive(model), x, y)
@@ -211,7 +211,7 @@ def test_penalty_is_a_term_of_its_own():
 
 
 @pytest.mark.parametrize("estimator", DRAWN)
-def test_the_first_pass_with_its_census_draws_what_every_other_pass_draws(estimator):
+def test_the_first_pass_with_the_usage_analysis_draws_the_same_as_later_passes(estimator):
     net = nn.Sequential(nn.Linear(3, 8, **F64), nn.Dropout(0.5), nn.Linear(8, 1, **F64))
     model, x, y = regression(net=net)
     loss = ps.ELBO(estimator)(model, ps.guides.Additive(model, init_scale=0.3))
@@ -265,7 +265,7 @@ def test_svi_trains_without_the_parameter_store():
     assert len(pyro.get_param_store()) == 0
 
 
-def test_svi_with_stock_elbo_trains_the_networks_own_parameters_too():
+def test_svi_with_pyros_elbo_trains_the_networks_own_parameters_too():
     net = nn.Sequential(nn.Linear(3, 4, **F64), nn.BatchNorm1d(4, **F64), nn.Linear(4, 1, **F64))
     model, x, y = regression(net=net)
     guide = ps.guides.Additive(model)
@@ -298,7 +298,7 @@ def test_a_step_reads_nothing_back_from_the_device(monkeypatch):
         for make in GUIDES.values():
             loss = ps.ELBO(estimator)(model, make(model))
             with pyro.validation_enabled(False):
-                loss(x, y)  # the usage may read
+                loss(x, y)  # the analysis of weight usage may read values
 
                 def refuse(tensor, *args):
                     raise AssertionError("a tensor's value was read")

@@ -1,4 +1,4 @@
-"""Estimators of gradients through neurons with states: against every configuration, one by one."""
+"""Gradient estimators for neurons with states, against a sum over all configurations."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ def problem(batch=3):
 
 
 def squared(out):
-    """A loss that is curved: what a neuron's variance adds to it is not seen straight through."""
+    """A nonlinear loss; the straight-through gradient misses the effect of a neuron's variance on it."""
     return out.square().sum(1)
 
 
@@ -45,25 +45,25 @@ NETWORKS = {
 EVERY = pytest.mark.parametrize("name", NETWORKS)
 
 
-def by_hand(net, x, loss, average="loss"):
+def sum_over_configurations(net, x, loss, average="loss"):
     """The expectation as a plain sum over configurations, layer by layer, without the estimators' handlers."""
 
-    def rest(parts, h, example):
+    def from_layer(parts, h, example):
         if not parts:
-            found = loss(h.expand(len(x), -1))[example]
-            return found if average == "loss" else (-found).exp()
+            value = loss(h.expand(len(x), -1))[example]
+            return value if average == "loss" else (-value).exp()
         part, *more = parts
         if not isinstance(part, KState):
-            return rest(more, part(h), example)
+            return from_layer(more, part(h), example)
         p, total = part.probabilities(h)[0], 0.0
         for config in itertools.product(range(len(part.states)), repeat=h.shape[1]):
             weight = math.prod([p[unit, state] for unit, state in enumerate(config)])
             states = torch.tensor([[part.states[state] for state in config]], **F64)
-            total = total + weight * rest(more, states, example)
+            total = total + weight * from_layer(more, states, example)
         return total
 
-    found = torch.stack([rest(list(net), x[i : i + 1], i) for i in range(len(x))])
-    return (found if average == "loss" else -found.log()).mean()
+    means = torch.stack([from_layer(list(net), x[i : i + 1], i) for i in range(len(x))])
+    return (means if average == "loss" else -means.log()).mean()
 
 
 def gradient(value, net):
@@ -72,12 +72,12 @@ def gradient(value, net):
 
 @EVERY
 @pytest.mark.parametrize("average", ["loss", "probability"])
-def test_the_oracle_is_the_sum_over_configurations(name, average):
+def test_enumeration_is_the_sum_over_configurations(name, average):
     net, (x, loss) = NETWORKS[name](), problem()
-    found = enumerated(net, x, loss, log_mean_exp=average == "probability")
-    truth = by_hand(net, x, loss, average)
-    torch.testing.assert_close(found, truth, rtol=1e-12, atol=0)
-    torch.testing.assert_close(gradient(found, net), gradient(truth, net), rtol=1e-10, atol=1e-13)
+    value = enumerated(net, x, loss, log_mean_exp=average == "probability")
+    truth = sum_over_configurations(net, x, loss, average)
+    torch.testing.assert_close(value, truth, rtol=1e-12, atol=0)
+    torch.testing.assert_close(gradient(value, net), gradient(truth, net), rtol=1e-10, atol=1e-13)
 
 
 UNBIASED = [(name, estimator) for name in NETWORKS for estimator in ("score", "arm")]
@@ -104,7 +104,7 @@ def test_the_value_of_a_surrogate_is_the_mean_loss():
         assert abs(values.mean().item() - truth) < 4.5 * values.std().item() / 200**0.5
 
 
-def test_straight_through_is_exact_for_a_linear_loss_of_one_layer_and_biased_else():
+def test_straight_through_is_exact_for_a_linear_loss_of_one_layer_only():
     net, x = network(Ternary(noise=0.7)), torch.randn(4, 3, **F64)
 
     def linear(out):
@@ -113,8 +113,8 @@ def test_straight_through_is_exact_for_a_linear_loss_of_one_layer_and_biased_els
     torch.manual_seed(0)
     straight = gradient(surrogate(net, x, linear), net)[:12]
     torch.testing.assert_close(straight, gradient(enumerated(net, x, linear), net)[:12])
-    found = gradient_quality(net, x, squared, repeats=400)
-    assert found.bias > 0.05 and found.bias**2 > 4 * found.bias_stderr and found.cosine > 0.5
+    quality = gradient_quality(net, x, squared, repeats=400)
+    assert quality.bias > 0.05 and quality.bias**2 > 4 * quality.bias_stderr and quality.cosine > 0.5
 
 
 def test_paths_of_two_layers_have_a_smaller_bias_than_straight_through():
@@ -126,13 +126,13 @@ def test_paths_of_two_layers_have_a_smaller_bias_than_straight_through():
     assert paths.bias < 0.5 * straight.bias and paths.deviation < straight.deviation and paths.cosine > straight.cosine
 
 
-def test_many_samples_bring_the_log_of_the_mean_probability():
+def test_log_mean_exp_of_many_samples_approaches_the_log_of_the_mean_likelihood():
     net, (x, loss) = NETWORKS["ternary"](), problem()
     few, many = (gradient_quality(net, x, loss, estimator="log-mean-exp", samples=m, repeats=400) for m in (1, 30))
     assert many.bias < few.bias and many.cosine > few.cosine
 
 
-def test_estimators_work_behind_convolutions_and_batch_normalization():
+def test_estimators_work_with_convolutions_and_batch_normalization():
     torch.manual_seed(0)
     net = nn.Sequential(
         nn.Conv2d(1, 2, 2), nn.BatchNorm2d(2), Binary(noise=0.5), nn.Conv2d(2, 1, 2), Binary(noise=0.5), nn.Flatten()
@@ -143,11 +143,11 @@ def test_estimators_work_behind_convolutions_and_batch_normalization():
     exact = gradient(enumerated(net, x, squared), net)
     for name in ("arm", "score", "path-sample-analytic"):
         torch.manual_seed(1)
-        found = torch.stack([gradient(surrogate(net, x, squared, estimator=name, samples=2), net) for _ in range(300)])
-        assert torch.cosine_similarity(found.mean(0), exact, dim=0) > 0.97
+        drawn = torch.stack([gradient(surrogate(net, x, squared, estimator=name, samples=2), net) for _ in range(300)])
+        assert torch.cosine_similarity(drawn.mean(0), exact, dim=0) > 0.97
 
 
-class Other(nn.Module):
+class Bernoulli(nn.Module):
     """A random activation of another kind."""
 
     def forward(self, x):
@@ -158,7 +158,13 @@ class Other(nn.Module):
 
 
 REFUSALS = {
-    "kind": (nn.Sequential(Other(), Binary()), "score", 2, TypeError, "expected neurons with states .* Other"),
+    "kind": (
+        nn.Sequential(Bernoulli(), Binary()),
+        "score",
+        2,
+        TypeError,
+        "expected neurons with states .* Bern",
+    ),
     "correlated": (network(ThresholdNeuron(1.0, correlation=0.5)), "arm", 1, ValueError, "noise .* is correlated"),
     "one": (network(Binary()), "score", 1, ValueError, "samples=1"),
     "many": (network(Binary(), units=16), "enumeration", 1, ValueError, r"1 \* 2\^16"),
@@ -184,16 +190,16 @@ def test_networks_that_an_estimator_cannot_take_are_refused(name):
 
 
 @pytest.mark.parametrize("estimator", ESTIMATORS)
-def test_losses_that_are_not_one_an_example_are_refused(estimator):
+def test_losses_without_one_value_per_example_are_refused(estimator):
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 2), Ternary(), nn.Linear(2, 2))
     x, y = torch.randn(4, 3), torch.randint(0, 2, (4,))
-    with pytest.raises(ValueError, match=r"one value an example, of shape \(4,\), got \(\); use reduction='none'"):
+    with pytest.raises(ValueError, match=r"one value per example, of shape \(4,\), got \(\); use reduction='none'"):
         surrogate(net, x, lambda out: F.cross_entropy(out, y), estimator=estimator, samples=2)
 
 
 @pytest.mark.parametrize("estimator", ["arm", "path-sample-analytic", "enumeration"])
-def test_dropout_in_training_is_refused_by_those_that_run_the_network_again(estimator):
+def test_estimators_that_run_the_network_again_refuse_dropout_in_training(estimator):
     net = nn.Sequential(nn.Linear(3, 2), nn.Dropout(0.5), Ternary(), nn.Linear(2, 2))
     x, y = torch.randn(4, 3), torch.randint(0, 2, (4,))
 

@@ -1,4 +1,4 @@
-"""States of neurons as Pyro sites: enumerated, scored, conditioned, in models of one's own and in a BayesianModel."""
+"""States of neurons as Pyro sites: enumeration, log probabilities and conditioning, also in a BayesianModel."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from pyrostoch.layers import Binary, Ternary
 F64 = {"dtype": torch.float64}
 
 
-def parts():
+def problem():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), Ternary(), nn.Linear(4, 3), Binary(), nn.Linear(3, 3)).double()
     return net, torch.randn(6, 3, **F64), torch.randint(0, 3, (6,))
@@ -29,25 +29,26 @@ def model(net, x, y, **settings):
         pyro.sample("obs", dist.Categorical(logits=net(x)), obs=y)
 
 
-def nothing(*_):
+def empty_guide(*_):
     pass
 
 
 def test_pyros_enumeration_is_the_exact_likelihood_with_its_gradient():
-    net, x, y = parts()
+    net, x, y = problem()
 
     def enumerable(x, y):
         model(net, x, y, enumerate=True)
 
-    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(enumerable, nothing, x, y)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).differentiable_loss(enumerable, empty_guide, x, y)
     exact = 6 * enumerated(net, x, lambda out: F.cross_entropy(out, y, reduction="none"), log_mean_exp=True)
     torch.testing.assert_close(loss, exact, rtol=1e-12, atol=0.0)
-    for mine, theirs in zip(*(torch.autograd.grad(of, list(net.parameters())) for of in (loss, exact)), strict=True):
-        torch.testing.assert_close(mine, theirs, rtol=1e-10, atol=1e-12)
+    gradients = (torch.autograd.grad(value, list(net.parameters())) for value in (loss, exact))
+    for actual, expected in zip(*gradients, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-12)
 
 
 def test_log_probabilities_are_those_of_the_layers():
-    net, x, y = parts()
+    net, x, y = problem()
     trace = poutine.trace(model).get_trace(net, x, y)
     trace.compute_log_prob()
     states = trace.nodes["1"]["value"]
@@ -55,14 +56,14 @@ def test_log_probabilities_are_those_of_the_layers():
     probabilities = net[1].probabilities(net[0](x))
     chosen = probabilities.gather(-1, states.unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(trace.nodes["1"]["log_prob"], chosen.log().sum(-1))
-    # The next layer saw the states' values.
+    # The next layer's input is the states' values.
     second = net[3].probabilities(net[2](torch.tensor([-1.0, 0.0, 1.0], **F64)[states]))
     chosen = second.gather(-1, trace.nodes["3"]["value"].unsqueeze(-1)).squeeze(-1)
     torch.testing.assert_close(trace.nodes["3"]["log_prob"], chosen.log().sum(-1))
 
 
-def test_states_are_conditioned_on():
-    net, x, y = parts()
+def test_states_can_be_conditioned():
+    net, x, y = problem()
     fixed = torch.zeros(6, 4, dtype=torch.long)
     trace = poutine.trace(poutine.condition(model, {"1": fixed})).get_trace(net, x, y)
     assert trace.nodes["1"]["is_observed"]
@@ -81,8 +82,8 @@ def test_a_layer_of_any_shape_is_one_site(shape):
     assert out.shape == x.shape and set(out.flatten().tolist()) <= {-1.0, 0.0, 1.0}
 
 
-def test_inside_a_bayesian_model_sites_are_scaled_as_the_observations_are():
-    net, x, y = parts()
+def test_in_a_bayesian_model_sites_are_scaled_like_the_observations():
+    net, x, y = problem()
     bayesian = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=60)
     with StateSites(bayesian):
         trace = poutine.trace(bayesian).get_trace(x, y)
@@ -96,9 +97,9 @@ def test_inside_a_bayesian_model_sites_are_scaled_as_the_observations_are():
 def test_a_guide_of_states_is_trained_by_svi():
     pyro.clear_param_store()
     torch.manual_seed(0)
-    net, x, y = parts()
+    net, x, y = problem()
 
-    def free(x, y):
+    def model_of_data(x, y):
         model(net, x, y)
 
     def guide(x, y):
@@ -107,28 +108,28 @@ def test_a_guide_of_states_is_trained_by_svi():
                 logits = pyro.param(f"logits/{name}", torch.zeros(6, count, choices, **F64))
                 pyro.sample(name, dist.Categorical(logits=logits).to_event(1))
 
-    svi = SVI(free, guide, pyro.optim.Adam({"lr": 0.05}), pyro.infer.TraceGraph_ELBO(num_particles=2))
+    svi = SVI(model_of_data, guide, pyro.optim.Adam({"lr": 0.05}), pyro.infer.TraceGraph_ELBO(num_particles=2))
     losses = [svi.step(x, y) for _ in range(300)]
     assert sum(losses[-50:]) < 0.8 * sum(losses[:50])
     pyro.clear_param_store()
 
 
-def test_what_does_not_fit_is_refused():
-    net, x, y = parts()
+def test_enumeration_in_a_bayesian_model_and_unknown_layers_are_refused():
+    net, x, y = problem()
     with pytest.raises(ValueError, match="enumeration adds axes in front of the examples"):
         StateSites(ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=60), enumerate=True)
-    with pytest.raises(ValueError, match="met a Ternary that is not in the network"):
-        model_of = nn.Sequential(nn.Linear(3, 3))
-        with pyro.plate("data", 6), StateSites(model_of):
+    with pytest.raises(ValueError, match="met a Ternary that is not in the given network"):
+        other = nn.Sequential(nn.Linear(3, 3))
+        with pyro.plate("data", 6), StateSites(other):
             net(x)
 
 
-def test_neurons_with_values_of_their_own_are_enumerated_behind_others():
+def test_neurons_with_thresholds_of_their_own_are_enumerated_after_others():
     torch.manual_seed(0)
-    own = Ternary(learn="thresholds", num=3)
-    own.first_threshold.data = torch.tensor([-2.0, -0.5, 1.0])
-    net = nn.Sequential(nn.Linear(3, 4), Ternary(), nn.Linear(4, 3), own, nn.Linear(3, 3)).double()
+    neurons = Ternary(learn="thresholds", num=3)
+    neurons.first_threshold.data = torch.tensor([-2.0, -0.5, 1.0])
+    net = nn.Sequential(nn.Linear(3, 4), Ternary(), nn.Linear(4, 3), neurons, nn.Linear(3, 3)).double()
     x, y = torch.randn(6, 3, **F64), torch.randint(0, 3, (6,))
-    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(lambda x, y: model(net, x, y, enumerate=True), nothing, x, y)
+    loss = TraceEnum_ELBO(max_plate_nesting=1).loss(lambda x, y: model(net, x, y, enumerate=True), empty_guide, x, y)
     exact = 6 * enumerated(net, x, lambda out: F.cross_entropy(out, y, reduction="none"), log_mean_exp=True)
     assert loss == pytest.approx(exact.item(), rel=1e-12)

@@ -1,4 +1,4 @@
-"""fit: against a plain training loop, its settings one by one, and what it leaves as it found it."""
+"""fit: compared with a plain training loop; its settings one by one; and what it leaves unchanged."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pyrostoch as ps
-from pyrostoch.infer.batches import as_batches, order_of
+from pyrostoch.infer.batches import as_batches, epoch_order
 from pyrostoch.prediction.validation import predictive_loss
 from pyrostoch.training.fit import fit
 from pyrostoch.training.schedule import kl_weight, rate_factor
@@ -33,7 +33,7 @@ def classes(count: int = 50, seed: int = 0) -> tuple[Tensor, Tensor]:
 
 def network(seed: int = 0) -> nn.Module:
     torch.manual_seed(seed)
-    # No bias before the BatchNorm: its gradient is zero but for rounding, which Adam would blow up.
+    # No bias before the BatchNorm: its gradient is pure rounding error, which Adam would amplify.
     return nn.Sequential(nn.Linear(4, 8, bias=False), nn.BatchNorm1d(8), nn.ReLU(), nn.Dropout(0.2), nn.Linear(8, 3))
 
 
@@ -111,7 +111,7 @@ def watched(method: Any, watch: nn.Module) -> Any:
     return terms
 
 
-# ---- the exact twin: maximum likelihood by a plain loop
+# ---- compared with maximum likelihood by a plain loop
 
 
 @pytest.mark.usefixtures("float64")
@@ -140,7 +140,7 @@ def test_without_a_prior_it_is_plain_training(clip: float | None, penalized: boo
     likelihoods, penalties, losses = [], [], []
     for epoch in range(1, epochs + 1):
         summed = paid = 0.0
-        for index, rows in enumerate(order_of(seed, epoch, count).split(size)):
+        for index, rows in enumerate(epoch_order(seed, epoch, count).split(size)):
             done = (3 * (epoch - 1) + index) / (3 * epochs)
             optimizer.param_groups[0]["lr"] = rate * (
                 1 - done if schedule == "linear" else (1 + math.cos(math.pi * done)) / 2
@@ -157,7 +157,7 @@ def test_without_a_prior_it_is_plain_training(clip: float | None, penalized: boo
         likelihoods.append(summed)
         penalties.append(paid)
         losses.append(paid - summed)
-    # Each example counts once an epoch, those of the short last batch too.
+    # Each example counts once per epoch, also those of the smaller last batch.
     assert result.history["data"] == pytest.approx(likelihoods, rel=1e-12)
     assert result.history["penalty"] == pytest.approx(penalties, rel=1e-12)
     assert result.history["loss"] == pytest.approx(losses, rel=1e-12)
@@ -200,7 +200,7 @@ def test_log_alphas_take_their_own_rate() -> None:
     assert (model.net[4].bias - bias).abs().max().item() <= 0.0101
 
 
-def test_a_seed_fixes_the_run_and_leaves_the_callers_noise_alone() -> None:
+def test_a_seed_repeats_the_run_and_leaves_the_callers_random_state_alone() -> None:
     outcomes = []
     for seed in (1, 1, 2):
         model, guide = build()
@@ -212,7 +212,7 @@ def test_a_seed_fixes_the_run_and_leaves_the_callers_noise_alone() -> None:
     assert torch.equal(outcomes[0][1], torch.rand(3))
 
 
-def test_without_a_seed_the_callers_noise_decides() -> None:
+def test_without_a_seed_the_callers_random_state_decides() -> None:
     outcomes = []
     for seed in (5, 5, 6):
         model, guide = build()
@@ -223,7 +223,7 @@ def test_without_a_seed_the_callers_noise_decides() -> None:
 
 
 @pytest.mark.parametrize("validated", [False, True])
-def test_looking_does_not_change_the_run(validated: bool) -> None:
+def test_validation_and_callbacks_do_not_change_the_run(validated: bool) -> None:
     model, guide = build()
     run(model, guide)
     other, other_guide = build()
@@ -233,7 +233,7 @@ def test_looking_does_not_change_the_run(validated: bool) -> None:
     assert ("validation" in result.history) == validated
 
 
-def test_modes_and_validation_are_put_back() -> None:
+def test_modes_and_validation_are_restored() -> None:
     model, guide = build()
     model.net[1].eval()
     guide.eval()
@@ -270,7 +270,7 @@ def test_bf16_stays_near_float32(kind: str) -> None:
 def test_an_autoguide_of_pyro_is_a_guide(called_before: bool) -> None:
     finals = []
     for _ in range(2):
-        # Two guides of one name: the second must not meet the first one's parameters in Pyro's store.
+        # Two guides with the same name: the second must not find the first one's parameters in Pyro's store.
         model = ps.BayesianModel(
             network(), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Categorical(), num_data=50
         )
@@ -303,7 +303,7 @@ def test_predictive_loss_is_that_of_the_predictive_density() -> None:
     assert predictive_loss(model, guide, batches, CPU, estimator="local", draws=300) == loss
 
 
-def test_early_stopping_puts_back_the_best_on_held_out_data() -> None:
+def test_early_stopping_restores_the_best_parameters_on_held_out_data() -> None:
     held_out = classes(60, seed=9)
     model, guide = build(count=60)
     states: list[list[Tensor]] = []
@@ -334,7 +334,7 @@ def test_without_patience_the_last_parameters_stay() -> None:
     assert result.best_epoch is None and len(result.history["validation"]) == 3 and result.stopped == "finished"
 
 
-def test_a_result_reads_as_a_table_and_as_plain_data() -> None:
+def test_a_result_is_printed_as_a_table_and_converted_to_plain_data() -> None:
     model, guide = build()
     result = run(model, guide, epochs=12)
     lines = str(result).splitlines()

@@ -1,4 +1,4 @@
-"""`fit(compile=)`: the compiled run is the eager run, goes on where it was cut short, and still finds a NaN."""
+"""`fit(compile=)`: the compiled run equals the eager run, can be resumed, and still finds a NaN."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build() -> tuple[ps.BayesianModel, nn.Module]:
 
 
 def train(built: Any = None, source: Any = None, **options: Any) -> Any:
-    """A run with a short last batch; returns its result, model and guide."""
+    """Run with a smaller last batch; return its result, model and guide."""
     model, guide = build() if built is None else built
     settings: dict[str, Any] = {"epochs": 4, "batch_size": 10, "lr": 0.03, "lr_alpha": 0.1, "seed": 4}
     settings |= {"progress": False} | options
@@ -59,7 +59,7 @@ def states(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
 
 
 def agree(tolerance: float = 1e-8, **options: Any) -> Any:
-    """Hold the compiled run against the eager one, and give back the compiled one's result."""
+    """Compare the compiled run with the eager one, and return the result of the compiled one."""
     expected, model, guide = train(compile=False, **options)
     assert expected.compile_seconds is None
     with warnings.catch_warnings():
@@ -103,7 +103,7 @@ def test_a_truly_compiled_run_is_the_eager_run(float64):
     agree(clip=1.5, kl_warmup=2.0)
 
 
-def test_a_run_that_cannot_be_staged_says_so_once(monkeypatch):
+def test_a_run_that_cannot_be_compiled_warns_once(monkeypatch):
     monkeypatch.setattr("pyrostoch.staging.step.missing", lambda device: "no compiler here")
     expected, model, guide = train(compile=False)
     with pytest.warns(UserWarning, match="fit: the step runs eagerly: no compiler here") as caught:
@@ -118,7 +118,7 @@ class CutShortError(Exception):
 
 
 def resumed(path: Path, after: int, **options: Any) -> Any:
-    """A run that breaks off after some epochs and is resumed by a fresh model and guide."""
+    """A run that stops after some epochs and is resumed with a new model and guide."""
 
     def stop(row: dict[str, Any]) -> None:
         if row["epoch"] == after:
@@ -141,23 +141,23 @@ def test_a_resumed_compiled_run_ends_in_the_same_bits(after, tmp_path, interpret
 def test_a_resumed_compiled_run_ends_where_the_whole_one_does(tmp_path, float64, interpreted):
     whole, model, guide = train(compile=True)
     found, twin, other = resumed(tmp_path / "cut.safetensors", 2, compile=True)
-    assert found.compile_seconds > 0  # "auto" goes on as the run was begun
+    assert found.compile_seconds > 0  # "auto" keeps the choice of the first start
     assert found.history["loss"] == pytest.approx(whole.history["loss"], rel=1e-10)
     torch.testing.assert_close(states(twin, other), states(model, guide), rtol=1e-8, atol=1e-8)
 
 
 def test_a_resumed_eager_run_stays_eager(tmp_path, interpreted, monkeypatch):
     whole, model, guide = train(compile=False)
-    # Whatever the rule would say of the run now.
-    monkeypatch.setattr("pyrostoch.infer.compile._COSTS", -1e9)
+    # Although the rule would now choose to compile.
+    monkeypatch.setattr("pyrostoch.infer.compile._COMPILE_SECONDS", -1e9)
     found, twin, other = resumed(tmp_path / "cut.safetensors", 2, compile=False)
     assert found.compile_seconds is None and found.history["loss"] == whole.history["loss"]
     torch.testing.assert_close(states(twin, other), states(model, guide), rtol=0, atol=0)
 
 
 def test_auto_compiles_where_the_rule_says_so(interpreted, monkeypatch):
-    assert train()[0].compile_seconds is None  # 20 steps repay nothing
-    monkeypatch.setattr("pyrostoch.infer.compile._COSTS", -1e9)
+    assert train()[0].compile_seconds is None  # 20 steps are too few
+    monkeypatch.setattr("pyrostoch.infer.compile._COMPILE_SECONDS", -1e9)
     assert train()[0].compile_seconds > 0
     monkeypatch.setattr("pyrostoch.infer.compile.missing", lambda device: "nothing")
     assert train()[0].compile_seconds is None
@@ -187,7 +187,7 @@ def test_another_choice_is_refused(choice):
 
 
 class Blasting(nn.Module):
-    """A network that overflows at its n-th pass, whatever computes it."""
+    """A network that overflows at its n-th pass, eager or compiled."""
 
     def __init__(self, at: int) -> None:
         super().__init__()
@@ -238,6 +238,6 @@ def test_the_callers_random_state_and_modes_are_left_alone(interpreted):
     assert torch.equal(torch.get_rng_state(), before) and not model.training
 
 
-def test_nothing_of_the_gradient_is_left(interpreted):
+def test_no_gradient_is_left(interpreted):
     _, model, guide = train(compile=True)
     assert all(parameter.grad is None for module in (model, guide) for parameter in module.parameters())

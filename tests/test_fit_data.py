@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SubsetRandomSampler, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.batches import as_batches, move_to_device, order_of
+from pyrostoch.infer.batches import as_batches, epoch_order, move_to_device
 from pyrostoch.prediction.predict import predict
 from pyrostoch.training.fit import fit
 
@@ -35,7 +35,7 @@ class Stream(IterableDataset[Any]):
 
 
 class SameOrder(Sampler[int]):
-    """The order that fit gives tensors under a seed."""
+    """The order in which fit visits tensors, by seed and epoch."""
 
     def __init__(self, seed: int) -> None:
         self.seed, self.epoch = seed, 0
@@ -44,7 +44,7 @@ class SameOrder(Sampler[int]):
         return COUNT
 
     def __iter__(self) -> Iterator[int]:
-        return iter(order_of(self.seed, self.epoch, COUNT).tolist())
+        return iter(epoch_order(self.seed, self.epoch, COUNT).tolist())
 
 
 def build(**model: Any) -> tuple[ps.BayesianModel, ps.guides.Additive]:
@@ -91,12 +91,12 @@ def test_a_loader_keeps_its_own_batches() -> None:
     assert [size for size in sizes if size == 4] == sizes and len(sizes) >= 3
 
 
-def test_an_order_is_a_permutation_that_every_epoch_and_seed_changes() -> None:
-    orders = [order_of(seed, epoch, 40) for seed in (0, 1) for epoch in (1, 2)]
+def test_the_order_is_a_permutation_that_depends_on_epoch_and_seed() -> None:
+    orders = [epoch_order(seed, epoch, 40) for seed in (0, 1) for epoch in (1, 2)]
     assert all(sorted(order.tolist()) == list(range(40)) for order in orders)
     assert len({tuple(order.tolist()) for order in orders}) == 4
     seen = [int(i) for _, y in as_batches((X, torch.arange(COUNT)), 5).epoch(0, 1) for i in y]
-    assert seen == order_of(0, 1, COUNT).tolist()
+    assert seen == epoch_order(0, 1, COUNT).tolist()
 
 
 def test_several_inputs_reach_the_network_as_several() -> None:
@@ -127,7 +127,7 @@ def with_nan() -> Tensor:
 
 
 class SpoiltItems(Items):
-    """Sound in its first batch only."""
+    """Valid in its first batch only."""
 
     def __init__(self, label: int = 0, value: float = 0.0) -> None:
         self.label, self.value = label, value

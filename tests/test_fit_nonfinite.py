@@ -1,4 +1,4 @@
-"""A loss that becomes NaN or infinite: found at its step, told by name, and nothing is lost."""
+"""A loss that becomes NaN or infinite: its step and cause are named, and the last good state is restored."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 import pyrostoch as ps
-from pyrostoch.infer.batches import order_of
+from pyrostoch.infer.batches import epoch_order
 from pyrostoch.safefile import read_file
 from pyrostoch.training.fit import fit
 from pyrostoch.training.trainer import NonFiniteLossError
@@ -21,7 +21,7 @@ Y = X.sum(-1, keepdim=True)
 
 
 class Net(nn.Module):
-    """A linear layer, and a parameter that only the penalty reads."""
+    """A linear layer, and a parameter that only the penalty uses."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -57,12 +57,12 @@ def same(a: list[Tensor], b: list[Tensor]) -> bool:
     return all(torch.equal(x, y) for x, y in zip(a, b, strict=True))
 
 
-def test_the_data_term_is_named_at_its_step_and_all_is_as_before() -> None:
+def test_the_data_term_is_named_with_its_step_and_all_is_restored() -> None:
     model, guide = build()
     before = state(model, guide)
     y = Y.clone()
     y[13] = 1e30  # finite, but its square is not
-    step = 1 + next(i for i, rows in enumerate(order_of(1, 1, 20).split(5)) if 13 in rows)
+    step = 1 + next(i for i, rows in enumerate(epoch_order(1, 1, 20).split(5)) if 13 in rows)
     with pytest.raises(
         NonFiniteLossError, match=f"epoch 1, step {step} of 4: NaN or infinite: data term.*started"
     ) as info:
@@ -78,7 +78,7 @@ def falling(net: nn.Module) -> Tensor:
     return net.knob + torch.where(net.knob < -0.055, torch.inf, 0.0)
 
 
-def test_the_last_good_epoch_is_put_back_and_stays_in_the_checkpoint(tmp_path: Path) -> None:
+def test_the_last_good_epoch_is_restored_and_stays_in_the_checkpoint(tmp_path: Path) -> None:
     model, guide = build(falling)
     good: list[list[Tensor]] = []
     path = tmp_path / "run"
@@ -117,7 +117,7 @@ def test_a_parameter_that_is_nan_at_a_step_is_named() -> None:
     assert info.value.where == ["parameter 'model.net.knob'", "penalty"]
 
 
-def test_what_does_not_repeat_is_said_so() -> None:
+def test_a_failure_that_does_not_repeat_is_reported_as_such() -> None:
     calls: list[int] = []
 
     def once(net: nn.Module) -> Tensor:

@@ -1,4 +1,4 @@
-"""`fit` in two processes, started by torchrun: the same meaning as in one, and nobody left waiting."""
+"""`fit` in two processes, started by torchrun: the same result as in one, and none waits for ever."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class CutShortError(Exception):
 
 
 def still(folder: Path) -> dict[str, Tensor]:
-    """Next to no noise; the ranks begin apart, and with gradients clipped."""
+    """Almost no noise; the ranks start with different parameters, and gradients are clipped."""
     model, guide = build(seed=int(os.environ.get("RANK", "0")))
     return outcome(ps.fit(model, guide, data(), clip=1e3, **SETTINGS), model, guide)
 
@@ -68,7 +68,7 @@ def noisy(folder: Path, **options: Any) -> dict[str, Tensor]:
 
 
 def interrupted(folder: Path) -> dict[str, Tensor]:
-    """The first rank's callback fails after an epoch: both stop, and both go on where the checkpoint was written."""
+    """The first rank's callback fails after an epoch: both stop, and both resume from the checkpoint."""
     path = folder / "cut.safetensors"
 
     def stop(row: dict[str, Any]) -> None:
@@ -101,7 +101,7 @@ def loaded(folder: Path) -> dict[str, Tensor]:
 
 
 def broken(folder: Path) -> dict[str, Tensor]:
-    """An input of the second rank's share makes the loss infinite: both ranks stop."""
+    """An input of the second rank makes the loss infinite: both ranks stop."""
     model, guide = build(0.1)
     forward, calls = model.net.forward, []
 
@@ -144,7 +144,7 @@ def test_ranks_end_alike(ranks: Any, scene: str) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, msg=name)
 
 
-def test_two_ranks_mean_what_one_means(ranks: Any) -> None:
+def test_two_ranks_give_the_result_of_one(ranks: Any) -> None:
     """Without noise, the losses, terms and parameters of one process with the same batches."""
     found, expected = ranks[1]["still.0"], still(Path())
     assert found.keys() == expected.keys()
@@ -153,19 +153,19 @@ def test_two_ranks_mean_what_one_means(ranks: Any) -> None:
 
 
 def test_with_noise_they_agree_in_expectation(ranks: Any) -> None:
-    """Two ranks average two draws a step: another course, about the same ELBO."""
+    """Two ranks average two draws per step: other parameters, about the same ELBO."""
     found, expected = ranks[1]["noisy.0"], noisy(Path())
     assert not torch.equal(found["history.elbo"], expected["history.elbo"])
     torch.testing.assert_close(found["history.elbo"], expected["history.elbo"], rtol=0.1, atol=0)
     torch.testing.assert_close(found["history.kl"], expected["history.kl"], rtol=0.05, atol=0)
 
 
-def test_each_rank_and_epoch_has_noise_of_its_own() -> None:
+def test_each_rank_and_epoch_has_its_own_noise() -> None:
     seeds = {mixed_seed(seed, epoch, rank) for rank in range(2) for seed in range(3) for epoch in range(4)}
     assert len(seeds) == 24
 
 
-def test_shares_are_the_batch_and_weigh_as_much() -> None:
+def test_weighted_parts_have_the_mean_of_the_batch() -> None:
     for size in (2, 3):
         for count in range(1, 8):
             index = torch.arange(count)
@@ -184,7 +184,7 @@ def test_a_failure_of_the_first_rank_stops_all_and_the_run_can_be_resumed(ranks:
         torch.testing.assert_close(found["interrupted.0"][name], value, rtol=0, atol=0, msg=name)
 
 
-def test_a_run_of_two_ranks_goes_on_in_one(ranks: Any, tmp_path: Path) -> None:
+def test_a_run_of_two_ranks_is_resumed_by_one(ranks: Any, tmp_path: Path) -> None:
     model, guide = build(0.1)
     path = tmp_path / "two.safetensors"
     path.write_bytes((ranks[0] / "cut.safetensors").read_bytes())
@@ -192,17 +192,17 @@ def test_a_run_of_two_ranks_goes_on_in_one(ranks: Any, tmp_path: Path) -> None:
     assert result.epochs == EPOCHS and result.seconds > 0
 
 
-def test_early_stopping_is_decided_together(ranks: Any) -> None:
+def test_ranks_stop_early_together(ranks: Any) -> None:
     epochs = ranks[1]["held_out.0"]["history.epoch"]
     assert 2 <= len(epochs) < 30
 
 
-def test_a_loader_must_share_out(ranks: Any) -> None:
+def test_a_loader_needs_a_distributed_sampler(ranks: Any) -> None:
     assert int(ranks[1]["loaded.0"]["refused"]) == 1
     assert len(ranks[1]["loaded.0"]["history.elbo"]) == EPOCHS
 
 
-def test_a_nan_of_one_rank_stops_both_where_the_epoch_began(ranks: Any) -> None:
+def test_a_nan_of_one_rank_stops_both_and_restores_the_start_of_the_epoch(ranks: Any) -> None:
     assert int(ranks[1]["broken.0"]["epoch"]) == int(ranks[1]["broken.1"]["epoch"]) == 2
 
 

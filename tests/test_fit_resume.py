@@ -1,4 +1,4 @@
-"""A run that is cut short, by an exception, Ctrl-C or SIGKILL, and resumed ends exactly as if it had not been.
+"""A run that is interrupted by an exception, Ctrl-C or SIGKILL, and resumed ends exactly like an uninterrupted one.
 
 Run as a script it is the run to be killed: see `Killed`.
 """
@@ -82,7 +82,7 @@ VARIANTS: dict[str, Callable[[], dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_resumed_is_uninterrupted(variant: str, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(variant: str, tmp_path: Path) -> None:
     torch.manual_seed(6)
     whole = train(tmp_path / "whole", **VARIANTS[variant]())
     torch.manual_seed(6)
@@ -139,7 +139,7 @@ def test_a_finished_run_is_not_run_again(tmp_path: Path) -> None:
     assert all(torch.equal(value, tensors(tmp_path / "run")[f"guide.{n}"]) for n, value in guide.state_dict().items())
 
 
-def test_without_resume_a_run_starts_afresh(tmp_path: Path) -> None:
+def test_without_resume_a_run_starts_anew(tmp_path: Path) -> None:
     train(tmp_path / "run", epochs=1)
     assert train(tmp_path / "run", resume=False).epochs == EPOCHS
 
@@ -182,14 +182,14 @@ def test_epochs_may_be_raised_at_a_constant_rate(tmp_path: Path) -> None:
         train(tmp_path / "parts", schedule="constant", epochs=5)
 
 
-def test_epochs_may_not_be_raised_once_the_best_parameters_are_back(tmp_path: Path) -> None:
+def test_epochs_may_not_be_raised_after_early_stopping(tmp_path: Path) -> None:
     options = {"schedule": "constant", "validation": data(40, 1), "patience": 9}
     train(tmp_path / "run", epochs=2, **options)
     with pytest.raises(CheckpointError, match="epochs=2.*early stopping"):
         train(tmp_path / "run", **options)
 
 
-def test_a_file_of_save_is_no_run(tmp_path: Path) -> None:
+def test_a_file_of_save_cannot_be_resumed(tmp_path: Path) -> None:
     model, guide = build()
     save(tmp_path / "model", model, guide)
     with pytest.raises(CheckpointError, match="expected one of a training run"):
@@ -239,7 +239,7 @@ def main(path: Path) -> None:
             train(path, epochs=KILLED_EPOCHS)
             os._exit(0)
         if attempt >= len(MOMENTS):
-            # Longer and longer, so that a slow machine comes to an end too.
+            # With growing intervals, so that the run ends on a slow machine, too.
             time.sleep(rng.uniform(0.04, 0.12) * (attempt - len(MOMENTS) + 1))
             os.kill(child, signal.SIGKILL)
         status = os.waitpid(child, 0)[1]

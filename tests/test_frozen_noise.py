@@ -114,6 +114,6 @@ def test_a_compiled_step_runs_eagerly_inside():
 
 
 @pytest.mark.parametrize("num", [0, -1, 1.5, True])
-def test_a_number_of_members_is_a_whole_one(num):
+def test_num_must_be_an_integer_of_at_least_one(num):
     with pytest.raises(ValueError, match="frozen_noise num"):
         frozen_noise(num=num)

@@ -1,4 +1,4 @@
-"""Homeostasis: targets from a population, a rule that restores them, an oracle, and what noise does without it."""
+"""Homeostasis: its targets, the rule that restores them, the exact solution, and the effect of noise without it."""
 
 from __future__ import annotations
 
@@ -97,7 +97,7 @@ def test_nothing_but_gains_and_biases_changes():
     assert torch.equal(random, torch.get_rng_state())
 
 
-def test_noise_is_back_after_an_error():
+def test_noise_is_restored_after_an_error():
     net = network()
     with pytest.raises(RuntimeError, match="stop"), ps.noise_scaled(net, 2.0):
         raise RuntimeError("stop")

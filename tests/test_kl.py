@@ -1,4 +1,4 @@
-"""One table of pairs: each closed form against quadrature or draws, and what `kl_sum` makes of it."""
+"""One table of pairs: each closed form against quadrature or draws, and the sum by `kl_sum`."""
 
 from __future__ import annotations
 
@@ -89,8 +89,8 @@ def _nth(distribution: TorchDistribution, i: int) -> TorchDistribution:
     return type(distribution)(*(getattr(distribution, name).expand(3)[i] for name in names), validate_args=False)
 
 
-def prior_at_its_best(q: TorchDistribution) -> Normal:
-    """The Gaussian that ARD stands for."""
+def optimal_ard_prior(q: TorchDistribution) -> Normal:
+    """The Gaussian prior with the scale that ARD fits to the posterior."""
     return Normal(torch.zeros(3, dtype=F64), (q.mean**2 + q.variance).sqrt())
 
 
@@ -98,7 +98,7 @@ def prior_at_its_best(q: TorchDistribution) -> Normal:
 def test_closed_form_against_quadrature(pair: tuple[TorchDistribution, TorchDistribution]) -> None:
     q, p = pair
     closed = kl_divergence(q, p)
-    reference = by_quadrature(q, prior_at_its_best(q) if isinstance(p, ARD) else p)
+    reference = by_quadrature(q, optimal_ard_prior(q) if isinstance(p, ARD) else p)
     assert has_closed_form(q, p) and closed.shape == (3,) and closed.dtype == F64
     torch.testing.assert_close(closed, reference, rtol=1e-9, atol=1e-9)
 
@@ -106,7 +106,7 @@ def test_closed_form_against_quadrature(pair: tuple[TorchDistribution, TorchDist
 @each_closed
 def test_closed_form_against_draws(pair: tuple[TorchDistribution, TorchDistribution]) -> None:
     q, p = pair
-    prior = prior_at_its_best(q) if isinstance(p, ARD) else p
+    prior = optimal_ard_prior(q) if isinstance(p, ARD) else p
     w = q.sample((100_000,))
     terms = q.log_prob(w) - prior.log_prob(w)
     error = terms.std(0) / math.sqrt(len(w))
@@ -161,7 +161,7 @@ def test_a_normal_with_zero_mean_has_a_finite_gradient() -> None:
 
 
 @pytest.mark.parametrize("prior", [LogUniform(), LogUniform("molchanov"), ARD()])
-def test_multiplicative_noise_of_zero_mean_still_has_its_alpha(prior: ImproperPrior) -> None:
+def test_kl_of_multiplicative_noise_depends_on_alpha_also_at_zero_mean(prior: ImproperPrior) -> None:
     loc, log_alpha = torch.zeros(3, dtype=F64, requires_grad=True), LOG_ALPHA.clone().requires_grad_()
     value = kl_divergence(MultiplicativeNormal(loc, log_alpha), prior)
     torch.testing.assert_close(value, kl_divergence(MultiplicativeNormal(LOC, LOG_ALPHA), prior))
@@ -169,13 +169,13 @@ def test_multiplicative_noise_of_zero_mean_still_has_its_alpha(prior: ImproperPr
 
 
 @pytest.mark.parametrize("prior", [LogUniform(), ARD()])
-def test_a_variance_network_pays_nothing_and_computes_nothing(prior: ImproperPrior) -> None:
+def test_kl_of_a_centered_normal_is_a_constant(prior: ImproperPrior) -> None:
     scale = SCALE.clone().requires_grad_()
     assert not kl_divergence(CenteredNormal(scale), prior).requires_grad
     assert kl_divergence(CenteredNormal(scale), NORMAL).requires_grad
 
 
-def test_the_named_fit_is_used_where_it_is_asked_for() -> None:
+def test_the_approximation_is_used_where_it_is_asked_for() -> None:
     fit, log_alpha = LogUniform("molchanov"), LOG_ALPHA
     expected = 0.63576 * torch.sigmoid(-1.8732 - 1.48695 * log_alpha) + torch.log1p(torch.exp(-log_alpha)) / 2
     torch.testing.assert_close(kl_divergence(MULTIPLICATIVE, fit), expected)
@@ -209,7 +209,7 @@ def test_one_alpha_is_evaluated_once(monkeypatch: pytest.MonkeyPatch) -> None:
     assert seen == [1]
 
 
-def test_no_weights_cost_nothing() -> None:
+def test_kl_of_no_weights_is_zero() -> None:
     assert kl_sum(MultiplicativeNormal(torch.ones(0, 3), torch.tensor(0.0)), LogUniform()) == 0
     assert kl_sum(MultiplicativeNormal(torch.ones(0, 3), torch.zeros(0, 3)), LogUniform()) == 0
 
@@ -227,7 +227,7 @@ def test_priors_broadcast() -> None:
 
 
 def test_sums_are_accumulated_in_float64() -> None:
-    # The divergence of each weight is 1e-4 of the rounding of the sum in float32.
+    # The divergence of each weight is 1e-4 of the rounding error of the sum in float32.
     n = 1 << 20
     scale = torch.full((n,), 1.0)
     scale[0] = 1e6
@@ -246,7 +246,7 @@ def test_half_precision_sums_do_not_overflow(dtype: torch.dtype) -> None:
     assert expected > 65504 and total.item() == pytest.approx(expected, rel=5e-3)
 
 
-# Where there is no closed form.
+# Pairs without a closed form.
 
 DRAWN = {
     "Normal|StudentT": (GAUSSIAN, StudentT(_f(3.0), 0.1, 1.0)),
@@ -274,7 +274,7 @@ def test_the_estimate_is_the_difference_of_the_log_densities(pair: tuple[TorchDi
 
 
 @pytest.mark.parametrize("pair", DRAWN.values(), ids=DRAWN)
-def test_without_a_draw_it_says_so(pair: tuple[TorchDistribution, TorchDistribution]) -> None:
+def test_no_closed_form_and_no_draw_is_an_error(pair: tuple[TorchDistribution, TorchDistribution]) -> None:
     q, p = pair
     assert not has_closed_form(q, p)
     with pytest.raises(ValueError, match=rf"KL\({type(q).__name__} \|\| \w+\) has no closed form.*value="):

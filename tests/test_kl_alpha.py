@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from pyrostoch.distributions import kl_ard, kl_log_uniform, kl_log_uniform_molchanov
-from pyrostoch.distributions.alpha_kl import EXACT, MOLCHANOV, RELEVANCE, AlphaKL
+from pyrostoch.distributions.alpha_kl import ARD_KL, LOG_UNIFORM_KL, MOLCHANOV_KL, AlphaKL
 
 F64 = torch.float64
-FORMS = {"exact": EXACT, "molchanov": MOLCHANOV, "ard": RELEVANCE}
+FORMS = {"exact": LOG_UNIFORM_KL, "molchanov": MOLCHANOV_KL, "ard": ARD_KL}
 each_form = pytest.mark.parametrize("forms", FORMS.values(), ids=FORMS)
 each_function = pytest.mark.parametrize("function", [f for forms in FORMS.values() for f in forms])
 
@@ -29,7 +29,7 @@ def exact(log_alpha: mp.mpf) -> tuple[mp.mpf, mp.mpf]:
         return s * s * mp.hyp2f2(1, 1, mp.mpf(3) / 2, 2, -s * s), -s * dawson
 
 
-def worst(computed: Tensor, expected: list[mp.mpf]) -> float:
+def largest_error(computed: Tensor, expected: list[mp.mpf]) -> float:
     """Largest relative error."""
     values = computed.detach().double().tolist()
     return float(max(abs(mp.mpf(value) / reference - 1) for value, reference in zip(values, expected, strict=True)))
@@ -56,15 +56,15 @@ def test_exact_divergence_and_its_derivative(dtype: torch.dtype, value_error: fl
     value = kl_log_uniform(log_alpha)
     (slope,) = torch.autograd.grad(value.sum(), log_alpha)
     assert value.dtype == slope.dtype == dtype
-    assert worst(value, [kl for kl, _ in references]) < value_error
-    assert worst(slope, [derivative for _, derivative in references]) < slope_error
+    assert largest_error(value, [kl for kl, _ in references]) < value_error
+    assert largest_error(slope, [derivative for _, derivative in references]) < slope_error
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(F64, 1e-14), (torch.float32, 1e-6)], ids=["f64", "f32"])
 def test_exact_divergence_of_the_signal_to_noise_ratio(dtype: torch.dtype, tolerance: float) -> None:
     snr = torch.exp(torch.linspace(-10, 10, 121, dtype=dtype)) * torch.tensor([1.0, -1.0] * 60 + [1.0], dtype=dtype)
     expected = [exact(-2 * mp.log(abs(mp.mpf(r))))[0] for r in snr.tolist()]
-    assert worst(EXACT[1](snr), expected) < tolerance
+    assert largest_error(LOG_UNIFORM_KL[1](snr), expected) < tolerance
 
 
 @each_form
@@ -82,15 +82,15 @@ def test_twice_differentiable(function: Callable[[Tensor], Tensor]) -> None:
     # Zero is the point mu = 0 of the second form.
     argument = torch.tensor([-9.0, -3.1, -1.0, -0.2, 0.0, 0.6, 1.0, 2.0, 11.0], dtype=F64, requires_grad=True)
     assert torch.autograd.gradcheck(function, argument)
-    # The fit's second derivative has a kink of |mu|^0.97 at zero, which finite differences cannot see through.
-    if function is MOLCHANOV[1]:
+    # The approximation's second derivative behaves as |mu|^0.97 at zero, where finite differences fail.
+    if function is MOLCHANOV_KL[1]:
         argument = argument.detach()[argument != 0].requires_grad_()
     assert torch.autograd.gradgradcheck(function, argument)
 
 
 @each_form
 @pytest.mark.parametrize("dtype", [torch.float32, F64])
-def test_finite_far_out(forms: AlphaKL, dtype: torch.dtype) -> None:
+def test_finite_for_extreme_arguments(forms: AlphaKL, dtype: torch.dtype) -> None:
     of_log_alpha, of_snr = forms
     for function, far in (
         (of_log_alpha, [-1e4, -200.0, -90.0, 90.0, 200.0, 1e4]),
@@ -101,13 +101,13 @@ def test_finite_far_out(forms: AlphaKL, dtype: torch.dtype) -> None:
         (slope,) = torch.autograd.grad(value.sum(), argument, create_graph=True)
         (curvature,) = torch.autograd.grad(slope.sum(), argument)
         assert value.isfinite().all() and slope.isfinite().all() and curvature.isfinite().all()
-    # log alpha = -200: all of it is -log(alpha) / 2 and a constant.
+    # For small alpha the divergence is -log(alpha) / 2 plus a constant.
     tail = of_log_alpha(torch.tensor([-200.0, -150.0], dtype=dtype))
     assert (tail[0] - tail[1]).item() == pytest.approx(25, rel=1e-6)
 
 
 @each_form
-def test_nothing_is_known_of_a_weight_with_infinite_alpha(forms: AlphaKL) -> None:
+def test_divergence_and_slope_are_zero_at_infinite_alpha(forms: AlphaKL) -> None:
     of_log_alpha, of_snr = forms
     infinity = torch.tensor(math.inf, dtype=F64, requires_grad=True)
     zero = torch.tensor(0.0, dtype=F64, requires_grad=True)
@@ -131,7 +131,7 @@ def test_half_precision_is_computed_in_float32(dtype: torch.dtype) -> None:
         assert torch.equal(function(log_alpha), function(log_alpha.float()).to(dtype))
 
 
-def test_the_usual_fit_is_as_far_off_as_it_is_said_to_be() -> None:
+def test_error_of_the_approximation_is_as_documented() -> None:
     log_alpha = torch.linspace(-20, 20, 8001, dtype=F64)
     exactly = kl_log_uniform(log_alpha)
     gap = (kl_log_uniform_molchanov(log_alpha) - exactly).abs()
@@ -142,4 +142,4 @@ def test_the_usual_fit_is_as_far_off_as_it_is_said_to_be() -> None:
 def test_ard_is_its_formula() -> None:
     log_alpha = torch.linspace(-20, 20, 81, dtype=F64)
     expected = [mp.log1p(mp.exp(-mp.mpf(t))) / 2 for t in log_alpha.tolist()]
-    assert worst(kl_ard(log_alpha), expected) < 1e-15 * 4
+    assert largest_error(kl_ard(log_alpha), expected) < 1e-15 * 4

@@ -1,4 +1,4 @@
-"""The summed divergence of normal distributions: value, derivatives, and the distributions it leaves to others."""
+"""The summed divergence of normal distributions: value, derivatives, and the pairs that it does not handle."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyrostoch.distributions.kl_normal import normal_kl_sum
 F64 = {"dtype": torch.float64}
 
 
-def parts(shape=(3, 4)):
+def parameters(shape=(3, 4)):
     torch.manual_seed(0)
     mean, deviation = torch.randn(shape, **F64), torch.rand(shape, **F64) + 0.1
     return mean.requires_grad_(), deviation.requires_grad_(), torch.tensor(0.3, **F64), torch.tensor(0.7, **F64)
@@ -22,7 +22,7 @@ def parts(shape=(3, 4)):
 
 @pytest.mark.parametrize("shape", [(3, 4), (), (5,), (0,)])
 def test_it_is_the_sum_of_the_elementwise_divergences_with_their_derivatives(shape):
-    mean, deviation, loc, scale = parts(shape)
+    mean, deviation, loc, scale = parameters(shape)
     mine = kl_sum(Normal(mean, deviation), dist.Normal(loc, scale).expand(shape))
     plain = kl_divergence(Normal(mean, deviation), Normal(loc, scale)).sum()
     assert mine.dtype == torch.float64
@@ -32,7 +32,7 @@ def test_it_is_the_sum_of_the_elementwise_divergences_with_their_derivatives(sha
 
 
 def test_first_and_second_derivatives_and_vmap():
-    mean, deviation, loc, scale = parts((3,))
+    mean, deviation, loc, scale = parameters((3,))
 
     def total(m, d):
         return normal_kl_sum(Normal(m, d, validate_args=False), Normal(loc, scale, validate_args=False))
@@ -54,7 +54,7 @@ def test_single_precision_is_summed_in_double():
 
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script:DeprecationWarning")  # in torch's own forward derivatives
 def test_forward_derivatives_and_priors_that_learn():
-    mean, deviation, loc, scale = parts((3,))
+    mean, deviation, loc, scale = parameters((3,))
 
     def total(m, d, a, s):
         return kl_sum(Normal(m, d, validate_args=False), Normal(a, s, validate_args=False))
@@ -77,7 +77,7 @@ def test_forward_derivatives_and_priors_that_learn():
     torch.testing.assert_close(*found)
 
 
-def test_distributions_that_are_alike_are_no_distance_apart_in_any_precision():
+def test_divergence_of_nearly_equal_distributions_in_any_precision():
     for dtype in (torch.float16, torch.bfloat16, torch.float32):
         mean = torch.zeros(100_000, dtype=dtype, requires_grad=True)
         deviation = torch.full((100_000,), 1e-3, dtype=dtype, requires_grad=True)
@@ -92,8 +92,8 @@ def test_distributions_that_are_alike_are_no_distance_apart_in_any_precision():
     assert kl_sum(close, Normal(0.0, 0.1)).item() == pytest.approx(1e6 * exact.item(), rel=0.05)
 
 
-def test_priors_that_vary_and_other_distributions_are_left_to_the_general_way():
-    mean, deviation, loc, scale = parts()
+def test_priors_that_vary_and_other_distributions_use_the_elementwise_formula():
+    mean, deviation, loc, scale = parameters()
     q = Normal(mean, deviation)
     assert normal_kl_sum(q, Normal(loc, scale)) is not None
     rows = torch.rand(4, **F64) + 0.5

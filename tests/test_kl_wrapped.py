@@ -1,4 +1,4 @@
-"""Distributions in wrappers: joint events, masks, expansions, formulas that others register."""
+"""KL divergences of wrapped distributions: event dimensions, masks, expansion; and formulas registered elsewhere."""
 
 from __future__ import annotations
 
@@ -67,7 +67,7 @@ def test_masks() -> None:
     rows = torch.tensor([True, False])
     q2, p2 = (distribution.expand((2, 3)).to_event(1).mask(rows) for distribution in (GAUSSIAN, NORMAL))
     torch.testing.assert_close(kl_sum(q2, p2), kl_divergence(GAUSSIAN, NORMAL).sum())
-    # On one side only it is no divergence; log densities still say what each side means.
+    # A mask on one side only has no closed form; the estimate masks that log density alone.
     assert not has_closed_form(q, NORMAL)
     w = GAUSSIAN.sample()
     torch.testing.assert_close(kl_sum(q, NORMAL, w), GAUSSIAN.log_prob(w)[mask].sum() - NORMAL.log_prob(w).sum())
@@ -80,7 +80,7 @@ def test_pyros_expanded_distributions() -> None:
         torch.testing.assert_close(kl_sum(*pair), expected)
 
 
-def test_formulas_that_torch_registers_for_more_than_they_hold() -> None:
+def test_formulas_that_torch_registers_for_too_many_types() -> None:
     assert has_closed_form(LogNormal(_f(0.0), 1.0), LogNormal(_f(1.0), 1.0))
     shifted = dist.TransformedDistribution(NORMAL, [dist.transforms.AffineTransform(1.0, 2.0)])
     assert not has_closed_form(LogNormal(_f(0.0), 1.0), shifted)

@@ -1,4 +1,4 @@
-"""Neurons with k states: distribution, gradient of the mean, moments, what is learned; each with an exact twin."""
+"""Neurons with k states: distribution, gradient, moments and learned values, each against an exact reference."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def four(noise_distribution="gaussian", **settings):
 
 
 def density(distribution):
-    """The density of a distribution of variance 1, in another way."""
+    """The density of a noise distribution of variance 1, independent of the library."""
     root = mpmath.sqrt
     return {
         "gaussian": mpmath.npdf,
@@ -42,7 +42,7 @@ def density(distribution):
 
 
 @DISTRIBUTIONS
-def test_each_distribution_has_variance_one_and_its_draws_are_its_own(distribution):
+def test_each_distribution_has_variance_one_and_its_draws_follow_it(distribution):
     found, pdf = NOISE_DISTRIBUTIONS[distribution], density(distribution)
     edges = [-mpmath.inf, -mpmath.sqrt(3), 0, mpmath.sqrt(3), mpmath.inf]
     assert float(mpmath.quad(lambda z: z * z * pdf(z), edges)) == pytest.approx(1.0, abs=1e-9)
@@ -154,7 +154,7 @@ def test_moments_of_learned_neurons_are_differentiable_by_what_is_learned(distri
     assert torch.autograd.gradcheck(parts, tuple(layer.parameters()), atol=1e-7)
 
 
-def test_what_is_learned_behind_other_noise_has_moments_where_nothing_is_passed_back():
+def test_neurons_with_learned_values_and_laplace_noise_have_moments_without_gradients():
     x = Moments(torch.tensor([[0.2, -0.4]], **F64), torch.tensor([[0.5, 0.3]], **F64))
     layer = four("laplace", learn=("thresholds", "noise"))
     with torch.no_grad():
@@ -167,9 +167,9 @@ def test_what_is_learned_behind_other_noise_has_moments_where_nothing_is_passed_
             found, expected = layer(x), fixed(x)
         torch.testing.assert_close(found.loc, expected.loc)
         torch.testing.assert_close(found.var, expected.var)
-        with pytest.raises(ValueError, match="KState: moments under laplace noise go by quadrature"):
+        with pytest.raises(ValueError, match="KState: moments under laplace noise are computed by quadrature"):
             layer(x)
-        with torch.no_grad(), pytest.raises(ValueError, match="nor knows each neuron's own"):
+        with torch.no_grad(), pytest.raises(ValueError, match="nor separate values for each neuron"):
             four("laplace", learn="noise", num=2)(x)
 
 
@@ -208,7 +208,9 @@ def test_it_works_under_autocast_and_vmap():
 
 
 @pytest.mark.skipif(missing(torch.device("cpu")) is not None, reason="nothing to compile with")
-@pytest.mark.filterwarnings("ignore:.*should not be instantiated:DeprecationWarning")  # of torch, while it compiles
+@pytest.mark.filterwarnings(
+    "ignore:.*should not be instantiated:DeprecationWarning"
+)  # raised by torch while it compiles
 def test_torch_compile_keeps_the_distribution_of_the_states_and_their_gradient():
     torch.manual_seed(0)
     layer = KState((-1.0, 0.0, 2.0), (-0.5, 0.5), 0.7, learn=("thresholds", "noise")).double()
@@ -220,9 +222,9 @@ def test_torch_compile_keeps_the_distribution_of_the_states_and_their_gradient()
     assert ((states.mean(0) - layer.expected(x[0])).abs() <= 4.5 * error + 1e-12).all()
     weights = torch.randn(9, **F64)
     leaves = [x, *layer.parameters()]
-    mine = torch.autograd.grad((states * weights).sum(), leaves)
-    exact = torch.autograd.grad((layer.expected(x) * weights).sum(), leaves)
-    for one, other in zip(mine, exact, strict=True):
+    compiled_grads = torch.autograd.grad((states * weights).sum(), leaves)
+    exact_grads = torch.autograd.grad((layer.expected(x) * weights).sum(), leaves)
+    for one, other in zip(compiled_grads, exact_grads, strict=True):
         torch.testing.assert_close(one, other)
 
 
@@ -243,12 +245,12 @@ def test_a_network_of_ternary_neurons_learns_and_reads_three_ways():
     [
         ({"states": (0.0, 0.0, 1.0)}, "rising states"),
         ({"thresholds": (0.5, -0.5)}, "rising threshold"),
-        ({"thresholds": (0.5,)}, "one rising threshold less"),
+        ({"thresholds": (0.5,)}, "one rising threshold fewer"),
         ({"states": (1.0,), "thresholds": ()}, "at least two"),
         ({"noise": 0.0}, "noise: expected a positive"),
         ({"noise_distribution": "cauchy"}, "noise_distribution: expected one of"),
         ({"learn": "threshold"}, "did you mean 'thresholds'"),
-        ({"num": 3}, "say what by learn="),
+        ({"num": 3}, "name them by learn="),
     ],
 )
 def test_settings_out_of_range_are_refused(settings, message):
@@ -256,7 +258,7 @@ def test_settings_out_of_range_are_refused(settings, message):
         KState(**settings)
 
 
-def test_a_layer_is_copied_and_pickled_with_what_it_has_learned():
+def test_a_layer_is_copied_and_pickled_with_its_learned_values():
     layer = KState(noise_distribution="laplace", learn=("thresholds", "noise"), num=2)
     with torch.no_grad():
         for parameter in layer.parameters():
@@ -269,7 +271,7 @@ def test_a_layer_is_copied_and_pickled_with_what_it_has_learned():
     assert torch.equal(fresh.expected(x), layer.expected(x))
 
 
-def test_kinds_are_what_they_say():
+def test_states_and_text_of_the_subclasses():
     assert (Ternary().states, Binary().states, ThresholdNeuron().states) == ((-1.0, 0.0, 1.0), (-1.0, 1.0), (0.0, 1.0))
     assert "learn=('noise',)" in repr(Binary(learn="noise")) and "laplace" in repr(
         Ternary(noise_distribution="laplace")

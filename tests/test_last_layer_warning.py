@@ -1,4 +1,4 @@
-"""A distribution of mean zero on the logits' own layer: said before training, and only where it is so."""
+"""The warning of fit that a last layer whose distribution has mean zero makes logits that cannot learn."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ VarianceOnly = ps.guides.VarianceOnly
 
 
 class Net(nn.Module):
-    """A hidden layer and a last one, and what is done with its output."""
+    """A hidden layer and a last one, whose output is processed further."""
 
     def __init__(self, after=None, last=None):
         super().__init__()
@@ -73,7 +73,7 @@ def kept_elsewhere(out, h):
     return h[:, :3].clone()
 
 
-# What is done with the last layer's output, and whether the logits are still symmetric around the bias.
+# How the last layer's output is processed, and whether the logits are still symmetric around the bias.
 AFTER = {
     "nothing": (None, True),
     "a view": (lambda out, h: out.view(-1, 3).reshape(-1, 3), True),
@@ -102,7 +102,7 @@ def model_of(net, likelihood=None, prior=None):
 
 
 def warned(model, guide, y=Y, x=X, **options):
-    """The sites that one run warns of."""
+    """The sites that the warnings of one run name."""
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         ps.fit(model, guide, (x, y), epochs=2, batch_size=6, seed=0, progress=False, **options)
@@ -121,8 +121,8 @@ def test_what_follows_the_last_layer(case):
     assert [uses["last.weight"][0].output, uses["hidden.weight"][0].output] == [expected, False]
 
 
-def test_a_recycled_address_is_not_the_output():
-    """A tensor that lives where a layer's output had lived is not that output."""
+def test_a_reused_id_is_not_the_output():
+    """A tensor with the same `id` as an earlier output of a layer is not that output."""
     weight, output, other = torch.ones(2, 2), torch.ones(2), torch.ones(2)
     mode = _UsageMode({"last.weight": weight}, {}, 1)
     mode._note(output, ("last.weight", 0))
@@ -184,15 +184,15 @@ def test_a_convolution_may_be_the_last_layer_and_a_tied_weight_may_learn():
     assert warned(model, VarianceOnly(model)) == []
 
 
-def test_it_is_said_once_with_held_out_data_and_in_words_that_help():
+def test_it_warns_once_also_with_held_out_data_and_says_what_to_do():
     model = model_of(Net())
     assert warned(model, VarianceOnly(model), validation=(X, Y)) == ["last.weight"]
     with pytest.warns(UserWarning, match=r"'last.weight' has mean zero .* a Categorical likelihood.*PerSite\(model"):
         ps.fit(model, VarianceOnly(model), (X, Y), epochs=1, progress=False)
 
 
-def test_the_run_is_the_same_with_and_without_the_look():
-    """Random numbers, buffers and parameters: no trace of the extra pass."""
+def test_the_check_does_not_change_the_run():
+    """Random numbers, buffers and parameters are not changed by the additional pass."""
     runs = []
     for prior in ({"net.weight": ps.priors.LogUniform()}, {"net.weight": ps.priors.LogUniform()}):
         torch.manual_seed(0)
@@ -211,7 +211,7 @@ def test_the_run_is_the_same_with_and_without_the_look():
     assert all(torch.equal(value, runs[1][1][name]) for name, value in runs[0][1].items())
 
 
-def test_it_is_true():
+def test_the_claim_of_the_warning_is_true():
     """The expected log-likelihood under a symmetric last layer is at most that of the bias alone, input by input."""
     torch.manual_seed(0)
     x, bias = torch.randn(5, 6, dtype=torch.float64), torch.randn(3, dtype=torch.float64)

@@ -14,12 +14,12 @@ from pyrostoch.effects import Flipout, LocalReparameterization, MeanPropagation,
 from pyrostoch.layers import MCDropout, MCDropout2d
 
 
-@pytest.mark.parametrize("how", [SharedSample, LocalReparameterization, Flipout, poutine.trace])
+@pytest.mark.parametrize("interpretation", [SharedSample, LocalReparameterization, Flipout, poutine.trace])
 @pytest.mark.parametrize("training", [True, False])
-def test_drops_afresh_for_each_example_under_every_sampling_interpretation(how, training):
+def test_drops_afresh_for_each_example_under_every_sampling_interpretation(interpretation, training):
     layer = MCDropout(0.3).train(training)
     x = torch.ones(200, 100)
-    with how():
+    with interpretation():
         one, two = layer(x), layer(x)
     assert torch.allclose(one[one != 0], torch.tensor(1 / 0.7))
     kept = (one != 0).double()

@@ -21,7 +21,7 @@ def distribution(scale=0.7):
     return Levels(torch.randn(3, 4, **F64), LEVELS, torch.tensor(scale, **F64))
 
 
-def test_draws_have_the_distribution_s_probabilities_and_moments():
+def test_draws_have_the_probabilities_and_moments_of_the_distribution():
     q, values = distribution(), torch.tensor(LEVELS, **F64)
     drawn = q.sample((50_000,))
     for number, level in enumerate(LEVELS):
@@ -30,17 +30,16 @@ def test_draws_have_the_distribution_s_probabilities_and_moments():
         torch.testing.assert_close(q.log_prob(torch.full((3,), 0.7 * level, **F64)), p.log())
     torch.testing.assert_close(q.mean, 0.7 * q.probs @ values)
     torch.testing.assert_close(q.variance, 0.49 * (q.probs @ values**2 - (q.probs @ values) ** 2))
-    open_distribution = Levels(q.logits, LEVELS, q.scale, validate_args=False)
-    assert (open_distribution.log_prob(torch.full((3,), 0.1, **F64)) == -math.inf).all() and q.support.check(
-        drawn
-    ).all()
+    unchecked = Levels(q.logits, LEVELS, q.scale, validate_args=False)
+    assert (unchecked.log_prob(torch.full((3,), 0.1, **F64)) == -math.inf).all()
+    assert q.support.check(drawn).all()
     assert not q.support.check(drawn + 0.1).any()
     wide = q.expand((5, 3))
     assert wide.sample((2,)).shape == (2, 5, 3) and torch.equal(wide.mean[4], q.mean)
     assert torch.equal(q.states(), q.probs.argmax(-1).to(torch.int8))
 
 
-def test_a_draw_passes_back_the_derivative_of_the_mean_and_its_own_by_the_scale():
+def test_gradients_of_a_draw_in_logits_and_scale():
     logits, scale = torch.randn(3, 4, **F64, requires_grad=True), torch.tensor(0.7, **F64, requires_grad=True)
     q, weights = Levels(logits, LEVELS, scale), torch.tensor([1.0, -2.0, 0.5], **F64)
     drawn = q.rsample()
@@ -50,7 +49,7 @@ def test_a_draw_passes_back_the_derivative_of_the_mean_and_its_own_by_the_scale(
     torch.testing.assert_close(by_scale, (drawn.detach() / 0.7 * weights).sum())
 
 
-def test_the_kl_to_the_grid_is_a_sum_over_levels():
+def test_kl_to_the_grid_is_a_sum_over_levels():
     q = distribution()
     by_hand = (q.probs * (q.probs * 4).log()).sum(-1)
     torch.testing.assert_close(kl_divergence(q, Grid()), by_hand)
@@ -61,7 +60,7 @@ def test_the_kl_to_the_grid_is_a_sum_over_levels():
         Grid().sample()
 
 
-def test_the_guide_starts_at_the_network_s_weights_and_learns_levels():
+def test_the_guide_starts_at_the_weights_of_the_network_and_learns_levels():
     torch.manual_seed(0)
     x = torch.randn(400, 6)
     truth = torch.tensor([[2.0, 0.0, -2.0, 0.0, 2.0, -2.0]])
@@ -96,7 +95,7 @@ def test_every_estimator_takes_weights_on_a_grid(estimator):
 
 
 def test_settings_that_do_not_fit_are_refused():
-    with pytest.raises(ValueError, match="expected 4 rising levels"):
+    with pytest.raises(ValueError, match="expected 4 increasing levels"):
         Levels(torch.zeros(4), (-1.0, 0.0, 1.0))
     model = ps.BayesianModel(nn.Linear(2, 1), prior=ps.priors.Grid(), likelihood=ps.likelihoods.Gaussian(), num_data=3)
     with pytest.raises(ValueError, match="CategoricalWeights levels"):
@@ -105,13 +104,13 @@ def test_settings_that_do_not_fit_are_refused():
         ps.guides.CategoricalWeights(model, width=0.0)
 
 
-def test_many_levels_and_half_precision_and_levels_of_no_chance():
+def test_many_levels_half_precision_and_levels_with_probability_zero():
     torch.manual_seed(0)
     logits = torch.zeros(1, 200)
     logits[0, 150] = 50.0
     assert Levels(logits, tuple(map(float, range(200)))).states().item() == 150
-    chances = torch.tensor([0.001, 0.998, 0.001])
-    drawn = Levels(chances.log().bfloat16().expand(1_000_000, 3)).sample()
+    probs = torch.tensor([0.001, 0.998, 0.001])
+    drawn = Levels(probs.log().bfloat16().expand(1_000_000, 3)).sample()
     assert (drawn != 0.0).double().mean().item() == pytest.approx(0.002, rel=0.15)
     distribution = Levels(torch.tensor([0.0, 0.0, -torch.inf]))
     assert distribution.entropy().item() == pytest.approx(math.log(2.0))
@@ -121,7 +120,7 @@ def test_weights_that_are_all_zero_have_no_scale():
     net = torch.nn.Linear(3, 2)
     torch.nn.init.zeros_(net.weight)
     model = ps.BayesianModel(net, prior=ps.priors.Grid(), likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
-    with pytest.raises(ValueError, match="weights of site 'weight' are 0 throughout"):
+    with pytest.raises(ValueError, match="own weights at site 'weight' are 0, so that no scale"):
         ps.guides.CategoricalWeights(model)
 
 

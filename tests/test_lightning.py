@@ -1,4 +1,4 @@
-"""SVIModule: against a loop by hand, resumed, in bfloat16, on two processes, and what it refuses."""
+"""SVIModule: compared with a plain loop, resumed, in bfloat16, and what it refuses."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ from pyrostoch.lightning import SVIModule
 pytestmark = [
     # Lightning 2.6 under torch 2.13 asks a tree's leaf in the old way.
     pytest.mark.filterwarnings(r"ignore:.isinstance\(treespec, LeafSpec\).:FutureWarning"),
-    # A validation_step is there for those who validate.
+    # SVIModule has a validation_step, also where no validation data are given.
     pytest.mark.filterwarnings("ignore:You defined a `validation_step` but have no `val_dataloader`:UserWarning"),
-    # Advice on loaders without workers, which is how tests load.
+    # Loaders without workers, as in tests.
     pytest.mark.filterwarnings("ignore:The '(train|val|predict)_dataloader' does not have many workers:UserWarning"),
 ]
 
@@ -42,7 +42,7 @@ COUNT = 40
 
 @pytest.fixture(autouse=True)
 def quiet() -> Iterator[None]:
-    """Keep Lightning's notes on devices and tips off the terminal."""
+    """Silence Lightning's messages on devices and tips."""
     loggers = [logging.getLogger(name) for name in ("lightning.pytorch", "lightning.fabric")]
     levels = [logger.level for logger in loggers]
     for logger in loggers:
@@ -72,7 +72,7 @@ def trainer(**options: Any) -> Trainer:
 
 
 def loader(data: Any = None, batch_size: int = 16) -> DataLoader[Any]:
-    """A loader whose order follows the epoch, whenever the run begins."""
+    """A loader whose order depends on the epoch only, also in a resumed run."""
     data = classes() if data is None else data
     sampler: Any = DistributedSampler(data, num_replicas=1, rank=0, shuffle=True, seed=5)
     return DataLoader(data, batch_size=batch_size, sampler=sampler)
@@ -83,7 +83,7 @@ def state(*modules: nn.Module) -> dict[str, Tensor]:
 
 
 class Record(Callback):
-    """The losses and weights of the KL, step by step, and the sums of the epochs."""
+    """Records losses and KL weights of each step, and the terms of each epoch."""
 
     def __init__(self) -> None:
         self.steps: list[tuple[float, float]] = []
@@ -100,7 +100,7 @@ class Record(Callback):
 
 
 def test_same_as_a_loop_by_hand(float64: None) -> None:
-    """Seven epochs of BatchNorm, dropout, two particles, two learning rates, a warm-up, and a short last batch."""
+    """Seven epochs of BatchNorm, dropout, two particles, two learning rates, a warm-up, and a smaller last batch."""
     epochs, data = 7, classes()
     options: dict[str, Any] = {"lr": 0.02, "lr_alpha": 0.1, "schedule": "cosine", "kl_warmup": (1.0, 3.0)}
     model, guide = build(ps.guides.LayerwiseAlpha, prior=ps.priors.LogUniform())
@@ -136,7 +136,7 @@ def test_same_as_a_loop_by_hand(float64: None) -> None:
             step += 1
         sums.append(total)
     torch.testing.assert_close(torch.tensor(record.steps), torch.tensor(losses), rtol=1e-10, atol=0)
-    # Parameters only: the twin's extra passes have moved its running means, which training does not read.
+    # Parameters only: additional passes of the plain loop have changed its running means, which training does not use.
     found, expected = dict(guide.named_parameters()), dict(twins.named_parameters())
     for name in found:
         torch.testing.assert_close(found[name], expected[name], rtol=1e-9, atol=1e-12)
@@ -173,7 +173,7 @@ def test_checkpoint_resumed_gives_the_same(tmp_path: Path) -> None:
 
     four_epochs().fit(SVIModule(model, guide, seed=4, **settings), loader())
 
-    torch.manual_seed(99)  # the seed of the noise comes with the checkpoint, and nothing else draws
+    torch.manual_seed(99)  # the seed of the noise is in the checkpoint, and nothing else draws
     other, others = build(seed=1)
     path = str(tmp_path / "epoch=1.ckpt")
     module = SVIModule(other, others, seed=5, **settings)
@@ -206,7 +206,7 @@ def test_validation_scores_are_those_of_predict_and_leave_the_run_alone() -> Non
     assert record.epochs[-1]["val_accuracy"] == pytest.approx((found.probs.argmax(-1) == y).float().mean().item())
 
 
-def test_sampled_scores_are_the_same_at_every_look() -> None:
+def test_sampled_scores_are_the_same_at_every_validation() -> None:
     model, guide = build()
     module, held_out = SVIModule(model, guide, mode="mc:3"), DataLoader(classes(30), batch_size=11)
     first = trainer().validate(module, held_out, verbose=False)
@@ -227,7 +227,7 @@ def test_predictions(labeled: bool) -> None:
     torch.testing.assert_close(torch.cat([batch["log_probs"] for batch in found]), expected)
 
 
-def test_answers_of_yes_and_no_have_an_accuracy() -> None:
+def test_bernoulli_labels_have_an_accuracy() -> None:
     x = torch.randn(8, 2)
     y = (x.sum(1, keepdim=True) > 0).float()
     net = nn.Linear(2, 1, bias=False)
@@ -274,8 +274,8 @@ GUIDES = [
 
 @pytest.mark.parametrize("guide", GUIDES)
 @pytest.mark.parametrize("estimator", ["local", "shared", "flipout"])
-def test_every_parameter_takes_part_in_every_step(guide: Any, estimator: str) -> None:
-    """DDP waits for ever, or complains, where a trained parameter gets no gradient; a KL of weight 0 included."""
+def test_every_parameter_has_a_gradient_in_every_step(guide: Any, estimator: str) -> None:
+    """DDP hangs or fails if a trained parameter has no gradient; this includes steps whose KL has weight 0."""
     model, guide = build(guide)
     module = SVIModule(model, guide, estimator=estimator, kl_warmup=1.0)  # type: ignore[arg-type]
 
@@ -298,7 +298,7 @@ def test_pyro_is_left_as_it_was() -> None:
     before = pyro.settings.get(), torch.get_rng_state()
     # A loader without a generator of its own takes its seed from torch's.
     trainer(max_epochs=1).fit(module, DataLoader(classes(), batch_size=20, generator=torch.Generator()))
-    # The first step is looked at (twice, with its usage), later ones do not wait for the device.
+    # The first step is validated (twice, with the usage analysis); later ones do not wait for the device.
     assert checked == [True, True, False]
     assert pyro.settings.get() == before[0] and not list(pyro.get_param_store())
     assert torch.equal(torch.get_rng_state(), before[1])
@@ -334,7 +334,7 @@ def test_errors_of_settings() -> None:
     [
         ({}, {}, lambda: loader(classes(30)), "expected num_data=40 examples, as the model was built for, got 30"),
         ({}, {"precision": "bf16-true"}, loader, "guide.parameters_of.*'bf16-mixed'"),
-        ({}, {"max_epochs": -1}, loader, "schedule='linear' falls over a run of known length"),
+        ({}, {"max_epochs": -1}, loader, "schedule='linear' needs a run of known length"),
         ({}, {}, lambda: DataLoader(Stream(), batch_size=10), "give Trainer.max_steps="),
         (
             {"schedule": "constant", "kl_warmup": 2.0},
@@ -358,7 +358,7 @@ def test_a_stream_of_known_number_of_steps_is_trained() -> None:
     assert run.global_step == 5 and run.optimizers[0].param_groups[0]["lr"] == 0.0
 
 
-def test_parameters_that_no_optimizer_holds_are_refused() -> None:
+def test_parameters_that_are_in_no_optimizer_are_refused() -> None:
     model, lazy = build(AutoNormal)
     with pytest.raises(ValueError, match="are not in the optimizer.*Call guide"):
         trainer().fit(SVIModule(model, lazy), loader())
@@ -374,7 +374,7 @@ def test_parameters_that_no_optimizer_holds_are_refused() -> None:
     assert not any(torch.equal(before[name], value) for name, value in called.state_dict().items())
 
 
-def test_first_batch_is_looked_at() -> None:
+def test_the_first_batch_is_checked() -> None:
     x, y = classes().tensors
     with pytest.raises(ValueError, match="NaN or infinite entries"):
         trainer().fit(SVIModule(*build()), loader(TensorDataset(x.log(), y)))

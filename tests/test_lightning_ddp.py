@@ -1,4 +1,4 @@
-"""SVIModule on two processes: against both ranks by hand, and against one process with the joint batch."""
+"""SVIModule on two processes: compared with a plain loop over both ranks, and with one process and the joint batch."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ from pyrostoch.lightning import SVIModule
 ROOT = Path(__file__).resolve().parent.parent
 COUNT, BATCH, EPOCHS, SEED, LR, LR_ALPHA = 40, 10, 3, 7, 0.05, 0.1
 
-# Much noise, and next to none, where a loss is what it is in expectation.
+# Much noise; and almost none, so that a loss equals its expectation.
 GUIDES: dict[str, Any] = {
     "noisy": lambda model: ps.guides.LayerwiseAlpha(model, init_log_alpha=-1.0),
     "still": lambda model: ps.guides.Additive(model, init_scale=1e-9),
@@ -59,19 +59,19 @@ def share(rank: int, world: int, shuffle: bool) -> DistributedSampler[Any]:
 
 
 class Writing(SVIModule):
-    """Writes its losses, the logged means of the last epoch and its parameters, one file a rank."""
+    """Writes its losses, the logged means of the last epoch and its parameters, one file per rank."""
 
     target, examples, shuffled = Path(), BATCH, True
 
     def train_dataloader(self) -> DataLoader[Any]:
-        if self.shuffled:  # Lightning puts a sampler of its own
+        if self.shuffled:  # Lightning uses its own sampler
             return DataLoader(classes(), batch_size=self.examples, shuffle=True)
         return DataLoader(
             classes(), batch_size=self.examples, sampler=share(self.global_rank, self.trainer.world_size, shuffle=False)
         )
 
     def setup(self, stage: str) -> None:
-        # Processes that were started by a launcher, and not seeded, begin each with a seed of its own.
+        # Processes started by a launcher without a seed have different seeds.
         self._seed += self.global_rank
         self.losses: list[Tensor] = []
 
@@ -104,10 +104,10 @@ def train(devices: int, batch_size: int, guide: str, target: Path) -> None:
 def found(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Tensor]]:
     """Both starts in two processes, and in one with batches twice as large: the same examples in the same steps."""
     folder = tmp_path_factory.mktemp("ranks")
-    # What Lightning's launchers leave in the environment decides ranks and seeds.
+    # Variables that Lightning's launchers leave in the environment would set ranks and seeds.
     env = {key: value for key, value in os.environ.items() if not key.startswith("PL_")}
     env |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    # Forked within a process of its own, which has run nothing yet.
+    # Forked from a new process, which has run nothing yet.
     result = subprocess.run(
         [sys.executable, __file__, str(folder)], cwd=ROOT, env=env, capture_output=True, text=True, timeout=120
     )
@@ -155,7 +155,7 @@ def test_each_rank_has_its_noise_and_the_mean_of_their_losses_is_minimized(
 
 
 def test_without_noise_two_processes_are_one_with_the_joint_batch(found: dict[str, dict[str, Tensor]]) -> None:
-    """The KL counts once and N / B is right: any other share of the two would take other steps."""
+    """The KL counts once and the factor N / B is right; with other factors the steps would differ."""
     first, second, one = found["still.0"], found["still.1"], found["one.0"]
     torch.testing.assert_close((first["losses"] + second["losses"]) / 2, one["losses"], rtol=1e-7, atol=0)
     for name in parameters(*build("still")):

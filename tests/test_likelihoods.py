@@ -81,7 +81,7 @@ def test_learned_noise_is_fitted(make):
     assert "learned, 0.5" in repr(likelihood)
 
 
-def test_noise_of_every_kind_has_a_text():
+def test_repr_of_fixed_and_random_noise():
     assert "0.5" in repr(lk.Gaussian(0.5)) and "random, Gamma" in repr(lk.Gaussian(dist.Gamma(2.0, 2.0)))
 
 

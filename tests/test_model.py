@@ -1,4 +1,4 @@
-"""Any network as a Pyro model: what Pyro, torch and a user may do with it."""
+"""`BayesianModel`: its use with Pyro and torch, and the errors it raises."""
 
 from __future__ import annotations
 
@@ -72,7 +72,7 @@ def test_conditioning_and_predictive():
     samples = Predictive(model, guide=guide, num_samples=7)(x)
     assert samples["obs"].shape == (7, 20, 1)
     prior = Predictive(model, num_samples=5)(x)
-    assert prior["0.weight"].shape == (5, 1, 4, 2)  # Pyro keeps room for the plate
+    assert prior["0.weight"].shape == (5, 1, 4, 2)  # Pyro adds an axis for the plate
 
 
 def test_stock_elbo_and_autoguides_work():
@@ -121,18 +121,18 @@ def test_deepcopy_pickle_and_state_dict():
     guide = ps.guides.NeuronwiseAlpha(model)
     x, y = data()
     ps.ELBO()(model, guide)(x, y)
-    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
-        other = ps.guides.NeuronwiseAlpha(twin)
+    for duplicate in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        other = ps.guides.NeuronwiseAlpha(duplicate)
         other.load_state_dict(guide.state_dict())
         torch.manual_seed(0)
         first = ps.ELBO()(model, guide)(x, y)
         torch.manual_seed(0)
-        assert torch.equal(first, ps.ELBO()(twin, other)(x, y))
-        twin.net[0].weight.data.zero_()
+        assert torch.equal(first, ps.ELBO()(duplicate, other)(x, y))
+        duplicate.net[0].weight.data.zero_()
         assert model.net[0].weight.abs().sum() > 0
 
 
-def test_sites_are_described_shortly():
+def test_repr_of_a_site():
     text = "Site('0.weight', weight of shape (4, 2), prior Normal(loc=0, scale=1))"
     assert repr(model_of().sites["0.weight"]) == text
 
@@ -221,11 +221,11 @@ def test_bad_data(x, y, message):
 
 
 def test_a_class_in_place_of_a_prior_is_named():
-    with pytest.raises(TypeError, match=r"got the class Laplace; make one of it: Laplace\(\)"):
+    with pytest.raises(TypeError, match=r"got the class Laplace; use an instance: Laplace\(\)"):
         model_of(prior=ps.priors.Laplace)
 
 
-def test_a_random_prior_scale_suits_autoguides_too():
+def test_autoguides_work_with_a_random_prior_scale():
     from pyro.infer.autoguide import AutoNormal
 
     model = model_of(prior=ps.priors.Hierarchical())

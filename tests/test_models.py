@@ -45,7 +45,7 @@ def test_shapes_and_training(network):
     assert all(parameter.grad.any() for parameter in guide.parameters())
 
 
-def test_lenet5_is_the_published_one():
+def test_lenet5_has_the_published_shapes():
     net = models.LeNet5()
     shapes = {name: tuple(parameter.shape) for name, parameter in net.named_parameters() if "bn" not in name}
     assert shapes == {
@@ -66,20 +66,20 @@ def test_lenet5_is_the_published_one():
 def test_lenet5_pools_before_relu_with_the_same_gradients():
     net, x = models.LeNet5(widths=(4, 6, 20)).double(), torch.randn(5, 1, 28, 28, dtype=torch.float64)
     pool = nn.MaxPool2d(2)
-    twin = nn.Sequential(
+    reference = nn.Sequential(
         *(net.conv1, net.bn1, nn.ReLU(), pool, net.conv2, net.bn2, nn.ReLU(), pool),
         *(nn.Flatten(), net.dense1, net.bn3, nn.ReLU(), net.dense2),
     )
     results = []
-    for network in (net, twin):
+    for network in (net, reference):
         net.zero_grad()
         x = x.detach().requires_grad_()
         out = network(x)
         out.logsumexp(1).sum().backward()
         results.append([out.detach(), x.grad, *(p.grad.clone() for p in net.parameters())])
     assert all(grad.any() for grad in results[0])
-    for got, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-10, atol=1e-13)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-13)
 
 
 def test_lenet5_drops_the_inputs_of_its_hidden_dense_layer():
@@ -92,26 +92,26 @@ def test_lenet5_drops_the_inputs_of_its_hidden_dense_layer():
         network.dense1.register_forward_pre_hook(lambda module, args: seen.append(args[0]))
     x = torch.randn(50, 1, 28, 28)
     assert torch.equal(plain(x), plain(x)) and not torch.equal(net(x), net(x))
-    whole, left = seen[0], seen[-1]
-    kept = left != 0
-    torch.testing.assert_close(left[kept], whole[kept] / 0.6)
-    assert abs(kept.sum().item() / (whole != 0).sum().item() - 0.6) < 0.03
+    inputs, dropped = seen[0], seen[-1]
+    kept = dropped != 0
+    torch.testing.assert_close(dropped[kept], inputs[kept] / 0.6)
+    assert abs(kept.sum().item() / (inputs != 0).sum().item() - 0.6) < 0.03
     with MeanPropagation():
         assert torch.equal(net(x), plain(x))
 
 
-def test_lenet5_computes_what_it_says():
+def test_lenet5_equals_a_sequence_of_its_layers():
     net, x = models.LeNet5(widths=(4, 6, 20)).double().eval(), torch.randn(2, 1, 28, 28, dtype=torch.float64)
     with torch.no_grad():
         for bn in (net.bn1, net.bn2, net.bn3):
             bn.running_mean.normal_(0.0, 0.1)
             bn.running_var.uniform_(0.5, 1.5)
         pool = nn.MaxPool2d(2)
-        twin = nn.Sequential(
+        reference = nn.Sequential(
             *(net.conv1, net.bn1, nn.ReLU(), pool, net.conv2, net.bn2, nn.ReLU(), pool),
             *(nn.Flatten(), net.dense1, net.bn3, nn.ReLU(), net.dense2),
         )
-        assert torch.equal(net(x), twin(x)) and (net(x)[0] != net(x)[1]).all()
+        assert torch.equal(net(x), reference(x)) and (net(x)[0] != net(x)[1]).all()
 
 
 def test_mlp_names_and_parts():
@@ -145,7 +145,7 @@ def test_mlp_names_and_parts():
         (lambda: models.build("lenet5", input_shape=(13,), num_outputs=2), r"'lenet5'.*\(13,\); use 'mlp'"),
     ],
 )
-def test_bad_sizes_and_names(make, message):
+def test_wrong_sizes_and_names_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

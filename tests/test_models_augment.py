@@ -1,4 +1,4 @@
-"""Random crops and flips against loops, how often each occurs, and in front of a Bayesian network."""
+"""Random crops and flips: against loops, their frequencies, and in front of a Bayesian network."""
 
 from __future__ import annotations
 
@@ -10,8 +10,8 @@ import pyrostoch as ps
 from pyrostoch.models import CropAndFlip
 
 
-def by_loops(x: Tensor, padding: int, shifts: Tensor, flips: Tensor) -> Tensor:
-    """Each pixel looked up in its image by itself; outside of it there is zero."""
+def crop_with_loops(x: Tensor, padding: int, shifts: Tensor, flips: Tensor) -> Tensor:
+    """Crop and flip pixel by pixel; pixels outside of the image are zero."""
     out = torch.zeros_like(x)
     count, channels, height, width = x.shape
     for n in range(count):
@@ -30,35 +30,35 @@ def by_loops(x: Tensor, padding: int, shifts: Tensor, flips: Tensor) -> Tensor:
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("flip", [False, True])
-def test_exact_twin(
+def test_equals_loops(
     padding: int, shape: tuple[int, ...], layout: torch.memory_format, dtype: torch.dtype, flip: bool
 ) -> None:
     x = torch.randn(shape, dtype=dtype).to(memory_format=layout)
     before = x.clone()
     torch.manual_seed(5)
-    found = CropAndFlip(padding, flip)(x)
+    cropped = CropAndFlip(padding, flip)(x)
     torch.manual_seed(5)
     shifts = torch.randint(0, 2 * padding + 1, (2, shape[0], 1))
     flips = torch.rand(shape[0], 1) < 0.5 if flip else torch.zeros(shape[0], 1, dtype=torch.bool)
-    assert found.dtype == dtype and found.shape == x.shape
-    assert torch.equal(found, by_loops(x, padding, shifts, flips))
-    assert torch.equal(x, before) and found.data_ptr() != x.data_ptr()
+    assert cropped.dtype == dtype and cropped.shape == x.shape
+    assert torch.equal(cropped, crop_with_loops(x, padding, shifts, flips))
+    assert torch.equal(x, before) and cropped.data_ptr() != x.data_ptr()
 
 
-def test_images_are_laid_out_as_convolutions_like_them() -> None:
+def test_images_are_channels_last_in_memory() -> None:
     assert CropAndFlip(2)(torch.randn(4, 3, 6, 6)).is_contiguous(memory_format=torch.channels_last)
 
 
-def test_each_crop_and_flip_is_as_frequent() -> None:
+def test_crops_and_flips_are_equally_frequent() -> None:
     image = torch.arange(1.0, 7.0).reshape(1, 1, 2, 3)
     kinds = [(top, left, flip) for top in range(3) for left in range(3) for flip in (False, True)]
     shifts = torch.tensor([[top for top, _, _ in kinds], [left for _, left, _ in kinds]])[:, :, None]
     flips = torch.tensor([flip for _, _, flip in kinds])[:, None]
-    known = by_loops(image.expand(len(kinds), -1, -1, -1), 1, shifts, flips)
+    known = crop_with_loops(image.expand(len(kinds), -1, -1, -1), 1, shifts, flips)
     assert len(known.flatten(1).unique(dim=0)) == 18
     count = 9000
-    found = CropAndFlip(1)(image.expand(count, -1, -1, -1))
-    which = (found.flatten(1)[:, None] == known.flatten(1)).all(-1)
+    cropped = CropAndFlip(1)(image.expand(count, -1, -1, -1))
+    which = (cropped.flatten(1)[:, None] == known.flatten(1)).all(-1)
     assert bool((which.sum(1) == 1).all())
     kind = which.float().argmax(1)
     # Chi-squared with 17 degrees of freedom, and for pairs of neighbors with 323: five standard deviations above.
@@ -69,7 +69,7 @@ def test_each_crop_and_flip_is_as_frequent() -> None:
     assert ((pairs - expected) ** 2 / expected).sum() < 323 + 5 * 646**0.5
 
 
-def test_gradient_goes_back_to_the_pixels_that_were_used() -> None:
+def test_gradient_reaches_the_pixels_that_were_used() -> None:
     x = torch.randn(6, 2, 4, 4, dtype=torch.float64, requires_grad=True)
     layer = CropAndFlip(2)
 
@@ -97,7 +97,7 @@ def test_padding_is_checked(padding: object) -> None:
         CropAndFlip(padding)  # type: ignore[arg-type]
 
 
-def test_other_shapes_are_named() -> None:
+def test_other_shapes_are_refused() -> None:
     with pytest.raises(ValueError, match=r"expected images \(batch, channels, height, width\), got shape \(3, 5, 5\)"):
         CropAndFlip()(torch.zeros(3, 5, 5))
 
@@ -114,11 +114,11 @@ DATA = torch.randn(40, 1, 6, 6, generator=torch.Generator().manual_seed(0)), tor
 
 
 @pytest.mark.parametrize("estimator", ["local", "shared", "flipout", "marginal"])
-def test_census_sees_through_it_and_draws_for_itself(estimator: str) -> None:
+def test_weight_usage_is_found_behind_it_without_changing_the_draws(estimator: str) -> None:
     terms = []
     model, guide = bayesian(CropAndFlip(2))
     elbo = ps.ELBO(estimator)  # type: ignore[arg-type]
-    for _ in range(2):  # with a usage, and then without
+    for _ in range(2):  # the first call analyzes weight usage, the second does not
         torch.manual_seed(8)
         terms.append(elbo.terms(model, guide, *DATA))
     plain_model, plain_guide = bayesian(nn.Identity())
@@ -127,7 +127,7 @@ def test_census_sees_through_it_and_draws_for_itself(estimator: str) -> None:
     assert torch.equal(terms[0].data, terms[1].data) and not torch.equal(terms[0].data, plain.data)
 
 
-def test_training_repeats_itself_and_predictions_see_the_images_as_they_are() -> None:
+def test_training_is_reproducible_and_predictions_use_unchanged_images() -> None:
     fits = []
     for seed in (1, 1, 2):
         model, guide = bayesian(CropAndFlip(2))

@@ -1,4 +1,4 @@
-"""Networks of ternary neurons: what they are made of, what they refuse, that they learn."""
+"""Networks of ternary neurons: their layers, wrong arguments, and training."""
 
 from __future__ import annotations
 
@@ -8,16 +8,16 @@ import pytest
 import torch
 
 import pyrostoch as ps
-from pyrostoch.bench.case import Own, Setting, Trained
+from pyrostoch.bench.case import Setting, Trained, TrialContext
 from pyrostoch.bench.published.discrete import discrete_updates, integers
 from pyrostoch.bench.published.trident import TRIDENT
-from pyrostoch.bench.trial import carry_out
+from pyrostoch.bench.trial import run_trial
 from pyrostoch.layers import Binary, Ternary
 from pyrostoch.models import TriDeNT, TriDeNTConv
 from pyrostoch.quantize import TernaryGradient
 
 
-def test_a_dense_network_is_what_it_says():
+def test_layers_of_a_dense_network():
     net = TriDeNT(20, (7, 5), 3, gradient=TernaryGradient)
     names = ["dropout", "fc1", "bn1", "neurons1", "error1", "fc2", "bn2", "neurons2", "error2", "scores"]
     assert [name for name, _ in net.named_children()] == names and net.fc1.bias is None
@@ -27,7 +27,7 @@ def test_a_dense_network_is_what_it_says():
     assert plain.fc1.bias is not None and plain(torch.randn(4, 4, 5)).shape == (4, 3)
 
 
-def test_a_convolutional_network_is_what_it_says():
+def test_layers_of_a_convolutional_network():
     net = TriDeNTConv(3, 5, (16, 20), (2, 3, 4), gradient=TernaryGradient)
     assert net.fc.in_features == 3 * 1 * 2 and net(torch.randn(2, 3, 16, 20)).shape == (2, 5)
     assert [name for name, _ in net.named_children()][-6:] == ["flatten", "fc", "bn3", "neurons3", "error3", "scores"]
@@ -66,22 +66,24 @@ def test_a_network_learns_the_digits(discrete):
     assert ps.compare(model, guide, test, modes=("mc:20",), seed=0)["mc:20"].accuracy > (0.87 if discrete else 0.93)
 
 
-def own(tmp_path, **changes):
+def trial_context(tmp_path, **changes):
+    """The context of a short trial on the digits, and the list to which it reports its epochs."""
     case = TRIDENT.case("dense/discrete-updates")
-    told = []
+    rows = []
     data = ps.data.load("digits")
     recipe = dataclasses.replace(case.recipes["quick"], epochs=4, examples=None, batch_size=50, **changes)
-    return Own(case, recipe, Setting("quick", tmp_path), 0, told.append, data), told
+    return TrialContext(case, recipe, Setting("quick", tmp_path), 0, rows.append, data), rows
 
 
-def test_weights_moved_by_whole_states_learn_the_digits(tmp_path):
-    trial, told = own(tmp_path)
-    found = discrete_updates(dataclasses.replace(trial, case=dataclasses.replace(trial.case, measure=None)))
-    assert found["accuracy/mc:20"] > 0.75
-    assert [row["epoch"] for row in told] == [1, 2, 3, 4]
-    again = discrete_updates(dataclasses.replace(own(tmp_path)[0], case=dataclasses.replace(trial.case, measure=None)))
+def test_weights_that_move_by_whole_levels_learn_the_digits(tmp_path):
+    trial, rows = trial_context(tmp_path)
+    metrics = discrete_updates(dataclasses.replace(trial, case=dataclasses.replace(trial.case, measure=None)))
+    assert metrics["accuracy/mc:20"] > 0.75
+    assert [row["epoch"] for row in rows] == [1, 2, 3, 4]
+    context, _ = trial_context(tmp_path)
+    again = discrete_updates(dataclasses.replace(context, case=dataclasses.replace(trial.case, measure=None)))
     assert {key: value for key, value in again.items() if "seconds" not in key} == {
-        key: value for key, value in found.items() if "seconds" not in key
+        key: value for key, value in metrics.items() if "seconds" not in key
     }
 
 
@@ -93,24 +95,23 @@ def test_the_network_of_integers_is_scored_and_counted(tmp_path):
     prior = {name: ps.priors.Grid() for name in ("fc1.weight", "scores.weight")}
     model = ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Categorical(), num_data=300)
     guide = ps.guides.CategoricalWeights(model)
-    trial, _ = own(tmp_path)
+    trial, _ = trial_context(tmp_path)
     trained = Trained(trial.case, model, guide, (images, labels), (images, labels), trial.recipe, 0, trial.split)
-    found = integers(trained)
+    metrics = integers(trained)
     plain = guide.export(model)
     ps.guides.refresh_batch_norm(plain, images)
     with torch.no_grad(), ps.effects.NoiseFree():
-        right = (plain(images).argmax(-1) == labels).double().mean()
-    assert found["accuracy/integers"] == pytest.approx(right.item(), abs=1e-6)
-    assert (
-        found["cost/weight-bits"] == 2 * (64 * 20 + 20 * 3)
-        and found["cost/float-bits"] == 16 * found["cost/weight-bits"]
-    )
-    assert found["cost/multiplications"] == 3 and 0 < found["cost/active"] < found["cost/additions"] < 64 * 20 + 60
+        accuracy = (plain(images).argmax(-1) == labels).double().mean()
+    assert metrics["accuracy/integers"] == pytest.approx(accuracy.item(), abs=1e-6)
+    assert metrics["cost/weight-bits"] == 2 * (64 * 20 + 20 * 3)
+    assert metrics["cost/float-bits"] == 16 * metrics["cost/weight-bits"]
+    assert metrics["cost/multiplications"] == 3
+    assert 0 < metrics["cost/active"] < metrics["cost/additions"] < 64 * 20 + 60
 
 
 def test_the_cost_of_neurons_is_a_ratio_to_relus(tmp_path):
-    found = carry_out(TRIDENT, TRIDENT.case("time"), 0, Setting("quick", tmp_path), None)["metrics"]
-    assert set(found) == {"time/neurons", "time/numbers"} and min(found.values()) > 0.0
+    metrics = run_trial(TRIDENT, TRIDENT.case("time"), 0, Setting("quick", tmp_path), None)["metrics"]
+    assert set(metrics) == {"time/neurons", "time/numbers"} and min(metrics.values()) > 0.0
 
 
 def test_training_images_are_shifted_and_others_are_not():

@@ -1,4 +1,4 @@
-"""VGG: its published shapes, the layers that patterns make random, its dropout, and what it computes."""
+"""VGG: its published shapes, its patterns of random layers, its dropout, and its outputs and gradients."""
 
 from __future__ import annotations
 
@@ -34,22 +34,22 @@ def bayesian(net: nn.Module) -> ps.BayesianModel:
 
 
 @pytest.mark.parametrize("width", [1.0, 0.25])
-@pytest.mark.parametrize(("channels", "classes", "size", "left"), [(3, 10, 32, 1), (1, 20, (64, 107), 6)])
-def test_widths_and_number_of_parameters(width, channels, classes, size, left):
+@pytest.mark.parametrize(("channels", "classes", "size", "pixels"), [(3, 10, 32, 1), (1, 20, (64, 107), 6)])
+def test_widths_and_number_of_parameters(width, channels, classes, size, pixels):
     with torch.device("meta"):
         net = VGG(channels, classes, size, width)
     widths = [int(width * full) for full in WIDTHS]
     before = [channels, *widths[:-1]]
-    for index, (fan, wide) in enumerate(zip(before, widths, strict=True), 1):
+    for index, (inputs, outputs) in enumerate(zip(before, widths, strict=True), 1):
         conv = getattr(net, f"conv{index}")
-        assert conv.weight.shape == (wide, fan, 3, 3) and conv.bias is None and conv.padding == (1, 1)
-        assert getattr(net, f"bn{index}").num_features == wide
+        assert conv.weight.shape == (outputs, inputs, 3, 3) and conv.bias is None and conv.padding == (1, 1)
+        assert getattr(net, f"bn{index}").num_features == outputs
     dense = int(width * 512)
-    assert net.dense1.weight.shape == (dense, left * widths[-1]) and net.dense1.bias is None
+    assert net.dense1.weight.shape == (dense, pixels * widths[-1]) and net.dense1.bias is None
     assert net.bn14.num_features == dense
     assert net.dense2.weight.shape == (classes, dense) and net.dense2.bias.shape == (classes,)
-    convolutions = sum(9 * fan * wide for fan, wide in zip(before, widths, strict=True))
-    expected = convolutions + 2 * sum(widths) + left * widths[-1] * dense + 2 * dense + (dense + 1) * classes
+    convolutions = sum(9 * inputs * outputs for inputs, outputs in zip(before, widths, strict=True))
+    expected = convolutions + 2 * sum(widths) + pixels * widths[-1] * dense + 2 * dense + (dense + 1) * classes
     assert sum(parameter.numel() for parameter in net.parameters()) == expected
     if (channels, classes, size) == (3, 10, 32):
         count = {1.0: ("14,987,210", "7,340,032"), 0.25: ("939,770", "458,752")}[width]
@@ -73,16 +73,16 @@ def test_outputs(shape):
     assert net.eval()(x[:1]).shape == (1, 7)
 
 
-def test_it_computes_what_it_says_in_value_and_gradient():
-    """The twin applies ReLU before it pools; the two commute, so nothing differs but rounding."""
+def test_equals_a_sequence_of_its_layers_in_value_and_gradient():
+    """The reference applies ReLU before it pools; the two commute, so only rounding errors differ."""
     net, x = tiny(num_classes=5).double(), torch.randn(6, 3, 32, 32, dtype=torch.float64)
     layers: list[nn.Module] = []
     for index in range(1, 14):
         layers += [getattr(net, f"conv{index}"), getattr(net, f"bn{index}"), nn.ReLU()]
         layers += [nn.MaxPool2d(2)] if index in ENDS else []
-    twin = nn.Sequential(*layers, nn.Flatten(), net.dense1, net.bn14, nn.ReLU(), net.dense2)
+    reference = nn.Sequential(*layers, nn.Flatten(), net.dense1, net.bn14, nn.ReLU(), net.dense2)
     results = []
-    for network in (net, twin):
+    for network in (net, reference):
         net.zero_grad()
         x = x.detach().requires_grad_()
         with MeanPropagation():
@@ -90,8 +90,8 @@ def test_it_computes_what_it_says_in_value_and_gradient():
         out.logsumexp(1).sum().backward()
         results.append([out.detach(), x.grad, *(p.grad.clone() for p in net.parameters())])
     assert all(grad.any() for grad in results[0])
-    for got, wanted in zip(*results, strict=True):
-        torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
+    for actual, expected in zip(*results, strict=True):
+        torch.testing.assert_close(actual, expected, rtol=1e-9, atol=1e-12)
 
 
 def dropout_of(net: nn.Module) -> dict[int, float]:
@@ -99,7 +99,7 @@ def dropout_of(net: nn.Module) -> dict[int, float]:
     return {int(name[4:]): part.p for name, part in net.named_children() if isinstance(part, MCDropout)}
 
 
-def test_dropout_stands_where_the_publication_has_it():
+def test_dropout_is_where_the_publication_has_it():
     assert dropout_of(tiny()) == PUBLISHED
     assert dropout_of(tiny(dropout_in_last_block=True)) == PUBLISHED | {11: 0.4, 12: 0.4}
     assert dropout_of(tiny(dropout=False)) == dropout_of(tiny(dropout=False, dropout_in_last_block=True)) == {}
@@ -135,7 +135,7 @@ def test_patterns_choose_the_published_random_layers():
 
 @pytest.mark.parametrize("family", ["gaussian", "bernoulli", "uniform"])
 @pytest.mark.parametrize("dropout", [True, False])
-def test_a_step_as_a_variance_network_reaches_every_layer(family, dropout):
+def test_a_training_step_as_a_variance_network_changes_every_layer(family, dropout):
     net = tiny(dropout=dropout)
     model = bayesian(net)
     guide = ps.guides.VarianceOnly(model, family=family)
@@ -156,7 +156,7 @@ def test_a_step_as_a_variance_network_reaches_every_layer(family, dropout):
     assert all(not torch.equal(*pair) for pair in zip(before, guide.parameters(), strict=True))
 
 
-def test_state_dicts_go_round_and_know_no_dropout():
+def test_state_dicts_can_be_loaded_and_contain_no_dropout():
     net, other = tiny(), tiny(dropout_in_last_block=True)
     net(torch.randn(4, 3, 32, 32))  # moves the running statistics
     assert not any(name.startswith(("drop", "act", "pool", "flatten")) for name in net.state_dict())
@@ -182,7 +182,7 @@ def test_state_dicts_go_round_and_know_no_dropout():
         (lambda: models.build("vgg16", input_shape=(3, 32, 32), num_outputs=2), "did you mean 'vgg'"),
     ],
 )
-def test_bad_sizes_and_names(make, message):
+def test_wrong_sizes_and_names_are_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()
 

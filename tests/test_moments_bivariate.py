@@ -21,14 +21,14 @@ F32, F64 = torch.float32, torch.float64
 Point = tuple[float, float, float]
 each_order = pytest.mark.parametrize("order", [0, 1])
 each_dtype = pytest.mark.parametrize("dtype", [F32, F64], ids=["f32", "f64"])
-# Correlations are drawn as 1 - 10^-u for u in a range: 1.125 is 0.925, where one expansion takes over from the other.
+# Correlations are drawn as 1 - 10^-u for u in a range; u = 1.125 is 0.925, where the method of integration changes.
 BANDS = {"away": (0.0, 1.125), "near": (1.125, 3.0), "nearer": (3.0, 12.0)}
 each_band = pytest.mark.parametrize("band", BANDS)
 
 
 @cache
 def points(band: str, count: int = 40) -> list[Point]:
-    """Thresholds up to 8, a third of the pairs next to each other, where the density is close to a pole."""
+    """Thresholds up to 8; a third of the pairs are close together, where the density is close to a pole."""
     source = random.Random(band)
     drawn = []
     for k in range(count):
@@ -42,7 +42,7 @@ def points(band: str, count: int = 40) -> list[Point]:
 
 @cache
 def exact(point: Point, order: int) -> float:
-    """By r = cos u from arccos(rho) to pi / 2, split where the exponent with 1 / sin(u)^2 sets in."""
+    """The integral with r = cos u, from arccos(rho) to pi / 2, split where exp(-d^2 / 2 sin(u)^2) changes fast."""
     a, b, rho = map(mp.mpf, point)
     if rho < 0:
         return (-1) ** (order + 1) * exact((point[0], -point[1], -point[2]), order)
@@ -75,7 +75,7 @@ def tensors(rows: list[Point], dtype: torch.dtype = F64) -> tuple[Tensor, Tensor
 
 @pytest.mark.parametrize("rho", [-0.9, 0.3, 0.95, 0.999])
 def test_distribution_function_is_the_integral_over_one_variable(rho: float) -> None:
-    """By conditioning, in another integral than that of the reference, which is checked as well."""
+    """Against an integral by conditioning, which also checks the reference `exact`."""
     with mp.workdps(20):
         for a, b in ((0.4, -1.1), (-0.2, -0.19), (1.5, 2.0)):
             q = mp.sqrt(1 - mp.mpf(rho) ** 2)
@@ -132,7 +132,7 @@ def test_closed_form_at_full_correlation(dtype: torch.dtype, tolerance: float, o
 
 @each_order
 @each_dtype
-def test_nothing_without_correlation(dtype: torch.dtype, order: int) -> None:
+def test_zero_without_correlation(dtype: torch.dtype, order: int) -> None:
     a, b, rho = tensors([(a, b, 0.0) for a, b, _ in points("near", 50)], dtype)
     assert (density_integral(a, b, rho, order) == 0).all()
 
@@ -150,7 +150,7 @@ def test_thresholds_at_zero_follow_sheppard(dtype: torch.dtype) -> None:
 @each_order
 @each_dtype
 @pytest.mark.parametrize("far", [30.0, 1e8, math.inf])
-def test_nothing_happens_at_a_far_threshold(far: float, dtype: torch.dtype, order: int) -> None:
+def test_zero_at_a_far_threshold(far: float, dtype: torch.dtype, order: int) -> None:
     rho = torch.tensor([-1.0, -0.999, -0.5, 0.0, 0.5, 0.93, 1.0], dtype=dtype)
     for a, b in ((far, 0.3), (-far, 0.3), (far, far), (far, -far)):
         a, b = (torch.tensor(x, dtype=dtype, requires_grad=True) for x in (a, b))
@@ -266,7 +266,7 @@ def test_derivatives_under_vmap(order: int) -> None:
 
 
 @each_order
-def test_tracing_gives_a_graph_good_for_other_values(order: int) -> None:
+def test_a_traced_graph_works_for_other_values(order: int) -> None:
     traced, others = tensors(points("away")), tensors(points("near"))
 
     def value_and_slope(a: Tensor, b: Tensor, rho: Tensor) -> tuple[Tensor, ...]:
@@ -304,7 +304,7 @@ def test_other_orders_are_refused() -> None:
 
 
 def larger(m: list[float], v: list[float], rho: float) -> list[float]:
-    """Mean, variance and the chance of the first, from the probability that the other one is smaller."""
+    """Mean and variance of the larger, and the probability that it is the first, by quadrature."""
 
     def part(a: int, b: int, n: int) -> mp.mpf:
         s, rest = mp.sqrt(v[a]), mp.sqrt(v[b] * (1 - mp.mpf(rho) ** 2))

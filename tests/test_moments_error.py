@@ -1,4 +1,4 @@
-"""The certificate of moments: zero where they are exact, the truth where they are not, error bars that hold."""
+"""moments_error: zero where moments are exact, correct where they are not, with correct error bars."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def test_layers_whose_moments_are_exact_show_no_error():
         assert row.variance_stderr < 0.02
 
 
-def test_correlations_that_are_dropped_show_and_a_full_covariance_finds_them():
+def test_neglected_correlations_show_and_a_full_covariance_has_them():
     # One random input weight drives all hidden units, so that their sum varies far more than if they were independent.
     model, guide = build(nn.Linear(1, 1), nn.Linear(1, 20, bias=False), nn.ReLU(), nn.Linear(20, 1))
     model = ps.BayesianModel(
@@ -43,7 +43,7 @@ def test_correlations_that_are_dropped_show_and_a_full_covariance_finds_them():
     assert abs(rows["moments:full"].variance) < 4 * rows["moments:full"].variance_stderr
 
 
-def test_a_difference_of_equal_numbers_is_seen_to_be_wrong_without_their_covariance():
+def test_a_difference_of_equal_numbers_is_wrong_without_their_covariance():
     model, guide = build(
         nn.Linear(1, 1), nn.Linear(1, 2, bias=False), nn.Tanh(), nn.Linear(2, 1, bias=False), ThresholdNeuron(0.1)
     )

@@ -1,4 +1,4 @@
-"""Each rule of the moments against its exact twin: a Jacobian for what is linear, draws for what is not."""
+"""Each moment rule against a reference: a Jacobian for linear operations, draws for others."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ COVARIANCES = pytest.mark.parametrize("full", [False, True], ids=["diagonal", "f
 
 
 def weights(dtype, *shape, seed=0):
-    """Fixed weights, other ones for each seed."""
+    """Fixed weights, different for each seed."""
     generator = torch.Generator().manual_seed(1000 * seed + sum(shape))
     return torch.randn(shape, generator=generator, **F64).to(dtype)
 
 
 def call(source):
-    """The operation that a table writes down, of x and of weights w in its dtype."""
+    """The operation written in a table, a function of x and of weights w(shape) in its dtype."""
     function = eval(f"lambda x, w: {source}", globals())
     return lambda x: function(x, partial(weights, x.dtype))
 
@@ -47,7 +47,7 @@ def draws(x, count):
 
 
 def assert_like(y, function, x, tolerances=None, count=100_000):
-    """Mean, variance, covariance within 4.5 errors of the draws', or within tolerances in deviations (squared)."""
+    """Check mean, variance and covariance: within 4.5 standard errors of draws, or within relative tolerances."""
     torch.manual_seed(1)
     with torch.no_grad():
         found = function(draws(x, count).flatten(0, 1)).to(x.dtype).unflatten(0, (count, len(x))).flatten(2)
@@ -200,7 +200,7 @@ def test_approximations_are_near_the_moments_of_draws(name, full):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32], ids=str)
-def test_the_largest_of_certain_numbers_is_the_plain_maximum(dtype):
+def test_max_pooling_of_inputs_without_variance_is_the_plain_maximum(dtype):
     x = torch.randn(2, 2, 6, 5, dtype=dtype)
     y = F.max_pool2d(Moments(x, torch.zeros_like(x)), 3, 2, padding=1)
     torch.testing.assert_close(y.loc, F.max_pool2d(x, 3, 2, padding=1), rtol=1e-6, atol=1e-6)
@@ -257,7 +257,7 @@ def test_moments_are_differentiable(name, full):
     assert torch.autograd.gradcheck(parts, inputs, atol=1e-6, rtol=1e-4, fast_mode=True)
 
 
-def test_an_operation_in_place_changes_the_object_and_not_what_was_made_before():
+def test_an_operation_in_place_changes_the_object_and_not_earlier_results():
     x = gaussian((3,), full=False)
     start, alias, child, relu = x.loc, x, 2.0 * x, F.relu(Moments(x.loc, x.var))
     assert nn.ReLU(inplace=True)(x) is F.leaky_relu_(x, 1.0) is x
@@ -284,7 +284,7 @@ ATTRIBUTES = [
 
 
 @pytest.mark.parametrize("name", ATTRIBUTES)
-def test_moments_are_answered_by_moments_or_refused(name):
+def test_attributes_give_moments_or_are_refused(name):
     x = gaussian((3, 3), full=False)
     if name in ATTRIBUTES[3:8]:
         with pytest.raises(TypeError, match="^moments: "):
@@ -300,7 +300,7 @@ def test_dropout_of_everything_leaves_nothing_random():
 
 
 @COVARIANCES
-def test_a_residual_link_in_place_is_that_of_new_objects(full):
+def test_a_residual_link_in_place_equals_one_out_of_place(full):
     x, twin = (gaussian((3,), full=full) for _ in range(2))
     expected = twin + F.relu(twin) - 0.5 * twin
     branch = F.relu(x).add_(x)
@@ -308,14 +308,14 @@ def test_a_residual_link_in_place_is_that_of_new_objects(full):
 
 
 @COVARIANCES
-def test_what_was_made_before_an_operation_in_place_keeps_its_covariance(full):
+def test_earlier_results_keep_their_covariance_after_an_operation_in_place(full):
     x = gaussian((3,), full=full)
     start, child = x.var, x * 1.0
     x *= 2.0
     torch.testing.assert_close((x + child).var, 9.0 * start)
 
 
-def test_entries_after_a_layer_norm_add_up_to_nothing():
+def test_entries_after_a_layer_norm_add_up_to_zero():
     y = F.layer_norm(gaussian((2, 3), full=True), (2, 3))
     torch.testing.assert_close(y.cov.sum(2), torch.zeros(2, 6, **F64))
 

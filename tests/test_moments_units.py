@@ -98,7 +98,7 @@ def gaussian_nodes(m: Tensor, v: Tensor, splits: Sequence[float] = ()) -> Pair:
 
 
 def by_conditioning(case: Case, m: Pair, v: Pair, rho: Tensor) -> Tensor:
-    """Covariance over x, with the mean of f(y) given x in closed form, split where y crosses a knot."""
+    """Covariance by quadrature over x of the mean of f(y) given x, with panels split where y crosses a knot."""
     slope, rest = rho * (v[1] / v[0]).sqrt(), v[1] * (1 - rho) * (1 + rho)
     crossings = [m[0] + (k - m[1] + n * rest.sqrt()) / slope for k in case.knots for n in (-9, -5, -2, 0, 2, 5, 9)]
     x, w = gaussian_nodes(m[0], v[0], [*case.knots, *crossings])
@@ -237,7 +237,7 @@ def test_a_mean_of_a_million_deviations_in_single_precision(case: Case) -> None:
 
 
 @each_dtype
-def test_a_slope_of_one_at_most_adds_no_variance(dtype: torch.dtype) -> None:
+def test_a_function_with_slope_at_most_one_does_not_increase_variance(dtype: torch.dtype) -> None:
     loc, var = torch.linspace(-30, 30, 2401, dtype=dtype).unsqueeze(1), torch.logspace(-12, 4, 17, dtype=dtype)
     for name, bound in {**dict.fromkeys(["relu", "leaky", "clamp", "abs"], var), "sign": 1, "threshold": 0.25}.items():
         variance = ALL[name].unit.mean_variance(loc, var)[1]

@@ -1,4 +1,4 @@
-"""Plain torch networks of many kinds, unchanged, with random weights: the drawn weights are those that are used."""
+"""Unchanged torch networks of many kinds with random weights: the drawn weights are the ones that are used."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ from pyrostoch.effects import SharedSample
 from pyrostoch.priors import Normal
 
 
-class Written(nn.Module):
+class FunctionNetwork(nn.Module):
     """A network whose forward pass is a function of itself and its input."""
 
     def __init__(self, forward: Callable[[nn.Module, Tensor], Tensor], **parts: nn.Module | nn.Parameter) -> None:
         super().__init__()
         for name, part in parts.items():
             setattr(self, name, part)
-        self.written = forward
+        self.function = forward
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.written(self, x)
+        return self.function(self, x)
 
 
 def weights(*shape: int) -> nn.Parameter:
@@ -49,7 +49,7 @@ def attend(net: nn.Module, x: Tensor) -> Tensor:
     return net.attention(x, x, x, need_weights=False)[0]
 
 
-# The network, the shape of one example, and the start of the treatment that "local" must find for each site.
+# The network, the shape of one example, and how the treatment of each site begins with the estimator "local".
 SHARED = "shared"
 NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, str] | str]] = {
     "mlp": (lambda: nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2)), (3,), "local (exact)"),
@@ -74,36 +74,36 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, st
         (2, 3, 3),
         {"0": "local (factorized", "1": "local (exact)"},
     ),
-    "lstm": (lambda: Written(lambda n, x: n.rnn(x)[0], rnn=nn.LSTM(3, 4, 2, batch_first=True)), (5, 3), SHARED),
+    "lstm": (lambda: FunctionNetwork(lambda n, x: n.rnn(x)[0], rnn=nn.LSTM(3, 4, 2, batch_first=True)), (5, 3), SHARED),
     "gru": (
-        lambda: Written(lambda n, x: n.rnn(x)[0], rnn=nn.GRU(3, 4, bidirectional=True, batch_first=True)),
+        lambda: FunctionNetwork(lambda n, x: n.rnn(x)[0], rnn=nn.GRU(3, 4, bidirectional=True, batch_first=True)),
         (5, 3),
         SHARED,
     ),
-    "rnn": (lambda: Written(lambda n, x: n.rnn(x)[1][0], rnn=nn.RNN(3, 4, batch_first=True)), (5, 3), SHARED),
+    "rnn": (lambda: FunctionNetwork(lambda n, x: n.rnn(x)[1][0], rnn=nn.RNN(3, 4, batch_first=True)), (5, 3), SHARED),
     "attention": (
-        lambda: Written(attend, attention=nn.MultiheadAttention(4, 2, batch_first=True)),
+        lambda: FunctionNetwork(attend, attention=nn.MultiheadAttention(4, 2, batch_first=True)),
         (5, 4),
         SHARED,
     ),
     "attention, eval": (
-        lambda: Written(attend, attention=nn.MultiheadAttention(4, 2, batch_first=True)).eval(),
+        lambda: FunctionNetwork(attend, attention=nn.MultiheadAttention(4, 2, batch_first=True)).eval(),
         (5, 4),
         SHARED,
     ),
     "transformer": (encoder, (5, 4), SHARED),
     "transformer, eval": (lambda: encoder().eval(), (5, 4), SHARED),
     "embedding": (
-        lambda: Written(
+        lambda: FunctionNetwork(
             lambda n, x: n.out(n.table(x.abs().long()).mean(1)), table=nn.Embedding(9, 4), out=nn.Linear(4, 2)
         ),
         (3,),
         {"table": SHARED, "out": "local (exact)"},
     ),
-    "bilinear": (lambda: Written(lambda n, x: n.pair(x, x), pair=nn.Bilinear(3, 3, 2)), (3,), SHARED),
+    "bilinear": (lambda: FunctionNetwork(lambda n, x: n.pair(x, x), pair=nn.Bilinear(3, 3, 2)), (3,), SHARED),
     "tied": (tied, (3,), {"0.weight": "shared (used 2 times)", "0.bias": "local", "2.bias": "local"}),
     "loop": (
-        lambda: Written(lambda n, x: n.fc(torch.tanh(n.fc(x))), fc=nn.Linear(3, 3)),
+        lambda: FunctionNetwork(lambda n, x: n.fc(torch.tanh(n.fc(x))), fc=nn.Linear(3, 3)),
         (3,),
         "shared (used 2 times)",
     ),
@@ -114,17 +114,21 @@ NETWORKS: dict[str, tuple[Callable[[], nn.Module], tuple[int, ...], dict[str, st
         (3,),
         "local (exact)",
     ),
-    "transpose": (lambda: Written(lambda n, x: x @ n.w.T, w=weights(2, 3)), (3,), SHARED),
-    "matmul": (lambda: Written(lambda n, x: torch.matmul(x, n.w), w=weights(3, 2)), (3,), SHARED),
-    "einsum": (lambda: Written(lambda n, x: torch.einsum("bi,oi->bo", x, n.w), w=weights(2, 3)), (3,), SHARED),
-    "addmm": (lambda: Written(lambda n, x: torch.addmm(n.b, x, n.w), w=weights(3, 2), b=weights(2)), (3,), SHARED),
+    "transpose": (lambda: FunctionNetwork(lambda n, x: x @ n.w.T, w=weights(2, 3)), (3,), SHARED),
+    "matmul": (lambda: FunctionNetwork(lambda n, x: torch.matmul(x, n.w), w=weights(3, 2)), (3,), SHARED),
+    "einsum": (lambda: FunctionNetwork(lambda n, x: torch.einsum("bi,oi->bo", x, n.w), w=weights(2, 3)), (3,), SHARED),
+    "addmm": (
+        lambda: FunctionNetwork(lambda n, x: torch.addmm(n.b, x, n.w), w=weights(3, 2), b=weights(2)),
+        (3,),
+        SHARED,
+    ),
     "functional, keywords": (
-        lambda: Written(lambda n, x: F.linear(bias=n.b, weight=n.w, input=x), w=weights(2, 3), b=weights(2)),
+        lambda: FunctionNetwork(lambda n, x: F.linear(bias=n.b, weight=n.w, input=x), w=weights(2, 3), b=weights(2)),
         (3,),
         "local (exact)",
     ),
     "functional convolution": (
-        lambda: Written(lambda n, x: torch.conv1d(x, weight=n.w, padding=1).sum(2), w=weights(2, 3, 3)),
+        lambda: FunctionNetwork(lambda n, x: torch.conv1d(x, weight=n.w, padding=1).sum(2), w=weights(2, 3, 3)),
         (3, 4),
         "local (factorized over 4",
     ),
@@ -167,7 +171,7 @@ def test_every_parameter_is_a_site_and_the_drawn_weights_are_used(network):
 
 @pytest.mark.parametrize("estimator", ["shared", "local", "flipout"])
 @each_network
-def test_gradients_reach_the_guide_by_every_route(network, estimator):
+def test_gradients_reach_the_guide_with_every_estimator(network, estimator):
     model, x, y = build(network)
     guide = ps.guides.Additive(model, init_scale=0.3)
     terms = ps.ELBO(estimator).terms(model, guide, x, y)
@@ -202,7 +206,7 @@ def test_the_gradient_of_a_shared_draw_is_the_networks_own(network):
     data = torch.distributions.Normal(twin(x), 0.5).log_prob(y).sum() * 10
     data.backward()
     for name in model.sites:
-        gradient = guide.parameters_of[name.replace(".", "/")]["loc"].grad
+        gradient = guide.parameters_for(name)["loc"].grad
         expected = twin.get_parameter(name).grad
         assert torch.allclose(gradient, expected, atol=1e-5 * float(1 + expected.abs().max())), name
 

@@ -1,4 +1,4 @@
-"""Networks that could go wrong in silence: checkpointing, changing control flow, mixed precision, and refusals."""
+"""Networks that could be wrong silently: checkpointing, changing control flow, mixed precision, unusable parameters."""
 
 from __future__ import annotations
 
@@ -26,14 +26,14 @@ def make_model(net: nn.Module, prior: Any = None) -> ps.BayesianModel:
 class Parts(nn.Module):
     """A network in three parts whose middle may be checkpointed."""
 
-    def __init__(self, middle: nn.Module, keep: Callable[..., Tensor] | None, width: int = 3) -> None:
+    def __init__(self, middle: nn.Module, checkpointing: Callable[..., Tensor] | None, width: int = 3) -> None:
         super().__init__()
         self.first, self.middle, self.last = nn.Linear(width, width), middle, nn.Linear(width, 2)
-        self.keep = keep
+        self.checkpointing = checkpointing
 
     def forward(self, x: Tensor) -> Tensor:
         h = torch.tanh(self.first(x))
-        h = self.middle(h) if self.keep is None else self.keep(self.middle, h)
+        h = self.middle(h) if self.checkpointing is None else self.checkpointing(self.middle, h)
         return self.last(h)
 
 
@@ -48,7 +48,7 @@ MIDDLES: dict[str, Callable[[], nn.Module]] = {
         nn.Unflatten(1, (1, 3)), nn.Conv1d(1, 4, 2), nn.Tanh(), nn.Flatten(), nn.Linear(8, 3)
     ),
     "dropout": lambda: nn.Sequential(nn.Linear(3, 8), nn.Dropout(0.5), MCDropout(0.5), nn.Linear(8, 3)),
-    # The first linear is applied to a sequence, so it falls back to one shared draw in the middle of the pass.
+    # The first linear layer is applied to a sequence, so it falls back to one shared draw.
     "sequence": lambda: nn.Sequential(
         nn.Unflatten(1, (3, 1)), nn.Linear(1, 8), nn.Tanh(), MeanOverTokens(), nn.Linear(8, 3), nn.Tanh()
     ),
@@ -56,9 +56,11 @@ MIDDLES: dict[str, Callable[[], nn.Module]] = {
 }
 
 
-def gradients(middle: str, estimator: str, keep: Callable[..., Tensor] | None) -> tuple[Tensor, dict[str, Tensor]]:
+def gradients(
+    middle: str, estimator: str, checkpointing: Callable[..., Tensor] | None
+) -> tuple[Tensor, dict[str, Tensor]]:
     torch.manual_seed(0)
-    net = Parts(MIDDLES[middle](), keep).double()
+    net = Parts(MIDDLES[middle](), checkpointing).double()
     model = make_model(net)
     guide = ps.guides.Additive(model, init_scale=0.3)
     x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
@@ -73,10 +75,10 @@ def gradients(middle: str, estimator: str, keep: Callable[..., Tensor] | None) -
 @pytest.mark.parametrize("middle", MIDDLES)
 def test_checkpointing_changes_no_gradient(middle, estimator):
     value, expected = gradients(middle, estimator, None)
-    kept_value, kept = gradients(middle, estimator, checkpoint)
-    assert kept_value == value
+    checkpointed_value, checkpointed = gradients(middle, estimator, checkpoint)
+    assert checkpointed_value == value
     for name, gradient in expected.items():
-        assert gradient.any() and torch.allclose(kept[name], gradient, rtol=1e-12, atol=1e-12), name
+        assert gradient.any() and torch.allclose(checkpointed[name], gradient, rtol=1e-12, atol=1e-12), name
 
 
 @each_estimator
@@ -88,7 +90,7 @@ def test_torchs_checkpointing_is_refused(estimator, reentrant):
     x, y = torch.randn(6, 3, requires_grad=True), torch.randn(6, 2)
     with pytest.raises(RuntimeError, match=r"wrong gradients.*pyrostoch\.effects\.checkpoint"):
         loss(x, y)
-    if not reentrant:  # its reentrant form warns where nothing needs a gradient
+    if not reentrant:  # the reentrant form warns if nothing needs a gradient
         with torch.no_grad():
             assert torch.isfinite(loss(x, y))
 
@@ -99,13 +101,13 @@ def test_checkpoint_outside_a_model_is_torchs():
     net(x).sum().backward()
     kept = x.grad
     x.grad = None
-    net.keep = None
+    net.checkpointing = None
     net(x).sum().backward()
     assert torch.allclose(kept, x.grad)
 
 
 class Changing(nn.Module):
-    """Uses its weight once or twice, as its state says."""
+    """Applies its layer `repeat` times."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -162,7 +164,7 @@ def test_bfloat16_autocast(estimator):
         assert (gradient - expected[name]).norm() < 0.1 * expected[name].norm(), name
 
 
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # Dynamo's doing
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor that is not a leaf:UserWarning")  # caused by Dynamo
 def test_compiled_network_keeps_its_names():
     net = nn.Sequential(nn.Linear(3, 8), nn.Tanh(), nn.Linear(8, 2))
     found = {}
@@ -175,7 +177,7 @@ def test_compiled_network_keeps_its_names():
             torch.manual_seed(1)
             terms = ps.ELBO(estimator).terms(model, guide, x, y)
             terms.data.backward()
-            gradient = guide.parameters_of["0/weight"]["loc"].grad
+            gradient = guide.parameters_for("0.weight")["loc"].grad
             found[name, estimator] = terms.data.detach(), gradient, terms.treatments
     for estimator in ("shared", "local"):
         one, two = found["eager", estimator], found["compiled", estimator]
@@ -183,7 +185,7 @@ def test_compiled_network_keeps_its_names():
 
 
 class Holding(nn.Module):
-    """Holds a parameter that its forward pass never reads, or one of another kind."""
+    """Has a parameter that its forward pass never uses, or that cannot be random."""
 
     def __init__(self, parameter: nn.Parameter) -> None:
         super().__init__()

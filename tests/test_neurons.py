@@ -1,4 +1,4 @@
-"""Binary neurons: one distribution, drawn, averaged, carried by moments; the pseudogradient; homeostasis' state."""
+"""Threshold neurons: draws, means and moments agree; the pseudogradient; gain and bias of homeostasis."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ DRAWS = 40_000
 
 
 def normal(shape, correlation):
-    """Gaussian inputs of known moments, with a covariance between neurons."""
+    """Mean and covariance of Gaussian inputs that are correlated between neurons."""
     size = math.prod(shape)
     loc = torch.linspace(-1.0, 1.0, size, **F64).reshape(1, *shape)
     root = torch.eye(size, **F64) + correlation * torch.randn(size, size, **F64)
@@ -45,14 +45,14 @@ def test_moments_of_a_noisy_input_are_those_of_draws(shape, common):
     torch.testing.assert_close(alone.var, found.var)
 
 
-def test_noise_is_correlated_as_it_says():
+def test_noise_has_the_given_correlation():
     states = ThresholdNeuron(1.0, correlation=0.5)(torch.zeros(DRAWS, 2, **F64))
     # Two thresholds at 0 agree with probability 1/2 + arcsin(c) / pi.
     agree = (states[:, 0] == states[:, 1]).double().mean().item()
     assert abs(agree - (0.5 + math.asin(0.5) / math.pi)) < 4.0 * 0.5 / DRAWS**0.5
 
 
-def test_draws_are_fresh_for_each_example_and_call_in_either_mode():
+def test_draws_are_new_for_each_example_and_call_in_either_mode():
     layer, x = ThresholdNeuron().eval(), torch.zeros(200, 1)
     first, second = layer(x), layer.train()(x)
     assert set(first.unique().tolist()) == {0.0, 1.0} and not torch.equal(first, second)

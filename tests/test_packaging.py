@@ -1,4 +1,4 @@
-"""What goes into the wheel and the source archive: the package, its data, and nothing else."""
+"""Content of the wheel and the source archive: the package, its data, and nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
 
-# The build backend's own entry points: no network and no second environment.
+# Calls the build backend directly, without network access and without a second environment.
 BUILD = """
 import sys
 from setuptools import build_meta
@@ -27,13 +27,13 @@ build_meta.build_sdist(out)
 
 @pytest.fixture(scope="module")
 def archives(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Build wheel and source archive from a copy, links included, so that the checkout stays clean."""
+    """Build wheel and source archive from a copy with its links, so that the checkout stays clean."""
     copy, out = tmp_path_factory.mktemp("copy") / "pyrostoch", tmp_path_factory.mktemp("dist")
-    everywhere = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__")
-    outputs = {"runs", "build", "dist", "benchmarks"}  # at the root only: the package has a folder of that name
+    ignored = shutil.ignore_patterns(".*", "*.egg-info", "__pycache__")
+    outputs = {"runs", "build", "dist", "benchmarks"}  # at the root only: the package has a folder runs, too
 
     def skip(folder: str, names: list[str]) -> set[str]:
-        return everywhere(folder, names) | (outputs & set(names) if Path(folder) == ROOT else set())
+        return ignored(folder, names) | (outputs & set(names) if Path(folder) == ROOT else set())
 
     shutil.copytree(ROOT, copy, symlinks=True, ignore=skip)
     env = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
@@ -79,7 +79,7 @@ def test_wheel_holds_data_and_types(wheel: zipfile.ZipFile) -> None:
 
 
 def test_wheel_holds_nothing_else(wheel: zipfile.ZipFile) -> None:
-    """The root links `guides` and `models`, tests and examples stay outside."""
+    """The links `guides` and `models` at the root, tests and examples are not in the wheel."""
     tops = {name.split("/")[0] for name in wheel.namelist()}
     assert sorted(top for top in tops if not top.endswith(".dist-info")) == ["pyrostoch"]
 
@@ -95,7 +95,7 @@ def test_wheel_metadata(wheel: zipfile.ZipFile) -> None:
 
 
 def test_requirements_are_lower_bounds(wheel: zipfile.ZipFile) -> None:
-    """Only constraints.txt pins; an upper bound would make two libraries impossible to install together."""
+    """Only constraints.txt pins versions; upper bounds could conflict with those of other libraries."""
     requirements = Parser().parsestr(text_of(wheel, "METADATA")).get_all("Requires-Dist")
     assert any(line.startswith("torch>=") for line in requirements)
     for line in requirements:

@@ -1,4 +1,4 @@
-"""Prediction against its exact twins: linear Gaussian models in closed form, and naive averages over kept draws."""
+"""Prediction compared with closed forms of linear Gaussian models, and with averages over stored draws."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from pyro.infer.autoguide import AutoNormal
 from torch import nn
 
 import pyrostoch as ps
-from pyrostoch.prediction import batched_sampling as drawing
+from pyrostoch.prediction import batched_sampling
+from pyrostoch.prediction.draw_average import DrawAverage
 from pyrostoch.prediction.predict import predict
-from pyrostoch.prediction.readouts import DrawAverage
 
 F64 = {"dtype": torch.float64}
 NOISE = 0.3
@@ -38,7 +38,7 @@ def classifier(classes=3):
 
 
 def kept_draws(model, guide, x, count):
-    """Draw naively: weights by the guide, kept, then the network with them in place."""
+    """Distributions of the observations from weights drawn by the guide, one draw after another."""
     distributions = []
     for _ in range(count):
         with torch.no_grad():
@@ -73,7 +73,7 @@ def test_mc_has_the_exact_moments_of_linear_regression(joint):
     torch.testing.assert_close(found.aleatoric, torch.full_like(mean, NOISE**2), rtol=1e-6, atol=0)
     torch.testing.assert_close(found.variance, found.aleatoric + found.epistemic)
     torch.testing.assert_close(found.total, found.variance)
-    # The log of an average: relative error of the average, from the closed second moment of the density.
+    # The error of the log of an average is its relative error, from the closed second moment of the density.
     total = (spread + NOISE**2).squeeze()
     error = (y - mean).squeeze()
     exact = dist.Normal(mean.squeeze(), total.sqrt()).log_prob(error + mean.squeeze())
@@ -92,12 +92,12 @@ def test_every_marginal_is_exact_where_a_weight_is_used_at_many_positions():
     model = ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Gaussian(NOISE), num_data=4)
     guide = ps.guides.Additive(model, init_loc=0.0, init_scale=0.4)
     found = predict(model, guide, torch.ones(4, 1, 5, **F64), mode="mc:1500")
-    # The sum over five positions has 25 variances of the one weight; drawn apart they would have 5.
+    # The sum over five positions has 25 times the variance of the weight; with separate draws it would have 5 times.
     assert found.epistemic.mean().item() == pytest.approx(25 * 0.4**2, rel=5 * math.sqrt(2 / 1500))
     assert found.treatments == {"0.weight": "shared (convolution)"}
 
 
-def test_joint_averages_equal_naive_ones_over_kept_draws():
+def test_joint_averages_equal_those_over_stored_draws():
     model, guide = classifier()
     x, y = torch.randn(7, 3, **F64), torch.randint(3, (7,))
     torch.manual_seed(3)
@@ -115,7 +115,7 @@ def test_joint_averages_equal_naive_ones_over_kept_draws():
     torch.testing.assert_close(found.log_prob(y), expected)
 
 
-def test_joint_regression_density_equals_the_naive_one():
+def test_joint_regression_density_equals_that_of_stored_draws():
     model, guide = linear(outputs=2)
     x, y = torch.randn(4, 3, **F64), torch.randn(4, 2, **F64)
     torch.manual_seed(3)
@@ -196,23 +196,23 @@ def test_batchnorm_and_dropout_stay_off_and_every_mode_is_restored(mode, fail):
 
 
 @pytest.mark.parametrize("joint", [False, True])
-@pytest.mark.parametrize("folded", [False, True])
-def test_memory_does_not_grow_with_the_number_of_draws(monkeypatch, joint, folded):
+@pytest.mark.parametrize("vectorized", [False, True])
+def test_memory_does_not_grow_with_the_number_of_draws(monkeypatch, joint, vectorized):
     alive, most = weakref.WeakSet(), []
     statistics = DrawAverage.statistics
 
     def counted(self, distribution):
         alive.add(distribution.logits)
-        gc.collect()  # a trace holds itself in a circle
+        gc.collect()  # a trace refers to itself
         most.append(len(alive))
         return statistics(self, distribution)
 
     monkeypatch.setattr(DrawAverage, "statistics", counted)
-    # Four examples of three logits, in float64: so much that two draws fit, or none but one at a time.
-    monkeypatch.setattr(drawing, "_BUDGET", {"cpu": 2 * 4 * 3 * 8 if folded else 1, "cuda": 1})
+    # Four examples of three logits, in float64: two draws fit into memory, or only one.
+    monkeypatch.setattr(batched_sampling, "_MAX_BYTES", {"cpu": 2 * 4 * 3 * 8 if vectorized else 1, "cuda": 1})
     model, guide = classifier()
     gc.collect()
-    gc.freeze()  # only what comes now is looked at, which is quick
+    gc.freeze()  # only new objects are collected, which is quick
     try:
         predict(model, guide, torch.randn(8, 3, **F64), mode="mc:12", batch_size=4, joint=joint)
     finally:
@@ -281,7 +281,7 @@ def test_several_inputs():
 
 
 class Coin:
-    """A Pyro model that is no BayesianModel."""
+    """A Pyro model that is not a BayesianModel."""
 
     def observation(self, x):
         rate = pyro.sample("rate", dist.Beta(torch.tensor(2.0, **F64), torch.tensor(1.0, **F64)))
@@ -317,7 +317,7 @@ def test_autoguides_and_random_scales():
     assert predict(model, auto, x, mode="mc:3").treatments == {"weight": "shared (no rule for Delta)"}
 
 
-def test_a_draw_is_one_distribution_of_the_observations_under_replay():
+def test_a_draw_gives_one_distribution_of_the_observations_under_replay():
     model, guide = linear()
     x = torch.randn(4, 3, **F64)
     torch.manual_seed(5)

@@ -1,4 +1,4 @@
-"""What prediction accepts and refuses, and how its result reads."""
+"""Inputs and settings that prediction accepts or refuses, and its result as text and plain data."""
 
 from __future__ import annotations
 
@@ -71,7 +71,7 @@ def _nan():
         (torch.zeros(0, 3, **F64), {}, ValueError, "at least one example"),
         ("text", {}, TypeError, "got str"),
         (torch.zeros(4, 3, **F64), {"batch_size": 0}, ValueError, "batch_size: .* got 0"),
-        (torch.zeros(4, 3, **F64), {"y": torch.zeros(3, 1)}, ValueError, "4 targets, one an example, got 3"),
+        (torch.zeros(4, 3, **F64), {"y": torch.zeros(3, 1)}, ValueError, "4 targets, one per example, got 3"),
         (torch.zeros(4, 3, **F64), {"y": torch.zeros(4, **F64)}, ValueError, r"targets of shape \(4, 1\)"),
         (torch.zeros(4, 3, **F64), {"y": torch.full((4, 1), math.nan)}, ValueError, "4 target.* NaN"),
         (torch.zeros(4, 3, **F64), {"device": "meta"}, ValueError, "device 'meta': the model is on cpu"),
@@ -85,7 +85,7 @@ def test_bad_inputs_are_refused(x, options, error, message):
         predict(model, guide, x, **options)
 
 
-def test_unfit_models_and_guides_are_refused():
+def test_unsuitable_models_and_guides_are_refused():
     model, guide = network()
     x = torch.zeros(4, 3, **F64)
     with pytest.raises(TypeError, match="method observation.*got Linear"):
@@ -107,7 +107,7 @@ def _not_known(self):
     raise NotImplementedError
 
 
-def test_a_prediction_reads_as_a_table_and_as_plain_data():
+def test_a_prediction_is_printed_as_a_table_and_converted_to_plain_data():
     model, guide = network(ps.likelihoods.Categorical(), outputs=3)
     found = predict(model, guide, torch.randn(4, 3, **F64), y=torch.tensor([0, 1, 2, 0]), mode="mc:2")
     text = str(found)

@@ -1,4 +1,4 @@
-"""Pruning by alpha and by magnitude, against loops, and the sparse networks that come of it."""
+"""Pruning by alpha and by magnitude against loops, and the exported sparse networks."""
 
 from __future__ import annotations
 
@@ -65,16 +65,16 @@ def test_masks_are_those_of_a_loop(case, threshold):
     assert pruning.compression == (pytest.approx(120 / kept_in_all) if kept_in_all else math.inf)
 
 
-def test_means_of_zero_go_whatever_their_variance():
+def test_means_of_zero_are_removed_whatever_their_variance():
     guide = ps.guides.Additive(model_of(nn.Linear(3, 1, bias=False)), init_loc=torch.tensor([0.0, 1.0, -1.0]))
     assert prune(guide).masks["weight"].tolist() == [[False, True, True]]
     alpha = ps.guides.LayerwiseAlpha(model_of(nn.Linear(3, 1, bias=False)))
     with torch.no_grad():
-        alpha.parameters_of["weight"]["loc"][0, 1] = 0
+        alpha.parameters_for("weight")["loc"][0, 1] = 0
     assert prune(alpha).masks["weight"].tolist() == [[True, False, True]]
 
 
-def test_a_record_for_people_and_for_json():
+def test_the_record_as_text_and_as_plain_data():
     guide = ps.guides.PerSite(
         model_of(nn.Sequential(nn.Linear(4, 2), nn.Linear(2, 3)), ps.priors.Hierarchical()),
         {
@@ -357,14 +357,14 @@ def test_export_of_a_model_is_a_plain_network_of_its_means():
         assert torch.equal(exported(x), exported(x))  # nothing random is left
         assert type(ps.BayesianModel(exported, prior=ps.priors.Normal(), likelihood=model.likelihood, num_data=9).sites)
     assert all(torch.equal(value, state[name]) for name, value in model.state_dict().items())
-    assert net[0].priors and not net[0].weight.requires_grad  # the model stays what it was
+    assert net[0].priors and not net[0].weight.requires_grad  # the model is not changed
 
 
 def test_export_refuses_another_network():
     net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 2))
     model = model_of(net)
     part = prune(ps.guides.Additive(model, sites=["0.weight"]))
-    with pytest.raises(ValueError, match=r"random weight\(s\) '1.weight' of the model have no value here"):
+    with pytest.raises(ValueError, match=r"no value is given for random weight\(s\) '1.weight' of the model"):
         part.export(model)
     with pytest.raises(ValueError, match="the network has no parameter '0.weight'"):
         part.export(nn.Linear(4, 3))

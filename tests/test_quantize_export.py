@@ -1,4 +1,4 @@
-"""Networks of integers: the same states, the same draws in distribution, counts by hand, and refusals by name."""
+"""Networks of integers: their states, distribution of draws, costs and state dicts, and networks that are refused."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from pyrostoch.effects import NoiseFree
 from pyrostoch.layers import KState, Ternary, ThresholdNeuron
 from pyrostoch.models import TriDeNT, TriDeNTConv
 from pyrostoch.quantize import TernaryGradient, export_integer
-from pyrostoch.quantize.export import whole_numbers
+from pyrostoch.quantize.export import as_int8
 
 
 def on_grid(net, x, scale=0.05):
-    """A network in evaluation mode, weights of -s, 0 and s, its normalization fitted, flipped here and 0 there."""
+    """Give a network weights of -s, 0 and s and fitted batch normalization, some of its weights negative or 0."""
     with torch.no_grad():
         for module in net.modules():
             if isinstance(module, (nn.Linear, nn.Conv2d)):
@@ -30,7 +30,7 @@ def on_grid(net, x, scale=0.05):
                 module.bias.normal_(0.0, 0.3)
                 module.weight[::3] *= -1.0
                 module.weight[1] = 0.0
-            if isinstance(module, KState):  # what is learned is not what it was, nor the same for all
+            if isinstance(module, KState):  # learned parameters: other values, and different ones for each neuron
                 for parameter in module.parameters():
                     parameter.add_(0.3 * torch.randn_like(parameter))
     return net.eval()
@@ -55,23 +55,22 @@ EVERY = pytest.mark.parametrize("kind", NETS)
 
 @EVERY
 @pytest.mark.parametrize("step", [None, 1 / 255])
-def test_states_and_scores_are_the_networks(kind, step):
+def test_states_and_scores_are_those_of_the_network(kind, step):
     torch.manual_seed(0)
     net = on_grid(NETS[kind](), pixels())
     exported = export_integer(net, pixels(), input_step=step)
-    x = pixels()  # other examples than those it was checked on
-    seen = []
+    x = pixels()  # other examples than those of the comparison
+    expected = []
     for module in net.modules():
         if isinstance(module, KState):
-            module.register_forward_hook(lambda *it: seen.append(it[2]))
+            module.register_forward_hook(lambda *args: expected.append(args[2]))
     with NoiseFree(), torch.no_grad():
         scores = net.double()(x.double())
-    for (name, mine), theirs in zip(exported.states(x).items(), seen, strict=True):
-        assert mine.dtype == torch.int8, name
-        assert torch.equal(
-            mine, (theirs - theirs.min()).div(1.0 if kind != "four states" else 0.5).round() + mine.min()
-        )
-        assert len(mine.unique()) > 1
+    unit = 0.5 if kind == "four states" else 1.0
+    for (name, states), real in zip(exported.states(x).items(), expected, strict=True):
+        assert states.dtype == torch.int8, name
+        assert torch.equal(states, (real - real.min()).div(unit).round() + states.min())
+        assert len(states.unique()) > 1
     torch.testing.assert_close(exported(x), scores.float(), rtol=1e-5, atol=1e-5)
     assert all(
         buffer.dtype == torch.int8 for name, buffer in exported.named_buffers() if name.endswith(("weight", "states"))
@@ -79,30 +78,30 @@ def test_states_and_scores_are_the_networks(kind, step):
 
 
 @pytest.mark.parametrize("kind", ["dense", "conv", "four states", "binary", "per neuron"])
-def test_draws_have_the_networks_distribution(kind):
+def test_draws_have_the_distribution_of_the_network(kind):
     torch.manual_seed(0)
     net = on_grid(NETS[kind](), pixels())
     x = pixels(6)
     exported = export_integer(net, x, input_step=1 / 255)
     with torch.no_grad():
-        mine = torch.stack([exported(x, draw=True) for _ in range(1500)])
-        theirs = torch.stack([net(x) for _ in range(1500)])
-    error = ((mine.var(0) + theirs.var(0)) / 1500).sqrt()
-    assert ((mine.mean(0) - theirs.mean(0)).abs() <= 4.5 * error + 1e-6).all()
-    assert ((mine.var(0) / theirs.var(0)).log().abs().mean()) < 0.1
+        actual = torch.stack([exported(x, draw=True) for _ in range(1500)])
+        expected = torch.stack([net(x) for _ in range(1500)])
+    error = ((actual.var(0) + expected.var(0)) / 1500).sqrt()
+    assert ((actual.mean(0) - expected.mean(0)).abs() <= 4.5 * error + 1e-6).all()
+    assert ((actual.var(0) / expected.var(0)).log().abs().mean()) < 0.1
 
 
-def test_gain_and_bias_of_homeostasis_go_into_thresholds():
+def test_gain_and_bias_of_homeostasis_become_part_of_thresholds():
     torch.manual_seed(0)
     net = on_grid(NETS["binary"](), pixels())
     net[2].gain, net[2].bias = torch.rand(50) + 0.5, torch.randn(50)
     export_integer(net, pixels(), input_step=1 / 255)  # compares the states
     net[2].correlation = 0.2
-    with pytest.raises(ValueError, match="the noise of the neurons behind layer '1' is correlated"):
+    with pytest.raises(ValueError, match="the noise of the neurons after layer '1' is correlated"):
         export_integer(net, pixels())
 
 
-def test_costs_are_those_counted_by_hand():
+def test_costs_equal_counts_by_hand():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(1, 2, 2, bias=False), Ternary(), nn.Flatten(), nn.Linear(8, 3))
     with torch.no_grad():
@@ -122,16 +121,16 @@ def test_costs_are_those_counted_by_hand():
     )
     assert conv.active == pytest.approx(active / 5)
     states = exported.states(x)["0"].flatten(1)
-    there = net[3].weight != 0
+    nonzero = net[3].weight != 0
     assert (scores.weights, scores.weight_bits) == (24, 24 * 3)  # seven levels
-    assert scores.additions == there.sum()
-    assert scores.active == pytest.approx(((states != 0).double() @ there.T.double()).sum().item() / 5)
-    # Inputs of -1, 0, 1: products are signs, and only the scores' scale is multiplied with.
+    assert scores.additions == nonzero.sum()
+    assert scores.active == pytest.approx(((states != 0).double() @ nonzero.T.double()).sum().item() / 5)
+    # With inputs of -1, 0 and 1, products are changes of sign; only the scale of the scores is a multiplication.
     assert (scores.multiplications, scores.comparisons) == (3, 0)
-    both = exported.costs(x)
-    assert (both.total.additions, both.total.weights) == (conv.additions + scores.additions, 32)
-    assert [line.split()[0] for line in str(both).splitlines()] == ["layer", "0", "3", "total"]
-    assert both.to_dict()["layers"][1]["weight_bits"] == 72
+    costs = exported.costs(x)
+    assert (costs.total.additions, costs.total.weights) == (conv.additions + scores.additions, 32)
+    assert [line.split()[0] for line in str(costs).splitlines()] == ["layer", "0", "3", "total"]
+    assert costs.to_dict()["layers"][1]["weight_bits"] == 72
 
 
 def test_weights_from_a_guide_are_its_most_probable_levels():
@@ -151,7 +150,7 @@ def test_weights_from_a_guide_are_its_most_probable_levels():
     assert exported.layers["/fc1"].weight.unique().tolist() == [-1, 0, 1]
 
 
-def test_it_is_saved_as_a_state_dict(tmp_path):
+def test_state_dicts_can_be_saved_and_loaded(tmp_path):
     from safetensors.torch import load_file, save_file
 
     torch.manual_seed(0)
@@ -164,42 +163,42 @@ def test_it_is_saved_as_a_state_dict(tmp_path):
     assert torch.equal(other(x), exported(x))
 
 
-def test_whole_numbers_find_the_largest_unit():
-    found, unit = whole_numbers(torch.tensor([0.3, -0.6, 0.0, 0.9]))
-    assert found.tolist() == [1, -2, 0, 3] and unit.item() == pytest.approx(0.3, rel=1e-6)
-    assert whole_numbers(torch.zeros(2))[0].tolist() == [0, 0]
-    assert whole_numbers(torch.linspace(0.0, 1.0, 300)) is None
-    assert whole_numbers(torch.tensor([1.0, 2.0**0.5])) is None
+def test_as_int8_finds_the_largest_unit():
+    integers, unit = as_int8(torch.tensor([0.3, -0.6, 0.0, 0.9]))
+    assert integers.tolist() == [1, -2, 0, 3] and unit.item() == pytest.approx(0.3, rel=1e-6)
+    assert as_int8(torch.zeros(2))[0].tolist() == [0, 0]
+    assert as_int8(torch.linspace(0.0, 1.0, 300)) is None
+    assert as_int8(torch.tensor([1.0, 2.0**0.5])) is None
 
 
-def bad(*modules):
+def net_of(*modules):
     torch.manual_seed(0)
     return nn.Sequential(*modules).eval()
 
 
 @pytest.mark.parametrize(
-    ("net", "words"),
+    ("net", "message"),
     [
-        (lambda: bad(nn.Linear(4, 3), Ternary(), nn.Linear(3, 2)), "weights of layer '0' lie on no grid of int8"),
-        (lambda: bad(Ternary(), nn.Linear(4, 3)), "expected a Linear or a Conv2d first, got a Ternary"),
-        (lambda: bad(nn.Identity()), "Sequential has no linear layer"),
-        (lambda: on_grid(bad(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(9, 4)), "got further a ReLU"),
+        (lambda: net_of(nn.Linear(4, 3), Ternary(), nn.Linear(3, 2)), "weights of layer '0' are not on a grid of int8"),
+        (lambda: net_of(Ternary(), nn.Linear(4, 3)), "expected a Linear or a Conv2d first, got a Ternary"),
+        (lambda: net_of(nn.Identity()), "Sequential has no linear layer"),
+        (lambda: on_grid(net_of(nn.Linear(4, 3), nn.ReLU(), nn.Linear(3, 2)), torch.randn(9, 4)), "got also a ReLU"),
         (
-            lambda: on_grid(bad(nn.Linear(4, 3), KState((0.0, 1.0, 2**0.5), (0.0, 1.0))), torch.randn(9, 4)),
-            "states .* lie on no grid",
+            lambda: on_grid(net_of(nn.Linear(4, 3), KState((0.0, 1.0, 2**0.5), (0.0, 1.0))), torch.randn(9, 4)),
+            "states .* are not on a grid",
         ),
         (
-            lambda: on_grid(bad(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)), torch.randn(9, 4)),
+            lambda: on_grid(net_of(nn.Linear(4, 3), nn.BatchNorm1d(3, track_running_stats=False)), torch.randn(9, 4)),
             "depends on its batch",
         ),
         (
-            lambda: on_grid(bad(nn.Linear(4, 3), nn.Linear(3, 3), Ternary()), torch.randn(9, 4)),
-            "expected neurons with states behind layer '0', got none",
+            lambda: on_grid(net_of(nn.Linear(4, 3), nn.Linear(3, 3), Ternary()), torch.randn(9, 4)),
+            "expected neurons with states after layer '0', got none",
         ),
     ],
 )  # fmt: skip
-def test_what_has_no_place_is_refused_by_name(net, words):
-    with pytest.raises(ValueError, match=words):
+def test_unsupported_modules_are_refused_by_name(net, message):
+    with pytest.raises(ValueError, match=message):
         export_integer(net(), torch.randn(9, 4))
 
 
@@ -214,20 +213,20 @@ def test_other_orders_and_inputs_are_refused():
 
     torch.manual_seed(0)
     x = torch.randn(50, 4)
-    with pytest.raises(ValueError, match=r"states behind layer 'last' differ .* one behind the other"):
+    with pytest.raises(ValueError, match=r"states after layer 'last' differ .* one after the other"):
         export_integer(on_grid(Backwards(), x, scale=1.0), x)
-    with pytest.raises(ValueError, match=r"no whole multiples of input_step=0.5"):
+    with pytest.raises(ValueError, match=r"not integer multiples of input_step=0.5"):
         export_integer(on_grid(nn.Sequential(nn.Linear(4, 2)), x), x, input_step=0.5)
     same = nn.Sequential(nn.Conv2d(1, 2, 3, padding=1, padding_mode="reflect"), Ternary())
     with pytest.raises(ValueError, match="layer '0': expected padding with zeros, got 'reflect'"):
         export_integer(on_grid(same, pixels(4, 6)), pixels(4, 6))
 
 
-def test_ties_are_counted_and_not_held_against_the_layers_behind():
+def test_ties_are_counted_and_do_not_affect_the_layers_after_them():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(20, 50), Ternary(), nn.Linear(50, 50, bias=False), Ternary(), nn.Linear(50, 10))
     x = torch.randn(500, 20)
-    net = on_grid(net, x, scale=0.1)  # sums of 0.1 meet the threshold 0.5 all the time
+    net = on_grid(net, x, scale=0.1)  # sums of multiples of 0.1 often equal the threshold 0.5
     exported = export_integer(net, x)
     assert 0 < exported.ties < 0.05 * 500 * 100
     hidden = nn.Sequential(nn.Linear(3, 1, bias=False), KState((-1.0, 1.0), (0.0,)), nn.Linear(1, 1)).eval()
@@ -261,9 +260,9 @@ def test_inputs_and_state_dicts_of_another_kind_are_refused():
     exported = export_integer(net, pixels(), input_step=1 / 255)
     with pytest.raises(ValueError, match="expected inputs of at most 255 steps .* got 255"):
         exported(pixels() * 255)
-    with pytest.raises(ValueError, match="no whole multiples of input_step=0.0039"):
+    with pytest.raises(ValueError, match="not integer multiples of input_step=0.0039"):
         exported(pixels() + 0.4 / 255)
-    with pytest.raises(ValueError, match=r"in steps of nan, this network of 0.0039.*nan: real inputs"):
+    with pytest.raises(ValueError, match=r"in steps of nan, this network for steps of 0.0039.*nan: real inputs"):
         exported.load_state_dict(export_integer(net, pixels()).state_dict())
     with pytest.raises(ValueError, match="expected examples to compare states on, got none"):
         export_integer(net, pixels(0))
@@ -273,7 +272,7 @@ def test_inputs_and_state_dicts_of_another_kind_are_refused():
         exported.costs(pixels(0))
     logistic = on_grid(NETS["binary"](), pixels())
     logistic[2].noise_distribution = "logistic"
-    with pytest.raises(ValueError, match="of logistic noise and inputs up to 255, this layer of gaussian noise"):
+    with pytest.raises(ValueError, match="for logistic noise and inputs up to 255, this layer for gaussian noise"):
         exported.load_state_dict(export_integer(logistic, pixels(), input_step=1 / 255).state_dict())
 
 
@@ -290,9 +289,9 @@ def test_sums_stay_exact_when_larger_weights_are_loaded():
     assert small.layers["/0"].dtype == large.layers["/0"].dtype == torch.float64
 
 
-def test_inputs_of_other_sizes_are_named():
+def test_inputs_of_other_sizes_are_refused():
     net = on_grid(nn.Sequential(nn.Linear(4, 3), Ternary(), nn.Linear(3, 2)), torch.randn(9, 4))
     with pytest.raises(
-        ValueError, match=r"IntegerLayer: expected 4 values an example, got inputs of shape \(2, 5, 4\)"
+        ValueError, match=r"IntegerLayer: expected 4 values per example, got inputs of shape \(2, 5, 4\)"
     ):
         export_integer(net, torch.randn(2, 4))(torch.randn(2, 5, 4))

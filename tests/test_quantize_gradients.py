@@ -1,4 +1,4 @@
-"""Discrete gradients: their values, their means, their place."""
+"""Quantized gradients: their values and means, in activations and parameters."""
 
 from __future__ import annotations
 
@@ -22,22 +22,22 @@ def levels(kind, scale):
 
 @EVERY
 @PER
-def test_gradients_are_on_their_grid_and_right_in_the_mean(kind, per):
+def test_gradients_are_on_their_grid_and_unbiased(kind, per):
     torch.manual_seed(0)
-    given = torch.tensor([[0.3, -0.02, 0.0], [-0.9, 0.01, 0.4]], **F64)
+    gradient = torch.tensor([[0.3, -0.02, 0.0], [-0.9, 0.01, 0.4]], **F64)
     quantize = KINDS[kind](per=per)
-    found = torch.stack([quantize.quantized(given, 1) for _ in range(4000)])
-    scales = given.abs().amax(0) if per == "neuron" else given.abs().max().expand(3)
+    drawn = torch.stack([quantize.quantized(gradient, 1) for _ in range(4000)])
+    scales = gradient.abs().amax(0) if per == "neuron" else gradient.abs().max().expand(3)
     for neuron, scale in enumerate(scales):
         grid = torch.tensor(levels(kind, scale.item()), **F64)
-        apart = (found[..., neuron].unsqueeze(-1) - grid).abs().amin(-1)
-        assert apart.max() < 1e-12
-    error = found.std(0) / len(found) ** 0.5
-    assert ((found.mean(0) - given).abs() <= 4.5 * error + 1e-12).all()
+        distance = (drawn[..., neuron].unsqueeze(-1) - grid).abs().amin(-1)
+        assert distance.max() < 1e-12
+    error = drawn.std(0) / len(drawn) ** 0.5
+    assert ((drawn.mean(0) - gradient).abs() <= 4.5 * error + 1e-12).all()
 
 
 @EVERY
-def test_the_error_signal_is_changed_and_the_activation_is_not(kind):
+def test_the_gradient_is_changed_and_the_activation_is_not(kind):
     torch.manual_seed(0)
     x, weights = torch.randn(6, 4, requires_grad=True), torch.randn(6, 4)
     layer = KINDS[kind]()
@@ -62,22 +62,22 @@ def test_gradients_of_parameters_are_changed_until_the_handles_are_removed(kind,
 
     plain = gradients()
     handles = KINDS[kind](per=per).attach(net[0])
-    found = gradients()
-    assert not torch.equal(found[0], plain[0]) and all(map(torch.equal, found[2:], plain[2:]))
+    quantized = gradients()
+    assert not torch.equal(quantized[0], plain[0]) and all(map(torch.equal, quantized[2:], plain[2:]))
     rows = plain[0] if per == "neuron" else plain[0].reshape(1, -1)
-    for row, own in zip(rows, found[0].reshape(rows.shape), strict=True):
+    for row, discrete in zip(rows, quantized[0].reshape(rows.shape), strict=True):
         grid = torch.tensor(levels(kind, row.abs().max().item()))
-        assert (own.unsqueeze(-1) - grid).abs().amin(-1).max() < 1e-5
+        assert (discrete.unsqueeze(-1) - grid).abs().amin(-1).max() < 1e-5
     for handle in handles:
         handle.remove()
     assert all(map(torch.equal, gradients(), plain))
 
 
-def test_clipping_is_a_bias_towards_zero_and_lowers_the_noise():
+def test_clipping_adds_a_bias_towards_zero_and_lowers_the_noise():
     torch.manual_seed(0)
-    given = torch.cat([torch.full((99,), 0.1, **F64), torch.tensor([10.0], **F64)])
+    gradient = torch.cat([torch.full((99,), 0.1, **F64), torch.tensor([10.0], **F64)])
     exact, clipped = (
-        torch.stack([TernaryGradient(clip=clip).quantized(given, 0) for _ in range(3000)]) for clip in (None, 2.5)
+        torch.stack([TernaryGradient(clip=clip).quantized(gradient, 0) for _ in range(3000)]) for clip in (None, 2.5)
     )
     assert clipped[:, -1].mean() < 0.3 * exact[:, -1].mean()
     assert clipped[:, :-1].std() < 0.7 * exact[:, :-1].std()
@@ -86,7 +86,7 @@ def test_clipping_is_a_bias_towards_zero_and_lowers_the_noise():
 
 @EVERY
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_other_dtypes_and_vanishing_gradients_pass(kind, dtype):
+def test_other_dtypes_and_zero_gradients_are_supported(kind, dtype):
     x = torch.zeros(3, 2, dtype=dtype, requires_grad=True)
     (KINDS[kind](per="neuron")(x) * torch.tensor([0.0, 2.0], dtype=dtype)).sum().backward()
     assert x.grad.dtype == dtype and x.grad[:, 0].tolist() == [0.0] * 3 and x.grad[:, 1].tolist() == [2.0] * 3

@@ -1,4 +1,4 @@
-"""Statistics of batch normalization for a network that draws nothing any more."""
+"""Running statistics of batch normalization, estimated again for a network without noise."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pyrostoch as ps
 from pyrostoch.guides import refresh_batch_norm
 
 
-def test_statistics_are_those_of_the_inputs_the_layer_meets_now():
+def test_statistics_are_those_of_the_layers_present_inputs():
     torch.manual_seed(0)
     net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.ReLU(), nn.Linear(4, 2), nn.BatchNorm1d(2)).double()
     x = torch.randn(400, 3, dtype=torch.float64)
@@ -33,7 +33,7 @@ def test_means_are_over_batches_of_one_size_and_nothing_else_changes():
     assert not any(module.training for module in net.modules())
 
 
-def test_the_variance_that_drawn_weights_had_added_is_gone():
+def test_the_variance_added_by_drawn_weights_is_removed():
     data = ps.data.load("digits")
     x, y = data.x_train.flatten(1), data.y_train
     torch.manual_seed(0)

@@ -1,4 +1,4 @@
-"""The figures of the benchmarks carry their numbers, leave gaps where there is nothing, and touch no global state."""
+"""The figures of the benchmarks show their numbers, have gaps at missing values, and change no global state."""
 
 from __future__ import annotations
 
@@ -48,12 +48,12 @@ def make_curve(label: str = "layer", epochs: int = 6, **changes: Any) -> dict[st
     return {**curve, **changes}
 
 
-def texts(legend: Any) -> list[str]:
+def labels_of(legend: Any) -> list[str]:
     return [text.get_text() for text in legend.get_texts()]
 
 
 def render(figure: Figure) -> None:
-    """Lay the figure out as saving it would; warnings are errors."""
+    """Lay out and draw the figure as for saving it; warnings are errors."""
     figure.canvas.draw()
 
 
@@ -64,7 +64,7 @@ def test_toy_shows_regions_points_and_clouds() -> None:
     assert mean.get_title() == "Mean weights: accuracy 25.0 %"
     assert averaged.get_title() == "101 samples averaged: accuracy 99.7 %"
     assert bar.get_ylabel() == "confidence" and bar.get_ylim() == (0.25, 1.0)
-    assert texts(figure.legends[0]) == [f"class {i}" for i in range(4)]
+    assert labels_of(figure.legends[0]) == [f"class {i}" for i in range(4)]
     for axes in (mean, averaged):
         assert len(axes.collections) == 4
         for label, points in enumerate(axes.collections):
@@ -82,7 +82,7 @@ def test_toy_shows_regions_points_and_clouds() -> None:
 def test_toy_shades_by_confidence() -> None:
     result = make_toy()
     mean, averaged = (axes.images[0].get_array() for axes in toy(result).axes[:2])
-    # A guess is all but white, certainty is nearly the color itself; the hue says the class.
+    # A guess is nearly white, and full confidence nearly the color of the class.
     np.testing.assert_allclose(mean, np.broadcast_to(1 - 0.06 * (1 - np.array(to_rgb(COLORS[1]))), mean.shape))
     np.testing.assert_allclose(averaged[0, 0], 1 - 0.7 * (1 - np.array(to_rgb(COLORS[0]))))
     unsure = 0.06 + 0.64 * (0.5 - 0.25) / 0.75
@@ -102,7 +102,7 @@ def test_toy_clouds_lie_within_a_symmetric_frame(scale: float, classes: int) -> 
         assert limits[0] == -limits[1] and limits[1] > np.abs(result.activations).max()
         assert 3 <= len(ticks) <= 7 and list(ticks) == sorted(ticks) == [-tick for tick in ticks[::-1]]
         assert all(abs(tick) <= limits[1] for tick in ticks)
-    # The widest cloud does not hide the narrowest.
+    # Narrower clouds are drawn on top of wider ones.
     sizes = [np.median(np.abs(np.asarray(cloud.get_offsets()))) for cloud in clouds.collections]
     assert sizes == sorted(sizes, reverse=True)
     render(figure)
@@ -110,7 +110,7 @@ def test_toy_clouds_lie_within_a_symmetric_frame(scale: float, classes: int) -> 
     assert not any(one.overlaps(other) for one, other in zip(boxes, boxes[1:], strict=False))
 
 
-def test_toy_of_a_silent_layer_is_drawn() -> None:
+def test_toy_with_zero_activations_is_drawn() -> None:
     result = make_toy()
     result.activations[:] = 0.0
     render(toy(result))
@@ -140,7 +140,7 @@ def test_transition_draws_every_series_in_three_panels() -> None:
         band = alpha.collections[index].get_paths()[0].vertices
         assert band[:, 1].min() == -1.0 and band[:, 1].max() == curve["log_alpha/upper"][-1]
     assert len({line.get_marker() for line in kl.lines}) == 3
-    assert {tuple(texts(legend)) for legend in figure.legends} == {
+    assert {tuple(labels_of(legend)) for legend in figure.legends} == {
         ("layer", "neuron", "costs $5 and $6"),
         ("accuracy by mean weights", "by 20 samples averaged", "chance"),
     }
@@ -152,12 +152,12 @@ def test_transition_has_gaps_where_values_are_missing() -> None:
     values = [5.0, 4.0, None, None, "nan", 2.0, 1.0, 0.0, -3.0]
     curve = make_curve(epochs=9, kl=values)
     (line,) = phase_transition([curve]).axes[2].lines
-    # Not drawn on a logarithmic axis: zero and below.
+    # Zero and negative values are not drawn on a logarithmic axis.
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 6, 7])
     np.testing.assert_array_equal(line.get_ydata(), [5.0, 4.0, math.nan, 2.0, 1.0])
 
 
-def test_transition_joins_what_is_measured_every_few_epochs() -> None:
+def test_transition_joins_points_measured_every_few_epochs() -> None:
     sparse = [1.0, 0.9, None, 0.8, None, 0.7, None, None, None, 0.6, None, 0.5]
     line = phase_transition([make_curve(epochs=12, **{"accuracy/mean": sparse})]).axes[0].lines[0]
     np.testing.assert_array_equal(line.get_xdata(), [1, 2, 4, 6, 8, 10, 12])
@@ -170,24 +170,24 @@ def test_transition_without_some_quantities() -> None:
     accuracy, alpha, kl = figure.axes
     assert len(accuracy.lines) == 1 and not alpha.collections
     assert all(len(line.get_xdata()) == 0 for line in (*alpha.lines, *kl.lines))
-    assert sorted(text for legend in figure.legends for text in texts(legend)) == [
+    assert sorted(text for legend in figure.legends for text in labels_of(legend)) == [
         "accuracy by mean weights",
         "variance only",
     ]
     render(figure)
     point = make_curve(epochs=1, **{"log_alpha/lower": [0.0], "log_alpha/upper": [0.0]})
-    assert not phase_transition([point]).axes[1].collections  # a layer's own alpha has no range
+    assert not phase_transition([point]).axes[1].collections  # one alpha per layer has no range
 
 
 @pytest.mark.parametrize(
-    "curves, words",
+    "curves, message",
     [
         ([], "at least one curve"),
         ([make_curve(kl=[1.0])], "curve 'layer': expected a value of 'kl' for each of its 6 epochs, got 1"),
     ],
 )
-def test_nothing_to_draw_is_said(curves: list[dict[str, Any]], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_missing_curves_are_an_error(curves: list[dict[str, Any]], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         phase_transition(curves)
 
 

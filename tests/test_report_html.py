@@ -1,4 +1,4 @@
-"""The page: its tables and sections, its escaping, its independence of the network, and its atomic writing."""
+"""The HTML report: its tables and sections, its escaping, that it loads nothing, and its atomic writing."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ VOID = {"meta", "br", "hr", "img", "input", "link"}
 
 
 class Page(HTMLParser):
-    """Tags, attributes and the cells of all tables; unbalanced tags are an error."""
+    """Collects tags, attributes, text and the cells of all tables; unbalanced tags are an error."""
 
     def __init__(self, text: str) -> None:
         super().__init__()
@@ -124,19 +124,23 @@ def test_page_is_self_contained_and_small(page: tuple[str, Page]) -> None:
     assert "prefers-color-scheme: dark" in text and 'name="viewport"' in text
 
 
-def test_the_lesson_of_the_variance_network_is_told(page: tuple[str, Page]) -> None:
+def test_note_on_a_variance_network(page: tuple[str, Page]) -> None:
     text = re.sub(r"\s+", " ", page[1].words)
-    assert "Variance-only N(0, σ²) scores 10.3 % through its mean (chance is 10.0 %) and 96.7 % by 20 samples" in text
+    assert (
+        "Variance-only N(0, σ²) scores 10.3 % with mean weights (chance is 10.0 %) and 96.7 % with 20 samples" in text
+    )
     assert text.count("not in their means") == 1
 
 
-def test_a_regression_says_its_units_and_its_lesson() -> None:
+def test_units_and_note_of_a_regression() -> None:
     record = make_record(3, regression=True)
     for guide, rmse in zip(record["guides"], (7.9, 8.1, math.nan), strict=True):
         guide["rows"][0]["rmse"], guide["rows"][2]["rmse"] = rmse, 4.0
     text = re.sub(r"\s+", " ", Page(render(record)).words)
     assert "those of the standardized target; RMSE and NLL are in the target's original units" in text
-    assert f"{record['guides'][1]['title']} scores an RMSE of 8.1000 through its mean and 4.0000 by 20 samples" in text
+    assert (
+        f"{record['guides'][1]['title']} scores an RMSE of 8.1000 with mean weights and 4.0000 with 20 samples" in text
+    )
     assert text.count("not in their means") == 1 and "chance" not in text
     assert "standardized" not in render(make_record())
 
@@ -157,25 +161,25 @@ def test_regression_has_rmse_and_no_calibration() -> None:
 
 
 @pytest.mark.parametrize(
-    "part, words",
+    "part, heading",
     [
         ("history", "Training</h2>"),
         ("by_samples", "Accuracy against the number"),
         ("reliability", "Calibration"),
         ("posterior", "Posterior noise"),
         ("rows", "Test scores by"),
-        ("decomposition", "KL site by site"),
+        ("decomposition", "KL by site"),
     ],
 )
-def test_missing_parts_leave_their_section_out(part: str, words: str) -> None:
+def test_sections_of_missing_parts_are_left_out(part: str, heading: str) -> None:
     record = make_record(1)
     guide = record["guides"][0]
     record["guides"] = [{"name": "bare", part: guide[part]}]
     text = render(record)
-    assert words in text
+    assert heading in text
     Page(text)
     record["guides"] = [{"name": "bare"}]
-    assert words not in render(record)
+    assert heading not in render(record)
 
 
 def test_a_bare_record_renders() -> None:
@@ -192,28 +196,28 @@ def test_unknown_records_are_refused(change: dict[str, Any], tmp_path: Path) -> 
 
 
 def test_every_text_is_escaped() -> None:
-    evil = "<script>alert('&')</script>\""
+    malicious = "<script>alert('&')</script>\""
 
-    def poison(thing: Any, key: str = "") -> Any:
-        if isinstance(thing, dict):
-            return {k: poison(v, k) for k, v in thing.items()}
-        if isinstance(thing, list):
-            return [poison(v) for v in thing]
-        return evil if isinstance(thing, str) and key not in ("kind", "mode", "task") else thing
+    def replace_strings(value: Any, key: str = "") -> Any:
+        if isinstance(value, dict):
+            return {k: replace_strings(v, k) for k, v in value.items()}
+        if isinstance(value, list):
+            return [replace_strings(v) for v in value]
+        return malicious if isinstance(value, str) and key not in ("kind", "mode", "task") else value
 
-    record = poison(make_record(1))
-    record["versions"] = {evil: evil}
-    record["guides"][0]["decomposition"]["penalty"] = {evil: 1.0}
-    record["guides"][0]["rows"][1]["mode"] = evil
-    record["guides"][0]["reliability"][evil] = record["guides"][0]["reliability"].pop("mean")
+    record = replace_strings(make_record(1))
+    record["versions"] = {malicious: malicious}
+    record["guides"][0]["decomposition"]["penalty"] = {malicious: 1.0}
+    record["guides"][0]["rows"][1]["mode"] = malicious
+    record["guides"][0]["reliability"][malicious] = record["guides"][0]["reliability"].pop("mean")
     text = render(record)
     parsed = Page(text)
     assert "<script" not in text and not any(tag == "script" for tag, _ in parsed.tags)
     assert text.count("&lt;script&gt;") > 15
-    assert evil in parsed.words
+    assert malicious in parsed.words
 
 
-def test_numbers_that_are_none_are_shown() -> None:
+def test_missing_and_infinite_numbers_are_shown() -> None:
     record = make_record(1)
     record["guides"][0]["decomposition"] |= {"elbo": -math.inf, "data": "nan", "kl": None}
     record["guides"][0]["rows"][2] |= {"nll": math.inf, "accuracy": math.nan, "ece": None}
@@ -238,17 +242,17 @@ def test_numbers_are_formatted(value: Any, digits: int, scale: float, expected: 
     assert format_number(value, digits, scale) == expected
 
 
-def test_site_table_says_how_each_kl_was_found() -> None:
+def test_site_table_shows_kl_and_treatment_of_each_site() -> None:
     decomposition = make_record(1)["guides"][0]["decomposition"] | {"penalty": {"bn.weight": 2.5}}
     rows = Page(site_table(decomposition)).tables["sites"]
-    assert rows[0][-2:] == ["KL by", "Route"]
+    assert rows[0][-2:] == ["KL method", "Treatment"]
     assert rows[1] == ["fc1.weight", "6,400", "2,243.7", "0.351", "exact", "local (exact)"]
     assert rows[3] == ["head.weight", "1,000", "350.6± 1.7", "0.351", "Monte Carlo", "local (exact)"]
     assert rows[4] == ["bn.weight", "", "2.5", "", "penalty", ""]
     assert site_table({}) == "" == mode_table(make_record(1), {"name": "bare"})
 
 
-def test_write_makes_the_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
+def test_write_creates_the_folder_and_leaves_no_other_files(tmp_path: Path) -> None:
     first, second = make_record(1), make_record(1)
     second["guides"] = [{"name": "later"}]
     path = write(first, str(tmp_path / "runs" / "a" / "report.html"))
@@ -260,27 +264,27 @@ def test_write_makes_the_folder_and_leaves_nothing_else(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("stage", ["render", "fsync", "replace"])
-def test_a_failure_leaves_the_former_report(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_failure_keeps_the_previous_report(stage: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "report.html"
-    path.write_text("former")
+    path.write_text("previous")
 
     def fail(*_: object) -> None:
         raise OSError("no space left on device")
 
-    def half_a_page(_: Mapping[str, Any]) -> str:
-        return "half a page \ud800"  # cannot be encoded: fails in the middle of writing
+    def unencodable_page(_: Mapping[str, Any]) -> str:
+        return "half a page \ud800"  # cannot be encoded as UTF-8, so that writing fails
 
     if stage == "render":
-        monkeypatch.setattr(html, "render", half_a_page)
+        monkeypatch.setattr(html, "render", unencodable_page)
     else:
         monkeypatch.setattr(*{"fsync": (html.os, "fsync"), "replace": (Path, "replace")}[stage], fail)
     with pytest.raises((OSError, UnicodeEncodeError)):
         write(BARE, path)
-    assert path.read_text() == "former"
+    assert path.read_text() == "previous"
     assert list(tmp_path.iterdir()) == [path]
 
 
-def test_the_record_is_only_read() -> None:
+def test_the_record_is_not_changed() -> None:
     record = make_record(2)
     render(record)
     assert record == make_record(2)

@@ -1,4 +1,4 @@
-"""The figures of a report carry the numbers of the record, touch no global state, and become clean SVG."""
+"""The figures of a report show the numbers of the record, change no global state, and become clean SVG."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ def test_training_draws_every_guide_in_every_term() -> None:
     assert labels == [guide["title"] for guide in record["guides"]] + ["KL warm-up"]
 
 
-def test_training_is_framed_without_the_first_epochs() -> None:
+def test_training_axes_are_chosen_without_the_first_epochs() -> None:
     record = make_record(1)
     record["guides"][0]["history"] = {
         "epoch": list(range(1, 11)),
@@ -80,7 +80,7 @@ def test_training_with_nothing_finite_or_short_series() -> None:
 
 def test_reliability_draws_the_bins() -> None:
     guide = make_guide(0)
-    # A bin is drawn only if both of its numbers are there.
+    # A bin is drawn only if it has a confidence and an accuracy.
     for empty in ("confidence", "accuracy"):
         bins = {"confidence": [0.2, 0.4, 0.8], "accuracy": [0.3, 0.5, 0.9], "count": [1, 1, 1]}
         bins[empty][1] = math.nan
@@ -142,7 +142,7 @@ EMPTY: dict[str, Any] = {"schema": 1, "kind": "train", "guides": [{"name": "bare
 
 
 @pytest.mark.parametrize(
-    "draw, thing, words",
+    "draw, record, message",
     [
         (training, EMPTY, "no guide of the record has a training history"),
         (accuracy_by_samples, EMPTY, "no guide of the record has scores by number"),
@@ -152,9 +152,9 @@ EMPTY: dict[str, Any] = {"schema": 1, "kind": "train", "guides": [{"name": "bare
         (posterior, {"name": "bare"}, "'bare' has no posterior"),
     ],
 )
-def test_nothing_to_draw_is_said(draw: Any, thing: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
-        draw(thing)
+def test_missing_data_are_an_error(draw: Any, record: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        draw(record)
 
 
 @pytest.mark.parametrize("name", DRAWINGS)
@@ -171,7 +171,7 @@ def test_svg_is_clean(name: str) -> None:
     assert text == inline_svg(DRAWINGS[name](), "key", 'a "label"')
 
 
-def test_names_are_no_formulas_and_never_vanish() -> None:
+def test_names_are_shown_as_plain_text() -> None:
     record = make_record(2)
     record["guides"][0]["title"] = "costs $5 and $6 <b>& _more_"
     record["guides"][1]["title"] = "_hidden 漢字"

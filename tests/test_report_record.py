@@ -1,4 +1,4 @@
-"""The record of a run: a realistic one for the tests of the report, and the checks of the others."""
+"""The record of a run: a realistic one for the tests of the report, and errors for invalid ones."""
 
 from __future__ import annotations
 
@@ -100,7 +100,7 @@ def make_bins(rng: np.random.Generator, gap: float) -> dict[str, list[Any]]:
 
 
 def make_record(guides: int = 5, regression: bool = False) -> dict[str, Any]:
-    """A record such as a run on the digits writes, or one on a regression."""
+    """A record as a run on the digits writes it, or a run on a regression set."""
     return {
         "schema": 1,
         "kind": "compare" if guides > 1 else "train",
@@ -144,7 +144,7 @@ def test_records_are_readable(guides: int, regression: bool) -> None:
 
 
 @pytest.mark.parametrize(
-    "change, words",
+    "change, message",
     [
         ({"schema": 2}, "schema 2, this version of pyrostoch reads schema 1"),
         ({"schema": None}, "schema None"),
@@ -154,12 +154,12 @@ def test_records_are_readable(guides: int, regression: bool) -> None:
         ({"guides": [{"name": "a"}, {"title": "b"}]}, "guide 1 of the record has no name"),
     ],
 )
-def test_unreadable_records_are_refused(change: dict[str, Any], words: str) -> None:
-    with pytest.raises(ValueError, match=words):
+def test_invalid_records_are_refused(change: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
         check(make_record(1) | change)
 
 
-def test_a_list_is_no_record() -> None:
+def test_a_list_is_not_a_record() -> None:
     with pytest.raises(TypeError, match="got list"):
         check([make_record(1)])  # type: ignore[arg-type]
 
@@ -172,13 +172,13 @@ def test_numbers(value: Any, expected: float | None) -> None:
     assert number(value) == expected
 
 
-def test_numbers_that_are_none() -> None:
+def test_values_that_are_not_numbers() -> None:
     assert math.isnan(number("nan") or 0.0)
     series = floats([1, None, "inf", math.nan, 2.5])
     assert series[0] == 1.0 and series[4] == 2.5 and all(map(math.isnan, series[1:4]))
 
 
-def test_modes_in_words() -> None:
+def test_mode_titles() -> None:
     assert [mode_title(m) for m in ("mean", "mc:1", "mc:20", "mc", "moments")] == [
         "mean",
         "1 sample",

@@ -1,4 +1,4 @@
-"""Settings of runs, their defaults, and the folder that a run lives in."""
+"""Settings of runs, their defaults, and the folder of a run."""
 
 from __future__ import annotations
 
@@ -13,10 +13,18 @@ from typing import Any
 import pytest
 
 from pyrostoch import priors
-from pyrostoch.runs import Config, Run, RunError, choose_device, fill_defaults
-from pyrostoch.runs.folder import claim, latest, named, read_record, siblings, try_writing, write_record
-from pyrostoch.runs.names import COMPARED, GUIDES, parse_prior
-from pyrostoch.runs.reopen import recorded
+from pyrostoch.runs import Config, RunError, SavedRun, choose_device, fill_defaults
+from pyrostoch.runs.folder import (
+    check_writable,
+    find_run,
+    latest_folder,
+    new_folder,
+    numbered_folders,
+    read_record,
+    write_record,
+)
+from pyrostoch.runs.registry import COMPARED_GUIDES, GUIDES, parse_prior
+from pyrostoch.runs.saved_run import saved_settings
 
 
 def config(**changes: Any) -> Config:
@@ -41,8 +49,8 @@ def test_settings_survive_json() -> None:
         ({"lr_alpha": math.nan}, "lr_alpha: expected a positive finite number"),
         ({"hidden": [8, 0]}, "hidden: expected positive widths"),
         ({"hidden": [8, 1.5]}, "hidden: expected whole numbers"),
-        ({"model": "lenet5"}, "only model 'mlp' takes widths"),
-        ({"random": " , "}, "random: expected a pattern"),
+        ({"model": "lenet5"}, "only model 'mlp' has hidden widths"),
+        ({"random": " , "}, "random: expected a name pattern"),
         ({"prior": "normal:0"}, "scale of prior 'normal:0': expected a positive"),
         ({"seed": -1}, "seed: expected a whole number from 0 up"),
         ({"init_log_alpha": math.inf}, "init_log_alpha: expected a finite number"),
@@ -60,20 +68,20 @@ def test_missing_settings_are_named(name: str) -> None:
         Config.from_dict(content)
 
 
-def test_differences_leave_the_place_of_the_data_out() -> None:
+def test_differences_ignore_the_data_folder() -> None:
     one, other = config(data_dir="here"), config(data_dir="there", epochs=7)
     assert one.differences(other) == {"epochs": (one.epochs, 7)}
 
 
 def test_defaults_give_one_hidden_layer_random_weights() -> None:
-    assert fill_defaults("compare", {}).guides == COMPARED
+    assert fill_defaults("compare", {}).guides == COMPARED_GUIDES
     assert fill_defaults("train", {}).guides == ("additive",)
     assert fill_defaults("train", {"hidden": (8,)}).random == "fc1.weight"
     assert fill_defaults("train", {"hidden": (8, 8)}).random == "fc2.weight"
     assert fill_defaults("train", {"data": "DIGITS"}).data == "digits"
 
 
-def test_regression_sets_get_as_many_epochs_as_they_need(tmp_path: Path) -> None:
+def test_number_of_epochs_of_a_regression_set(tmp_path: Path) -> None:
     folder = tmp_path / "UCI" / "toy"
     folder.mkdir(parents=True)
     (folder / "data.txt").write_text("".join(f"{i} {i % 7} {2 * i}\n" for i in range(60)))
@@ -121,7 +129,7 @@ def test_scale_of_a_prior_is_read() -> None:
     [
         ("norml", "did you mean 'normal'"),
         ("ard:2", "takes no scale"),
-        ("normal:wide", "expected a number behind the colon"),
+        ("normal:wide", "expected a number after the colon"),
         ("normal:-1", "positive"),
     ],
 )
@@ -131,41 +139,41 @@ def test_wrong_priors(text: str, message: str) -> None:
 
 
 def test_every_compared_guide_is_known() -> None:
-    assert set(COMPARED) <= set(GUIDES)
+    assert set(COMPARED_GUIDES) <= set(GUIDES)
 
 
-def test_claim_numbers_what_is_taken(tmp_path: Path) -> None:
+def test_new_folder_adds_a_number_if_the_name_is_taken(tmp_path: Path) -> None:
     base = tmp_path / "runs" / "toy"
-    assert claim(base) == base
-    assert claim(base) == base  # still empty
+    assert new_folder(base) == base
+    assert new_folder(base) == base  # still empty
     (base / "file").touch()
-    second = claim(base)
+    second = new_folder(base)
     assert second.name == "toy-2"
     (second / "file").touch()
-    assert claim(base).name == "toy-3"
-    assert latest(base).name == "toy-3"
-    assert [folder.name for folder in siblings(base)] == ["toy", "toy-2", "toy-3"]
-    assert latest(tmp_path / "other") == tmp_path / "other"
+    assert new_folder(base).name == "toy-3"
+    assert latest_folder(base).name == "toy-3"
+    assert [folder.name for folder in numbered_folders(base)] == ["toy", "toy-2", "toy-3"]
+    assert latest_folder(tmp_path / "other") == tmp_path / "other"
 
 
-def test_claim_below_a_file(tmp_path: Path) -> None:
+def test_new_folder_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(OSError, match="run folder .*file/toy: cannot be written to"):
-        claim(tmp_path / "file" / "toy")
+        new_folder(tmp_path / "file" / "toy")
 
 
-def test_full_disk_is_found_out_early(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_full_disk_is_detected_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def full(descriptor: int) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(os, "fsync", full)
     with pytest.raises(OSError, match="No space left on device; free some space") as caught:
-        try_writing(tmp_path)
+        check_writable(tmp_path)
     assert caught.value.errno == 28
     assert list(tmp_path.iterdir()) == []
 
 
-def test_record_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_record_is_written_atomically(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     record = {"schema": 1, "config": {}, "data": {}, "seconds": 0.0, "guides": [], "x": [math.nan, math.inf, 1.5]}
     write_record(tmp_path, record)
     assert read_record(tmp_path)["x"] == ["nan", "inf", 1.5]
@@ -198,17 +206,17 @@ def test_record_is_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pyte
 def test_broken_records(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "results.json").write_text(text, encoding="utf-8")
     with pytest.raises(RunError, match=message):
-        Run.open(str(tmp_path))
+        SavedRun.open(str(tmp_path))
 
 
-def test_what_holds_no_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_folders_without_a_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(RunError, match="no results.json in this folder"):
-        Run.open(str(tmp_path))
+        SavedRun.open(str(tmp_path))
     (tmp_path / "runs" / "first").mkdir(parents=True)
     (tmp_path / "runs" / "first" / "results.json").touch()
-    assert named("first") == Path("runs/first")
-    assert named("runs/first/results.json") == Path("runs/first")
+    assert find_run("first") == Path("runs/first")
+    assert find_run("runs/first/results.json") == Path("runs/first")
     with pytest.raises(FileNotFoundError, match=re.escape("runs/ holds first; did you mean 'first'?")):
-        named("frist")
-    assert recorded(tmp_path, "train") == {}
+        find_run("frist")
+    assert saved_settings(tmp_path, "train") == {}

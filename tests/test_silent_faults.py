@@ -1,4 +1,4 @@
-"""Ways in which a Bayesian network can be wrong without a word: each is right here, or refused by name."""
+"""Silent errors of Bayesian networks: each case here gives the right result, or an error that names the cause."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import pyrostoch as ps
 from pyrostoch.effects import LocalReparameterization, MeanPropagation, call_network, independent
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS
 
-# Those that draw; the others have tests of their own.
+# The estimators that draw weights; moment propagation is tested elsewhere.
 DRAWN = [name for name in ESTIMATORS if name not in MOMENTS]
 
 F64 = {"dtype": torch.float64}
@@ -55,7 +55,7 @@ def test_tokens_folded_into_the_batch_share_one_draw(estimator):
     if estimator == "marginal":
         prediction = ps.predict(model, guide, x, mode="mc:3000")
         assert prediction.epistemic.mean().item() == pytest.approx(1.0, abs=0.15)
-    # The mean over tokens sees one weight: N(0, 1) for every example.
+    # All tokens of an example share one weight, so their mean is N(0, 1).
     mean, error = data_term(model, guide, x, y, estimator)
     assert abs(mean - (-4 * 0.5 * math.log(2 * math.pi) - 4 * 0.5)) < error
     assert "exact" not in ps.ELBO(estimator).terms(model, guide, x, y).treatments["linear.weight"]
@@ -63,7 +63,7 @@ def test_tokens_folded_into_the_batch_share_one_draw(estimator):
 
 @pytest.mark.parametrize("estimator", DRAWN)
 @pytest.mark.parametrize("hide", ["block", "subclass"])
-def test_no_stand_in_is_ever_read(estimator, hide):
+def test_placeholders_of_lazy_draws_are_never_read(estimator, hide):
     """Handlers between interpretation and network, and models that read their weights, see real draws."""
 
     class Reads(ps.BayesianModel):
@@ -98,7 +98,7 @@ def test_guides_whose_sites_depend_on_each_other(estimator):
     assert abs(mean - (-3 * 0.5 * math.log(2 * math.pi) - 3 * 0.5 * 0.01)) < error
 
 
-def test_a_users_own_mean_field_guide_may_say_so():
+def test_a_users_mean_field_guide_can_mark_its_sites():
     model = model_of(nn.Linear(1, 1, bias=False), num_data=3)
 
     def guide(x, y=None):
@@ -115,7 +115,7 @@ def test_a_second_model_on_one_network_trains_what_the_first_had_made_random():
     second = model_of(net, prior={"1.weight": ps.priors.Normal()})
     ps.ELBO()(second, ps.guides.Additive(second))(torch.ones(4, 2), torch.zeros(4, 1)).backward()
     assert net[0].weight.grad.abs().sum() > 0 and net[1].weight.grad is None
-    net[0].bias.requires_grad_(False)  # the user's own choice stays
+    net[0].bias.requires_grad_(False)  # frozen by the user, so it stays frozen
     model_of(net, prior=None)
     assert not net[0].bias.requires_grad
 
@@ -147,7 +147,7 @@ def test_a_network_that_writes_into_its_weights_leaves_the_guide_alone(estimator
 
 
 @pytest.mark.parametrize("estimator", ["local", "flipout"])
-def test_a_use_that_the_first_pass_did_not_have_is_refused(estimator):
+def test_a_use_that_is_new_since_the_first_pass_is_refused(estimator):
     class Later(nn.Linear):
         twice = False
 
@@ -172,7 +172,7 @@ def test_one_draw_in_two_calls_is_refused():
             call_network(net, {"weight": weight}, (torch.ones(2, 1),))
 
 
-def test_a_parameter_read_behind_the_draws_back_is_refused():
+def test_a_parameter_read_through_another_reference_is_refused():
     class Tied(nn.Module):
         def __init__(self):
             super().__init__()
@@ -253,9 +253,9 @@ def test_awkward_names():
     awkward = model_of(Named("keys", "values"))
     guide = ps.guides.Additive(awkward)
     assert torch.isfinite(ps.ELBO()(awkward, guide)(torch.ones(4, 2), torch.zeros(4, 1)))
-    with pytest.raises(ValueError, match="'a/b'.*its name holds a '/'"):
+    with pytest.raises(ValueError, match="'a/b'.*its name contains a '/'"):
         model_of(Named("a/b"))
-    with pytest.raises(ValueError, match="'data', 'obs' would share a name with the model's own site"):
+    with pytest.raises(ValueError, match="'data', 'obs' have the names of sites that every model has"):
         model_of(Named("data", "obs"))
 
 
@@ -322,7 +322,7 @@ def test_networks_that_sample_for_themselves():
     assert torch.isfinite(ps.ELBO().differentiable_loss(model, guide, torch.ones(4, 2), torch.zeros(4, 1)))
 
 
-def test_reading_the_sites_inside_a_traced_program_leaves_no_trace():
+def test_reading_the_sites_inside_a_traced_program_adds_no_sites():
     model = model_of(nn.Linear(2, 1))
 
     def program():

@@ -1,4 +1,4 @@
-"""Ways in which training and reading can be wrong without a word: each is right here, or refused by name."""
+"""Errors in training and prediction that would go unnoticed: each case is handled correctly, or refused."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ def regression_data():
     return x, 3 * x
 
 
-def test_a_fixed_noise_is_part_of_a_checkpoints_identity(tmp_path):
-    def party(noise, net=None):
+def test_a_checkpoint_of_another_likelihood_or_network_is_refused(tmp_path):
+    def model_and_guide(noise, net=None):
         model = ps.BayesianModel(
             nn.Sequential(nn.Linear(1, 2), nn.Tanh(), nn.Linear(2, 1)) if net is None else net,
             prior=ps.priors.Normal(),
@@ -30,12 +30,15 @@ def test_a_fixed_noise_is_part_of_a_checkpoints_identity(tmp_path):
         )
         return model, ps.guides.Additive(model)
 
-    ps.save(tmp_path / "a.safetensors", *party(0.1))
-    ps.load(tmp_path / "a.safetensors", *party(0.1))
+    ps.save(tmp_path / "a.safetensors", *model_and_guide(0.1))
+    ps.load(tmp_path / "a.safetensors", *model_and_guide(0.1))
     with pytest.raises(ValueError, match=r"expected the likelihood Gaussian\(scale=5\), got Gaussian\(scale=0.1\)"):
-        ps.load(tmp_path / "a.safetensors", *party(5.0))
+        ps.load(tmp_path / "a.safetensors", *model_and_guide(5.0))
     with pytest.raises(ValueError, match="expected the network .*ReLU"):
-        ps.load(tmp_path / "a.safetensors", *party(0.1, nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))))
+        ps.load(
+            tmp_path / "a.safetensors",
+            *model_and_guide(0.1, nn.Sequential(nn.Linear(1, 2), nn.ReLU(), nn.Linear(2, 1))),
+        )
 
 
 def test_predictive_draws_keep_their_own_dtype():
@@ -58,7 +61,7 @@ def test_parameters_of_the_global_store_are_refused_by_fit():
     assert len(pyro.get_param_store()) == 0
 
 
-def test_a_data_sets_own_items_are_the_ones_used():
+def test_items_of_a_subclass_of_tensordataset_are_used():
     class Augmented(torch.utils.data.TensorDataset):
         asked = 0
 
@@ -71,7 +74,7 @@ def test_a_data_sets_own_items_are_the_ones_used():
     assert Augmented.asked >= 20
 
 
-def test_the_nll_of_several_labels_an_example_is_that_of_the_example():
+def test_the_nll_of_several_labels_per_example_is_that_of_the_example():
     class Positions(nn.Module):
         def __init__(self):
             super().__init__()
@@ -91,7 +94,7 @@ def test_the_nll_of_several_labels_an_example_is_that_of_the_example():
     assert row.nll_stderr == pytest.approx(expected.std().item() / 20**0.5, rel=1e-4)
 
 
-def test_generators_out_of_sight_are_found_and_held_out_data_leave_theirs_alone():
+def test_generators_of_samplers_are_found_and_those_of_held_out_data_restored():
     from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
     from pyrostoch.infer.batches import as_batches
@@ -118,13 +121,13 @@ def test_a_shuffling_loader_is_refused_by_arviz_even_where_all_targets_are_equal
 
 
 def test_a_checkpoint_of_untied_weights_does_not_load_into_tied_ones(tmp_path):
-    def party(tied):
+    def model_and_guide(tied):
         net = nn.Sequential(nn.Linear(2, 2, bias=False), nn.Linear(2, 2, bias=False))
         if tied:
             net[1].weight = net[0].weight
         model = ps.BayesianModel(net, prior=None, likelihood=ps.likelihoods.Gaussian(1.0), num_data=5)
         return model, ps.guides.Additive(model)
 
-    ps.save(tmp_path / "a.safetensors", *party(False))
+    ps.save(tmp_path / "a.safetensors", *model_and_guide(False))
     with pytest.raises(ValueError, match="1.weight is 0.weight"):
-        ps.load(tmp_path / "a.safetensors", *party(True))
+        ps.load(tmp_path / "a.safetensors", *model_and_guide(True))

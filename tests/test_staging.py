@@ -1,6 +1,6 @@
-"""A staged step held against its eager twin: what cannot be staged says so, and what changes between steps is seen.
+"""Staged steps against eager steps: what cannot be staged is reported, and changes between steps are followed.
 
-Where a test is named `compiled` the compiler runs; elsewhere the traced graph runs operation by operation.
+The compiler runs only in tests with `compiled` in their name; elsewhere the traced graph runs operation by operation.
 """
 
 from __future__ import annotations
@@ -33,13 +33,13 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Net(nn.Module):
-    """Batch normalization, dropout, and room for a `twist` of the hidden values."""
+    """Batch normalization and dropout; `twist` is applied to the hidden values."""
 
     def __init__(self, twist: Callable[[Any, Tensor], Tensor] | None = None) -> None:
         super().__init__()
         self.inner, self.norm, self.drop = nn.Linear(3, 6, bias=False), nn.BatchNorm1d(6), nn.Dropout(0.3)
         self.outer = nn.Linear(6, 1)
-        self.register_buffer("held", torch.ones(6))
+        self.register_buffer("factor", torch.ones(6))
         self.plain, self.count, self.rate = torch.ones(6), 0, 1.0
         self.generator = torch.Generator().manual_seed(3)
         self.twist = twist
@@ -61,10 +61,10 @@ def batches(count: int = STEPS) -> list[tuple[Tensor, Tensor]]:
     return [(torch.randn(8, 3, generator=generator), torch.randn(8, 1, generator=generator)) for _ in range(count)]
 
 
-def course(
+def run_steps(
     staged: bool, *, twist: str = "", change: Change | None = None, feed: Any = None, kind: Any = torch.optim.Adam
 ) -> tuple[Any, Any]:
-    """Losses and state after some steps, and the step."""
+    """Losses, tensors and counter after some steps, and the step."""
     random.seed(0)
     np.random.seed(0)
     torch.manual_seed(0)
@@ -81,36 +81,36 @@ def course(
     return ([loss.double() for loss in losses], tensors, net.count), step
 
 
-def same(one: Any, other: Any) -> None:
+def assert_same(one: Any, other: Any) -> None:
     assert one[2] == other[2]
     torch.testing.assert_close(one[:2], other[:2], rtol=1e-10, atol=1e-10)
 
 
-def agree(stagings: int = 1, **options: Any) -> StagedStep:
-    """Hold the staged course against the eager one, without a word."""
-    expected, _ = course(False, **options)
+def assert_staged(stagings: int = 1, **options: Any) -> StagedStep:
+    """Expect that steps are staged without a warning, and give the results of eager steps."""
+    expected, _ = run_steps(False, **options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        found, step = course(True, **options)
+        actual, step = run_steps(True, **options)
     assert step.reason is None
-    same(found, expected)
+    assert_same(actual, expected)
     assert step.stagings == stagings
     return step
 
 
-def falls_back(told: str, *, exactly: bool = True, stagings: int = 0, **options: Any) -> StagedStep:
-    """Expect one warning that tells the reason, and the eager course."""
-    expected, _ = course(False, **options)
+def assert_eager(reason: str, *, exactly: bool = True, stagings: int = 0, **options: Any) -> StagedStep:
+    """Expect one warning with the reason why steps run eagerly, and the results of eager steps."""
+    expected, _ = run_steps(False, **options)
     with pytest.warns(UserWarning) as caught:
-        found, step = course(True, **options)
+        actual, step = run_steps(True, **options)
     assert [str(warning.message) for warning in caught] == [f"compile_step: the step runs eagerly: {step.reason}"]
-    assert told in step.reason and caught[0].filename == __file__ and step.stagings == stagings
+    assert reason in step.reason and caught[0].filename == __file__ and step.stagings == stagings
     if exactly:
-        same(found, expected)
+        assert_same(actual, expected)
     return step
 
 
-def half(t: Tensor) -> Tensor:
+def dropout_and_tanh(t: Tensor) -> Tensor:
     return F.dropout(t, 0.5).tanh()
 
 
@@ -124,15 +124,15 @@ TWISTS: dict[str, Callable[[Any, Tensor], Tensor]] = {
     "branch": lambda net, h: h if h.sum() > 0 else 2 * h,
     "tolist": lambda net, h: h * h.detach().abs().mean(0).tolist()[0],
     "numpy": lambda net, h: h * float(h.detach().numpy().mean()),
-    "checkpoint": lambda net, h: ps.effects.checkpoint(half, h),
-    "small checkpoint": lambda net, h: h + 1e-5 * ps.effects.checkpoint(half, h),
+    "checkpoint": lambda net, h: ps.effects.checkpoint(dropout_and_tanh, h),
+    "small checkpoint": lambda net, h: h + 1e-5 * ps.effects.checkpoint(dropout_and_tanh, h),
     "own generator": lambda net, h: h * torch.rand(6, generator=net.generator),
     "python random": lambda net, h: h * (1 + random.random()),
     "numpy random": lambda net, h: h * (1 + np.random.rand()),
     "rare branch": lambda net, h: h * 3 if random.random() < 0.3 else h,
     "counter": lambda net, h: h * (1 + 0.1 * replace(net, "count", net.count + 1)),
     "slow counter": lambda net, h: h * (1 - 1e-4 * replace(net, "count", net.count + 1)),
-    "replaced buffer": lambda net, h: h * replace(net, "held", 0.9 * net.held + 0.1 * h.detach().mean(0)),
+    "replaced buffer": lambda net, h: h * replace(net, "factor", 0.9 * net.factor + 0.1 * h.detach().mean(0)),
     "written plain": lambda net, h: h * net.plain.mul_(0.9).add_(h.detach().mean(0), alpha=0.1),
     "written view": lambda net, h: h * net.plain[0].add_(0.5),
     "replaced plain": lambda net, h: h * replace(net, "plain", net.plain * 1.5),
@@ -141,20 +141,20 @@ VALUE, NOISE = "it reads a tensor's value", "on the same batch and noise"
 
 
 @pytest.mark.parametrize("twist", ["item", "branch", "tolist", "numpy"])
-def test_a_value_read_back_is_told(twist, interpreted):
-    falls_back(VALUE if twist in ("item", "branch") else "", twist=twist)
+def test_reading_a_value_is_reported(twist, interpreted):
+    assert_eager(VALUE if twist in ("item", "branch") else "", twist=twist)
 
 
 @pytest.mark.parametrize("twist", ["checkpoint", "small checkpoint"])
-def test_recomputed_noise_is_told(twist, interpreted):
-    falls_back(NOISE, twist=twist)
+def test_recomputed_noise_is_reported(twist, interpreted):
+    assert_eager(NOISE, twist=twist)
 
 
 CHANGING = {
     "python random": "random generator of Python or NumPy",
     "numpy random": "random generator of Python or NumPy",
     "counter": "it changes the Python value",
-    "replaced buffer": "a new tensor in the place of",
+    "replaced buffer": "it replaces the parameter or buffer",
     "written plain": "neither a parameter nor a buffer",
     "written view": "",
     "replaced plain": "",
@@ -163,66 +163,66 @@ CHANGING = {
 
 
 @pytest.mark.parametrize("twist", CHANGING)
-def test_what_changes_outside_the_graph_is_told(twist, interpreted):
-    falls_back(CHANGING[twist], exactly=False, twist=twist)
+def test_changes_outside_the_graph_are_reported(twist, interpreted):
+    assert_eager(CHANGING[twist], exactly=False, twist=twist)
 
 
 @pytest.mark.parametrize("twist", CHANGING)
-def test_what_changes_outside_the_graph_goes_on_as_if_it_had_never_been_staged(twist, interpreted):
-    falls_back("", twist=twist)
+def test_steps_with_changes_outside_the_graph_are_the_eager_ones(twist, interpreted):
+    assert_eager("", twist=twist)
 
 
 @pytest.mark.parametrize("twist", ["slow counter", "rare branch"])
-def test_what_changes_little_or_seldom_is_told(twist, interpreted):
-    falls_back("", twist=twist)
+def test_small_or_rare_changes_are_reported(twist, interpreted):
+    assert_eager("", twist=twist)
 
 
-def test_no_compiler_is_told(monkeypatch):
+def test_a_missing_compiler_is_reported(monkeypatch):
     monkeypatch.setattr("pyrostoch.staging.step.missing", lambda device: "no compiler here")
-    assert falls_back("no compiler here").seconds >= 0
+    assert assert_eager("no compiler here").seconds >= 0
 
 
-def test_a_compiler_that_fails_is_told(monkeypatch):
+def test_a_compiler_that_fails_is_reported(monkeypatch):
     def broken(*args: Any, **kwargs: Any) -> Any:
         raise OSError("disk full\nand more")
 
     monkeypatch.setattr("pyrostoch.staging.step.missing", lambda device: None)
     monkeypatch.setattr("torch._inductor.compile", broken)
-    assert falls_back("the compiler failed: OSError: disk full").reason.endswith("full")
+    assert assert_eager("the compiler failed: OSError: disk full").reason.endswith("full")
 
 
-def test_a_compiled_step_that_errs_is_told(monkeypatch, interpreted):
+def test_wrong_values_of_a_compiled_step_are_reported(monkeypatch, interpreted):
     monkeypatch.setattr("pyrostoch.staging.step.lower", lambda module, inputs: lambda *a: [1.1 * module(*a)[0]])
-    falls_back("the step as compiled differs from the eager one by 1.0e-01")
+    assert_eager("the compiled step differs from the eager one by 1.0e-01")
 
 
-def test_a_compiled_step_that_writes_wrongly_is_told(monkeypatch, interpreted):
+def test_wrong_updates_of_a_compiled_step_are_reported(monkeypatch, interpreted):
     def lower(module: Any, inputs: Any) -> Any:
         def run(*args: Tensor) -> Any:
-            found = module(*args)
+            results = module(*args)
             args[0].add_(0.3)
-            return found
+            return results
 
         return run
 
     monkeypatch.setattr("pyrostoch.staging.step.lower", lower)
-    falls_back("the step as compiled moves parameters")
+    assert_eager("the update of the compiled step differs")
 
 
-def test_a_compiled_step_that_breaks_off_is_told(monkeypatch, interpreted):
+def test_an_exception_in_a_compiled_step_is_reported(monkeypatch, interpreted):
     def broken(*args: Tensor) -> Any:
         raise RuntimeError("cannot run")
 
     monkeypatch.setattr("pyrostoch.staging.step.lower", lambda module, inputs: broken)
-    falls_back("cannot run")
+    assert_eager("cannot run")
 
 
-TWISTS["masked"] = lambda net, h: h * net.held * net.plain * net.rate
+TWISTS["masked"] = lambda net, h: h * net.factor * net.plain * net.rate
 
 
 def written(index: int, net: Any, optimizer: Any) -> None:
     with torch.no_grad():
-        net.held.fill_(1 + index)
+        net.factor.fill_(1 + index)
         net.outer.weight.mul_(0.5)
 
 
@@ -248,7 +248,7 @@ CHANGES: dict[str, Change] = {
     "plain written": lambda index, net, optimizer: net.plain.fill_(1 + index),
     "loaded": at(3, lambda net: net.load_state_dict({k: torch.ones_like(v) for k, v in net.state_dict().items()})),
     "tensor hook": at(0, lambda net: net.outer.weight.register_hook(lambda gradient: gradient * 0.5)),
-    "buffer replaced": at(3, lambda net: setattr(net, "held", torch.full((6,), 2.0))),
+    "buffer replaced": at(3, lambda net: setattr(net, "factor", torch.full((6,), 2.0))),
     "plain replaced": at(3, lambda net: setattr(net, "plain", torch.full((6,), 2.0))),
     "there and back": at(3, lambda net: net.float().double()),
     "number": lambda index, net, optimizer: setattr(net, "rate", 1.0 + index),
@@ -264,24 +264,24 @@ ONCE = ("buffer replaced", "plain replaced", "there and back", "module hook")
 @pytest.mark.parametrize(
     "change", [change for change in CHANGES if change not in ("number", "dropout", "gradient hook")]
 )
-def test_what_changes_between_steps_is_followed(change, interpreted):
-    agree(stagings=2 if change in ONCE else 1, twist="masked", change=CHANGES[change])
+def test_changes_between_steps_are_followed(change, interpreted):
+    assert_staged(stagings=2 if change in ONCE else 1, twist="masked", change=CHANGES[change])
 
 
 @pytest.mark.parametrize("change", ["number", "dropout"])
-def test_what_keeps_changing_is_not_staged_for_ever(change, interpreted, monkeypatch):
-    monkeypatch.setattr("pyrostoch.staging.step._MOST_OUTDATED", 1)
-    falls_back("of a module keeps changing", exactly=False, stagings=2, twist="masked", change=CHANGES[change])
+def test_a_number_that_keeps_changing_ends_staging(change, interpreted, monkeypatch):
+    monkeypatch.setattr("pyrostoch.staging.step._MAX_OUTDATED", 1)
+    assert_eager("of a module keeps changing", exactly=False, stagings=2, twist="masked", change=CHANGES[change])
 
 
-def test_hooks_on_accumulated_gradients_are_told(interpreted):
-    falls_back("hooks on its accumulated gradient", twist="masked", change=CHANGES["gradient hook"])
+def test_hooks_on_accumulated_gradients_are_reported(interpreted):
+    assert_eager("hooks on its accumulated gradient", twist="masked", change=CHANGES["gradient hook"])
 
 
 def test_modes_may_change_between_steps(interpreted, monkeypatch):
-    agree(change=modes)
-    monkeypatch.setattr("pyrostoch.staging.step._OFTEN", 1)
-    agree(stagings=2, change=modes)
+    assert_staged(change=modes)
+    monkeypatch.setattr("pyrostoch.staging.step._MIN_OCCURRENCES", 1)
+    assert_staged(stagings=2, change=modes)
 
 
 def doubled(index: int, net: Any, optimizer: Any) -> None:
@@ -294,26 +294,26 @@ def cast(index: int, x: Tensor, y: Tensor) -> Any:
 
 @pytest.mark.parametrize(("often", "stagings"), [(1000, 1), (1, 2)])
 def test_the_dtype_may_change_between_steps(often, stagings, interpreted, monkeypatch):
-    monkeypatch.setattr("pyrostoch.staging.step._OFTEN", often)
-    # Adam's own step refuses a memory of another dtype.
+    monkeypatch.setattr("pyrostoch.staging.step._MIN_OCCURRENCES", often)
+    # Adam's own step refuses a state of another dtype.
     options = {"change": doubled, "feed": cast, "kind": torch.optim.SGD}
-    expected, _ = course(False, **options)
-    found, step = course(True, **options)
+    expected, _ = run_steps(False, **options)
+    actual, step = run_steps(True, **options)
     assert (step.reason, step.stagings) == (None, stagings)
-    torch.testing.assert_close(found[:2], expected[:2], rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(actual[:2], expected[:2], rtol=1e-5, atol=1e-6)
 
 
-def test_a_further_shape_is_staged_when_it_has_come_often(interpreted, monkeypatch):
+def test_a_further_shape_is_staged_after_many_occurrences(interpreted, monkeypatch):
     feed = lambda index, x, y: (x[:5], y[:5]) if index % 2 else (x, y)  # noqa: E731
-    agree(feed=feed)
-    monkeypatch.setattr("pyrostoch.staging.step._OFTEN", 2)
-    agree(stagings=2, feed=feed)
+    assert_staged(feed=feed)
+    monkeypatch.setattr("pyrostoch.staging.step._MIN_OCCURRENCES", 2)
+    assert_staged(stagings=2, feed=feed)
 
 
 def test_shapes_that_keep_changing_are_not_staged(interpreted, monkeypatch):
-    monkeypatch.setattr("pyrostoch.staging.step._OFTEN", 0)
-    monkeypatch.setattr("pyrostoch.staging.step._MOST", 2)
-    agree(stagings=2, feed=lambda index, x, y: (x[: 8 - index], y[: 8 - index]))
+    monkeypatch.setattr("pyrostoch.staging.step._MIN_OCCURRENCES", 0)
+    monkeypatch.setattr("pyrostoch.staging.step._MAX_STAGED", 2)
+    assert_staged(stagings=2, feed=lambda index, x, y: (x[: 8 - index], y[: 8 - index]))
 
 
 FEEDS: dict[str, Callable[[int, Tensor, Tensor], Any]] = {
@@ -326,58 +326,58 @@ FEEDS: dict[str, Callable[[int, Tensor, Tensor], Any]] = {
 
 
 @pytest.mark.parametrize("feed", FEEDS)
-def test_batches_of_any_form_are_the_eager_step(feed, interpreted):
-    agree(feed=FEEDS[feed])
+def test_batches_of_any_structure_give_the_eager_step(feed, interpreted):
+    assert_staged(feed=FEEDS[feed])
 
 
 @compiles
 def test_a_compiled_step_takes_slices(monkeypatch):
-    agree(feed=FEEDS["slices"])
+    assert_staged(feed=FEEDS["slices"])
 
 
-def test_an_extra_argument_without_hash_is_taken(interpreted):
+def test_an_argument_without_hash_is_accepted(interpreted):
     arrays = [np.full(1, float(index)) for index in range(STEPS)]
-    falls_back("an argument of type ndarray", feed=lambda index, x, y: (x, y, arrays[index]))
+    assert_eager("an argument of type ndarray", feed=lambda index, x, y: (x, y, arrays[index]))
 
 
-def test_a_batch_that_is_no_tensor_is_never_stale(interpreted):
-    def course(staged: bool) -> list[Tensor]:
+def test_an_object_as_batch_is_read_at_each_step(interpreted):
+    def losses(staged: bool) -> list[Tensor]:
         torch.manual_seed(0)
-        layer, batch, found = nn.Linear(3, 1), SimpleNamespace(x=torch.zeros(8, 3)), []
+        layer, batch, values = nn.Linear(3, 1), SimpleNamespace(x=torch.zeros(8, 3)), []
         optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
         step = StagedStep(lambda b: (layer(b.x).square().mean(),), optimizer, [layer], staged=staged)
         for x, _ in batches():
-            batch.x = x  # a fresh object would do as well: it often gets the last one's id
-            found.append(step(batch)[0])
-        return found
+            batch.x = x  # a new object at each step would be the same test: it often has the id of the last one
+            values.append(step(batch)[0])
+        return values
 
     with pytest.warns(UserWarning, match="an argument of type SimpleNamespace"):
-        found = course(True)
-    torch.testing.assert_close(found, course(False), rtol=1e-10, atol=1e-10)
+        staged = losses(True)
+    torch.testing.assert_close(staged, losses(False), rtol=1e-10, atol=1e-10)
 
 
-def test_a_batch_is_read_anew(interpreted):
-    """One tensor written anew for each step is each step's batch."""
+def test_a_batch_written_in_place_is_read_at_each_step(interpreted):
+    """The same tensors hold the batch of every step."""
     x, y = torch.zeros(8, 3), torch.zeros(8, 1)
-    agree(feed=lambda index, *parts: (x.copy_(parts[0]), y.copy_(parts[1])))
+    assert_staged(feed=lambda index, *parts: (x.copy_(parts[0]), y.copy_(parts[1])))
 
 
 @pytest.mark.filterwarnings("ignore:compile_step. the step runs eagerly. an argument of type Tensor")
-def test_a_batch_that_wants_its_gradient_gets_it(interpreted):
+def test_a_batch_that_requires_a_gradient_gets_it(interpreted):
     torch.manual_seed(0)
     layer = nn.Linear(3, 1)
-    found = []
+    gradients = []
     for staged in (False, True):
         step = StagedStep(loss_of(layer), torch.optim.SGD(layer.parameters(), lr=0.0), [layer], staged=staged)
         for x, y in batches(3):
             x.requires_grad_()
             step(x, y)
-        found.append(x.grad)
-    torch.testing.assert_close(found[1], found[0])
+        gradients.append(x.grad)
+    torch.testing.assert_close(gradients[1], gradients[0])
 
 
 @pytest.mark.filterwarnings("ignore:compile_step. the step runs eagerly. an argument of type Tensor")
-def test_a_penalty_on_the_gradient_in_the_batch(interpreted):
+def test_a_penalty_on_the_gradient_with_respect_to_the_batch(interpreted):
     torch.manual_seed(0)
     layer = nn.Linear(3, 1)
 

@@ -1,4 +1,4 @@
-"""The staged update against torch's own optimizers: what it moves, its memory, and what may change between steps."""
+"""The staged update against torch's optimizers: parameters, optimizer state, and changes between steps."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ def interpreted(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 class Net(nn.Module):
-    """Two layers, a parameter that the loss never meets, and one that is frozen."""
+    """Two layers, a parameter that the loss does not depend on, and a frozen one."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -58,8 +58,8 @@ def make(kind: type, options: dict[str, Any]) -> tuple[Net, torch.optim.Optimize
 
 
 def train(net: Net, optimizer: torch.optim.Optimizer, step: Any, xs: list[Tensor], change: Any = None) -> list[Tensor]:
-    """Losses of some steps: staged ones, or those of a plain loop where `step` is `None`."""
-    found = []
+    """Losses of some steps: of a `StagedStep`, or of a plain training loop if `step` is `None`."""
+    losses = []
     torch.manual_seed(1)
     for index, x in enumerate(xs):
         if change is not None:
@@ -69,27 +69,28 @@ def train(net: Net, optimizer: torch.optim.Optimizer, step: Any, xs: list[Tensor
             loss = net(x)
             loss.backward()
             optimizer.step()
-            found.append(loss.detach())
+            losses.append(loss.detach())
         else:
-            found.append(step(x)[0])
-    return found
+            losses.append(step(x)[0])
+    return losses
 
 
-def agree(kind: type, options: dict[str, Any], change: Any = None, stagings: int = 1) -> StagedStep:
+def assert_same(kind: type, options: dict[str, Any], change: Any = None, stagings: int = 1) -> StagedStep:
+    """Expect that staged steps give losses, parameters and optimizer state of a plain training loop."""
     net, optimizer = make(kind, options)
     expected = train(net, optimizer, None, batches(), change)
-    twin, other = make(kind, options)
+    staged_net, staged_optimizer = make(kind, options)
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        step = StagedStep(lambda x: (twin(x),), other, [twin])
-        found = train(twin, other, step, batches(), change)
+        step = StagedStep(lambda x: (staged_net(x),), staged_optimizer, [staged_net])
+        actual = train(staged_net, staged_optimizer, step, batches(), change)
     assert (step.reason, step.stagings) == (None, stagings)
-    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(list(twin.parameters()), list(net.parameters()), rtol=1e-12, atol=1e-12)
-    own, staged = optimizer.state_dict(), other.state_dict()
-    kept = {index: state for index, state in staged["state"].items() if state}
-    assert own["param_groups"] == staged["param_groups"] and kept.keys() == own["state"].keys()
-    torch.testing.assert_close(kept, own["state"], rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(actual, expected, rtol=1e-12, atol=1e-12)
+    torch.testing.assert_close(list(staged_net.parameters()), list(net.parameters()), rtol=1e-12, atol=1e-12)
+    plain, staged = optimizer.state_dict(), staged_optimizer.state_dict()
+    states = {index: state for index, state in staged["state"].items() if state}
+    assert plain["param_groups"] == staged["param_groups"] and states.keys() == plain["state"].keys()
+    torch.testing.assert_close(states, plain["state"], rtol=1e-12, atol=1e-12)
     return step
 
 
@@ -118,7 +119,7 @@ OPTIONS: dict[str, tuple[type, dict[str, Any]]] = {
 
 @pytest.mark.parametrize("case", OPTIONS)
 def test_the_update_is_torchs(case):
-    agree(*OPTIONS[case])
+    assert_same(*OPTIONS[case])
 
 
 def rates(index: int, optimizer: torch.optim.Optimizer) -> None:
@@ -132,21 +133,15 @@ def rates(index: int, optimizer: torch.optim.Optimizer) -> None:
 
 @pytest.mark.parametrize("kind", [ADAM, ADAMW])
 def test_rates_and_betas_may_change_between_steps(kind):
-    agree(kind, {}, rates)
+    assert_same(kind, {}, rates)
 
 
 def test_rate_momentum_and_dampening_may_change_between_steps():
-    agree(SGD, {"momentum": 0.9}, rates)
+    assert_same(SGD, {"momentum": 0.9}, rates)
 
 
-@pytest.mark.parametrize(
-    "start",
-    [
-        0,
-        2,
-    ],
-)
-def test_a_schedule_of_torchs_own_is_followed(start):
+@pytest.mark.parametrize("start", [0, 2])
+def test_a_learning_rate_scheduler_of_torch_is_followed(start):
     schedules: dict[int, Any] = {}
 
     def change(index: int, optimizer: torch.optim.Optimizer) -> None:
@@ -155,7 +150,7 @@ def test_a_schedule_of_torchs_own_is_followed(start):
         elif index > start:
             schedules[id(optimizer)].step()
 
-    agree(ADAM, {}, change)
+    assert_same(ADAM, {}, change)
 
 
 @pytest.mark.parametrize("option", [{"weight_decay": 0.5}, {"maximize": True}, {"eps": 0.1}])
@@ -164,47 +159,49 @@ def test_an_option_that_changes_leaves_the_staged_step(option):
         if index == 3:
             optimizer.param_groups[0].update(option)
 
-    agree(ADAM, {}, change)
+    assert_same(ADAM, {}, change)
 
 
 @pytest.mark.parametrize("case", ["adam", "adam, amsgrad", "sgd, momentum"])
 def test_a_state_may_be_loaded_between_steps(case):
     kind, options = OPTIONS[case]
-    kept: dict[int, Any] = {}
+    states: dict[int, Any] = {}
 
     def change(index: int, optimizer: torch.optim.Optimizer) -> None:
         if index == 1:
-            kept[id(optimizer)] = copy.deepcopy(optimizer.state_dict())
+            states[id(optimizer)] = copy.deepcopy(optimizer.state_dict())
         if index == 4:
-            optimizer.load_state_dict(kept[id(optimizer)])
+            optimizer.load_state_dict(states[id(optimizer)])
 
-    agree(kind, options, change)
+    assert_same(kind, options, change)
 
 
-def forget(index: int, optimizer: torch.optim.Optimizer) -> None:
+def clear_state(index: int, optimizer: torch.optim.Optimizer) -> None:
     if index == 3:
         optimizer.state.clear()
 
 
 @pytest.mark.parametrize("case", ["adam", "sgd, momentum"])
-def test_a_state_may_be_forgotten_between_steps(case):
-    agree(*OPTIONS[case], forget)
+def test_a_state_may_be_cleared_between_steps(case):
+    assert_same(*OPTIONS[case], clear_state)
 
 
 def test_a_group_may_be_added_and_staged(monkeypatch):
-    monkeypatch.setattr("pyrostoch.staging.step._OFTEN", 1)
+    monkeypatch.setattr("pyrostoch.staging.step._MIN_OCCURRENCES", 1)
 
     def change(index: int, optimizer: torch.optim.Optimizer) -> None:
         if index == 2:
             optimizer.add_param_group({"params": [nn.Parameter(torch.ones(1))], "lr": 0.3})
 
-    agree(ADAM, {}, change, stagings=2)
+    assert_same(ADAM, {}, change, stagings=2)
 
 
-def test_an_optimizer_that_is_not_known_makes_its_own_step():
+def test_an_unsupported_optimizer_makes_its_own_step():
     with pytest.raises(ValueError, match="expected Adam, AdamW or SGD without hooks, got RMSprop"):
         Update(torch.optim.RMSprop([torch.zeros(1)]))
-    agree(torch.optim.RMSprop, {"momentum": 0.5}, lambda index, o: o.param_groups[0].update(lr=0.01 * (1 + index)))
+    assert_same(
+        torch.optim.RMSprop, {"momentum": 0.5}, lambda index, o: o.param_groups[0].update(lr=0.01 * (1 + index))
+    )
 
 
 def test_a_subclass_makes_its_own_step():
@@ -214,7 +211,7 @@ def test_a_subclass_makes_its_own_step():
             with torch.no_grad():
                 self.param_groups[0]["params"][0].mul_(0.5)
 
-    agree(Halved, {})
+    assert_same(Halved, {})
 
 
 def halve(optimizer: Any, args: Any, kwargs: Any) -> None:
@@ -228,29 +225,29 @@ def test_hooks_of_the_optimizer_run():
         optimizer.register_step_post_hook(halve)
         return optimizer
 
-    agree(build, {})  # type: ignore[arg-type]
+    assert_same(build, {})  # type: ignore[arg-type]
 
 
-def test_hooks_of_the_optimizer_that_come_later_run():
-    agree(SGD, {}, lambda index, o: o.register_step_post_hook(halve) if index == 3 else None)
+def test_hooks_of_the_optimizer_that_are_added_later_run():
+    assert_same(SGD, {}, lambda index, o: o.register_step_post_hook(halve) if index == 3 else None)
 
 
 def test_hooks_of_all_optimizers_run():
     handle = register_optimizer_step_post_hook(halve)
     try:
-        agree(SGD, {})
+        assert_same(SGD, {})
     finally:
         handle.remove()
 
 
-def test_plain_sgd_keeps_no_memory():
+def test_plain_sgd_keeps_no_state():
     net, optimizer = make(SGD, {})
     train(net, optimizer, StagedStep(lambda x: (net(x),), optimizer, [net]), batches())
     assert not optimizer.state
 
 
 def test_a_complex_parameter_is_moved_as_torch_moves_it():
-    def course(staged: bool) -> Tensor:
+    def trained(staged: bool) -> Tensor:
         weight = nn.Parameter(torch.tensor([1.0 + 2.0j]))
         optimizer = ADAM([weight], lr=0.1)
         step = StagedStep(lambda: ((weight - 1j).abs().square().sum(),), optimizer, [nn.ParameterList([weight])])
@@ -259,11 +256,11 @@ def test_a_complex_parameter_is_moved_as_torch_moves_it():
         return weight.detach()
 
     with pytest.warns(UserWarning, match="a parameter is complex"):
-        found = course(True)
-    torch.testing.assert_close(found, course(False), rtol=1e-12, atol=1e-12)
+        staged = trained(True)
+    torch.testing.assert_close(staged, trained(False), rtol=1e-12, atol=1e-12)
 
 
-def test_frozen_and_idle_parameters_stay_without_memory():
+def test_frozen_and_unused_parameters_have_no_optimizer_state():
     net, optimizer = make(ADAM, {"weight_decay": 0.1})
     before = net.idle.detach().clone(), net.frozen.detach().clone()
     train(net, optimizer, StagedStep(lambda x: (net(x),), optimizer, [net]), batches())
@@ -271,41 +268,41 @@ def test_frozen_and_idle_parameters_stay_without_memory():
     assert net.idle not in optimizer.state and net.frozen not in optimizer.state
 
 
-class Given(nn.Module):
-    """A layer and what is done with it."""
+class TwoLayers(nn.Module):
+    """Two layers and a buffer, used by a given function."""
 
-    def __init__(self, function: Callable[[Any, Tensor], Tensor], held: Tensor | None = None) -> None:
+    def __init__(self, function: Callable[[Any, Tensor], Tensor], factor: Tensor | None = None) -> None:
         super().__init__()
         self.layer, self.other, self.function = nn.Linear(3, 3), nn.Linear(3, 3), function
-        self.register_buffer("held", held)
+        self.register_buffer("factor", factor)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.function(self, x).square().mean()
 
 
-def tied(net: Any) -> None:
+def tie(net: Any) -> None:
     net.other.weight = net.layer.weight
 
 
-def tied_by_storage(net: Any) -> None:
+def tie_storage(net: Any) -> None:
     net.other.weight = nn.Parameter(net.layer.weight.data)
 
 
-def nothing(net: Any) -> None:
+def leave(net: Any) -> None:
     pass
 
 
-def replaced(index: int, net: Any, optimizer: Any) -> None:
+def replace_parameter(index: int, net: Any, optimizer: Any) -> None:
     if index == 3:
         net.layer.weight = nn.Parameter(torch.ones(3, 3))
         optimizer.param_groups[0]["params"][0] = net.layer.weight
 
 
-def in_turn(index: int, net: Any, optimizer: Any) -> None:
+def change_mode(index: int, net: Any, optimizer: Any) -> None:
     net.train(index != 3)
 
 
-def unlike(net: Any, x: Tensor) -> Tensor:
+def one_or_both(net: Any, x: Tensor) -> Tensor:
     return net.layer(x) if net.training else net.layer(x) + net.other(x)
 
 
@@ -313,26 +310,18 @@ def both(net: Any, x: Tensor) -> Tensor:
     return net.other(torch.tanh(net.layer(x)))
 
 
-EXPANDED = "a buffer that overlaps itself cannot be put back: RuntimeError instead of a reason"
-BORN = "the memory of a parameter that another mode moves first shifts the inputs of the staged step: it breaks off"
-REPLACED = "the staged step goes on with the old parameter"
-SPARSE = "a sparse gradient has no norm: NotImplementedError instead of a reason"
-GIVEN = [
-    (both, tied, None, None),
-    (both, tied_by_storage, None, None),
-    (lambda net, x: net.layer(x) * net.layer.weight.data.sum(), nothing, None, None),
-    (unlike, nothing, None, in_turn),
-    (both, nothing, None, replaced),
-    (
-        lambda net, x: net.layer(x) * net.held,
-        nothing,
-        torch.ones(1).expand(3),
-        None,
-    ),
+# The forward pass, a preparation of the network, its buffer, and a change between steps.
+NETWORKS = [
+    (both, tie, None, None),
+    (both, tie_storage, None, None),
+    (lambda net, x: net.layer(x) * net.layer.weight.data.sum(), leave, None, None),
+    (one_or_both, leave, None, change_mode),
+    (both, leave, None, replace_parameter),
+    (lambda net, x: net.layer(x) * net.factor, leave, torch.ones(1).expand(3), None),
 ]
 
 
-def moved(make: Callable[[], nn.Module], change: Any, staged: bool) -> tuple[list[Tensor], list[Tensor]]:
+def train_network(make: Callable[[], nn.Module], change: Any, staged: bool) -> tuple[list[Tensor], list[Tensor]]:
     torch.manual_seed(0)
     net = make()
     optimizer = torch.optim.SGD(net.parameters(), lr=0.1, momentum=0.5)
@@ -342,18 +331,19 @@ def moved(make: Callable[[], nn.Module], change: Any, staged: bool) -> tuple[lis
         if change is not None:
             change(index, net, optimizer)
         losses.append(step(x)[0])
-    assert step.stagings == staged * (2 if change is replaced else 1)
+    assert step.stagings == staged * (2 if change is replace_parameter else 1)
     return losses, [parameter.detach() for parameter in net.parameters()]
 
 
-@pytest.mark.parametrize(("function", "prepare", "held", "change"), GIVEN)
-def test_networks_of_any_make_are_the_eager_step(function, prepare, held, change):
+@pytest.mark.parametrize(("function", "prepare", "factor", "change"), NETWORKS)
+def test_networks_of_many_kinds_give_the_eager_step(function, prepare, factor, change):
     def make() -> nn.Module:
-        net = Given(function, held)
+        net = TwoLayers(function, factor)
         prepare(net)
         return net
 
-    torch.testing.assert_close(moved(make, change, True), moved(make, change, False), rtol=1e-10, atol=1e-10)
+    staged, eager = (train_network(make, change, staged) for staged in (True, False))
+    torch.testing.assert_close(staged, eager, rtol=1e-10, atol=1e-10)
 
 
 def test_sparse_gradients_run_eagerly():
@@ -365,14 +355,14 @@ def test_sparse_gradients_run_eagerly():
             step(torch.tensor([1, 2]))
 
 
-def test_no_gradient_of_an_old_step_is_left():
+def test_no_gradient_of_an_earlier_step_remains():
     net, optimizer = make(SGD, {})
     step = StagedStep(lambda x: (net(x),), optimizer, [net])
     before, now = [(step(x), net.first.weight.grad)[1] for x in batches(3)][::2]
     assert now is None or not torch.equal(now, before)
 
 
-def test_a_first_call_that_fails_is_no_step():
+def test_a_first_call_that_fails_does_not_count():
     layer, wrong = nn.Linear(3, 1), [True]
 
     def compute(x: Tensor) -> tuple[Tensor]:

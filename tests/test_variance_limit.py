@@ -1,4 +1,4 @@
-"""What zeroing the means costs, against Monte Carlo and loops, and the variance network that remains."""
+"""The cost of zeroing the means, against Monte Carlo and loops, and the variance network that remains."""
 
 from __future__ import annotations
 
@@ -95,10 +95,10 @@ def test_small_means_do_not_underflow():
     assert guide.zero_mean_gap().total == pytest.approx(18.0, rel=1e-5)
 
 
-def test_means_of_zero_cost_nothing_and_points_everything():
+def test_means_of_zero_cost_nothing_and_small_variances_much():
     guide = ps.guides.LayerwiseAlpha(model_of(nn.Linear(4, 1, bias=False)), init_log_alpha=0.0)
     with torch.no_grad():
-        guide.parameters_of["weight"]["loc"][0, :2] = 0
+        guide.parameters_for("weight")["loc"][0, :2] = 0
     assert guide.zero_mean_gap().total == 1.0
     guide = ps.guides.LayerwiseAlpha(model_of(), init_log_alpha=-20.0)
     gap = guide.zero_mean_gap()
@@ -125,8 +125,8 @@ def test_parts_are_joined_and_scales_left_out():
     assert "2.weight" in text and "total" in text and "log alpha" in text
     assert gap.to_dict()["sites"][1]["weights"] == 48
     text = " ".join(str(ZeroMeanGap(0.02, ())).split())  # erf(sqrt(0.02) / 2) and sqrt(0.02 / 2)
-    assert "the expected accuracy of one draw of the weights changes by at most 7.97%, and so" in text
-    assert "(Pinsker's bound: 10.00%); above a few nats the bound says nothing" in text
+    assert "the expected accuracy of one draw of the weights changes by at most 7.97%, as does" in text
+    assert "(Pinsker's bound: 10.00%); a gap of more than a few nats makes the bound vacuous" in text
 
 
 def test_other_distributions_are_refused_by_name():
@@ -142,9 +142,7 @@ def test_other_distributions_are_refused_by_name():
         to_variance_only(LaplaceGuide(model))
     with pytest.raises(TypeError, match="at site '2.weight', got Laplace"):
         to_variance_only(mixed, sites=["2.weight"])
-    with pytest.raises(
-        ValueError, match="to_variance_only: no site '7.weight' among the weights of the guide: '0.weight'"
-    ):
+    with pytest.raises(ValueError, match="to_variance_only: no site '7.weight' among the guide's weights '0.weight'"):
         to_variance_only(mixed, sites=["7.weight"])
     for function in (to_variance_only, zero_mean_gap, ps.guides.prune):
         with pytest.raises(
@@ -170,8 +168,8 @@ def test_the_bound_is_reached_by_the_worst_function():
     mean, scale = moments(guide, "weight")
     direction, middle = mean / scale**2, (mean**2 / scale**2).sum() / 2
     noise = torch.randn(200_000, *mean.shape, dtype=torch.float64) * scale
-    chance = [((draw * direction).sum((1, 2)) > middle).double().mean().item() for draw in (noise + mean, noise)]
-    assert chance[0] - chance[1] == pytest.approx(guide.zero_mean_gap().total_variation, abs=0.01)
+    probability = [((draw * direction).sum((1, 2)) > middle).double().mean().item() for draw in (noise + mean, noise)]
+    assert probability[0] - probability[1] == pytest.approx(guide.zero_mean_gap().total_variation, abs=0.01)
 
 
 @pytest.mark.parametrize("case", GUIDES)
@@ -197,7 +195,7 @@ def test_a_standard_deviation_of_zero_stays_near_zero():
     assert to_variance_only(guide).site_distribution("weight").base_dist.stddev[0, 0] < 1e-9
 
 
-def test_scales_of_priors_come_along():
+def test_scales_of_priors_are_copied():
     guide = GUIDES["additive"](model_of(prior=ps.priors.Hierarchical()))
     with torch.no_grad():
         for parameter in guide.parameters():
@@ -212,7 +210,7 @@ def test_scales_of_priors_come_along():
         assert torch.equal(after.base_dist.scale, before.base_dist.scale)
 
 
-def test_per_site_converts_what_is_normal_and_copies_the_rest():
+def test_per_site_converts_normal_distributions_and_copies_the_rest():
     net = nn.Sequential(nn.Linear(4, 3), nn.Linear(3, 3), nn.Linear(3, 2))
     model = model_of(net, prior=ps.priors.Normal())
     uniform = functools.partial(ps.guides.VarianceOnly, family="uniform")
@@ -246,7 +244,7 @@ def test_only_the_sites_named_are_converted(sites):
 def test_parts_of_a_per_site_guide_share_no_site():
     model = model_of()
     first, second = ps.guides.Additive(model), ps.guides.Additive(model, sites=["2.weight"])
-    with pytest.raises(ValueError, match="expected parts that cover '0.weight', '2.weight' once"):
+    with pytest.raises(ValueError, match="expected parts that cover each of '0.weight', '2.weight' once"):
         ps.guides.PerSite.of([first, second], sites=first.site_names)
 
 
@@ -259,13 +257,13 @@ def single_draws(model, guide, x, y, draws=200):
     """Accuracy and probability of the label of each drawn network; the same standard noise for every guide."""
     noise = torch.Generator().manual_seed(7)
     mean, scale = moments(guide, "0.weight")
-    found = []
+    rows = []
     for _ in range(draws):
         weight = mean + scale * torch.randn(mean.shape, generator=noise)
         with torch.no_grad():
             probs = model.outputs(x, {"0.weight": weight}).softmax(-1)
-        found.append([(probs.argmax(-1) == y).double().mean().item(), probs[torch.arange(len(y)), y].mean().item()])
-    return torch.tensor(found, dtype=torch.float64)
+        rows.append([(probs.argmax(-1) == y).double().mean().item(), probs[torch.arange(len(y)), y].mean().item()])
+    return torch.tensor(rows, dtype=torch.float64)
 
 
 def trained(log_alpha, lr_alpha):
@@ -280,7 +278,7 @@ def trained(log_alpha, lr_alpha):
     return model.eval(), guide, x, y
 
 
-def test_at_a_large_alpha_the_means_can_go():
+def test_at_a_large_alpha_the_means_can_be_zeroed():
     model, guide, x, y = trained(8.0, 1.0)
     gap = guide.zero_mean_gap()
     assert gap.sites[0].log_alpha > 10 and gap.total_variation < 0.05
@@ -290,7 +288,7 @@ def test_at_a_large_alpha_the_means_can_go():
     error = change.std(0) / math.sqrt(len(change))
     assert (change.mean(0).abs() <= gap.total_variation + 3 * error).all()
     assert after[:, 0].mean() > 0.8  # it works, which zeroed variances would not
-    # Used at once: averaged, taken apart, trained on.
+    # The new guide can be used at once: for averaged predictions, for the parts of the ELBO, for training.
     averaged = [ps.predict(model, g, x, mode="mc", num_samples=50).probs for g in (guide, limit)]
     assert all((probs.argmax(-1) == y).double().mean() > 0.95 for probs in averaged)
     assert (averaged[0] - averaged[1]).abs().mean() < 0.03
@@ -301,7 +299,7 @@ def test_at_a_large_alpha_the_means_can_go():
     assert history["elbo"][-1] > 1.5 * parts[1].data
 
 
-def test_at_a_small_alpha_they_cannot_and_the_bound_says_so():
+def test_at_a_small_alpha_they_cannot_and_the_bound_is_vacuous():
     model, guide, x, y = trained(-4.0, 1e-4)
     gap = guide.zero_mean_gap()
     assert gap.bound == 1.0 and gap.total_variation == 1.0

@@ -1,19 +1,22 @@
-"""The machine that runs benchmarks, with records that say what was run and what was not.
+"""Runs benchmarks and keeps records of what was run, and how.
 
 | word | what it means | where |
 | --- | --- | --- |
-| bench | one published table: its cases, what was published, notes, a figure | `case.Bench` |
-| case | a row of the table: a data set, a network, what is random in it, a guide | `case.Case` |
+| bench | one table of results: its cases, columns, published values, notes and figure | `case.Bench` |
+| case | a row of the table: data set, network, priors of its random weights, guide, recipes | `case.Case` |
+| custom trial | a function that replaces the usual training and scoring of a case | `case.CustomTrial` |
 | recipe | how the network of a case is trained; one for each preset | `recipe.Recipe` |
-| preset | `quick` checks that all of it works, `cpu` takes minutes a network, `full` is the published recipe | |
-| setting | preset, device, precision and folder of one command | `case.Setting` |
-| trial | one case carried out with one seed, from a fresh network to its scores | `trial` |
-| run | all the trials of one command; what is finished is kept, and what was cut short goes on | `run` |
-| record | the scores of one case over its seeds, in `benchmarks/results/` | `results` |
-| follower | writes down scores after each epoch of a trial, for the figures of training curves | `follow` |
+| preset | `quick` checks that everything works, `cpu` takes minutes a network, `full` is the published recipe | |
+| setting | preset, device, precision and output folder of one command | `case.Setting` |
+| trial | one case run with one seed, from a fresh network to its scores | `trial.run_trial` |
+| trial record | what a trial leaves behind: settings, metrics, times, machine and versions; a `trial.json` | `trial` |
+| run | all trials of one command: finished trials are kept, interrupted ones are resumed | `run.run` |
+| result record | one metric of one case over its seeds; an entry of `benchmarks/results/<bench>.json` | `results` |
+| curve recorder | writes scores after the epochs of a trial, for figures of training curves | `curve.CurveRecorder` |
 
-`tables` makes the results page of the records, `draw` the figures. The benches themselves are `bench.published`, which
-imports this package; nothing here imports them.
+`tables` makes the results page from the result records, and `draw` the figures from the trial records. `files` writes
+files in one piece. `speed` is the bench that times training steps. The benches of published tables are in
+`bench.published`, which imports this package; nothing here imports them.
 """
 
 from __future__ import annotations

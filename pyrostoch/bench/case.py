@@ -1,4 +1,4 @@
-"""What a benchmark is made of: cases, each a network with random weights and recipes; and what a trial is given."""
+"""The parts of a benchmark: benches and cases, the setting of a run, and what cases' functions receive."""
 
 from __future__ import annotations
 
@@ -12,22 +12,27 @@ from torch import Tensor, nn
 from pyrostoch._checks import name_list
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
+from pyrostoch.guides import Guide
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["Bench", "Case", "MakeGuide", "Own", "Setting", "Trained"]
+__all__ = ["Bench", "Case", "CustomTrial", "MakeGuide", "Measure", "Progress", "Setting", "Trained", "TrialContext"]
 
-#: Extra scores of a trained network, by metric.
+#: Computes further scores of a trained network, by metric.
 Measure = Callable[["Trained"], Mapping[str, float]]
 
-#: Carries out a trial of a kind of its own and makes its metrics.
-Alone = Callable[["Own"], Mapping[str, float]]
+#: Runs a whole trial in place of the usual training and scoring, and returns its metrics.
+CustomTrial = Callable[["TrialContext"], Mapping[str, float]]
 
-#: Makes a guide for a model by a recipe, from the trained guide of the case it starts from where there is one.
-MakeGuide = Callable[[BayesianModel, Recipe, nn.Module | None], nn.Module]
+#: Makes a guide for a model by a recipe; the third argument is the trained guide of the case that this one starts from,
+#: or `None`.
+MakeGuide = Callable[[BayesianModel, Recipe, Guide | None], Guide]
+
+#: Called after each epoch of a trial with a row that has `epoch`, the number of finished epochs, and further values.
+Progress = Callable[[dict[str, Any]], object]
 
 
 @dataclass(frozen=True)
@@ -36,21 +41,21 @@ class Case:
 
     Args:
         name: Lower case, parts separated by slashes; says which layers are random.
-        title: What stands in the table.
-        data: Name of the data set; none for a case that makes its own.
+        title: The row's title in the table.
+        data: Name of the data set; `None` for a case that generates its own data.
         recipes: The recipe of each preset in which this case is run.
         network: Makes the network for a data set.
-        guide: Makes the guide, for a model, the recipe, and the trained guide of the case it starts from.
-        random: Prior of each random weight, by name pattern; empty where nothing is random.
+        guide: Makes the guide.
+        random: Prior of each random weight, by name pattern; empty if no weight is random.
         modes: Predictive modes that are scored.
-        start: Name of the case whose trained state this one goes on from.
-        data_title: Title that the data set must have, where a loader's name covers several.
-        needs_gpu: Presets whose run makes no sense on a CPU.
-        curve: Whether scores are followed over the epochs, for the figure.
-        draws: Draws for the ELBO's data term; 0 where no ELBO is reported.
-        measure: Further scores.
-        alone: Carries out a whole trial of its own kind.
-        cpu_only: Whether it runs on the CPU wherever the others do.
+        start: Name of the case from whose trained state this one starts.
+        data_title: Title that the data set must have, for loader names that cover several data sets.
+        needs_gpu: Presets that take too long on a CPU.
+        curve: Whether scores are recorded over the epochs, for the figure.
+        elbo_draws: Draws for the ELBO's data term; 0 if no ELBO is reported.
+        measure: Computes further scores.
+        custom_trial: Replaces the usual training and scoring.
+        cpu_only: Whether a custom trial runs on the CPU whatever the setting's device.
     """
 
     name: str
@@ -65,48 +70,59 @@ class Case:
     data_title: str | None = None
     needs_gpu: tuple[str, ...] = ()
     curve: bool = False
-    draws: int = 0
+    elbo_draws: int = 0
     measure: Measure | None = None
-    alone: Alone | None = None
+    custom_trial: CustomTrial | None = None
     cpu_only: bool = False
 
 
 @dataclass(frozen=True)
-class Own:
-    """What a trial of a kind of its own is given.
+class TrialContext:
+    """What a custom trial receives.
 
     Args:
         case: The case.
-        recipe: Its recipe.
+        recipe: Its recipe under the setting.
         setting: Preset, device, folder.
         seed: The seed.
-        tell: Told how it goes on: `epoch`, the rounds done, and a `note`.
-        split: Its data set, where it has one.
+        progress: Called with `epoch`, the number of finished epochs or rounds, and a `note` to display.
+        split: The case's data set; `None` if it has none.
     """
 
     case: Case
     recipe: Recipe
     setting: Setting
     seed: int
-    tell: Callable[[dict[str, Any]], Any]
+    progress: Progress
     split: DataSplit | None = None
+
+    def require_split(self) -> DataSplit:
+        """The data set of a case that needs one.
+
+        Raises:
+            ValueError: There is none.
+        """
+        if self.split is None:
+            raise ValueError(f"case {self.case.name}: expected a data set, got None; give the TrialContext a split")
+        return self.split
 
 
 @dataclass(frozen=True)
 class Bench:
-    """A benchmark: cases, and what is said about them.
+    """A benchmark: its cases and the text around their results.
 
     Args:
         name: Name on the command line.
         title: Headline of its table.
-        cases: The rows, those that others start from before them.
+        cases: The rows; a case comes after the one it starts from.
         columns: Metrics of the table with their headings.
         published: Published values by case and metric, for the line beneath a row.
-        notes: Sentences beneath the table.
-        source: Where the published values are from; empty where there are none.
-        across: Whether cases are the table's columns and metrics its rows; cases whose names begin alike share one.
-        targets: The most that a value is meant to be, by case and metric.
-        figure: Draws the first seed's scores, by case; nothing where there is too little to see.
+        notes: Paragraphs beneath the table.
+        source: Where the published values are from; empty if there are none.
+        transposed: Whether cases are the table's columns and metrics its rows; there is one table for each first part
+            of the cases' names.
+        targets: Upper limits that values are meant to stay below, by case and metric.
+        figure: Draws a figure from the scores of the first seed, by case; `None` if there is too little to show.
     """
 
     name: str
@@ -116,12 +132,12 @@ class Bench:
     published: Mapping[str, Mapping[str, float]]
     notes: tuple[str, ...]
     source: str
-    across: bool = False
+    transposed: bool = False
     targets: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     figure: Callable[[Mapping[str, Mapping[str, float]]], Figure | None] | None = None
 
     def case(self, name: str) -> Case:
-        """The case of a name.
+        """The case with a name.
 
         Raises:
             ValueError: There is none.
@@ -134,15 +150,15 @@ class Bench:
 
 @dataclass(frozen=True)
 class Setting:
-    """Where and on what a trial runs.
+    """Under which preset, where and on which device trials run.
 
     Args:
         preset: `"quick"`, `"cpu"` or `"full"`.
         out: Folder of the benchmarks' files.
         device: Torch device.
-        precision: `"float32"`, or `"bf16"` to train under autocast; scores are always those of float32.
-        holdout: Whether a sixth of the training data is held out, and stands for the test data.
-        changes: Settings of the recipe that are tried instead of its own, by name.
+        precision: `"float32"`, or `"bf16"` to train under autocast; scores are always computed in float32.
+        holdout: Whether a sixth of the training data is held out and takes the place of the test data.
+        changes: Recipe fields to override, as pairs of name and value.
     """
 
     preset: str
@@ -158,32 +174,32 @@ class Setting:
 
     @property
     def variant(self) -> str:
-        """The preset, and what differs from it, as a name."""
+        """The preset and the changes to its recipe, as a name."""
         return ",".join([self.preset, *(f"{name}={value}" for name, value in self.changes)])
 
     def trials(self, bench: Bench) -> Path:
-        """The folder of a benchmark's trials; those that choices are made on lie apart."""
+        """The folder of a benchmark's trials; trials scored on held-out training data have a separate one."""
         return self.out / ("selection" if self.holdout else "runs") / bench.name
 
 
 @dataclass
 class Trained:
-    """A trained network and what it is scored on.
+    """A trained network and the data it is scored on.
 
     Args:
         case: The case.
         model: The model.
         guide: Its guide.
-        train: Training data.
-        test: Test data.
+        train: Training inputs and targets.
+        test: Test inputs and targets.
         recipe: The recipe it was trained by.
         seed: The seed.
-        split: The data set it is of.
+        split: The whole data set that `train` and `test` were taken from.
     """
 
     case: Case
     model: BayesianModel
-    guide: nn.Module
+    guide: Guide
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     recipe: Recipe

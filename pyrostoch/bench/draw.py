@@ -1,4 +1,4 @@
-"""The figures of the benchmarks, from what their trials left behind."""
+"""The figures of the benchmarks, drawn from trial records."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from pyrostoch.bench.case import Bench, Setting
 from pyrostoch.bench.files import save_figure
-from pyrostoch.bench.run import finished
+from pyrostoch.bench.run import finished_trials
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -18,43 +18,43 @@ __all__ = ["write_figures"]
 
 
 def write_figures(bench: Bench, setting: Setting) -> list[Path]:
-    """Draw what the finished trials of a preset have recorded, the first seed of each.
+    """Draw the figures of a benchmark from its finished trials of one preset, those of the lowest seed.
 
     Args:
         bench: The benchmark.
         setting: Preset and folder.
 
     Returns:
-        The files written: `<out>/figures/<bench>-transition-<preset>.png` where cases have a curve, and
-        `<out>/figures/<bench>-<preset>.png` where the benchmark has a figure of its own.
+        The files written: `<out>/figures/<bench>-transition-<preset>.png` if cases have a training curve, and
+        `<out>/figures/<bench>-<preset>.png` if the benchmark has a figure.
     """
     from pyrostoch.report.figures import phase_transition
 
-    trials = [record for record in finished(bench, setting) if record["preset"] == setting.preset]
-    drawn: dict[str, Figure | None] = {}
-    curves = _first([record for record in trials if record["curve"]])
+    trials = [record for record in finished_trials(bench, setting) if record["preset"] == setting.preset]
+    figures: dict[str, Figure | None] = {}
+    curves = _lowest_seed([record for record in trials if record["curve"]])
     if curves:
         labels = _labels([record["case"] for record in curves])
         lines = [{"label": label, **record["curve"]} for label, record in zip(labels, curves, strict=True)]
-        drawn["-transition"] = phase_transition(lines, title="Test accuracy, first 2,000 images")
+        figures["-transition"] = phase_transition(lines, title="Test accuracy, first 2,000 images")
     if bench.figure is not None:
-        drawn[""] = bench.figure({record["case"]: record["metrics"] for record in _first(trials)})
+        figures[""] = bench.figure({record["case"]: record["metrics"] for record in _lowest_seed(trials)})
     paths = []
-    for name, figure in drawn.items():
+    for suffix, figure in figures.items():
         if figure is not None:
-            paths.append(setting.out / "figures" / f"{bench.name}{name}-{setting.preset}.png")
+            paths.append(setting.out / "figures" / f"{bench.name}{suffix}-{setting.preset}.png")
             save_figure(figure, paths[-1])
     return paths
 
 
-def _first(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
+def _lowest_seed(trials: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """The trials of the lowest seed."""
     seed = min((record["seed"] for record in trials), default=None)
     return [record for record in trials if record["seed"] == seed]
 
 
 def _labels(names: Sequence[str]) -> list[str]:
-    """Names of cases without the parts that all of them begin with."""
+    """Names of cases without their common leading parts."""
     parts = [name.split("/") for name in names]
-    shared = len(os.path.commonprefix(parts))
-    return ["/".join(part[min(shared, len(part) - 1) :]) for part in parts]
+    common = len(os.path.commonprefix(parts))
+    return ["/".join(part[min(common, len(part) - 1) :]) for part in parts]

@@ -1,4 +1,4 @@
-"""Files that are written whole or not at all."""
+"""Reading and writing files; a file is written completely or not at all."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ __all__ = ["read_json", "save_figure", "write_json", "write_text"]
 
 
 def read_json(path: Path) -> Any:
-    """Read a file.
+    """Read a JSON file.
 
     Args:
         path: The file.
@@ -26,59 +26,62 @@ def read_json(path: Path) -> Any:
         Its content.
 
     Raises:
-        ValueError: It is no JSON.
+        ValueError: It is not JSON.
         OSError: It cannot be read.
     """
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:
-        raise ValueError(f"{path}: no readable JSON ({error}); remove the file, and run what wrote it again") from None
+        raise ValueError(
+            f"{path}: not readable as JSON ({error}); remove the file and rerun the command that wrote it"
+        ) from None
 
 
-def write_json(path: Path, content: Any) -> None:
-    """Write plain data; a number that is NaN or infinite, which JSON does not have, becomes null.
+def write_json(path: Path, content: object) -> None:
+    """Write plain data as JSON; NaN and infinite numbers, which JSON does not have, become null.
 
     Args:
-        path: The file; its folder is made where it is missing.
-        content: Plain data.
+        path: The file; its folder is created if missing.
+        content: Numbers, strings, `None`, and lists, tuples and dictionaries of them.
 
     Raises:
-        TypeError: Something is not plain.
-        OSError: It cannot be written; what was there stays.
+        TypeError: The content holds anything else.
+        OSError: The file cannot be written; an existing one is left unchanged.
     """
     write_text(path, json.dumps(_finite(content), indent=1, ensure_ascii=False, allow_nan=False) + "\n")
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a text.
+    """Write a text file.
 
     Args:
-        path: The file; its folder is made where it is missing.
+        path: The file; its folder is created if missing.
         text: The text.
 
     Raises:
-        OSError: It cannot be written; what was there stays.
+        OSError: The file cannot be written; an existing one is left unchanged.
     """
     with _temporary(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 
 def save_figure(figure: Figure, path: Path) -> None:
-    """Write a figure as PNG; its folder is made where it is missing.
+    """Write a figure as PNG.
 
     Args:
         figure: The figure.
-        path: The file.
+        path: The file; its folder is created if missing.
 
     Raises:
-        OSError: It cannot be written; what was there stays.
+        OSError: The file cannot be written; an existing one is left unchanged.
     """
     with _temporary(path) as temporary:
-        # Without the time and the version of what made it, so that the same figure is the same file.
+        # Without Matplotlib's version, so that equal figures are equal files.
         figure.savefig(temporary, dpi=130, format="png", metadata={"Software": None})
 
 
 def _finite(content: Any) -> Any:
+    """The content with `None` in place of numbers that are not finite."""
     if isinstance(content, float):
         return content if math.isfinite(content) else None
     if isinstance(content, dict):
@@ -88,7 +91,7 @@ def _finite(content: Any) -> Any:
 
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
-    """A name to write to, which becomes the file when all went well and has reached the disk."""
+    """A temporary file, which is renamed to `path` once it is written and synced to the disk."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:

@@ -1,4 +1,4 @@
-"""How the networks of a benchmark are trained: the settings of a recipe, and how a command line changes them."""
+"""Recipes: how the networks of a benchmark are trained, and how a command line changes that."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch.infer.elbo import ESTIMATORS, Estimator
 from pyrostoch.training.schedule import SCHEDULES, Schedule
 
-__all__ = ["Recipe"]
+__all__ = ["Recipe", "Timing"]
 
-_WHOLE = ("epochs", "batch_size", "examples")
-_WORDS: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "estimator": ESTIMATORS}
+_INTEGERS = ("epochs", "batch_size", "examples")
+_CHOICES: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "estimator": ESTIMATORS}
 
 
 @dataclass(frozen=True)
@@ -21,17 +21,16 @@ class Recipe:
     """How a network is trained, and how its guide starts.
 
     Args:
-        epochs: Passes through the training data; rounds, where a trial is of a kind of its own.
-        batch_size: Examples a step.
-        lr: Learning rate at the start.
-        lr_alpha: Learning rate of log alpha at the start; `lr` where it is not given.
-        init_log_alpha: Where log alpha starts, for guides that have one.
-        init_scale: Where the standard deviations of an additive guide start.
-        schedule: How the rates fall.
-        kl_warmup: Epochs until the KL has its full weight; a pair of epochs between which it rises.
+        epochs: Passes through the training data; for a custom trial without training, the number of rounds measured.
+        batch_size: Examples in a step.
+        lr: Initial learning rate.
+        lr_alpha: Initial learning rate of log alpha; `lr` by default.
+        init_log_alpha: Initial log alpha, for guides that have one.
+        init_scale: Initial standard deviations of an additive guide.
+        schedule: How the learning rates fall.
+        kl_warmup: Epochs until the KL has its full weight, or a pair of epochs between which its weight rises.
         estimator: How random weights are treated in training.
-        examples: Training examples used, the first ones, and at most so many test examples; all of them where it is
-            not given.
+        examples: Use only the first so many training and test examples; all by default.
     """
 
     epochs: int
@@ -46,32 +45,47 @@ class Recipe:
     examples: int | None = None
 
     def changed(self, settings: Mapping[str, str]) -> Recipe:
-        """The recipe with some settings changed, as they are written on a command line.
+        """The recipe with some fields changed to values given as text, as on a command line.
 
         Args:
-            settings: Values by name.
+            settings: Values by the field's name.
 
         Returns:
-            Another recipe.
+            A new recipe.
 
         Raises:
-            ValueError: A name is unknown, or a value is of another kind.
+            ValueError: There is no such field, or the value is not of its type.
 
         Example:
             >>> Recipe(epochs=5).changed({"lr": "0.01", "epochs": "7"}).lr
             0.01
         """
-        known = vars(self)
+        fields = vars(self)
         changes: dict[str, Any] = {}
         for name, text in settings.items():
-            if name not in known:
-                raise ValueError(f"recipe: no setting {name!r}; it has {name_list(known, len(known))}")
-            if name in _WORDS:
-                changes[name] = check_choice(f"recipe: {name}", text, _WORDS[name])
+            if name not in fields:
+                raise ValueError(f"recipe: no setting {name!r}; it has {name_list(fields, len(fields))}")
+            if name in _CHOICES:
+                changes[name] = check_choice(f"recipe: {name}", text, _CHOICES[name])
                 continue
             try:
-                changes[name] = int(text) if name in _WHOLE else float(text)
+                changes[name] = int(text) if name in _INTEGERS else float(text)
             except ValueError:
-                kind = "whole number" if name in _WHOLE else "number"
+                kind = "whole number" if name in _INTEGERS else "number"
                 raise ValueError(f"recipe: {name}: expected a {kind}, got {text!r}") from None
         return replace(self, **changes)
+
+
+@dataclass(frozen=True)
+class Timing(Recipe):
+    """A recipe for the bench `speed`: `epochs` rounds of some blocks of steps, of `batch_size` examples each.
+
+    Args:
+        blocks: Blocks in a round.
+        steps: Steps in a block, between two readings of the clock.
+        peers: Whether all implementations are timed, or those of pyrostoch only.
+    """
+
+    blocks: int = 1
+    steps: int = 1
+    peers: bool = True

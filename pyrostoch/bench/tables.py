@@ -1,4 +1,4 @@
-"""The page of all benchmark results, made from their records; nothing in it is typed by hand."""
+"""The page of all benchmark results, made from result records and the benches' own text; nothing is typed by hand."""
 
 from __future__ import annotations
 
@@ -14,15 +14,16 @@ from pyrostoch.bench.results import Entry, read_results, value_of
 
 __all__ = ["markdown", "section", "tables", "write_page"]
 
-_SHARES = ("accuracy", "sparsity", "error")
-_NO_NUMBER = "-"
+# First parts of metrics that are shown in percent.
+_PERCENT = ("accuracy", "sparsity", "error")
+_NOT_FINITE = "-"
 
 
 def write_page(out: Path, benches: Iterable[Bench]) -> Path:
-    """Write `RESULTS.md` from the records in a folder.
+    """Write `RESULTS.md` from the result records in a folder.
 
     Args:
-        out: The benchmarks' folder, with its `results`.
+        out: The benchmarks' folder, with `results` and `figures` in it.
         benches: The benchmarks, in the page's order.
 
     Returns:
@@ -34,10 +35,10 @@ def write_page(out: Path, benches: Iterable[Bench]) -> Path:
 
 
 def markdown(out: Path, benches: Iterable[Bench]) -> str:
-    """The page: for each benchmark and preset a table, what was published, and what was not run.
+    """The results page: for each benchmark a table for each preset, the source of published values, and the notes.
 
     Args:
-        out: The benchmarks' folder, with its `results`.
+        out: The benchmarks' folder, with `results` and `figures` in it.
         benches: The benchmarks, in the page's order.
 
     Returns:
@@ -50,11 +51,11 @@ def markdown(out: Path, benches: Iterable[Bench]) -> str:
 
 
 def section(bench: Bench, entries: Sequence[Entry], figures: Iterable[str] = ()) -> str:
-    """The part of one benchmark.
+    """The section of one benchmark: its tables, notes and figures, and the cases that were not run.
 
     Args:
         bench: The benchmark.
-        entries: Its records.
+        entries: Its result records.
         figures: Files of its figures, relative to the page.
 
     Returns:
@@ -71,12 +72,12 @@ def section(bench: Bench, entries: Sequence[Entry], figures: Iterable[str] = ())
 
 
 def tables(bench: Bench, entries: Sequence[Entry], *, held_out: bool = False) -> str:
-    """The tables of one benchmark, one a preset: full, cpu and quick first, then those with settings of their own.
+    """The tables of one benchmark, one for each preset: full, cpu and quick first, then those with a changed recipe.
 
     Args:
         bench: The benchmark.
-        entries: Its records; those of cases that it no longer has are left out.
-        held_out: Whether they are scores on held-out training data.
+        entries: Its result records; those of cases that it no longer has are left out.
+        held_out: Whether the scores are on held-out training data.
 
     Returns:
         Markdown.
@@ -90,16 +91,16 @@ def tables(bench: Bench, entries: Sequence[Entry], *, held_out: bool = False) ->
     parts = [
         (
             f"### Preset `{preset}`{where}",
-            _across(bench, own, preset) if bench.across else _table(bench, own, preset, held_out),
+            _transposed(bench, group, preset) if bench.transposed else _table(bench, group, preset, held_out),
         )
-        for preset, own in groups.items()
-        if own
+        for preset, group in groups.items()
+        if group
     ]
     return "\n\n".join(text for part in parts for text in part)
 
 
-def _across(bench: Bench, entries: Sequence[Entry], preset: str) -> str:
-    """Cases beside each other, a row a metric, and a table for those whose names begin alike."""
+def _transposed(bench: Bench, entries: Sequence[Entry], preset: str) -> str:
+    """Tables with a column for each case and a row for each metric, one for each first part of the cases' names."""
     groups: dict[str, list[Case]] = {}
     for case in bench.cases:
         if any(entry["case"] == case.name for entry in entries):
@@ -108,20 +109,20 @@ def _across(bench: Bench, entries: Sequence[Entry], preset: str) -> str:
     for cases in groups.values():
         rows = [["", *(case.title for case in cases)], ["---", *["---:"] * len(cases)]]
         for metric, title in bench.columns:
-            cells = [_across_cell(bench, entries, case.name, metric, preset) for case in cases]
+            cells = [_transposed_cell(bench, entries, case.name, metric, preset) for case in cases]
             rows += [[title, *cells]] if any(cells) else []
         parts.append("\n".join(f"| {' | '.join(row)} |" for row in rows))
         for case in cases:
             machines[_machine(next(entry for entry in entries if entry["case"] == case.name))] = None
-    there = {entry["metric"] for entry in entries}
-    # A ratio is not run by itself.
-    idle = [title for metric, title in bench.columns if metric not in there and not metric.startswith("ratio/")]
-    words = f"Run on: {'; '.join(machines)}."
-    return "\n\n".join([*parts, f"{words} Not run: {'; '.join(idle)}." if idle else words])
+    present = {entry["metric"] for entry in entries}
+    # A ratio is computed from other metrics and is not run by itself.
+    missing = [title for metric, title in bench.columns if metric not in present and not metric.startswith("ratio/")]
+    caption = f"Run on: {'; '.join(machines)}."
+    return "\n\n".join([*parts, f"{caption} Not run: {'; '.join(missing)}." if missing else caption])
 
 
-def _across_cell(bench: Bench, entries: Sequence[Entry], case: str, metric: str, preset: str) -> str:
-    """A value with its lowest and highest round, and what it is meant to be at most."""
+def _transposed_cell(bench: Bench, entries: Sequence[Entry], case: str, metric: str, preset: str) -> str:
+    """A value with that of its lowest and highest round, and its target."""
     text = _cell(value_of(entries, case, metric, preset), metric)
     ends = [value_of(entries, case, f"{metric}/{end}", preset) for end in ("low", "high")]
     if text and all(ends):
@@ -131,77 +132,80 @@ def _across_cell(bench: Bench, entries: Sequence[Entry], case: str, metric: str,
 
 
 def _table(bench: Bench, entries: Sequence[Entry], preset: str, held_out: bool) -> str:
+    """Tables with a row for each case and a column for each metric, with a caption and the recipes."""
     rows: list[_Row] = []
     machines: dict[str, None] = {}
     recipes: dict[str, list[str]] = {}
-    few: list[int | None] = []
+    limits: list[int | None] = []
     for case in bench.cases:
-        own = [entry for entry in entries if entry["case"] == case.name]
-        if not own:
+        of_case = [entry for entry in entries if entry["case"] == case.name]
+        if not of_case:
             continue
-        found = {metric: _cell(value_of(own, case.name, metric, preset), metric) for metric, _ in bench.columns}
-        recipe = own[0].get("recipe", {})
-        ends = [", ".join(map(str, own[0]["seeds"])), str(recipe.get("epochs", "")), f"{own[0]['seconds']:.0f}"]
-        row = _Row(case.title, {metric: text for metric, text in found.items() if text}, ends)
+        cells = {metric: _cell(value_of(of_case, case.name, metric, preset), metric) for metric, _ in bench.columns}
+        first, recipe = of_case[0], of_case[0].get("recipe", {})
+        trailing = [", ".join(map(str, first["seeds"])), str(recipe.get("epochs", "")), f"{first['seconds']:.0f}"]
+        row = _Row(case.title, {metric: text for metric, text in cells.items() if text}, trailing)
         rows.append(row)
         recipes.setdefault(_recipe(recipe), []).append(case.name)
-        few.append(recipe.get("examples"))
+        limits.append(recipe.get("examples"))
         if case.name in bench.published and not held_out and recipe.get("examples") is None:
-            # As it was published, without digits that were not.
-            known = bench.published[case.name].items()
-            row.published = {metric: f"*{value * _unit(metric):.6g}*" for metric, value in known}
-        machines[_machine(own[0])] = None
-    words = ["Mean ± standard error over the seeds; a single seed has none."]
-    if any(_NO_NUMBER in row.cells.values() for row in rows):
-        words.append(f"{_NO_NUMBER}: not a finite number.")
-    if any(few):
-        count = max(number for number in few if number)
-        words.insert(
-            0, f"Networks see the first {count:,} training and test images only: a check that it works, and no result."
+            # With the digits that were published, and no more.
+            published = bench.published[case.name].items()
+            row.published = {metric: f"*{value * _unit(metric):.6g}*" for metric, value in published}
+        machines[_machine(first)] = None
+    caption = ["Mean ± standard error over the seeds; a single seed has none."]
+    if any(_NOT_FINITE in row.cells.values() for row in rows):
+        caption.append(f"{_NOT_FINITE}: not a finite number.")
+    if any(limits):
+        count = max(number for number in limits if number)
+        caption.insert(
+            0,
+            f"Only the first {count:,} training and test images are used: a check that everything works, not a result.",
         )
-    words.append(f"Run on: {'; '.join(machines)}.")
-    parts = [*(_rendered(bench, group) for group in _kinds(rows)), " ".join(words)]
-    told = [f"- {', '.join(names)}: {text}." for text, names in recipes.items() if text]
-    return "\n\n".join([*parts, *(["Recipes:", "\n".join(told)] if told else [])])
+    caption.append(f"Run on: {'; '.join(machines)}.")
+    parts = [*(_markdown_table(bench, group) for group in _group_by_metrics(rows)), " ".join(caption)]
+    lines = [f"- {', '.join(names)}: {text}." for text, names in recipes.items() if text]
+    return "\n\n".join([*parts, *(["Recipes:", "\n".join(lines)] if lines else [])])
 
 
 @dataclass
 class _Row:
-    """A row of a table: what it is called, its cells by metric, what stands at its end, and what was published."""
+    """A row of a table: its title, cells by metric, the last cells (seeds, epochs, seconds), and published values."""
 
     title: str
     cells: dict[str, str]
-    ends: list[str]
+    trailing: list[str]
     published: dict[str, str] = field(default_factory=dict)
 
 
-def _kinds(rows: Sequence[_Row]) -> list[list[_Row]]:
-    """Rows by kind: in one table stand those that share half of their metrics at least, if only through others."""
+def _group_by_metrics(rows: Sequence[_Row]) -> list[list[_Row]]:
+    """Split rows into tables: rows with at least half of their metrics in common, directly or through other rows."""
     groups: list[tuple[set[str], list[int]]] = []
     for number, row in enumerate(rows):
         metrics, members = set(row.cells), [number]
-        for group in [one for one in groups if 2 * len(one[0] & metrics) >= min(len(one[0]), len(metrics))]:
+        for group in [g for g in groups if 2 * len(g[0] & metrics) >= min(len(g[0]), len(metrics))]:
             groups.remove(group)
             metrics, members = metrics | group[0], members + group[1]
         groups.append((metrics, members))
     return [[rows[number] for number in members] for members in sorted(sorted(group[1]) for group in groups)]
 
 
-def _rendered(bench: Bench, rows: Sequence[_Row]) -> str:
-    """A table of rows of one kind, with the columns that they have."""
+def _markdown_table(bench: Bench, rows: Sequence[_Row]) -> str:
+    """A table of some rows, with the columns that at least one of them has."""
     columns = [
         column for column in bench.columns if any(column[0] in row.cells or column[0] in row.published for row in rows)
     ]
     lines = [["", *(title for _, title in columns), "seeds", "epochs", "training and scoring, s"]]
     lines.append(["---", *["---:"] * (len(lines[0]) - 1)])
     for row in rows:
-        lines.append([row.title, *(row.cells.get(metric, "") for metric, _ in columns), *row.ends])
+        lines.append([row.title, *(row.cells.get(metric, "") for metric, _ in columns), *row.trailing])
         if row.published:
             lines.append(["*published*", *(row.published.get(metric, "") for metric, _ in columns), "", "", ""])
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
 def _machine(entry: Entry) -> str:
+    """Device, versions and date of a result."""
     versions = entry["versions"]
     return (
         f"{entry['device']}, torch {versions['torch']}, pyro-ppl {versions['pyro']}, Python {versions['python']}, "
@@ -210,13 +214,13 @@ def _machine(entry: Entry) -> str:
 
 
 def _recipe(recipe: Mapping[str, Any]) -> str:
-    """A recipe in words, by the names of its settings."""
-    return ", ".join(f"{name} {_plain(value)}" for name, value in recipe.items() if name != "epochs")
+    """The fields of a recipe but its epochs, which have a column."""
+    return ", ".join(f"{name} {_field(value)}" for name, value in recipe.items() if name != "epochs")
 
 
-def _plain(value: Any) -> str:
+def _field(value: Any) -> str:
     if isinstance(value, (list, tuple)):
-        return " to ".join(map(_plain, value))
+        return " to ".join(map(_field, value))
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
@@ -224,17 +228,17 @@ def _cell(entry: Entry | None, metric: str) -> str:
     if entry is None:
         return ""
     if entry["value"] is None:
-        return _NO_NUMBER
-    # A count that every seed has is no estimate.
+        return _NOT_FINITE
+    # A cost that is the same for all seeds is exact and has no error.
     if entry["stderr"] is None or (entry["stderr"] == 0.0 and metric.startswith("cost/")):
         return _number(entry["value"], metric)
-    # An error has two digits, and its value as many places.
+    # Decimal places so that the error has two digits; the value has as many places.
     size = min(abs(entry["value"]), 10 * entry["stderr"] or math.inf)
     return " ± ".join(_number(number, metric, size) for number in (entry["value"], entry["stderr"]))
 
 
 def _number(value: float, metric: str, size: float | None = None) -> str:
-    """Shares in percent, counts whole; nats and the like with as many places as their size deserves."""
+    """Shares in percent, costs as whole numbers, everything else with places that depend on the size."""
     if _unit(metric) == 100:
         return f"{100 * value:.2f}"
     if metric.startswith("cost/"):
@@ -244,13 +248,15 @@ def _number(value: float, metric: str, size: float | None = None) -> str:
 
 
 def _unit(metric: str) -> int:
-    return 100 if metric.partition("/")[0] in _SHARES else 1
+    return 100 if metric.partition("/")[0] in _PERCENT else 1
 
 
 def _not_run(bench: Bench, entries: Sequence[Entry], preset: str) -> list[Case]:
+    """The cases of a preset that have no results."""
     done: set[Any] = {entry["case"] for entry in entries if entry["preset"] == preset}
     return [case for case in bench.cases if preset in case.recipes and case.name not in done]
 
 
 def _figures(bench: Bench, out: Path) -> list[str]:
+    """The figures of a benchmark, relative to the page."""
     return [str(path.relative_to(out).as_posix()) for path in sorted((out / "figures").glob(f"{bench.name}-*.png"))]

@@ -1,4 +1,4 @@
-"""A trial: one case of a benchmark with one seed, trained, scored and written down; or found done before."""
+"""A trial: one case of a benchmark is trained and scored with one seed, and its record is written."""
 
 from __future__ import annotations
 
@@ -7,7 +7,6 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -16,9 +15,9 @@ import torch
 from torch import Tensor
 
 from pyrostoch._version import versions
-from pyrostoch.bench.case import Bench, Case, Own, Setting, Trained
+from pyrostoch.bench.case import Bench, Case, Progress, Setting, Trained, TrialContext
+from pyrostoch.bench.curve import CurveRecorder
 from pyrostoch.bench.files import read_json, write_json
-from pyrostoch.bench.follow import Follower
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
 from pyrostoch.likelihoods import Categorical
@@ -29,53 +28,59 @@ from pyrostoch.prediction.readouts import parse_mode, seeded
 from pyrostoch.training.checkpoint import load
 from pyrostoch.training.fit import fit
 
-__all__ = ["carry_out", "fits", "parts_of", "score", "settings_of", "trial_folder"]
+__all__ = [
+    "data_matches",
+    "describe_device",
+    "run_trial",
+    "score",
+    "settings_of",
+    "train_test_data",
+    "trial_folder",
+]
 
 _RECORD, _CURVE, _CHECKPOINT = "trial.json", "curve.jsonl", "checkpoint.safetensors"
 
-# Choices do not need many samples.
-_FEW = 20
-
-Progress = Callable[[dict[str, Any]], Any]
+# Recipes are chosen on held-out data without the slow modes of more samples than this.
+_HOLDOUT_SAMPLES = 20
 
 
 def trial_folder(bench: Bench, case: Case, seed: int, setting: Setting) -> Path:
-    """The folder in which a trial keeps its checkpoint and its record."""
+    """The folder of a trial's checkpoint, training curve and record."""
     return setting.trials(bench) / setting.variant / case.name.replace("/", "-") / f"seed{seed}"
 
 
-def fits(case: Case, split: DataSplit | None) -> bool:
-    """Whether a data set is the one that a case is for, where its loader's name covers several."""
+def data_matches(case: Case, split: DataSplit | None) -> bool:
+    """Whether a data set has the title that a case requires; a case without `data_title` takes any."""
     title = case.data_title
-    # What is held out is told behind a comma.
+    # A comma and "held-out training part" follow the title of a data set with held-out data.
     return title is None or (split is not None and f"{split.title}, ".startswith(f"{title}, "))
 
 
-def carry_out(
+def run_trial(
     bench: Bench, case: Case, seed: int, setting: Setting, split: DataSplit | None, progress: Progress | None = None
 ) -> dict[str, Any]:
-    """Train and score a case with a seed, unless that is done; a run cut short is gone on with.
+    """Train and score a case with a seed; a finished trial is read from its record, an interrupted one is resumed.
 
     Args:
         bench: The benchmark.
         case: The case.
-        seed: Seed of network, order, noise and draws.
-        setting: Where and on what.
-        split: The data set, the held-out training part already in the place of the test data where that is wanted.
+        seed: Seed of the network's initialization, the order of the data, and all draws.
+        setting: Preset, device, precision and folder.
+        split: The data set; under `setting.holdout` its test data must be the held-out training data already.
         progress: Called with each epoch's row.
 
     Returns:
-        The trial's record, as its file has it: settings, metrics (`None` where one is not a finite number), seconds,
-        and its curve where the case has one.
+        The trial's record, as read from its file: settings, metrics (`None` for one that is not a finite number),
+        seconds, and the training curve if the case has one.
 
     Raises:
         FileNotFoundError: The case it starts from has not been run with this seed.
         NonFiniteLossError: A loss became NaN.
-        ValueError: The data are not the case's, or the trial's folder holds another trial or a damaged record.
+        ValueError: The data set is not the case's, or the folder holds a trial of other settings or a damaged record.
     """
-    if not fits(case, split):
+    if not data_matches(case, split):
         raise ValueError(
-            f"bench {bench.name}: {case.name} is for {case.data_title!r}, but the data folder holds "
+            f"bench {bench.name}: {case.name} is for the data set {case.data_title!r}, but the data folder holds "
             f"{split.title if split else None!r}"
         )
     folder = trial_folder(bench, case, seed, setting)
@@ -88,19 +93,19 @@ def carry_out(
     }
     if _is_done(folder / _RECORD, record["settings"]):
         return dict(read_json(folder / _RECORD))
-    if case.alone is not None:
+    if case.custom_trial is not None:
         device = describe_device(torch.device("cpu" if case.cpu_only else setting.device), "float32")
         begin = time.perf_counter()
-        own = Own(case, setting.recipe(case), setting, seed, progress or (lambda row: None), split)
-        metrics = dict(case.alone(own))
+        context = TrialContext(case, setting.recipe(case), setting, seed, progress or (lambda row: None), split)
+        metrics = dict(case.custom_trial(context))
         record |= {"metrics": metrics, "curve": {}, "seconds": {"whole": time.perf_counter() - begin}}
     elif split is None:
-        raise ValueError(f"bench {bench.name}: {case.name} needs a data set")
+        raise ValueError(f"bench {bench.name}: {case.name} needs a data set, got None")
     else:
-        home = torch.device(setting.device)
-        device = describe_device(home, setting.precision)
-        trained = _assemble(bench, case, seed, setting, split, home)
-        # From here on the folder is this trial's.
+        torch_device = torch.device(setting.device)
+        device = describe_device(torch_device, setting.precision)
+        trained = _assemble(bench, case, seed, setting, split, torch_device)
+        # Written before training, so that the folder is refused to trials of other settings from now on.
         write_json(folder / _RECORD, record)
         record |= _train_and_score(trained, folder, setting, progress)
     record |= {"device": device, "versions": versions(), "date": datetime.now(UTC).date().isoformat()}
@@ -109,15 +114,15 @@ def carry_out(
 
 
 def _train_and_score(trained: Trained, folder: Path, setting: Setting, progress: Progress | None) -> dict[str, Any]:
-    """Train, from the checkpoint where there is one, and score."""
+    """Train, resuming from a checkpoint if there is one, and score."""
     recipe, checkpoint = trained.recipe, folder / _CHECKPOINT
-    follower = Follower(trained, folder / _CURVE) if trained.case.curve else None
-    if follower is not None:
-        follower.catch_up(checkpoint)
+    recorder = CurveRecorder(trained, folder / _CURVE) if trained.case.curve else None
+    if recorder is not None:
+        recorder.catch_up(checkpoint)
 
-    def after(row: dict[str, Any]) -> None:
-        if follower is not None:
-            follower(row)
+    def after_epoch(row: dict[str, Any]) -> None:
+        if recorder is not None:
+            recorder(row)
         if progress is not None:
             progress(row)
 
@@ -137,46 +142,51 @@ def _train_and_score(trained: Trained, folder: Path, setting: Setting, progress:
         progress=False,
         checkpoint=checkpoint,
         resume=True,
-        callback=after,
+        callback=after_epoch,
     )
     start = time.perf_counter()
-    metrics = score(trained, _FEW if setting.holdout else None)
+    metrics = score(trained, _HOLDOUT_SAMPLES if setting.holdout else None)
     seconds = {"training": fitted.seconds, "scoring": time.perf_counter() - start}
-    return {"metrics": metrics, "curve": follower.columns(fitted.history) if follower else {}, "seconds": seconds}
+    return {"metrics": metrics, "curve": recorder.columns(fitted.history) if recorder else {}, "seconds": seconds}
 
 
 def _is_done(path: Path, settings: dict[str, Any]) -> bool:
-    """Whether a trial's record is whole.
+    """Whether the record at a path is that of a finished trial.
 
     Raises:
-        ValueError: It is of other settings, or damaged.
+        ValueError: The record is of other settings, or damaged.
     """
     if not path.is_file():
         return False
-    found = read_json(path)
-    if not isinstance(found, dict) or not isinstance(found.get("settings"), dict):
-        raise ValueError(f"{path}: no record of a trial; remove the file, and run what wrote it again")
-    # Through JSON, since tuples come back from it as lists.
-    there, now = _by_name(found["settings"]), _by_name(json.loads(json.dumps(settings)))
-    names = [name for name in there | now if there.get(name) != now.get(name)]
+    record = read_json(path)
+    if not isinstance(record, dict) or not isinstance(record.get("settings"), dict):
+        raise ValueError(f"{path}: expected the record of a trial; remove the file and rerun the command that wrote it")
+    # Through JSON, which turns tuples into lists, as it did in the file.
+    before, now = _flatten(record["settings"]), _flatten(json.loads(json.dumps(settings)))
+    names = [name for name in before | now if before.get(name) != now.get(name)]
     if names:
-        differences = "; ".join(f"{name} was {there.get(name)!r} and is now {now.get(name)!r}" for name in names)
+        differences = "; ".join(f"{name} was {before.get(name)!r} and is now {now.get(name)!r}" for name in names)
         raise ValueError(
             f"{path.parent} holds a trial of other settings: {differences}; remove that folder, or give another --out"
         )
-    return "metrics" in found
+    return "metrics" in record
 
 
-def _by_name(settings: dict[str, Any]) -> dict[str, Any]:
-    """Settings with those of a part of them, such as `recipe.lr`, side by side."""
-    names = dict[str, Any]()
+def _flatten(settings: dict[str, Any]) -> dict[str, Any]:
+    """Settings as a flat dictionary with dotted names, such as `recipe.lr`, for those in an inner dictionary."""
+    flat = dict[str, Any]()
     for name, value in settings.items():
-        names |= {f"{name}.{key}": part for key, part in value.items()} if isinstance(value, dict) else {name: value}
-    return names
+        flat |= {f"{name}.{key}": inner for key, inner in value.items()} if isinstance(value, dict) else {name: value}
+    return flat
 
 
 def describe_device(device: torch.device, precision: str) -> str:
-    """The kind of machine and the precision of training: the GPU's name, or the processor's kind, cores and threads."""
+    """Name the hardware and the precision of training: the GPU, or the processor's kind, its cores and torch's threads.
+
+    Args:
+        device: Torch device.
+        precision: `"float32"` or `"bf16"`.
+    """
     if device.type == "cuda":
         return f"{torch.cuda.get_device_name(device)}, {precision}"
     threads = torch.get_num_threads()
@@ -185,9 +195,9 @@ def describe_device(device: torch.device, precision: str) -> str:
 
 
 def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: DataSplit, device: torch.device) -> Trained:
-    """Model and guide of a trial as training finds them."""
+    """The model, guide and data of a trial, before training."""
     recipe = setting.recipe(case)
-    train, test = parts_of(split, recipe, device)
+    train, test = train_test_data(split, recipe, device)
     if case.guide is None:
         raise ValueError(f"bench {bench.name}: {case.name} has no guide")
     with seeded(seed, device):
@@ -195,31 +205,34 @@ def _assemble(bench: Bench, case: Case, seed: int, setting: Setting, split: Data
         origin = None
         if case.start is not None:
             source = bench.case(case.start)
-            there = trial_folder(bench, source, seed, setting)
-            if source.guide is None or not _is_done(there / _RECORD, settings_of(source, setting, split)):
+            source_folder = trial_folder(bench, source, seed, setting)
+            if source.guide is None or not _is_done(source_folder / _RECORD, settings_of(source, setting, split)):
                 raise FileNotFoundError(
                     f"bench {bench.name}: {case.name} starts from {source.name}, which has not been run with seed "
                     f"{seed} and preset {setting.variant}; run it first"
                 )
             with seeded(seed, device):
-                # A model of its own: other weights may be random here.
-                begun = _model(bench, source, split, len(train[0]), device)
-                origin = source.guide(begun, setting.recipe(source), None).to(device)
-            load(there / _CHECKPOINT, begun, origin)
-            model.net.load_state_dict(begun.net.state_dict())
+                # A separate model, since other weights may be random in the source.
+                source_model = _model(bench, source, split, len(train[0]), device)
+                origin = source.guide(source_model, setting.recipe(source), None).to(device)
+            load(source_folder / _CHECKPOINT, source_model, origin)
+            model.net.load_state_dict(source_model.net.state_dict())
         guide = case.guide(model, recipe, origin).to(device)
     return Trained(case, model, guide, train, test, recipe, seed, split)
 
 
-def parts_of(
+def train_test_data(
     split: DataSplit, recipe: Recipe, device: torch.device
 ) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """Training and test data of a trial, as many as its recipe says.
+    """Inputs and targets for training and test, cut to the recipe's number of examples.
 
     Args:
         split: The data set.
         recipe: The recipe.
-        device: Where they go.
+        device: The device they are moved to.
+
+    Returns:
+        Pairs of inputs and targets, for training and for test.
     """
     limit = recipe.examples
     return (
@@ -229,41 +242,43 @@ def parts_of(
 
 
 def _model(bench: Bench, case: Case, split: DataSplit, count: int, device: torch.device) -> BayesianModel:
-    """The model of a case, as it is made."""
+    """The untrained model of a case."""
     if case.network is None:
         raise ValueError(f"bench {bench.name}: {case.name} has no network")
     net = case.network(split)
-    # Convolutions and poolings of torch run faster on this layout, on CPUs and GPUs, with the same values.
+    # Torch's convolutions and poolings run faster in this memory format, on CPUs and GPUs, with the same values.
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     return BayesianModel(net, prior=dict(case.random), likelihood=Categorical(), num_data=count).to(device)
 
 
-def score(trained: Trained, most: int | None = None) -> dict[str, float]:
-    """The test scores of a trained network by mode, the ELBO's terms, and what else its case measures.
+def score(trained: Trained, max_samples: int | None = None) -> dict[str, float]:
+    """Test scores of a trained network in each mode, the ELBO's terms, and the further scores of its case.
 
     Args:
         trained: The network.
-        most: Sampled modes of more draws are left out.
+        max_samples: Leave out modes that average over more draws than this.
 
     Returns:
         Scores by metric.
     """
     case, metrics = trained.case, dict[str, float]()
-    draws = {mode: parse_mode(mode) for mode in case.modes}
-    plain = [mode for mode, (name, _) in draws.items() if name != "mc"]
-    counts = [count for name, count in draws.values() if name == "mc" and (most is None or count <= most)]
+    parsed = {mode: parse_mode(mode) for mode in case.modes}
+    other_modes = [mode for mode, (name, _) in parsed.items() if name != "mc"]
+    counts = [count for name, count in parsed.values() if name == "mc"]
+    if max_samples is not None:
+        counts = [count for count in counts if count <= max_samples]
     rows: list[ComparisonRow] = []
-    if plain:
-        rows += compare(trained.model, trained.guide, trained.test, modes=plain, seed=trained.seed).rows
+    if other_modes:
+        rows += compare(trained.model, trained.guide, trained.test, modes=other_modes, seed=trained.seed).rows
     if counts:
-        # All sampled modes in one pass: fewer samples are a prefix of more.
+        # All sampled modes in one pass: the smaller numbers of samples are the first ones of the largest.
         rows += accuracy_by_samples(trained.model, trained.guide, trained.test, counts, seed=trained.seed).rows
     for row in rows:
         for name in ("accuracy", "nll", "brier", "ece", "seconds"):
             metrics[f"{name}/{row.mode}"] = float(getattr(row, name))
-    if case.draws:
+    if case.elbo_draws:
         with seeded(trained.seed, trained.train[0].device):
-            terms = decompose(trained.model, trained.guide, trained.train, num_samples=case.draws)
+            terms = decompose(trained.model, trained.guide, trained.train, num_samples=case.elbo_draws)
         metrics |= {"elbo": terms.elbo, "data": terms.data, "kl": terms.kl}
         if terms.data_stderr is not None:
             metrics["data/monte-carlo-error"] = terms.data_stderr
@@ -274,12 +289,12 @@ def score(trained: Trained, most: int | None = None) -> dict[str, float]:
 
 
 def settings_of(case: Case, setting: Setting, split: DataSplit | None) -> dict[str, Any]:
-    """What decides a trial's result, as plain data.
+    """All settings that determine a trial's result, as plain data.
 
     Args:
         case: The case.
-        setting: Where and on what.
-        split: Its data set; none for a case that makes its own.
+        setting: Preset, changes and precision.
+        split: Its data set; `None` for a case that generates its own data.
 
     Returns:
         Settings by name.
@@ -290,5 +305,5 @@ def settings_of(case: Case, setting: Setting, split: DataSplit | None) -> dict[s
         "random": {pattern: repr(prior) for pattern, prior in case.random.items()},
         "start": case.start,
         "recipe": dataclasses.asdict(setting.recipe(case)),
-        "precision": setting.precision if case.alone is None else "float32",
+        "precision": setting.precision if case.custom_trial is None else "float32",
     }

@@ -1,4 +1,4 @@
-"""The command line: `pyrostoch compare`, `train`, `evaluate`, `decompose`, `report`, `info`, `download`."""
+"""The command line: `pyrostoch compare`, `train`, `evaluate`, `decompose`, `report`, `info`, `download`, `bench`."""
 
 from __future__ import annotations
 

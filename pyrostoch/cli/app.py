@@ -1,4 +1,4 @@
-"""The commands."""
+"""The commands of the command line."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-#: Options that name the folder rather than the computation.
-_PLACES = ("out", "name", "resume", "quiet")
+#: Options that are not settings of the run.
+_NOT_SETTINGS = ("out", "name", "resume", "quiet")
 
 
 def main() -> None:
@@ -32,8 +32,8 @@ def main() -> None:
     app(prog_name="pyrostoch")
 
 
-def _version(asked: bool) -> None:
-    if asked:
+def _print_version(requested: bool) -> None:
+    if requested:
         from pyrostoch._version import __version__
 
         typer.echo(__version__)
@@ -41,12 +41,12 @@ def _version(asked: bool) -> None:
 
 
 @app.callback()
-def _top(
+def _global_options(
     debug: Annotated[
-        bool, typer.Option("--debug", help="Show tracebacks; so does the variable PYROSTOCH_DEBUG=1.", metavar="")
+        bool, typer.Option("--debug", help="Show tracebacks, as with PYROSTOCH_DEBUG=1 in the environment.", metavar="")
     ] = False,
     version: Annotated[
-        bool, typer.Option("--version", help="Print the version.", callback=_version, is_eager=True, metavar="")
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True, metavar="")
     ] = False,
 ) -> None:
     DEBUG.set(debug)
@@ -77,8 +77,8 @@ def compare(
     resume: opt.Resume = False,
     quiet: opt.Quiet = False,
 ) -> None:
-    """Train one network under each of the five guides, and set them side by side."""
-    _carry_out("compare", ctx.params)
+    """Train one network under each of five guides, and compare them."""
+    _train_guides("compare", ctx.params)
 
 
 @app.command()
@@ -108,7 +108,7 @@ def train(
     quiet: opt.Quiet = False,
 ) -> None:
     """Train a network under one guide."""
-    _carry_out("train", ctx.params)
+    _train_guides("train", ctx.params)
 
 
 @app.command()
@@ -116,7 +116,8 @@ def train(
 def evaluate(
     run: opt.RunName,
     modes: Annotated[
-        str, typer.Option("--modes", help="Ways to predict, by commas: mean, moments, mc:K.", metavar="MODES")
+        str,
+        typer.Option("--modes", help="Predictive modes, separated by commas: mean, moments, mc:K.", metavar="MODES"),
     ] = "mean,moments,mc:1,mc:20",
     guide: opt.SomeGuides = None,
     seed: opt.DrawSeed = None,
@@ -124,20 +125,20 @@ def evaluate(
     device: opt.Device = None,
 ) -> None:
     """Score the guides of a run on its test data, from their checkpoints."""
-    from pyrostoch.cli.screen import console, scores
-    from pyrostoch.runs import Run
+    from pyrostoch.cli.screen import console, score_table
+    from pyrostoch.runs import SavedRun
     from pyrostoch.runs.scores import score
-    from pyrostoch.runs.threads import suited_threads
+    from pyrostoch.runs.threads import limit_threads
 
-    opened = Run.open(run)
-    names = [mode.strip() for mode in modes.split(",") if mode.strip()]
+    saved = SavedRun.open(run)
+    mode_names = [mode.strip() for mode in modes.split(",") if mode.strip()]
     rows = []
-    for name in opened.finished(guide or ()):
-        party = opened.party(name, data_dir=data_dir, device=device)
-        with suited_threads(party.model.net):
-            found = score(party, names, seed=opened.config.seed if seed is None else seed)
-        rows += [(name, row) for row in found.rows]
-    console().print(scores(rows))
+    for name in saved.finished_guides(guide or ()):
+        experiment = saved.load_guide(name, data_dir=data_dir, device=device)
+        with limit_threads(experiment.model.net):
+            scores = score(experiment, mode_names, seed=saved.config.seed if seed is None else seed)
+        rows += [(name, row) for row in scores.rows]
+    console().print(score_table(rows))
 
 
 @app.command()
@@ -149,46 +150,46 @@ def decompose(
     data_dir: opt.DataDir = None,
     device: opt.Device = None,
 ) -> None:
-    """Split the ELBO of the guides of a run into its terms, site by site."""
+    """Show the terms of the ELBO of each guide of a run, site by site."""
     from pyrostoch.cli.screen import console
-    from pyrostoch.runs import Run
-    from pyrostoch.runs.names import GUIDES
-    from pyrostoch.runs.scores import terms
-    from pyrostoch.runs.threads import suited_threads
+    from pyrostoch.runs import SavedRun
+    from pyrostoch.runs.registry import GUIDES
+    from pyrostoch.runs.scores import elbo_terms
+    from pyrostoch.runs.threads import limit_threads
 
-    opened, screen = Run.open(run), console()
-    for name in opened.finished(guide or ()):
-        party = opened.party(name, data_dir=data_dir, device=device)
-        with suited_threads(party.model.net):
-            found = terms(party, samples, seed=opened.config.seed)
-        screen.print(f"[bold]{GUIDES[name].title}[/bold]")
-        screen.print(f"{found}\n", markup=False, soft_wrap=True)
+    saved, output = SavedRun.open(run), console()
+    for name in saved.finished_guides(guide or ()):
+        experiment = saved.load_guide(name, data_dir=data_dir, device=device)
+        with limit_threads(experiment.model.net):
+            terms = elbo_terms(experiment, samples, seed=saved.config.seed)
+        output.print(f"[bold]{GUIDES[name].title}[/bold]")
+        output.print(f"{terms}\n", markup=False, soft_wrap=True)
 
 
 @app.command()
 @guarded
 def report(run: opt.RunName) -> None:
-    """Write the report of a run again."""
+    """Write the HTML report of a run again."""
     from pyrostoch.report import write
-    from pyrostoch.runs import Run
+    from pyrostoch.runs import SavedRun
 
-    opened = Run.open(run)
-    opened.finished()
-    typer.echo(f"wrote {write(opened.record, opened.folder / 'report.html')}")
+    saved = SavedRun.open(run)
+    saved.finished_guides()  # raises an error if there are none
+    typer.echo(f"wrote {write(saved.record, saved.folder / 'report.html')}")
 
 
 @app.command()
 @guarded
 def info(data_dir: opt.DataDir = None) -> None:
-    """Show versions, devices, and which data sets are found where."""
+    """Show versions, devices, and where data sets are found."""
     from pyrostoch.cli.inventory import data_sets, devices, versions
-    from pyrostoch.cli.screen import console, facts
+    from pyrostoch.cli.screen import console, two_column_table
 
-    screen = console()
-    for title, lines in (("Versions", versions()), ("Devices", devices()), ("Data sets", data_sets(data_dir))):
-        screen.print(f"[bold]{title}[/bold]")
-        screen.print(facts(lines))
-        screen.print()
+    output = console()
+    for title, rows in (("Versions", versions()), ("Devices", devices()), ("Data sets", data_sets(data_dir))):
+        output.print(f"[bold]{title}[/bold]")
+        output.print(two_column_table(rows))
+        output.print()
 
 
 @app.command()
@@ -198,39 +199,41 @@ def download(
     data_dir: opt.DataDir = None,
     quiet: opt.NoBar = False,
 ) -> None:
-    """Fetch a data set from its public mirrors, and check it."""
-    from pyrostoch.data import download as fetch
+    """Download a data set from its public mirrors, and verify it."""
+    from pyrostoch.data import download as download_files
 
     root = data_dir or os.environ.get("PYROSTOCH_DATA")
     if not root:
-        raise ValueError("download: no data folder was given: say where to put the files with --data-dir DIR")
-    typer.echo(f"{name} is in {fetch(name, root, progress=not quiet)}")
+        raise ValueError(
+            "download: no data folder was given: set it with --data-dir DIR or the environment variable PYROSTOCH_DATA"
+        )
+    typer.echo(f"{name} is in {download_files(name, root, progress=not quiet)}")
 
 
 app.command()(bench)
 
 
-def _carry_out(kind: str, params: dict[str, Any]) -> None:
-    """Run `compare` or `train` as its options say, and print the result."""
-    from pyrostoch.cli.screen import Screen, comparison, console
+def _train_guides(kind: str, params: dict[str, Any]) -> None:
+    """Execute the run of `compare` or `train`, write its report, and print the results."""
+    from pyrostoch.cli.screen import RunScreen, comparison_table, console
     from pyrostoch.report import write
     from pyrostoch.runs import execute
-    from pyrostoch.runs.scores import lesson
+    from pyrostoch.runs.scores import variance_notes
     from pyrostoch.training.trainer import NonFiniteLossError
 
-    given = {key: value for key, value in params.items() if value is not None and key not in _PLACES}
+    given = {key: value for key, value in params.items() if value is not None and key not in _NOT_SETTINGS}
     command = " ".join([f"pyrostoch {kind}", *(f"--{key.replace('_', '-')} {value}" for key, value in given.items())])
     if "hidden" in given:
-        given["hidden"] = _widths(given["hidden"])
+        given["hidden"] = _parse_widths(given["hidden"])
     if "guide" in given:
         given["guides"] = (given.pop("guide"),)
-    config, folder = _place(kind, given, params)
-    screen = Screen(config, str(folder), params["quiet"])
+    config, folder = _config_and_folder(kind, given, params)
+    screen = RunScreen(config, str(folder), params["quiet"])
     try:
-        record = execute(config, folder, resume=params["resume"], command=command, watch=screen)
+        record = execute(config, folder, resume=params["resume"], command=command, callback=screen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
-            f"what is finished is kept in {folder}; go on with: pyrostoch {kind} --resume --out {folder}"
+            f"the results so far are kept in {folder}; resume the run by: pyrostoch {kind} --resume --out {folder}"
         ) from None
     except (FloatingPointError, OSError) as error:
         if isinstance(error, NonFiniteLossError):
@@ -239,42 +242,42 @@ def _carry_out(kind: str, params: dict[str, Any]) -> None:
                 "clip and kl_warmup are arguments of pyrostoch.fit."
             )
         if screen.finished:
-            error.add_note(f"Finished before, and kept in {folder}: {', '.join(screen.finished)}.")
+            error.add_note(f"Already finished, and kept in {folder}: {', '.join(screen.finished)}.")
         raise
     finally:
         screen.close()
     write(record, folder / "report.html")
     output = console()
-    output.print(comparison(record))
+    output.print(comparison_table(record))
     if not params["quiet"]:
-        for sentence in lesson(record):
+        for sentence in variance_notes(record):
             output.print(sentence)
         output.print(f"Wrote {folder}: report.html, results.json, posterior.nc, a checkpoint for each guide.")
 
 
-def _place(kind: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[Any, Path]:
-    """Settings and folder of a run; a resumed run's own settings stand where none are given."""
+def _config_and_folder(kind: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[Any, Path]:
+    """Settings and folder of a run; settings that are not given are those of the resumed run, else the defaults."""
     from pyrostoch.cli.screen import console
     from pyrostoch.runs import fill_defaults
-    from pyrostoch.runs.folder import claim, latest
-    from pyrostoch.runs.reopen import recorded, unfinished
+    from pyrostoch.runs.folder import latest_folder, new_folder
+    from pyrostoch.runs.saved_run import find_unfinished, saved_settings
 
     resume, out = params["resume"], params["out"]
     if out is not None:
         folder = Path(out).expanduser()
-        return fill_defaults(kind, {**recorded(folder, kind), **given} if resume else given), folder
+        return fill_defaults(kind, {**saved_settings(folder, kind), **given} if resume else given), folder
     config = fill_defaults(kind, given)
     parts = [config.data.lower().replace(":", "-"), config.model, kind, *(config.guides if kind == "train" else ())]
     base = Path("runs") / (params["name"] or "-".join(parts))
     if not resume:
-        return config, claim(base)
-    folder = unfinished(base, config, given) or latest(base)
+        return config, new_folder(base)
+    folder = find_unfinished(base, config, given) or latest_folder(base)
     if not params["quiet"] and folder.is_dir():
         console().print(f"Resuming {folder}.")
-    return fill_defaults(kind, {**recorded(folder, kind), **given}), folder
+    return fill_defaults(kind, {**saved_settings(folder, kind), **given}), folder
 
 
-def _widths(text: str) -> tuple[int, ...]:
+def _parse_widths(text: str) -> tuple[int, ...]:
     try:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:

@@ -77,7 +77,7 @@ def bench(
     from pyrostoch.bench.draw import write_figures
     from pyrostoch.bench.published import BENCHES
     from pyrostoch.bench.results import read_results
-    from pyrostoch.bench.run import results_file, selected
+    from pyrostoch.bench.run import results_file, select_cases
     from pyrostoch.bench.tables import section, tables, write_page
     from pyrostoch.cli.bench_screen import BenchScreen
     from pyrostoch.runs.defaults import choose_device
@@ -100,13 +100,13 @@ def bench(
     if threads is not None:
         torch.set_num_threads(threads)
     only = [*(only or []), *(["gradient/*"] if gradients else [])]
-    cases, idle = selected(chosen, setting, only)
-    screen = BenchScreen(chosen, setting, cases, idle, _numbers(seeds), quiet and not show)
+    cases, skipped = select_cases(chosen, setting, only)
+    screen = BenchScreen(chosen, setting, cases, skipped, _numbers(seeds), quiet and not show)
     screen.plan()
     if show:
         return
     try:
-        run(chosen, setting, seeds=_numbers(seeds), only=only, data_dir=data_dir, replace=replace, watch=screen)
+        run(chosen, setting, seeds=_numbers(seeds), only=only, data_dir=data_dir, replace=replace, callback=screen)
     except KeyboardInterrupt:
         raise KeyboardInterrupt(
             f"finished trials are kept in {out}, and the one under way up to its last epoch; the same command goes on"

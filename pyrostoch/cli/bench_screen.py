@@ -8,20 +8,20 @@ from typing import Any
 from rich.progress import Progress
 
 from pyrostoch.bench import Bench, Case, Setting
-from pyrostoch.bench.run import Watch
+from pyrostoch.bench.run import RunCallback
 from pyrostoch.cli.screen import bars, console
 
 __all__ = ["BenchScreen"]
 
 
-class BenchScreen(Watch):
+class BenchScreen(RunCallback):
     """Shows how a benchmark goes on.
 
     Args:
         bench: The benchmark.
         setting: Preset, folder, device.
         cases: The cases that will be run.
-        idle: Those that will not, since they need a GPU.
+        skipped: Those that will not, since they need a GPU.
         seeds: Seeds.
         quiet: Whether to show nothing.
     """
@@ -31,11 +31,11 @@ class BenchScreen(Watch):
         bench: Bench,
         setting: Setting,
         cases: Sequence[Case],
-        idle: Sequence[Case],
+        skipped: Sequence[Case],
         seeds: Sequence[int],
         quiet: bool,
     ) -> None:
-        self._bench, self._setting, self._cases, self._idle = bench, setting, cases, idle
+        self._bench, self._setting, self._cases, self._skipped = bench, setting, cases, skipped
         self._seeds, self._quiet = seeds, quiet
         self._console = console()
         self._progress: Progress | None = None
@@ -52,20 +52,20 @@ class BenchScreen(Watch):
         self._console.print(head, markup=False, soft_wrap=True)
         for case in self._cases:
             recipe = self._setting.recipe(case)
-            unit = "rounds" if self._bench.across else "epochs"
+            unit = "rounds" if self._bench.transposed else "epochs"
             self._console.print(f"  {case.name}: {recipe.epochs} {unit}", markup=False, soft_wrap=True)
-        for case in self._idle:
+        for case in self._skipped:
             self._console.print(
                 f"  {case.name}: not run, needs a GPU (or --only {case.name})", markup=False, soft_wrap=True
             )
 
-    def passed_over(self, case: Case) -> None:
+    def on_case_skipped(self, case: Case) -> None:
         """Say what the data folder lacks."""
         if not self._quiet:
             words = f"{case.name}: not run, is for {case.data_title}, and the data folder holds another one"
             self._console.print(words, markup=False, soft_wrap=True)
 
-    def trial(self, case: Case, seed: int, epochs: int) -> None:
+    def on_trial_start(self, case: Case, seed: int, epochs: int) -> None:
         """Put up a bar."""
         if self._quiet or not self._console.is_terminal:
             return
@@ -74,13 +74,13 @@ class BenchScreen(Watch):
             self._progress.start()
         self._bar = self._progress.add_task(f"{case.name}, seed {seed}", total=epochs, note="")
 
-    def epoch(self, row: dict[str, Any]) -> None:
+    def on_epoch_end(self, row: dict[str, Any]) -> None:
         """Move the bar."""
         if self._progress is not None:
             note = row["note"] if "note" in row else f"ELBO {row['elbo']:,.1f}"
             self._progress.update(self._bar, completed=row["epoch"], note=note, refresh=True)
 
-    def done(self, record: dict[str, Any]) -> None:
+    def on_trial_end(self, record: dict[str, Any]) -> None:
         """Say how a trial has done."""
         if self._quiet:
             return

@@ -1,4 +1,4 @@
-"""What there is on this machine: versions, devices, data sets."""
+"""Versions, devices and data sets on this machine, for `pyrostoch info`."""
 
 from __future__ import annotations
 
@@ -12,51 +12,51 @@ _PACKAGES = ("torch", "pyro-ppl", "numpy", "arviz", "safetensors", "matplotlib",
 
 
 def versions() -> list[tuple[str, str]]:
-    """Names and versions of pyrostoch, Python and the packages that it uses."""
+    """Names and versions of pyrostoch, Python and the packages that pyrostoch uses."""
     from pyrostoch._version import __version__
 
-    found = [("pyrostoch", __version__), ("Python", f"{platform.python_version()} on {platform.platform()}")]
+    rows = [("pyrostoch", __version__), ("Python", f"{platform.python_version()} on {platform.platform()}")]
     for name in _PACKAGES:
         try:
-            found.append((name, importlib.metadata.version(name)))
+            rows.append((name, importlib.metadata.version(name)))
         except importlib.metadata.PackageNotFoundError:
-            found.append((name, "not installed"))
-    return found
+            rows.append((name, "not installed"))
+    return rows
 
 
 def devices() -> list[tuple[str, str]]:
     """The devices that torch sees."""
     import torch
 
-    found = [("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used")]
+    rows = [("cpu", f"{os.cpu_count()} cores, {torch.get_num_threads()} threads used")]
     if torch.cuda.is_available():
         for index in range(torch.cuda.device_count()):
-            facts = torch.cuda.get_device_properties(index)
-            found.append((f"cuda:{index}", f"{facts.name}, {facts.total_memory / 2**30:.0f} GiB"))
+            properties = torch.cuda.get_device_properties(index)
+            rows.append((f"cuda:{index}", f"{properties.name}, {properties.total_memory / 2**30:.0f} GiB"))
     else:
-        found.append(("cuda", "none"))
-    return found
+        rows.append(("cuda", "none"))
+    return rows
 
 
 def data_sets(data_dir: str | None) -> list[tuple[str, str]]:
-    """Each standard data set and where it is.
+    """The standard data sets and their folders.
 
     Args:
-        data_dir: The data folder; without it, the variable `PYROSTOCH_DATA`.
+        data_dir: The data folder; default: the environment variable `PYROSTOCH_DATA`.
 
     Returns:
-        Names and places.
+        Pairs of a name and a folder, after the folder that was searched.
     """
     from pyrostoch import data
 
     root = data_dir or os.environ.get("PYROSTOCH_DATA")
-    place = "no data folder: give --data-dir DIR or set PYROSTOCH_DATA" if not root else str(root)
+    searched = "no data folder: give --data-dir DIR or set PYROSTOCH_DATA" if not root else str(root)
     if root and not os.path.isdir(os.path.expanduser(root)):
-        place += " (no such folder)"
-    found = [("searched", place)]
+        searched += " (no such folder)"
+    rows = [("searched", searched)]
     for name in data.NAMES:
         try:
-            found.append((name, data.locate(name, root)))
+            rows.append((name, data.locate(name, root)))
         except FileNotFoundError:
-            found.append((name, "not found"))
-    return found
+            rows.append((name, "not found"))
+    return rows

@@ -1,4 +1,4 @@
-"""The options that several commands share."""
+"""Options shared by several commands."""
 
 from __future__ import annotations
 
@@ -47,9 +47,11 @@ Data = Annotated[
 ]
 DataDir = Annotated[
     str | None,
-    typer.Option("--data-dir", help="Folder of the data; else the variable PYROSTOCH_DATA.", metavar="DIR"),
+    typer.Option(
+        "--data-dir", help="Folder of the data; default: the environment variable PYROSTOCH_DATA.", metavar="DIR"
+    ),
 ]
-Split = Annotated[int | None, typer.Option("--split", help="Train/test split of a UCI set, from 0.")]
+Split = Annotated[int | None, typer.Option("--split", help="Number of the train/test split of a UCI set, from 0.")]
 Model = Annotated[
     str | None, typer.Option("--model", help="Network: mlp (default), lenet5, vgg or vgg-narrow.", metavar="NAME")
 ]
@@ -60,7 +62,7 @@ Random = Annotated[
     str | None,
     typer.Option(
         "--random",
-        help="Names of the random weights (shell patterns, by commas); default: a hidden layer's, fc2.weight of mlp.",
+        help="Name patterns of the random weights, separated by commas; default: a hidden layer, fc2.weight for mlp.",
         metavar="PATTERN",
     ),
 ]
@@ -81,18 +83,21 @@ Estimator = Annotated[
 Epochs = Annotated[
     int | None, typer.Option("--epochs", help="Passes through the training data.", min=1, rich_help_panel=_TRAIN)
 ]
-Batch = Annotated[int | None, typer.Option("--batch-size", help="Examples a step.", min=1, rich_help_panel=_TRAIN)]
+Batch = Annotated[int | None, typer.Option("--batch-size", help="Examples per step.", min=1, rich_help_panel=_TRAIN)]
 Lr = Annotated[
-    float | None, typer.Option("--lr", help="Learning rate at the start, falling to 0.", rich_help_panel=_TRAIN)
+    float | None, typer.Option("--lr", help="Initial learning rate, falling linearly to 0.", rich_help_panel=_TRAIN)
 ]
 LrAlpha = Annotated[
-    float | None, typer.Option("--lr-alpha", help="Learning rate of the log alphas.", rich_help_panel=_TRAIN)
+    float | None, typer.Option("--lr-alpha", help="Initial learning rate of the log alphas.", rich_help_panel=_TRAIN)
 ]
 InitLogAlpha = Annotated[
-    float | None, typer.Option("--init-log-alpha", help="Where the log alphas start.", rich_help_panel=_TRAIN)
+    float | None, typer.Option("--init-log-alpha", help="Initial value of the log alphas.", rich_help_panel=_TRAIN)
 ]
 Seed = Annotated[
-    int | None, typer.Option("--seed", help="Seed of network, order of data and noise.", min=0, rich_help_panel=_TRAIN)
+    int | None,
+    typer.Option(
+        "--seed", help="Seed of the initial network, order of the data and noise.", min=0, rich_help_panel=_TRAIN
+    ),
 ]
 Device = Annotated[
     str | None, typer.Option("--device", help="auto (default), cpu or cuda.", metavar="NAME", rich_help_panel=_TRAIN)
@@ -102,18 +107,18 @@ Dtype = Annotated[
 ]
 Out = Annotated[
     str | None,
-    typer.Option("--out", help="Folder of the run; default runs/<name>.", metavar="DIR", rich_help_panel=_RUN),
+    typer.Option("--out", help="Folder of the run; default: runs/<name>.", metavar="DIR", rich_help_panel=_RUN),
 ]
 Name = Annotated[
     str | None,
-    typer.Option("--name", help="Name of the run's folder below runs/.", metavar="NAME", rich_help_panel=_RUN),
+    typer.Option("--name", help="Name of the run's folder in runs/.", metavar="NAME", rich_help_panel=_RUN),
 ]
-# An empty metavar, because a flag takes no value and the type would stand there as one.
+# The metavar is empty, since the help would show the type as the value of the flag, which takes none.
 Resume = Annotated[
     bool,
     typer.Option(
         "--resume",
-        help="Go on with a run that was cut short: the one in --out, else the last of its name and settings.",
+        help="Resume an interrupted run: the one in --out, else the last one with this name and these settings.",
         metavar="",
         rich_help_panel=_RUN,
     ),
@@ -137,4 +142,4 @@ OneGuide = Annotated[
 SomeGuides = Annotated[
     list[str] | None, typer.Option("--guide", help="Only this guide; may be repeated.", metavar="NAME")
 ]
-RunName = Annotated[str, typer.Argument(help="Folder of a run, or its name below runs/.", metavar="RUN")]
+RunName = Annotated[str, typer.Argument(help="Folder of a run, or its name in runs/.", metavar="RUN")]

@@ -1,4 +1,4 @@
-"""Tables and progress bars on the terminal."""
+"""Tables and progress bars for the terminal."""
 
 from __future__ import annotations
 
@@ -21,27 +21,28 @@ from rich.progress import (
 from rich.table import Table
 from rich.text import Text
 
-from pyrostoch.runs import Config, Watch
+from pyrostoch.runs import Config, RunCallback
 
-__all__ = ["Screen", "bars", "comparison", "console", "facts", "scores"]
+__all__ = ["RunScreen", "bars", "comparison_table", "console", "score_table", "two_column_table"]
 
+#: Width of the output where it is not a terminal.
 _PLAIN_WIDTH = 120
 
 
 def console() -> Console:
-    """The standard output; where it is no terminal, wide enough for the tables."""
+    """A console on stdout; if stdout is not a terminal, wide enough for the tables."""
     return Console(highlight=False) if sys.stdout.isatty() else Console(width=_PLAIN_WIDTH, highlight=False)
 
 
 def bars(on: Console, description: str = "{task.description}") -> Progress:
-    """Progress bars with the epochs, the time, what is left of it, and each task's own `note`.
+    """Progress bars with the epochs, the elapsed and the remaining time, and the field `note` of each task.
 
     Args:
-        on: Where they are shown.
-        description: Format of what stands before a bar.
+        on: Console to show them on.
+        description: Format of the text before a bar.
 
     Returns:
-        The bars, not started.
+        The progress display, not started.
     """
     return Progress(
         TextColumn(description),
@@ -55,8 +56,14 @@ def bars(on: Console, description: str = "{task.description}") -> Progress:
     )
 
 
-class Screen(Watch):
-    """Shows a run: what it does, a bar a guide with the time left, or a line a guide where there is no terminal."""
+class RunScreen(RunCallback):
+    """Prints the settings of a run, and shows a progress bar per guide; without a terminal, prints a line per guide.
+
+    Args:
+        config: The settings.
+        out: Folder of the run.
+        quiet: Whether to show nothing.
+    """
 
     def __init__(self, config: Config, out: str, quiet: bool) -> None:
         self._config, self._out, self._quiet = config, out, quiet
@@ -66,14 +73,14 @@ class Screen(Watch):
         self._current = ""
         self.finished: list[str] = []
 
-    def started(self, record: dict[str, Any]) -> None:
-        """Print what the run will do, and put up the bars."""
-        self.finished = [entry["name"] for entry in record["guides"]]
+    def on_run_start(self, record: dict[str, Any]) -> None:
+        """Print the settings, and show the bars."""
+        self.finished = [result["name"] for result in record["guides"]]
         if self._quiet:
             return
-        self._console.print(facts(self._lines(record)))
+        self._console.print(two_column_table(self._settings(record)))
         if self.finished:
-            self._console.print(f"Finished before: {', '.join(self.finished)}.")
+            self._console.print(f"Already finished: {', '.join(self.finished)}.")
         self._console.print()
         if not self._console.is_terminal:
             return
@@ -86,61 +93,63 @@ class Screen(Watch):
             self._bars[name] = self._progress.add_task(name, total=epochs, start=False, note="")
         self._progress.start()
 
-    def guide(self, name: str) -> None:
-        """Start the guide's bar."""
+    def on_guide_start(self, name: str) -> None:
+        """Start the bar of the guide."""
         self._current = name
-        if self._progress is not None:
-            self._progress.start_task(self._bars[name])
+        if self._progress is None:
+            return
+        if name not in self._bars:  # a guide that was finished, and whose checkpoint is gone
+            self._bars[name] = self._progress.add_task(name, total=self._config.epochs, start=False, note="")
+        self._progress.start_task(self._bars[name])
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """Move the bars."""
+    def on_epoch_end(self, row: dict[str, Any]) -> None:
+        """Advance the bars."""
         if self._progress is None:
             return
         bar = self._bars[self._current]
-        position = self._config.guides.index(self._current)
         self._progress.update(bar, completed=row["epoch"], note=f"ELBO {row['elbo']:,.1f}")
         if "all" in self._bars:
-            waiting = [name for name in self._config.guides if name in self._bars]
-            done = waiting.index(self._config.guides[position]) * self._config.epochs + row["epoch"]
+            with_bars = [name for name in self._config.guides if name in self._bars]
+            done = with_bars.index(self._current) * self._config.epochs + row["epoch"]
             self._progress.update(self._bars["all"], completed=done)
 
-    def scoring(self, name: str) -> None:
-        """Say that the guide is being scored."""
+    def on_scoring_start(self, name: str) -> None:
+        """Show that the guide is being scored."""
         if self._progress is not None:
             self._progress.update(self._bars[name], completed=self._config.epochs, note="scoring")
 
-    def scored(self, entry: dict[str, Any]) -> None:
-        """Say how the guide has done."""
-        self.finished.append(entry["name"])
-        elbo = float(entry["decomposition"]["elbo"])
+    def on_guide_end(self, result: dict[str, Any]) -> None:
+        """Show the ELBO of the guide."""
+        self.finished.append(result["name"])
+        elbo = float(result["decomposition"]["elbo"])
         if self._progress is not None:
-            self._progress.update(self._bars[entry["name"]], note=f"ELBO {elbo:,.1f}")
-            self._progress.stop_task(self._bars[entry["name"]])
+            self._progress.update(self._bars[result["name"]], note=f"ELBO {elbo:,.1f}")
+            self._progress.stop_task(self._bars[result["name"]])
         elif not self._quiet:
-            self._console.print(f"{entry['name']}: ELBO {elbo:,.1f} nats, {entry['seconds']:.1f} s")
+            self._console.print(f"{result['name']}: ELBO {elbo:,.1f} nats, {result['seconds']:.1f} s")
 
-    def drawing(self, name: str) -> None:
-        """Take the bars down, and say what is left to do."""
+    def on_posterior_start(self, name: str) -> None:
+        """Stop the bars, and print that posterior draws are being written."""
         self.close()
         if not self._quiet:
-            why = ", which has the highest ELBO" if len(self._config.guides) > 1 else ""
-            self._console.print(f"Writing posterior.nc: draws from the posterior of {name}{why}.")
+            reason = ", which has the highest ELBO" if len(self._config.guides) > 1 else ""
+            self._console.print(f"Writing posterior.nc: draws from the posterior of {name}{reason}.")
 
     def close(self) -> None:
-        """Take the bars down."""
+        """Stop the bars."""
         if self._progress is not None:
             self._progress.stop()
             self._progress = None
 
-    def _lines(self, record: dict[str, Any]) -> list[tuple[str, str]]:
+    def _settings(self, record: dict[str, Any]) -> list[tuple[str, str]]:
         config, data, model = self._config, record["data"], record["model"]
         kind = f"{data['classes']} classes" if data["classes"] else "regression"
         several = len(config.guides) > 1
-        prior = f"{record['prior']['text']}{', one for all guides' if several else ''}"
+        prior = f"{record['prior']['text']}{', the same for all guides' if several else ''}"
         lines = [
             ("data", f"{data['title']}: {data['train']:,} training and {data['test']:,} test examples, {kind}"),
             ("network", f"{model['name']}: {model['description']}; {model['parameters']:,} parameters"),
-            ("random", f"{', '.join(model['random'])}; the rest is fitted by maximum likelihood"),
+            ("random", f"{', '.join(model['random'])}; all other parameters are fitted by maximum likelihood"),
             ("prior", prior),
         ]
         if record["prior"]["improper"]:
@@ -155,63 +164,63 @@ class Screen(Watch):
         return [*lines, ("guides", ", ".join(config.guides)), ("training", training), ("output", self._out)]
 
 
-def facts(lines: Iterable[tuple[str, str]]) -> Table:
-    """Names and what they are, in two columns.
+def two_column_table(rows: Iterable[tuple[str, str]]) -> Table:
+    """Names and their values, in two columns.
 
     Args:
-        lines: Pairs.
+        rows: Pairs of a name and a value.
 
     Returns:
-        A table without rules.
+        A table without header and rules.
     """
     table = Table(box=None, show_header=False, padding=(0, 2, 0, 0))
     table.add_column(style="bold", no_wrap=True)
     table.add_column(overflow="fold")
-    for name, text in lines:
+    for name, text in rows:
         table.add_row(Text(name), Text(text))
     return table
 
 
-def comparison(record: dict[str, Any]) -> Table:
-    """The guides of a run side by side.
+def comparison_table(record: dict[str, Any]) -> Table:
+    """The ELBO, its terms and the test scores of the guides of a run, one row per guide.
 
     Args:
         record: The run's record.
 
     Returns:
-        A table; the best of a column is bold where there are several guides.
+        A table; with several guides, the best value of a column is bold.
     """
-    entries = record["guides"]
+    guides = record["guides"]
     regression = record["data"]["task"] == "regression"
     key, digits, factor, better = ("rmse", 4, 1.0, min) if regression else ("accuracy", 2, 100.0, max)
-    modes = [row["mode"] for row in entries[0]["rows"]]
+    modes = [row["mode"] for row in guides[0]["rows"]]
     columns: list[tuple[str, list[Any], int, Any]] = [
-        ("ELBO", [entry["decomposition"]["elbo"] for entry in entries], 1, max),
-        ("data", [entry["decomposition"]["data"] for entry in entries], 1, None),
-        ("KL", [entry["decomposition"]["kl"] for entry in entries], 1, None),
+        ("ELBO", [guide["decomposition"]["elbo"] for guide in guides], 1, max),
+        ("data", [guide["decomposition"]["data"] for guide in guides], 1, None),
+        ("KL", [guide["decomposition"]["kl"] for guide in guides], 1, None),
     ]
     for mode in modes:
-        values = [factor * _number(_row(entry, mode).get(key)) for entry in entries]
-        columns.append((_short(mode), values, digits, better))
-    best_mode = modes[-1]
+        values = [factor * _number(_row(guide, mode).get(key)) for guide in guides]
+        columns.append((_mode_title(mode), values, digits, better))
+    last_mode = modes[-1]
     for name in ("nll",) if regression else ("nll", "ece"):
-        columns.append((name.upper(), [_row(entry, best_mode).get(name) for entry in entries], 3, min))
-    columns.append(("seconds", [entry["seconds"] for entry in entries], 1, None))
+        columns.append((name.upper(), [_row(guide, last_mode).get(name) for guide in guides], 3, min))
+    columns.append(("seconds", [guide["seconds"] for guide in guides], 1, None))
     score = "test RMSE" if regression else "test accuracy, %"
-    words = (
-        f"ELBO, data term and KL: nats, whole training set. {', '.join(map(_short, modes))}: {score}. "
-        f"{'NLL' if regression else 'NLL and ECE'}: by {_short(best_mode)}."
+    caption = (
+        f"ELBO, data term and KL: nats, whole training set. {', '.join(map(_mode_title, modes))}: {score}. "
+        f"{'NLL' if regression else 'NLL and ECE'}: {_mode_title(last_mode)}."
     )
     if regression:
-        words += " ELBO and data term are those of the standardized target; RMSE and NLL are in its original units."
-    table = Table(box=box.SIMPLE_HEAD, caption=words, caption_justify="left", pad_edge=False, padding=(0, 1))
+        caption += " ELBO and data term are those of the standardized target; RMSE and NLL are in its original units."
+    table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("guide", no_wrap=True)
     cells = []
     for name, values, places, choose in columns:
         table.add_column(name, justify="right", no_wrap=True)
         numbers = [_number(value) for value in values]
         rounded = [round(x, places) for x in numbers if math.isfinite(x)]
-        best = choose(rounded) if choose and len(entries) > 1 and rounded else None
+        best = choose(rounded) if choose and len(guides) > 1 and rounded else None
         cells.append(
             [
                 Text(_text(x, places), style="bold" if best is not None and round(x, places) == best else "")
@@ -220,16 +229,16 @@ def comparison(record: dict[str, Any]) -> Table:
                 for x in numbers
             ]
         )
-    for index, entry in enumerate(entries):
-        table.add_row(entry["name"], *(column[index] for column in cells))
+    for index, guide in enumerate(guides):
+        table.add_row(guide["name"], *(column[index] for column in cells))
     return table
 
 
-def scores(rows: Sequence[tuple[str, dict[str, Any]]]) -> Table:
-    """Test scores by guide and mode.
+def score_table(rows: Sequence[tuple[str, dict[str, Any]]]) -> Table:
+    """Test scores by guide and predictive mode.
 
     Args:
-        rows: Name of the guide, and its scores in one mode.
+        rows: Pairs of the name of a guide and its scores in one mode.
 
     Returns:
         A table.
@@ -250,11 +259,11 @@ def scores(rows: Sequence[tuple[str, dict[str, Any]]]) -> Table:
     return table
 
 
-def _row(entry: dict[str, Any], mode: str) -> dict[str, Any]:
-    return next((row for row in entry["rows"] if row["mode"] == mode), {})
+def _row(guide: dict[str, Any], mode: str) -> dict[str, Any]:
+    return next((row for row in guide["rows"] if row["mode"] == mode), {})
 
 
-def _short(mode: str) -> str:
+def _mode_title(mode: str) -> str:
     name, _, count = mode.partition(":")
     return name if not count else "1 sample" if count == "1" else f"{count} samples"
 

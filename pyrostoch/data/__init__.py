@@ -1,4 +1,4 @@
-"""Data sets as tensors in memory: bundled digits, MNIST and Fashion-MNIST, CIFAR-10 and CIFAR-100, UCI regression.
+"""Data sets as tensors in memory: bundled digits, MNIST and Fashion-MNIST, CIFAR-10 and CIFAR-100, UCI regression sets.
 
 Example:
     >>> from pyrostoch import data

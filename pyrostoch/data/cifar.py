@@ -1,4 +1,4 @@
-"""CIFAR-10 in its python-batches format, and as an archive of JPEG images."""
+"""CIFAR-10 in its published Python format (pickled batches), and as an archive of JPEG images."""
 
 from __future__ import annotations
 
@@ -23,29 +23,29 @@ _ARCHIVES = {"train": "train.npz", "test": "test.npz"}
 
 
 def locate_cifar(root: Path | None) -> Path:
-    """Return the folder of CIFAR-10: the original batches where they exist, else the JPEG archive.
+    """Return the folder of CIFAR-10: that of the original batches if they exist, else that of the JPEG archive.
 
     Args:
-        root: The data folder: `cifar-10-batches-py`, `CIFAR10/cifar-10-batches-py` and the folder itself are searched
-            for the batches, then `CIFAR10-jpeg` and the folder itself for the archive.
+        root: The data folder. Its subfolders `cifar-10-batches-py` and `CIFAR10/cifar-10-batches-py` and the folder
+            itself are searched for the batches, then `CIFAR10-jpeg` and the folder itself for the archive.
 
     Returns:
-        The first folder that holds every file of one of the two forms.
+        The first folder that holds every file of one of the two formats.
 
     Raises:
-        DataNotFoundError: If none does.
+        DataNotFoundError: If there is no such folder.
     """
     batches = [name for names in _BATCHES.values() for name in names]
-    forms = []
+    candidates = []
     if root is not None:
         inner = "cifar-10-batches-py"
-        forms = [(folder, batches) for folder in (root / inner, root / "CIFAR10" / inner, root)]
-        forms += [(folder, list(_ARCHIVES.values())) for folder in (root / "CIFAR10-jpeg", root)]
-    for folder, names in forms:
+        candidates = [(folder, batches) for folder in (root / inner, root / "CIFAR10" / inner, root)]
+        candidates += [(folder, list(_ARCHIVES.values())) for folder in (root / "CIFAR10-jpeg", root)]
+    for folder, names in candidates:
         if all((folder / name).is_file() for name in names):
             return folder
-    wanted = [f"{', '.join(batches)}  (python batches)", f"{', '.join(_ARCHIVES.values())}  (JPEG archive)"]
-    raise not_found("CIFAR-10", wanted, list(dict.fromkeys(folder for folder, _ in forms)), name="cifar10")
+    expected = [f"{', '.join(batches)}  (python batches)", f"{', '.join(_ARCHIVES.values())}  (JPEG archive)"]
+    raise not_found("CIFAR-10", expected, list(dict.fromkeys(folder for folder, _ in candidates)), name="cifar10")
 
 
 def _is_jpeg(folder: Path) -> bool:
@@ -71,7 +71,7 @@ def read_cifar(
         Images (n, 3, 32, 32) and labels (n,), both uint8.
 
     Raises:
-        CorruptDataError: If a file is damaged or of another kind.
+        CorruptDataError: If a file is damaged or not in the expected format.
         ImportError: If the JPEG archive is read and Pillow is not installed.
     """
     if _is_jpeg(folder):
@@ -93,20 +93,20 @@ def read_batch(
 
     Args:
         path: The file.
-        title: Human name of the set, for errors.
-        kinds: Keys of the labels, each with its number of classes; all of them are read and checked.
+        title: Display name of the data set, for error messages.
+        kinds: Number of classes by label key; the labels of every key are read and checked.
 
     Returns:
-        Images (n, 3, 32, 32), and by key the labels (n,), all uint8.
+        Images (n, 3, 32, 32), and the labels (n,) by key, all uint8.
 
     Raises:
-        CorruptDataError: If the file is damaged, lacks a key, or its labels or images are not those of such a set.
+        CorruptDataError: If the file is damaged, lacks a key, or its labels or images have the wrong shape or range.
     """
     batch = read_pickle(path)
     keys = ("data", *kinds)
     if not batch.keys() >= set(keys):
-        wanted = f"{', '.join(map(repr, keys[:-1]))} and {keys[-1]!r}"
-        raise CorruptDataError(f"{path}: expected the keys {wanted} of {title}, found {sorted(batch)}.")
+        expected = f"{', '.join(map(repr, keys[:-1]))} and {keys[-1]!r}"
+        raise CorruptDataError(f"{path}: expected the keys {expected} of {title}, found {sorted(batch)}.")
     labels = {kind: _labels(path, batch[kind], classes, kind) for kind, classes in kinds.items()}
     data = batch["data"]
     for kind, values in labels.items():
@@ -120,8 +120,8 @@ def read_batch(
 
 def _labels(path: Path, values: Any, classes: int, kind: str) -> NDArray[np.uint8]:
     labels = np.asarray(values)
-    whole = labels.ndim == 1 and labels.dtype.kind in "iu" and labels.size > 0
-    if not whole or labels.min() < 0 or labels.max() >= classes:
+    valid = labels.ndim == 1 and labels.dtype.kind in "iu" and labels.size > 0
+    if not valid or labels.min() < 0 or labels.max() >= classes:
         raise CorruptDataError(
             f"{path}: expected {kind} 0 to {classes - 1} of shape (n,); found shape {labels.shape}, {labels.dtype}"
             + (f", from {labels.min()} to {labels.max()}." if labels.size and labels.dtype.kind in "iu" else ".")
@@ -156,7 +156,7 @@ def _read_archive(path: Path, limit: int | None) -> tuple[NDArray[np.uint8], NDA
                     if image.size != (32, 32) or image.mode != "RGB":
                         raise ValueError(f"{image.mode} of size {image.size}")
                     images[i] = np.asarray(image).transpose(2, 0, 1)
-            # Pillow reports damaged JPEG data as OSError, SyntaxError or ValueError, by the place of the damage.
+            # Pillow raises OSError, SyntaxError or ValueError, depending on which part of the JPEG data is damaged.
             except (OSError, SyntaxError, ValueError) as error:
                 raise CorruptDataError(
                     f"{path}: expected image {i} to be a 32 x 32 RGB JPEG, found {error}."
@@ -164,6 +164,6 @@ def _read_archive(path: Path, limit: int | None) -> tuple[NDArray[np.uint8], NDA
 
     step = 1000
     with ThreadPoolExecutor(max_workers=min(8, os.cpu_count() or 1)) as pool:
-        for done in [pool.submit(decode, start, min(start + step, count)) for start in range(0, count, step)]:
-            done.result()
+        for future in [pool.submit(decode, start, min(start + step, count)) for start in range(0, count, step)]:
+            future.result()
     return images, labels[:count]

@@ -1,4 +1,4 @@
-"""CIFAR-100 in its python format, with the labels that its name asks for: 20 coarse or 100 fine ones."""
+"""CIFAR-100 in its published Python format, with the 20 coarse or the 100 fine labels, as chosen by name."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from pyrostoch.data.errors import not_found
 
 __all__ = ["CIFAR100", "locate_cifar100", "read_cifar100"]
 
-#: By name: the kind of labels, and their number of classes.
+#: Kind of labels and number of classes, by data set name.
 CIFAR100 = {"cifar100-coarse": ("coarse", 20), "cifar100-fine": ("fine", 100)}
 _KINDS = {f"{kind}_labels": classes for kind, classes in CIFAR100.values()}
 _FILES = ("train", "test", "meta")
@@ -24,13 +24,14 @@ def locate_cifar100(name: str, root: Path | None) -> Path:
 
     Args:
         name: `"cifar100-coarse"` or `"cifar100-fine"`.
-        root: The data folder: its `cifar-100-python`, `CIFAR100/cifar-100-python`, and the folder itself are searched.
+        root: The data folder. Its subfolders `cifar-100-python` and `CIFAR100/cifar-100-python` and the folder itself
+            are searched.
 
     Returns:
         The first folder that holds the three files of the published archive.
 
     Raises:
-        DataNotFoundError: If none does.
+        DataNotFoundError: If there is no such folder.
     """
     inner = "cifar-100-python"
     folders = [] if root is None else [root / inner, root / "CIFAR100" / inner, root]
@@ -55,12 +56,12 @@ def read_cifar100(
         Images (n, 3, 32, 32) and labels (n,), both uint8.
 
     Raises:
-        CorruptDataError: If the file is damaged or of another kind; both kinds of labels are checked.
+        CorruptDataError: If the file is damaged or not in the expected format; both kinds of labels are checked.
 
     References:
         Krizhevsky, "Learning multiple layers of features from tiny images", 2009.
     """
     kind, _ = CIFAR100[name]
     images, labels = read_batch(folder / part, "CIFAR-100", _KINDS)
-    # A copy: the images are a view of the file's bytes, which cannot be written to.
+    # A copy, because the images are a read-only view of the file's bytes.
     return images[:limit].copy(), labels[f"{kind}_labels"][:limit]

@@ -1,4 +1,4 @@
-"""The handwritten digits that ship inside the package."""
+"""The handwritten digits bundled with the package."""
 
 from __future__ import annotations
 

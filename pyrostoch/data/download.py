@@ -1,4 +1,4 @@
-"""Fetching MNIST and Fashion-MNIST from their public mirrors: whole, checked, or not at all."""
+"""Download MNIST and Fashion-MNIST from their public mirrors, verified by size and checksum."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _TIMEOUT_SECONDS = 30.0
 
 @dataclass(frozen=True)
 class RemoteFile:
-    """A file as published: its name, its size in bytes and its checksums (hexadecimal)."""
+    """A published file: its name, its size in bytes and its hexadecimal checksums."""
 
     name: str
     size: int
@@ -115,15 +115,15 @@ class _MirrorError(Exception):
 def download(
     name: str, data_dir: str | os.PathLike[str], *, base_urls: Sequence[str] | None = None, progress: bool = True
 ) -> Path:
-    """Fetch a data set into `data_dir`, in torchvision's layout.
+    """Download a data set into `data_dir`, in torchvision's layout.
 
-    Each file is streamed to a temporary file beside its final place, checked (size, MD5, SHA-256), and only then
-    renamed, so that a file under its own name is always whole. Where a mirror fails, the next is tried. Files already
-    there and valid are not fetched again.
+    Each file is streamed to a temporary file in the same folder, checked (size, MD5, SHA-256), and only then renamed,
+    so that a file under its final name is always complete. If a mirror fails, the next one is tried. Valid files that
+    are already there are not downloaded again.
 
     Args:
         name: `"mnist"` or `"fashion-mnist"`.
-        data_dir: The data folder; `MNIST/raw` or `FashionMNIST/raw` is made in it.
+        data_dir: The data folder; `MNIST/raw` or `FashionMNIST/raw` is created in it.
         base_urls: Mirrors to use instead of the public ones (`http` or `https`); a file's name is appended to each.
         progress: Whether to show a progress bar for each file.
 
@@ -131,16 +131,16 @@ def download(
         The folder with the files.
 
     Raises:
-        ValueError: If the set cannot be downloaded, or a mirror's address is not one.
-        DownloadError: If no mirror delivers a file; gives each mirror's reason, for a wrong checksum both sums.
+        ValueError: If the data set cannot be downloaded, or a mirror is not an http or https address.
+        DownloadError: If no mirror delivers a file. The message gives the reason for each mirror, and for a wrong
+            checksum the expected and the found one.
         OSError: If the folder or a file cannot be written (no permission, disk full).
     """
     key = name.strip().lower()
     if key not in SOURCES:
         raise ValueError(
-            f"Only {' and '.join(SOURCES)} can be downloaded, got {name!r}. The digits are bundled; for other sets "
-            "put the files "
-            "in the data folder: load() says which it looks for."
+            f"Only {' and '.join(SOURCES)} can be downloaded, got {name!r}. The digits are bundled; for other data "
+            "sets put the files in the data folder: the error of load() lists the files it looks for."
         )
     source = SOURCES[key]
     mirrors = source.mirrors if base_urls is None else tuple(base_urls)
@@ -165,7 +165,7 @@ def _is_valid(path: Path, remote: RemoteFile) -> bool:
 
 
 def _fetch(remote: RemoteFile, folder: Path, mirrors: Sequence[str], progress: bool) -> None:
-    """Bring one file to its place, from the first mirror that delivers it."""
+    """Download one file from the first mirror that delivers it."""
     reasons = []
     for mirror in mirrors:
         url = f"{mirror.rstrip('/')}/{remote.name}"
@@ -180,7 +180,7 @@ def _fetch(remote: RemoteFile, folder: Path, mirrors: Sequence[str], progress: b
         except _MirrorError as reason:
             reasons.append(f"  {url}: {reason}")
         except OSError as error:
-            # Another mirror cannot help where the disk is full or the folder is not writable.
+            # Another mirror does not help if the disk is full or the folder is not writable.
             raise OSError(error.errno, f"Cannot write {remote.name}: {error.strerror or error}", str(folder)) from error
         finally:
             partial.unlink(missing_ok=True)
@@ -188,7 +188,7 @@ def _fetch(remote: RemoteFile, folder: Path, mirrors: Sequence[str], progress: b
 
 
 def _stream(url: str, remote: RemoteFile, stream: BinaryIO, progress: bool) -> None:
-    """Copy the answer to `stream`, and check size and checksums."""
+    """Copy the response to `stream`, and check its size and checksums."""
     from tqdm import tqdm
 
     md5, sha256, received = hashlib.md5(usedforsecurity=False), hashlib.sha256(), 0

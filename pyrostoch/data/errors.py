@@ -1,4 +1,4 @@
-"""What can go wrong with data: it is not there, it is damaged, or it could not be fetched."""
+"""Errors of data sets: not found, damaged, or not downloadable."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ class DataNotFoundError(FileNotFoundError):
 
 
 class CorruptDataError(ValueError):
-    """A data file is truncated, damaged or of another kind; the message names it, the expected and the found."""
+    """A data file is truncated, damaged or in another format; the message names it and says what was expected."""
 
 
 class DownloadError(OSError):
@@ -26,14 +26,14 @@ def not_found(
     """Build the error for a missing data set: the files looked for, the folders searched, and how to get them.
 
     Args:
-        title: Human name of the data set.
-        files: File names that were looked for, one entry a file ("a or b" where two forms are accepted).
-        folders: Folders that were searched; empty where no data folder was given.
+        title: Display name of the data set.
+        files: File names that were looked for, one entry per file ("a or b" where two names are accepted).
+        folders: Folders that were searched; empty if no data folder was given.
         name: The name for `load`, quoted in the advice.
-        downloadable: Whether `pyrostoch.data.download` knows the set.
+        downloadable: Whether `pyrostoch.data.download` can fetch the data set.
 
     Returns:
-        The error, to be raised by the caller.
+        The error, for the caller to raise.
     """
     lines = [f"{title} was not found."]
     lines += ["Files looked for (all in one folder):", *(f"  {file}" for file in files)]
@@ -44,7 +44,9 @@ def not_found(
         ]
     else:
         lines.append("No folder was searched: no data folder was given and PYROSTOCH_DATA is not set.")
-    lines.append("Say where the data are with --data-dir DIR (data_dir= in Python) or the variable PYROSTOCH_DATA.")
+    lines.append(
+        "Give the data folder with --data-dir DIR (data_dir= in Python) or the environment variable PYROSTOCH_DATA."
+    )
     if downloadable:
-        lines.append(f"To fetch them: pyrostoch download {name} --data-dir DIR (pyrostoch.data.download in Python)")
+        lines.append(f"To download them: pyrostoch download {name} --data-dir DIR (pyrostoch.data.download in Python)")
     return DataNotFoundError("\n".join(lines))

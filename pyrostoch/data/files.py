@@ -1,4 +1,4 @@
-"""Finding a set's folder and reading its bytes, gzip or not."""
+"""Find the files of a data set, and read them whether or not they are compressed with gzip."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from pyrostoch.data.errors import CorruptDataError
 
-__all__ = ["data_root", "either_form", "first_complete", "pick", "read_bytes", "read_npz"]
+__all__ = ["data_root", "find_file", "first_complete", "plain_or_gzip", "read_bytes", "read_npz"]
 
 _GZIP_MAGIC = b"\x1f\x8b"
 
@@ -26,29 +26,29 @@ def data_root(data_dir: str | os.PathLike[str] | None) -> Path | None:
         data_dir: Folder given by the caller; `~` is expanded.
 
     Returns:
-        The folder, which need not exist.
+        The folder, which may not exist.
     """
     chosen = data_dir if data_dir is not None else os.environ.get("PYROSTOCH_DATA") or None
     return None if chosen is None else Path(chosen).expanduser()
 
 
-def pick(folder: Path, name: str) -> Path | None:
+def find_file(folder: Path, name: str) -> Path | None:
     """Return `folder/name.gz` or `folder/name`, whichever exists (in this order), or None."""
     return next((path for path in (folder / f"{name}.gz", folder / name) if path.is_file()), None)
 
 
-def either_form(name: str) -> str:
-    """Return the text by which error messages name a file that may be compressed."""
+def plain_or_gzip(name: str) -> str:
+    """Return both names of a file that may be compressed, for error messages."""
     return f"{name}.gz or {name}"
 
 
 def first_complete(folders: Sequence[Path], names: Sequence[str]) -> Path | None:
-    """Return the first folder in which every one of the files exists, compressed or not."""
-    return next((folder for folder in folders if all(pick(folder, name) for name in names)), None)
+    """Return the first folder that holds every one of the files, compressed or not, or None."""
+    return next((folder for folder in folders if all(find_file(folder, name) for name in names)), None)
 
 
 def read_bytes(path: Path) -> bytes:
-    """Read a file, unpacking gzip where the content (not the name) says so.
+    """Read a file, unpacking gzip if the content (not the name) is gzip.
 
     Args:
         path: The file.
@@ -57,7 +57,7 @@ def read_bytes(path: Path) -> bytes:
         The unpacked bytes.
 
     Raises:
-        CorruptDataError: If the gzip stream is truncated or damaged.
+        CorruptDataError: If the gzip stream is truncated or damaged, or a `.gz` file is not gzip.
     """
     raw = path.read_bytes()
     if not raw.startswith(_GZIP_MAGIC):
@@ -77,11 +77,11 @@ def read_bytes(path: Path) -> bytes:
 
 
 def read_npz(path: Path, keys: Sequence[str]) -> dict[str, NDArray[np.generic]]:
-    """Read arrays from a NumPy archive, never unpickling anything.
+    """Read arrays from a NumPy archive without unpickling.
 
     Args:
         path: The `.npz` file.
-        keys: The arrays wanted.
+        keys: Names of the arrays to read.
 
     Returns:
         The arrays by key.
@@ -107,6 +107,6 @@ def read_npz(path: Path, keys: Sequence[str]) -> dict[str, NDArray[np.generic]]:
         raise
     except (ValueError, EOFError, KeyError, zipfile.BadZipFile, zlib.error) as error:
         raise CorruptDataError(
-            f"{path}: expected a NumPy archive without pickles, found {path.stat().st_size} bytes that do not read "
-            f"({error})."
+            f"{path}: expected a NumPy archive without pickles, found {path.stat().st_size} bytes that cannot "
+            f"be read ({error})."
         ) from error

@@ -21,14 +21,14 @@ def read_idx(path: str | Path) -> NDArray[Any]:
     """Read one IDX file, gzip or not.
 
     Args:
-        path: The file. Compression is told from the content.
+        path: The file. Compression is detected from the content.
 
     Returns:
         The array, in the machine's byte order, with the shape the header gives. All six value types are read: unsigned
         and signed bytes, 16- and 32-bit integers, 32- and 64-bit floats.
 
     Raises:
-        CorruptDataError: If the file is truncated, has bytes to spare, or is not IDX.
+        CorruptDataError: If the file is truncated, has extra bytes, or is not an IDX file.
         FileNotFoundError: If there is no such file.
 
     Example:
@@ -49,9 +49,8 @@ def read_idx(path: str | Path) -> NDArray[Any]:
     code, dimensions = content[2], content[3]
     if content[:2] != b"\x00\x00" or code not in _TYPES or dimensions == 0:
         raise CorruptDataError(
-            f"{path}: expected an IDX file (bytes 00 00, a type among {', '.join(f'{c:02x}' for c in _TYPES)}, and "
-            "at least one "
-            f"dimension), found the first bytes {content[:4].hex(' ')}."
+            f"{path}: expected an IDX file (bytes 00 00, a type among {', '.join(f'{c:02x}' for c in _TYPES)}, and at "
+            f"least one dimension), found the first bytes {content[:4].hex(' ')}."
         )
     header = 4 + 4 * dimensions
     if len(content) < header:

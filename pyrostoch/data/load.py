@@ -1,4 +1,4 @@
-"""`load` and `locate`: from the name of a data set to its tensors, or to the folder it is in."""
+"""`load` and `locate`: the tensors of a data set, and the folder of its files, by name."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from pyrostoch.data.digits import read_digits
 from pyrostoch.data.files import data_root
 from pyrostoch.data.mnist import TITLES, locate_mnist, read_mnist
 from pyrostoch.data.split import DataSplit
-from pyrostoch.data.uci import UCI_SETS, locate_uci, read_uci, uci_set
+from pyrostoch.data.uci import UCI_SETS, locate_uci, read_uci, uci_folder_name
 
 __all__ = ["NAMES", "load", "locate"]
 
@@ -34,38 +34,39 @@ def load(
     """Load a data set into memory.
 
     Images come as (n, 1, 8, 8) for `digits`, (n, 1, 28, 28) for the two MNISTs and (n, 3, 32, 32) for CIFAR-10 and
-    CIFAR-100, in [0, 1], with int64 labels. UCI sets come standardized by their training part; see `DataSplit` for how
-    to undo it.
+    CIFAR-100, in [0, 1], with int64 labels. UCI sets are standardized with the mean and standard deviation of their
+    training part; see `DataSplit` for how to undo it.
 
     Args:
         name: `"digits"` (bundled), `"mnist"`, `"fashion-mnist"`, `"cifar10"`, `"cifar100-coarse"` (20 classes) or
             `"cifar100-fine"` (100 classes), or `"uci:<name>"` with one of the seven standard sets or the name of a
             folder laid out like them.
-        data_dir: Folder the data are in, in torchvision's layout; without it, the variable `PYROSTOCH_DATA`.
-        split: Which of the standard train/test splits, for UCI sets; the others have one, numbered 0.
-        dtype: Floating type of inputs and regression targets.
-        limit: Keep at most this many examples of each part, the first ones. Statistics are those of the kept training
-            examples.
+        data_dir: Folder of the data, in torchvision's layout; default: the environment variable `PYROSTOCH_DATA`.
+        split: Number of the standard train/test split, for UCI sets; the other data sets have one split, number 0.
+        dtype: Floating-point type of inputs and regression targets.
+        limit: Keep at most this many examples of each part, the first ones. UCI sets are then standardized with the
+            statistics of the kept training examples.
 
     Returns:
-        The two parts, on the CPU.
+        The training and test parts, on the CPU.
 
     Raises:
         ValueError: If the name is unknown, there is no such split, or the limit is below 1.
-        TypeError: If `dtype` is not floating.
-        DataNotFoundError: If the files are not found; says which, where they were looked for, and how to get them.
-        CorruptDataError: If a file is damaged or of another kind.
+        TypeError: If `dtype` is not a floating-point type.
+        DataNotFoundError: If the files are not found; the message lists the files, the folders searched, and how to
+            get them.
+        CorruptDataError: If a file is damaged or not in the expected format.
 
     Example:
         >>> digits = load("digits")
         >>> tuple(digits.x_train.shape), digits.num_classes
         ((1437, 1, 8, 8), 10)
     """
-    name = _known(name)
+    name = _canonical_name(name)
     if not dtype.is_floating_point:
-        raise TypeError(f"load({name!r}) takes a floating dtype for its inputs, got {dtype}.")
+        raise TypeError(f"load({name!r}) expects a floating dtype for its inputs, got {dtype}.")
     if limit is not None and limit < 1:
-        raise ValueError(f"load({name!r}) takes a limit of at least 1 example, got {limit}.")
+        raise ValueError(f"load({name!r}) expects a limit of at least 1 example, got {limit}.")
     root = data_root(data_dir)
     if name.startswith("uci:"):
         return _regression(name, locate(name, data_dir), split, dtype, limit)
@@ -85,13 +86,13 @@ def load(
         title = f"CIFAR-100 ({classes} {kind} labels)"
         return _classification(name, title, str(folder), parts, 255.0, dtype, num_classes=classes)
     folder = locate_mnist(name, root)
-    whole = [read_mnist(name, folder, "train"), read_mnist(name, folder, "test")]
-    parts = [(images[:limit, None], labels[:limit]) for images, labels in whole]
+    complete = [read_mnist(name, folder, "train"), read_mnist(name, folder, "test")]
+    parts = [(images[:limit, None], labels[:limit]) for images, labels in complete]
     return _classification(name, TITLES[name], str(folder), parts, 255.0, dtype)
 
 
 def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> str:
-    """Say where a data set is, without reading it.
+    """Return the folder of a data set, without reading its files.
 
     Args:
         name: As for `load`; `NAMES` lists the standard ones.
@@ -108,7 +109,7 @@ def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> str:
         >>> locate("digits")
         'bundled'
     """
-    name, root = _known(name), data_root(data_dir)
+    name, root = _canonical_name(name), data_root(data_dir)
     if name == "digits":
         return "bundled"
     if name == "cifar10":
@@ -120,23 +121,22 @@ def locate(name: str, data_dir: str | os.PathLike[str] | None = None) -> str:
     return str(locate_mnist(name, root))
 
 
-def _known(name: str) -> str:
-    """Return the name as `NAMES` spells it, or `uci:` and a user's own folder."""
+def _canonical_name(name: str) -> str:
+    """Return the name as spelled in `NAMES`, or `uci:<folder>` for a folder of the user's."""
     lower = name.strip().lower()
     if lower in NAMES:
         return lower
-    if lower.startswith("uci:") and (folder := uci_set(name.strip()[4:])) is not None:
+    if lower.startswith("uci:") and (folder := uci_folder_name(name.strip()[4:])) is not None:
         return f"uci:{folder}"
     if lower.replace("-", "").startswith("cifar100"):
         kinds = " or ".join(f"{known!r} ({classes} classes)" for known, (_, classes) in CIFAR100.items())
         raise ValueError(
-            f"There is no data set {name!r}: CIFAR-100 has two kinds of labels, and its name says which: {kinds}."
+            f"There is no data set {name!r}: CIFAR-100 has two kinds of labels, chosen by the name: {kinds}."
         )
     close = difflib.get_close_matches(lower, NAMES, n=1)
     raise ValueError(
-        f"There is no data set {name!r}.{f' Did you mean {close[0]!r}?' if close else ''} Known: "
-        f"{', '.join(NAMES)}, and "
-        "uci:<folder> for a set of your own in the same layout."
+        f"There is no data set {name!r}.{f' Did you mean {close[0]!r}?' if close else ''} Known: {', '.join(NAMES)}, "
+        "and uci:<folder> for a data set of your own in the same layout."
     )
 
 
@@ -145,12 +145,12 @@ def _classification(
     title: str,
     source: str,
     parts: list[tuple[NDArray[np.uint8], NDArray[np.uint8]]],
-    top: float,
+    scale: float,
     dtype: torch.dtype,
     num_classes: int = 10,
 ) -> DataSplit:
     (x_train, y_train), (x_test, y_test) = (
-        (torch.from_numpy(np.ascontiguousarray(x)).to(dtype).div_(top), torch.from_numpy(y.astype(np.int64)))
+        (torch.from_numpy(np.ascontiguousarray(x)).to(dtype).div_(scale), torch.from_numpy(y.astype(np.int64)))
         for x, y in parts
     )
     shape = tuple(x_train.shape[1:])
@@ -184,6 +184,6 @@ def _regression(name: str, source: str, split: int, dtype: torch.dtype, limit: i
 def _statistics(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
     """Return mean and standard deviation of each column; a constant column gets 1, so that it is only centered."""
     std = values.std(axis=0)
-    # A constant column's deviation is rounding error, relative to its size, rather than zero exactly.
+    # The standard deviation of a constant column is not exactly zero, but rounding error proportional to its values.
     constant = std <= 1e-12 * np.abs(values).max(axis=0)
     return values.mean(axis=0), np.where(constant, 1.0, std)

@@ -1,4 +1,4 @@
-"""MNIST and Fashion-MNIST: four IDX files a set, in torchvision's folders or straight in the data folder."""
+"""MNIST and Fashion-MNIST: four IDX files each, in torchvision's folders or directly in the data folder."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrostoch.data.errors import CorruptDataError, not_found
-from pyrostoch.data.files import either_form, first_complete, pick
+from pyrostoch.data.files import find_file, first_complete, plain_or_gzip
 from pyrostoch.data.idx import read_idx
 
 __all__ = ["FILES", "FOLDERS", "TITLES", "locate_mnist", "read_mnist"]
@@ -22,8 +22,8 @@ FILES = {
     "test": ("t10k-images-idx3-ubyte", "t10k-labels-idx1-ubyte"),
 }
 
-# Both sets use the same file names, so a file straight in the data folder does not say which set it is. The official
-# test # labels do: SHA-256 of their values.
+# Both data sets use the same file names, so files directly in the data folder could belong to either. The SHA-256 of
+# the official test labels tells them apart.
 _TEST_LABELS = {
     "mnist": "ddeff807876a9661a1110d45c266c86239a3a1b7d37da0c3716a7a683c852ff5",
     "fashion-mnist": "3d0e6c6ea990b53b6f8f500a41cac93881d981b315f84578b7d915342ade01e9",
@@ -31,24 +31,25 @@ _TEST_LABELS = {
 
 
 def locate_mnist(name: str, root: Path | None) -> Path:
-    """Return the folder with the four files of a set.
+    """Return the folder with the four files of a data set.
 
     Args:
         name: `"mnist"` or `"fashion-mnist"`.
-        root: The data folder: its `MNIST/raw` (`FashionMNIST/raw`), `MNIST`, `raw`, and the folder itself are searched.
+        root: The data folder. Its subfolders `MNIST/raw`, `MNIST` (`FashionMNIST/raw`, `FashionMNIST`) and `raw` and
+            the folder itself are searched.
 
     Returns:
         The first folder that holds all four files, gzip or not.
 
     Raises:
-        DataNotFoundError: If none does.
+        DataNotFoundError: If there is no such folder.
     """
     names = [file for pair in FILES.values() for file in pair]
-    own = FOLDERS[name]
-    folders = [] if root is None else [root / own / "raw", root / own, root / "raw", root]
+    inner = FOLDERS[name]
+    folders = [] if root is None else [root / inner / "raw", root / inner, root / "raw", root]
     found = first_complete(folders, names)
     if found is None:
-        raise not_found(TITLES[name], [either_form(file) for file in names], folders, name=name, downloadable=True)
+        raise not_found(TITLES[name], [plain_or_gzip(file) for file in names], folders, name=name, downloadable=True)
     return found
 
 
@@ -64,9 +65,10 @@ def read_mnist(name: str, folder: Path, part: Literal["train", "test"]) -> tuple
         Images (n, 28, 28) uint8 and labels (n,) uint8.
 
     Raises:
-        CorruptDataError: If a file is damaged, the two disagree, or the files belong to the other set.
+        CorruptDataError: If a file is damaged, images and labels do not match, or the files are those of the other
+            data set.
     """
-    image_path, label_path = (pick(folder, file) or folder / file for file in FILES[part])
+    image_path, label_path = (find_file(folder, file) or folder / file for file in FILES[part])
     labels = read_idx(label_path)
     if labels.dtype != np.uint8 or labels.ndim != 1 or labels.size == 0 or labels.max() > 9:
         raise CorruptDataError(
@@ -78,9 +80,8 @@ def read_mnist(name: str, folder: Path, part: Literal["train", "test"]) -> tuple
         for other, known in _TEST_LABELS.items():
             if other != name and digest == known:
                 raise CorruptDataError(
-                    f"{label_path}: expected {TITLES[name]}, found the labels of {TITLES[other]}. The two sets "
-                    "share their file "
-                    f"names: keep them in {FOLDERS[name]}/raw and {FOLDERS[other]}/raw of the data folder."
+                    f"{label_path}: expected {TITLES[name]}, found the labels of {TITLES[other]}. The two sets share "
+                    f"their file names: keep them in {FOLDERS[name]}/raw and {FOLDERS[other]}/raw of the data folder."
                 )
     images = read_idx(image_path)
     if images.dtype != np.uint8 or images.shape != (len(labels), 28, 28):

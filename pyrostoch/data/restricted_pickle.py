@@ -1,7 +1,7 @@
-"""Reading a pickle from elsewhere without running anything: plain containers and byte arrays only.
+"""Read an untrusted pickle without running its code: plain containers and byte arrays only.
 
-A pickle may call any importable function. This reader resolves no name at all: the handful of NumPy names by which
-arrays are written are answered by inert stand-ins that only note what was asked for, and every other name is refused.
+A pickle may call any importable function. This reader imports nothing: the few NumPy names that pickled arrays need are
+replaced by inert placeholders that only record the arguments of the call, and every other name is refused.
 """
 
 from __future__ import annotations
@@ -23,8 +23,8 @@ __all__ = ["read_pickle"]
 _BYTE_TYPES = {"u1", "|u1", "B", "uint8"}
 
 
-class _Note:
-    """What a pickle says of an array or of its type: the arguments of the call, and the state set afterwards."""
+class _RecordedCall:
+    """A recorded call that would make an array or its dtype: its arguments, and the state set afterwards."""
 
     __slots__ = ("args", "state")
 
@@ -36,8 +36,8 @@ class _Note:
         self.state = state
 
 
-class _Array(_Note):
-    """A noted `_reconstruct` (shape and bytes in its state) or `_frombuffer` (in its arguments)."""
+class _ArrayCall(_RecordedCall):
+    """A recorded `_reconstruct` (shape and bytes in its state) or `_frombuffer` (in its arguments)."""
 
     def resolve(self) -> NDArray[np.uint8]:
         if self.state is not None:
@@ -45,10 +45,10 @@ class _Array(_Note):
             fortran = bool(fortran)
         else:
             raw, kind, shape, order = self.args
-            if _text(order) not in "CF":
-                raise ValueError(f"an array in memory order {_text(order)!r}")
-            fortran = _text(order) == "F"
-        if not isinstance(kind, _Type) or _text(kind.args[0]) not in _BYTE_TYPES:
+            if _to_str(order) not in "CF":
+                raise ValueError(f"an array in memory order {_to_str(order)!r}")
+            fortran = _to_str(order) == "F"
+        if not isinstance(kind, _DtypeCall) or _to_str(kind.args[0]) not in _BYTE_TYPES:
             raise ValueError("an array that is not of unsigned bytes")
         shape = (shape,) if isinstance(shape, int) else tuple(shape)
         if not isinstance(raw, bytes | bytearray) or math.prod(shape) != len(raw):
@@ -56,12 +56,12 @@ class _Array(_Note):
         return np.frombuffer(bytes(raw), np.uint8).reshape(shape, order="F" if fortran else "C")
 
 
-class _Type(_Note):
-    """A noted `numpy.dtype(...)`."""
+class _DtypeCall(_RecordedCall):
+    """A recorded `numpy.dtype(...)`."""
 
 
-class _StandIn:
-    """Answers for one NumPy name: callable where the name was, and closed to having its state set."""
+class _Placeholder:
+    """Takes the place of one NumPy name: it can be called, and refuses to have its state set."""
 
     __slots__ = ("make",)
 
@@ -75,12 +75,12 @@ class _StandIn:
         raise pickle.UnpicklingError("it sets the state of a function")
 
 
-def _no_call(args: tuple[Any, ...]) -> Any:
+def _refuse_call(args: tuple[Any, ...]) -> Any:
     raise pickle.UnpicklingError("it calls numpy.ndarray directly")
 
 
-_RECONSTRUCT, _DTYPE, _NDARRAY = _StandIn(_Array), _StandIn(_Type), _StandIn(_no_call)
-# NumPy 2 renamed numpy.core to numpy._core; files of both ages are about.
+_RECONSTRUCT, _DTYPE, _NDARRAY = _Placeholder(_ArrayCall), _Placeholder(_DtypeCall), _Placeholder(_refuse_call)
+# NumPy 2 renamed numpy.core to numpy._core; files of both versions are in use.
 _NAMES = {
     ("numpy", "dtype"): _DTYPE,
     ("numpy", "ndarray"): _NDARRAY,
@@ -96,22 +96,22 @@ class _Unpickler(pickle.Unpickler):
         try:
             return _NAMES[module, name]
         except KeyError:
-            raise pickle.UnpicklingError(f"it asks for {module}.{name}, which is refused") from None
+            raise pickle.UnpicklingError(f"it refers to {module}.{name}, which is refused") from None
 
 
-def _text(value: Any) -> str:
+def _to_str(value: Any) -> str:
     """Return a string that Python 2 may have written as bytes."""
     return value.decode("latin1") if isinstance(value, bytes) else str(value)
 
 
-def _plain(value: Any) -> Any:
-    """Return the value with notes turned into arrays; whatever is not plain data is refused."""
-    if isinstance(value, _Array):
+def _to_plain_data(value: Any) -> Any:
+    """Return the value with recorded calls turned into arrays; anything that is not plain data is refused."""
+    if isinstance(value, _ArrayCall):
         return value.resolve()
     if isinstance(value, dict):
-        return {_text(key): _plain(item) for key, item in value.items()}
+        return {_to_str(key): _to_plain_data(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
-        return [_plain(item) for item in value]
+        return [_to_plain_data(item) for item in value]
     if value is None or isinstance(value, bool | int | float | str | bytes):
         return value
     raise ValueError(f"a value of type {type(value).__name__}")
@@ -121,7 +121,7 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     """Read a pickled dictionary of plain values and byte arrays.
 
     Numbers, strings, bytes, lists, tuples (as lists), dictionaries and NumPy arrays of unsigned bytes are read, whether
-    written by Python 2 or 3 and by NumPy 1 or 2. Nothing that the file names is imported or called.
+    written by Python 2 or 3 and by NumPy 1 or 2. Nothing named in the file is imported or called.
 
     Args:
         path: The file.
@@ -130,8 +130,8 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
         The dictionary; keys that Python 2 wrote as bytes become strings.
 
     Raises:
-        CorruptDataError: If the file is damaged, asks for any other name (given in the message), or holds something
-            else.
+        CorruptDataError: If the file is damaged, refers to any other name (given in the message), or holds data of
+            another type.
 
     Example:
         >>> import pathlib, pickle, tempfile
@@ -144,13 +144,12 @@ def read_pickle(path: str | Path) -> dict[str, Any]:
     path = Path(path)
     content = path.read_bytes()
     try:
-        value = _plain(_Unpickler(io.BytesIO(content), encoding="bytes").load())
-    # A damaged pickle can fail with nearly any exception; all of them mean the same here.
+        value = _to_plain_data(_Unpickler(io.BytesIO(content), encoding="bytes").load())
+    # A damaged pickle can raise nearly any exception; all of them mean the same here.
     except Exception as error:
         raise CorruptDataError(
-            f"{path}: expected a pickle of plain values and byte arrays, found {len(content)} bytes that do not "
-            "read as one: "
-            f"{str(error) or type(error).__name__}."
+            f"{path}: expected a pickle of plain values and byte arrays, found {len(content)} bytes that cannot be "
+            f"read as one: {str(error) or type(error).__name__}."
         ) from error
     if not isinstance(value, dict):
         raise CorruptDataError(f"{path}: expected a pickled dictionary, found a {type(value).__name__}.")

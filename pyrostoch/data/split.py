@@ -1,4 +1,4 @@
-"""A data set in memory: training and test part as tensors, and the facts a model needs to be built for it."""
+"""A data set in memory: its training and test parts as tensors, and what is needed to build a model for it."""
 
 from __future__ import annotations
 
@@ -13,24 +13,24 @@ __all__ = ["DataSplit"]
 
 @dataclass(frozen=True, eq=False)
 class DataSplit:
-    """Training and test part of a data set.
+    """The training and test parts of a data set.
 
-    For regression, features and target are standardized, z = (v - mean) / std, by the statistics of the TRAINING part
+    For regression, features and target are standardized, z = (v - mean) / std, with the statistics of the TRAINING part
     alone (std with divisor n; a constant column is only centered). To undo it for the target, with `mean, std =
     split.target_scale`: a prediction is y * std + mean, a standard deviation or RMSE is multiplied by std, a variance
-    by std², and a log density in nats loses log(std) an example.
+    by std², and log(std) is subtracted from the log density of each example, in nats.
 
     Args:
         name: Name for `load`, such as `"mnist"` or `"uci:yacht"`.
-        title: Human name. The JPEG re-encoding of CIFAR-10 is "CIFAR-10 (JPEG q75)".
+        title: Display name. The JPEG re-encoding of CIFAR-10 is "CIFAR-10 (JPEG q75)".
         task: `"classification"` or `"regression"`.
         x_train: Inputs, shape (n_train, *input_shape); images in [0, 1].
         y_train: Labels (n_train,) int64, or standardized targets (n_train, 1).
         x_test: Inputs, shape (n_test, *input_shape).
-        y_test: As `y_train`, with n_test rows.
+        y_test: Like `y_train`, with n_test rows.
         num_classes: Number of classes; None for regression.
         input_shape: Shape of one input.
-        source: Folder the files came from, or `"bundled"`.
+        source: Folder of the files, or `"bundled"`.
         target_scale: For regression the (mean, std) of the training target, in its original units; None for
             classification.
 
@@ -55,16 +55,16 @@ class DataSplit:
     def holdout(self, fraction: float, seed: int) -> DataSplit:
         """Split the training part for model selection; the test part is left out.
 
-        For classification each class is represented in proportion. Standardized values keep the scale they have, that
-        of the whole training part, so figures on the held-out part compare with those on the test part.
+        For classification the draw is stratified by class. Standardized values keep the scale of the whole training
+        part, so scores on the held-out part can be compared with those on the test part.
 
         Args:
-            fraction: Share of the training part to hold out, in (0, 1).
+            fraction: Fraction of the training part to hold out, in (0, 1).
             seed: Seed of the draw; the global random state is neither used nor changed.
 
         Returns:
-            A split whose `x_train, y_train` are the rest, in their old order, and whose `x_test, y_test` are the
-            held-out examples; its title says so.
+            A split whose `x_train, y_train` are the remaining examples in their original order, and whose `x_test,
+            y_test` are the held-out examples; its title says so.
 
         Raises:
             ValueError: If the fraction is not in (0, 1), or one of the two parts would be empty.
@@ -77,7 +77,9 @@ class DataSplit:
         """
         total = len(self.x_train)
         if not 0.0 < fraction < 1.0:
-            raise ValueError(f"{self.name}: holdout takes a fraction between 0 and 1 (both excluded), got {fraction}.")
+            raise ValueError(
+                f"{self.name}: holdout expects a fraction between 0 and 1 (both excluded), got {fraction}."
+            )
         count = round(fraction * total)
         if not 0 < count < total:
             raise ValueError(f"{self.name}: holding out {fraction} of {total} training examples leaves a part empty.")
@@ -102,23 +104,22 @@ class DataSplit:
         shape = " x ".join(str(size) for size in self.input_shape)
         return (
             f"{self.title} [{self.name}]: {kind}, input {shape}; {len(self.x_train):,} training and "
-            f"{len(self.x_test):,} test "
-            f"examples; {self.source}"
+            f"{len(self.x_test):,} test examples; {self.source}"
         )
 
     def __repr__(self) -> str:
-        """Return the same line, without the tensors' values."""
+        """Return the same line as `str`; the tensors are not printed."""
         return f"DataSplit({self})"
 
 
 def _stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` positions, each class in proportion; what rounding leaves goes to the largest remainders."""
+    """Draw `count` positions in proportion to the classes; rounding is by the largest remainders."""
     sizes = labels.bincount()
     share = sizes.double() * count / len(labels)
     quota = share.floor().long()
     quota[(share - quota).argsort(descending=True, stable=True)[: count - int(quota.sum())]] += 1
     drawn = []
-    for label, wanted in enumerate(quota.tolist()):
+    for label, class_count in enumerate(quota.tolist()):
         positions = (labels == label).nonzero().flatten()
-        drawn.append(positions[torch.randperm(len(positions), generator=generator)[:wanted]])
+        drawn.append(positions[torch.randperm(len(positions), generator=generator)[:class_count]])
     return torch.cat(drawn)

@@ -1,4 +1,4 @@
-"""The UCI regression sets with the standard splits.
+"""The UCI regression sets with their standard train/test splits.
 
 References:
     Hernandez-Lobato and Adams, "Probabilistic Backpropagation" (2015).
@@ -16,9 +16,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pyrostoch.data.errors import CorruptDataError, not_found
-from pyrostoch.data.files import either_form, first_complete, pick, read_bytes
+from pyrostoch.data.files import find_file, first_complete, plain_or_gzip, read_bytes
 
-__all__ = ["UCI_SETS", "UCIRows", "locate_uci", "read_uci", "uci_set"]
+__all__ = ["UCI_SETS", "UCIRows", "locate_uci", "read_uci", "uci_folder_name"]
 
 UCI_SETS = ("bostonHousing", "concrete", "energy", "kin8nm", "power-plant", "wine-quality-red", "yacht")
 
@@ -40,10 +40,10 @@ class UCIRows:
     y_test: NDArray[np.float64]
 
 
-def uci_set(name: str) -> str | None:
-    """Return the folder's name for the part of a data set's name after `uci:`, or None where it cannot be one.
+def uci_folder_name(name: str) -> str | None:
+    """Return the folder name for what follows `uci:` in the name of a data set, or None if it is not a valid name.
 
-    The seven standard names are matched whatever their case; any other plain name is taken as a folder of the user's.
+    The seven standard names are matched regardless of case; any other plain name is taken as a folder of the user's.
     """
     standard = next((known for known in UCI_SETS if known.lower() == name.lower()), None)
     return standard or (name if re.fullmatch(r"\w[\w.-]*", name) else None)
@@ -53,21 +53,21 @@ def locate_uci(name: str, root: Path | None) -> Path:
     """Return the folder of one UCI set.
 
     Args:
-        name: The set, such as `"yacht"`.
-        root: The data folder: its `UCI/<name>` and `<name>` are searched.
+        name: Folder name of the data set, such as `"yacht"`.
+        root: The data folder. Its subfolders `UCI/<name>` and `<name>` are searched.
 
     Returns:
-        The first folder that holds the data, the columns and the first split.
+        The first folder that holds the data, the column indices and the first split.
 
     Raises:
-        DataNotFoundError: If none does.
+        DataNotFoundError: If there is no such folder.
     """
     names = ["data.txt", "index_features.txt", "index_target.txt", "index_train_0.txt", "index_test_0.txt"]
     folders = [] if root is None else [root / "UCI" / name, root / name]
     found = first_complete(folders, names)
     if found is None:
         title = f"UCI {name}" if name in UCI_SETS else f"UCI {name} (none of the standard sets {', '.join(UCI_SETS)})"
-        raise not_found(title, [either_form(file) for file in names], folders, name=f"uci:{name}")
+        raise not_found(title, [plain_or_gzip(file) for file in names], folders, name=f"uci:{name}")
     return found
 
 
@@ -82,7 +82,7 @@ def read_uci(folder: Path, split: int) -> UCIRows:
         The training and test rows, in the order of the index files.
 
     Raises:
-        CorruptDataError: If a file is damaged, or an index is out of range, repeated, or in train and test at once.
+        CorruptDataError: If a file is damaged, or an index is out of range, repeated, or in both train and test.
         ValueError: If there is no such split.
     """
     table = _numbers(folder, "data.txt", ndmin=2)
@@ -94,7 +94,7 @@ def read_uci(folder: Path, split: int) -> UCIRows:
             f"{folder / 'index_target.txt'}: expected one column that is no feature, found {target.tolist()} beside "
             f"the features {features.tolist()}."
         )
-    if split < 0 or pick(folder, f"index_train_{split}.txt") is None:
+    if split < 0 or find_file(folder, f"index_train_{split}.txt") is None:
         count = sum(1 for path in folder.iterdir() if re.fullmatch(r"index_train_\d+\.txt(\.gz)?", path.name))
         raise ValueError(f"{folder} has no split {split}: expected 0 to {count - 1}.")
     train = _index(folder, f"index_train_{split}.txt", rows, "rows")
@@ -110,7 +110,7 @@ def read_uci(folder: Path, split: int) -> UCIRows:
 
 
 def _numbers(folder: Path, name: str, ndmin: Literal[1, 2]) -> NDArray[np.float64]:
-    path = pick(folder, name)
+    path = find_file(folder, name)
     if path is None:
         raise CorruptDataError(f"{folder / name}: expected this file of the split, found none.")
     content = read_bytes(path)
@@ -121,7 +121,7 @@ def _numbers(folder: Path, name: str, ndmin: Literal[1, 2]) -> NDArray[np.float6
         values: NDArray[np.float64] = np.loadtxt(lines, ndmin=ndmin, dtype=np.float64)
     except ValueError as error:
         raise CorruptDataError(
-            f"{path}: expected numbers apart by spaces, the same count in each row; found {len(content)} bytes "
+            f"{path}: expected numbers separated by spaces, the same count in each row; found {len(content)} bytes "
             f"({error})."
         ) from error
     if not np.isfinite(values).all():

@@ -1,4 +1,4 @@
-"""Looking at a posterior with other people's tools: draws for ArviZ, from a guide or from MCMC."""
+"""Draws from the posterior in ArviZ's format, from a guide or from MCMC."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 r"""KL divergences of a Gaussian weight that depend on one number: the ratio of its variance to its squared mean.
 
 For $q = N(\mu, \alpha\mu^2)$ the divergences to the log-uniform prior and to the ARD prior are functions of $\alpha$
-alone. They come in two forms: of ``log_alpha``, for multiplicative noise; and of the signal-to-noise ratio
-$\mu / \sigma = \pm\alpha^{-1/2}$, for a Gaussian with free mean and scale, where the divergence is a smooth even
-function that is 0 at $\mu = 0$. Both are twice differentiable everywhere, and neither overflows.
+alone. Each is given in two forms: as a function of ``log_alpha``, for multiplicative noise, and as a function of the
+signal-to-noise ratio $\mu / \sigma = \pm\alpha^{-1/2}$, for a Gaussian with free mean and scale. In the second form the
+divergence is a smooth even function that is 0 at $\mu = 0$. Both forms are twice differentiable everywhere, and neither
+overflows.
 """
 
 from __future__ import annotations
@@ -77,13 +78,13 @@ _DENOMINATOR_64 = (
     0.03192771332603644,
     0.005686444049467928,
 )
-# Where v = 1 / (1 + 12 alpha) is one half.
+# v = 1 / (1 + 12 alpha) is one half at alpha = 1 / 12.
 _MIDPOINT = 12.0
 
-# The fit of Molchanov et al. 2017: k1, k2, k3.
+# k1, k2, k3 of the approximation of Molchanov et al. 2017.
 _K1, _K2, _K3 = 0.63576, 1.87320, 1.48695
 
-# torch's softplus is x itself from this argument on; its default, 20, would cost an error of 2e-9.
+# Above this argument torch's softplus returns its argument; at the default of 20 the error would be 2e-9.
 _LINEAR_FROM = 50.0
 
 
@@ -92,13 +93,13 @@ def kl_log_uniform(log_alpha: Tensor) -> Tensor:
 
     With $s = 1/\sqrt{2\alpha}$ and Dawson's function $D$ it is
     $2\int_0^s D(x)\,dx = s^2\,{}_2F_2(1, 1; \tfrac32, 2; -s^2)$,
-    which falls from about $-\tfrac12\log\alpha$ to 0 as $\alpha$ grows; its derivative in $\log\alpha$ is $-s D(s)$.
+    which falls from about $-\tfrac12\log\alpha$ to 0 as $\alpha$ grows. Its derivative in $\log\alpha$ is $-s D(s)$.
     It is computed as $\tfrac12\log(1 + 1/\alpha) + v^2 P(2v - 1) / Q(2v - 1)$ with $v = 1 / (1 + 12\alpha)$:
-    two positive terms and one rational function, of degree 8 (float32; lower precisions are computed in float32) or
+    two positive terms and one rational function, of degree 8 (float32; half precision is computed in float32) or
     16 (float64). Relative error for $\log\alpha$ in [-20, 20]: below 1e-14 in float64, below 1e-6 in float32.
 
     Args:
-        log_alpha: $\log\alpha$, any shape, any value (finite results far outside [-20, 20], and 0 at plus infinity).
+        log_alpha: $\log\alpha$, any shape, any value (the result is finite far outside [-20, 20], 0 at plus infinity).
 
     Returns:
         The divergences, in the shape and dtype of ``log_alpha``; twice differentiable.
@@ -113,14 +114,14 @@ def kl_log_uniform(log_alpha: Tensor) -> Tensor:
     """
     t = _at_least_float32(log_alpha)
     v = torch.sigmoid(-t - math.log(_MIDPOINT))
-    return (_kl_ard(t) + _excess(v)).to(log_alpha.dtype)
+    return (_kl_ard(t) + _log_uniform_minus_ard(v)).to(log_alpha.dtype)
 
 
 def kl_log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
-    r"""The usual fit to ``kl_log_uniform``: off by up to 0.0094 nats, and by up to 3.4 % of the value.
+    r"""The usual approximation of ``kl_log_uniform``: off by up to 0.0094 nats, and by up to 3.4 % of the value.
 
     $k_1(1 - \text{sigmoid}(k_2 + k_3 \log\alpha)) + \tfrac12\log(1 + 1/\alpha)$ with $k_1 = 0.63576$, $k_2 = 1.8732$,
-    $k_3 = 1.48695$. For comparison with published figures.
+    $k_3 = 1.48695$. Use it to compare with published figures.
 
     Args:
         log_alpha: $\log\alpha$, any shape.
@@ -142,7 +143,7 @@ def kl_log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
 def kl_ard(log_alpha: Tensor) -> Tensor:
     r"""KL of $N(\mu, \alpha\mu^2)$ to ``ARD``, elementwise: $\tfrac12 \log(1 + 1/\alpha)$ nats.
 
-    It is $KL(N(\mu, \alpha\mu^2) \,\|\, N(0, \tau^2))$ at the best $\tau^2 = \mu^2 + \alpha\mu^2$.
+    It is $KL(N(\mu, \alpha\mu^2) \,\|\, N(0, \tau^2))$ at its minimum, $\tau^2 = \mu^2 + \alpha\mu^2$.
 
     Args:
         log_alpha: $\log\alpha$, any shape.
@@ -162,27 +163,27 @@ def kl_ard(log_alpha: Tensor) -> Tensor:
 
 
 def kl_log_uniform_of_snr(snr: Tensor) -> Tensor:
-    """``kl_log_uniform`` as a function of the signal-to-noise ratio ``loc / scale``; zero is no special case."""
-    split = _Split(snr)
-    return (split.half_log1p_square() + _excess(split.odds(2.0, _MIDPOINT))).to(snr.dtype)
+    """``kl_log_uniform`` as a function of the signal-to-noise ratio ``loc / scale``, smooth also at zero."""
+    ratio = _Ratio(snr)
+    return (ratio.half_log1p_square() + _log_uniform_minus_ard(ratio.odds(2.0, _MIDPOINT))).to(snr.dtype)
 
 
 def kl_log_uniform_molchanov_of_snr(snr: Tensor) -> Tensor:
     """``kl_log_uniform_molchanov`` as a function of the signal-to-noise ratio ``loc / scale``."""
-    split = _Split(snr)
-    return (split.half_log1p_square() + _K1 * split.odds(2 * _K3, math.exp(_K2))).to(snr.dtype)
+    ratio = _Ratio(snr)
+    return (ratio.half_log1p_square() + _K1 * ratio.odds(2 * _K3, math.exp(_K2))).to(snr.dtype)
 
 
 def kl_ard_of_snr(snr: Tensor) -> Tensor:
     """``kl_ard`` as a function of the signal-to-noise ratio ``loc / scale``."""
-    return _Split(snr).half_log1p_square().to(snr.dtype)
+    return _Ratio(snr).half_log1p_square().to(snr.dtype)
 
 
-#: Each divergence as a function of log alpha, and of the signal-to-noise ratio.
+#: The two forms of a divergence: as a function of log alpha, and as a function of the signal-to-noise ratio.
 AlphaKL = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
-EXACT: AlphaKL = (kl_log_uniform, kl_log_uniform_of_snr)
-MOLCHANOV: AlphaKL = (kl_log_uniform_molchanov, kl_log_uniform_molchanov_of_snr)
-RELEVANCE: AlphaKL = (kl_ard, kl_ard_of_snr)
+LOG_UNIFORM_KL: AlphaKL = (kl_log_uniform, kl_log_uniform_of_snr)
+MOLCHANOV_KL: AlphaKL = (kl_log_uniform_molchanov, kl_log_uniform_molchanov_of_snr)
+ARD_KL: AlphaKL = (kl_ard, kl_ard_of_snr)
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -193,10 +194,11 @@ def _kl_ard(t: Tensor) -> Tensor:
     return softplus(-t, threshold=_LINEAR_FROM) / 2
 
 
-class _Split:
-    """A ratio ``r`` as ``(r, 1)`` where it is at most 1, and as ``(1 / r, r)`` elsewhere.
+class _Ratio:
+    """Functions of a ratio ``r`` that do not overflow.
 
-    The first of the two is never large, so that its powers do not overflow; both are smooth on either side.
+    ``inside`` is ``r`` where ``|r| <= 1`` and ``1 / r`` elsewhere, so that its powers do not overflow; ``outside`` is 1
+    where ``|r| <= 1`` and ``r`` elsewhere.
     """
 
     def __init__(self, r: Tensor) -> None:
@@ -215,8 +217,8 @@ class _Split:
         return torch.where(self.large, 1.0, x) / torch.where(self.large, 1 + half * x, x + half)
 
 
-def _excess(v: Tensor) -> Tensor:
-    """What the log-uniform divergence has above the ARD one, as a function of ``v = 1 / (1 + 12 alpha)``."""
+def _log_uniform_minus_ard(v: Tensor) -> Tensor:
+    """The log-uniform divergence minus the ARD divergence, as a function of ``v = 1 / (1 + 12 alpha)``."""
     w = 2 * v - 1
     if v.dtype == torch.float64:
         return v.square() * (_polynomial(_NUMERATOR_64, w) / _polynomial(_DENOMINATOR_64, w))
@@ -224,7 +226,7 @@ def _excess(v: Tensor) -> Tensor:
 
 
 def _polynomial(coefficients: tuple[float, ...], w: Tensor) -> Tensor:
-    """Horner's rule."""
+    """A polynomial by Horner's rule, coefficients from the constant term up."""
     value = w * coefficients[-1] + coefficients[-2]
     for coefficient in coefficients[-3::-1]:
         value = value * w + coefficient

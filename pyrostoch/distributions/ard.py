@@ -8,21 +8,21 @@ from pyrostoch.distributions.improper import ImproperPrior
 
 
 class ARD(ImproperPrior):
-    r"""Automatic relevance determination: a prior $N(0, \tau_i^2)$ for each weight, $\tau_i^2$ at its optimum.
+    r"""Automatic relevance determination: a prior $N(0, \tau_i^2)$ for each weight, with the optimal $\tau_i^2$.
 
-    For any posterior $q$ the divergence $KL(q \| N(0, \tau^2))$ is least at $\tau^2 = E_q[w^2]$, where it is
+    For any posterior $q$ the divergence $KL(q \| N(0, \tau^2))$ is smallest at $\tau^2 = E_q[w^2]$, where it is
 
     $$\tfrac12 \log\left(2\pi e\, E_q[w^2]\right) - H(q),$$
 
     which for $N(\mu, \alpha\mu^2)$ is $\tfrac12 \log(1 + 1/\alpha)$: 0 for a zero-mean Gaussian, large for a weight
-    known well. The prior depends on the posterior, so it has no density of its own: ``log_prob`` is refused, and it
-    is marked improper.
+    with a narrow posterior. The prior depends on the posterior, so it has no density of its own: ``log_prob`` raises an
+    error, and ``improper`` is True.
 
     Args:
         validate_args: As in torch.
 
     Raises:
-        ValueError: ``log_prob``, sampling, mean or variance.
+        ValueError: On ``log_prob``, sampling, mean or variance.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -40,7 +40,7 @@ class ARD(ImproperPrior):
         super().__init__(Size(), validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Refused: the prior is defined through the posterior that it is compared with."""
+        """Raises ``ValueError``: the prior is defined only together with a posterior."""
         raise ValueError(
             "ARD has no density of its own: its scale is set by the posterior. Train with pyrostoch's ELBO, which uses "
             "its closed-form KL (Gaussian and uniform guides); with Trace_ELBO and TraceMeanField_ELBO use "

@@ -10,7 +10,7 @@ from torch.distributions import constraints
 
 from pyrostoch.distributions.symmetric import SymmetricDistribution
 
-# A value computed as -scale or +scale in another way may differ in its last bits.
+# A value that was not computed as -scale or +scale exactly may differ in its last bits.
 _TOLERANCE_ULPS = 16
 
 
@@ -24,8 +24,8 @@ class _TwoPoints(constraints.Constraint):
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        """Which values are one of the two points."""
-        # The coarser of the two types decides what rounding can do.
+        """Whether each value is one of the two points."""
+        # The rounding error is that of the coarser of the two types.
         eps = max(torch.finfo(value.dtype).eps, torch.finfo(self.scale.dtype).eps)
         return (value.abs() - self.scale).abs() <= _TOLERANCE_ULPS * eps * self.scale
 
@@ -35,7 +35,7 @@ class TwoPoint(SymmetricDistribution):
 
     Mean zero, variance $\varphi^2$. The draw is reparameterized in the scale, $w = \varphi\,\varepsilon$ with
     $\varepsilon = \pm 1$, so its gradient needs no score function. ``log_prob`` is the log of a probability mass,
-    $-\log 2$, not of a density: against a continuous prior the KL divergence is infinite and refused by name; against
+    $-\log 2$, not of a density. The KL divergence to a continuous prior is infinite and raises an error; to
     ``LogUniform`` it is 0 by convention (see ``kl_pairs``), as it is the same for every scale.
 
     Args:

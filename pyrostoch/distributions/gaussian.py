@@ -13,22 +13,22 @@ from torch.types import _size
 
 
 class MultiplicativeNormal(Normal):
-    r"""Gaussian $N(\mu, \alpha\mu^2)$: multiplicative noise of relative variance $\alpha$, reparameterized.
+    r"""Gaussian $N(\mu, \alpha\mu^2)$: multiplicative noise with relative variance $\alpha$, reparameterized.
 
-    A draw is $w = \mu\,(1 + \sqrt{\alpha}\,\varepsilon)$ with $\varepsilon \sim N(0, 1)$, whose gradient is finite
-    also at $\mu = 0$. It is a ``Normal`` whose ``scale`` $= \sqrt{\alpha}\,|\mu|$ and ``variance`` $= \alpha\mu^2$
-    are computed when asked for.
+    A draw is $w = \mu\,(1 + \sqrt{\alpha}\,\varepsilon)$ with $\varepsilon \sim N(0, 1)$; its gradient is finite also
+    at $\mu = 0$. The class is a ``Normal`` that computes ``scale`` $= \sqrt{\alpha}\,|\mu|$ and ``variance``
+    $= \alpha\mu^2$ on access.
 
-    ``log_alpha`` may be smaller than ``loc`` (one alpha for a neuron, or for a layer) and is kept so: the KL
-    divergences that depend on alpha alone are evaluated once for each alpha, not once for each weight.
+    ``log_alpha`` may have fewer elements than ``loc`` (one alpha for a neuron, or for a layer) and is stored without
+    expansion: the KL divergences that depend on alpha alone are evaluated once for each alpha, not for each weight.
 
-    At $\mu = 0$ the distribution is a point mass: ``log_prob`` is then plus infinity at 0 and minus infinity elsewhere.
+    At $\mu = 0$ the distribution is a point mass: ``log_prob`` is plus infinity at 0 and minus infinity elsewhere.
 
     Args:
         loc: Mean $\mu$, a number or a tensor.
         log_alpha: $\log\alpha$, a number or a tensor, broadcast against ``loc``.
-        validate_args: Refuse parameters that are not numbers, and check the values given to ``log_prob``; torch's
-            default when None.
+        validate_args: Check that parameters are not NaN, and check the values given to ``log_prob``; torch's default
+            when None.
 
     Example:
         >>> distribution = MultiplicativeNormal(torch.ones(3, 4), torch.tensor(-2.0))
@@ -45,7 +45,7 @@ class MultiplicativeNormal(Normal):
 
     arg_constraints = {"loc": constraints.real, "log_alpha": constraints.real}
     zero_mean = False
-    #: Log alpha in the shape it was given; it broadcasts to the batch shape.
+    #: Log alpha in the shape in which it was given; it broadcasts to the batch shape.
     unexpanded_log_alpha: Tensor
 
     def __init__(self, loc: Tensor | float, log_alpha: Tensor | float, validate_args: bool | None = None) -> None:
@@ -55,11 +55,11 @@ class MultiplicativeNormal(Normal):
         self.unexpanded_log_alpha = torch.as_tensor(log_alpha, dtype=loc.dtype, device=loc.device)
         batch_shape = torch.broadcast_shapes(loc.shape, self.unexpanded_log_alpha.shape)
         self.loc = loc.expand(batch_shape)
-        # Past Normal's constructor, which would store an expanded scale.
+        # Skip Normal's constructor, which would store an expanded scale.
         super(torch.distributions.Normal, self).__init__(batch_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: MultiplicativeNormal | None = None) -> MultiplicativeNormal:
-        """The same distribution over a larger batch shape; ``unexpanded_log_alpha`` stays as it is."""
+        """The same distribution with a larger batch shape; ``unexpanded_log_alpha`` is not expanded."""
         new = self._get_checked_instance(MultiplicativeNormal, _instance)
         new.loc = self.loc.expand(batch_shape)
         new.unexpanded_log_alpha = self.unexpanded_log_alpha
@@ -94,12 +94,12 @@ class MultiplicativeNormal(Normal):
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats; of a point mass where ``loc`` is zero."""
+        """Log density in nats; that of a point mass where ``loc`` is zero."""
         if self._validate_args:
             self._validate_sample(value)
         scale = self.scale
         degenerate = scale == 0
-        # The division happens in both branches of `where`: keep a zero out of it, and out of its gradient.
+        # `where` evaluates both branches: avoid a division by zero, also in the gradient.
         scale = torch.where(degenerate, 1.0, scale)
         density = -((value - self.loc) / scale).square() / 2 - scale.log() - math.log(2 * math.pi) / 2
         atom = torch.where(value == self.loc, math.inf, -math.inf).to(density.dtype)
@@ -109,8 +109,8 @@ class MultiplicativeNormal(Normal):
 class CenteredNormal(Normal):
     r"""Gaussian around zero, $N(0, \sigma^2)$: the distribution of a weight in a variance network.
 
-    The limit $\alpha \to \infty$ of multiplicative noise: all that the weight knows lies in its variance, its mean is
-    no use.
+    The limit $\alpha \to \infty$ of multiplicative noise: the mean is zero, and the weight stores information in its
+    variance only.
 
     Args:
         scale: Standard deviation $\sigma > 0$, a number or a tensor; its shape is the batch shape.
@@ -134,7 +134,7 @@ class CenteredNormal(Normal):
         super(torch.distributions.Normal, self).__init__(self.scale.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: CenteredNormal | None = None) -> CenteredNormal:
-        """The same distribution over a larger batch shape, without copying the scale."""
+        """The same distribution with a larger batch shape, without copying the scale."""
         new = self._get_checked_instance(CenteredNormal, _instance)
         new.scale = self.scale.expand(batch_shape)
         super(torch.distributions.Normal, new).__init__(Size(batch_shape), validate_args=False)

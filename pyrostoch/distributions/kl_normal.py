@@ -1,4 +1,4 @@
-"""The KL of many normal distributions to one, summed in as few passes over memory as it takes."""
+"""The KL divergence of many normal distributions to one, summed with few passes over memory."""
 
 from __future__ import annotations
 
@@ -8,23 +8,23 @@ from typing import Any
 import torch
 from pyro import distributions as dist
 from torch import Tensor
-from torch.distributions import Normal
+from torch.distributions import Distribution, Normal
 
 from pyrostoch._precision import at_least_single
 
 __all__ = ["normal_kl_sum"]
 
-# Exactly these: what a subclass is besides, its own formula knows.
+# Exactly these types: a subclass may have a KL formula of its own.
 _NORMAL = (Normal, dist.Normal)
 
 
-def normal_kl_sum(q: Any, p: Any) -> Tensor | None:
-    r"""$\sum_i KL(N(\mu_i, \sigma_i^2) \| N(m, s^2))$ in nats, in float64; `None` for others.
+def normal_kl_sum(q: Distribution, p: Distribution) -> Tensor | None:
+    r"""$\sum_i KL(N(\mu_i, \sigma_i^2) \| N(m, s^2))$ in nats, in float64; `None` for any other pair.
 
     $$ \frac12 \sum_i \Bigl( r_i^2 - 2 \log r_i - 1 + \Bigl(\frac{\mu_i - m}{s}\Bigr)^2 \Bigr), \qquad
     r_i = \frac{\sigma_i}{s} $$
 
-    The elementwise formula followed by a sum, and autograd behind it, read and write each weight twice as often.
+    The elementwise formula followed by a sum reads and writes each weight twice as often, also in the backward pass.
 
     Args:
         q: The posterior.
@@ -34,24 +34,24 @@ def normal_kl_sum(q: Any, p: Any) -> Tensor | None:
         >>> normal_kl_sum(Normal(torch.zeros(4), torch.ones(4)), Normal(1.0, 1.0))
         tensor(2., dtype=torch.float64)
     """
-    if type(q) not in _NORMAL or type(p) not in _NORMAL:
+    if not isinstance(q, Normal) or not isinstance(p, Normal) or type(q) not in _NORMAL or type(p) not in _NORMAL:
         return None
-    loc, scale = _single(p.loc), _single(p.scale)
+    loc, scale = _shared_value(p.loc), _shared_value(p.scale)
     if loc is None or scale is None or torch.broadcast_shapes(p.batch_shape, q.batch_shape) != q.batch_shape:
         return None
-    found: Tensor = _NormalSum.apply(q.loc, q.scale, loc, scale)
-    return found
+    total: Tensor = _NormalSum.apply(q.loc, q.scale, loc, scale)
+    return total
 
 
-def _single(values: Tensor) -> Tensor | None:
-    """The one number that a tensor holds, however often it is repeated, or nothing."""
+def _shared_value(values: Tensor) -> Tensor | None:
+    """The value of a tensor with one element, or with one element expanded to all entries; `None` for others."""
     if values.dim() and values.numel() and not any(values.stride()):
         return values[(0,) * values.dim()]
     return values.reshape(()) if values.numel() == 1 else None
 
 
 class _NormalSum(torch.autograd.Function):
-    """The sum; its derivatives are written out, since autograd would keep and read every step on the way."""
+    """The sum, with derivatives written out, since autograd would store and read every intermediate tensor."""
 
     generate_vmap_rule = True
 
@@ -60,9 +60,9 @@ class _NormalSum(torch.autograd.Function):
         mean, deviation, loc, scale = (at_least_single(value) for value in (mean, deviation, loc, scale))
         squared = (deviation / scale).square()
         logs = squared.log()
-        # Near 1 where the two distributions are alike: first what is left of it, which would drown in a sum of squares.
-        alike = squared.sub_(1.0).sub_(logs).sum(dtype=torch.float64)
-        return 0.5 * (alike + ((mean - loc) / scale).square().sum(dtype=torch.float64))
+        # squared - 1 - logs nearly cancels where q is close to p, so it is taken entry by entry, before the sum.
+        ratio_terms = squared.sub_(1.0).sub_(logs).sum(dtype=torch.float64)
+        return 0.5 * (ratio_terms + ((mean - loc) / scale).square().sum(dtype=torch.float64))
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -71,33 +71,33 @@ class _NormalSum(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> Any:
-        slopes = _slopes(ctx.saved_tensors, ctx.needs_input_grad)
+        derivatives = _derivatives(ctx.saved_tensors, ctx.needs_input_grad)
         return tuple(
-            None if slope is None else (grad.to(slope.dtype) * slope).to(value.dtype)
-            for slope, value in zip(slopes, ctx.saved_tensors, strict=True)
+            None if derivative is None else (grad.to(derivative.dtype) * derivative).to(value.dtype)
+            for derivative, value in zip(derivatives, ctx.saved_tensors, strict=True)
         )
 
     @staticmethod
     def jvp(ctx: Any, *tangents: Tensor | None) -> Tensor:
-        slopes = _slopes(ctx.saved_tensors, [tangent is not None for tangent in tangents])
+        derivatives = _derivatives(ctx.saved_tensors, [tangent is not None for tangent in tangents])
         parts = [
-            (slope * tangent).sum(dtype=torch.float64)
-            for slope, tangent in zip(slopes, tangents, strict=True)
-            if slope is not None and tangent is not None
+            (derivative * tangent).sum(dtype=torch.float64)
+            for derivative, tangent in zip(derivatives, tangents, strict=True)
+            if derivative is not None and tangent is not None
         ]
         return torch.stack(parts).sum()
 
 
-def _slopes(inputs: Sequence[Tensor], wanted: Sequence[bool]) -> list[Tensor | None]:
-    """The derivatives by each of the four, where they are wanted."""
+def _derivatives(inputs: Sequence[Tensor], needed: Sequence[bool]) -> list[Tensor | None]:
+    """The derivatives with respect to mean, deviation, loc and scale, `None` for those that are not needed."""
     mean, deviation, loc, scale = (at_least_single(value) for value in inputs)
-    found: list[Tensor | None] = [None] * 4
-    if wanted[0] or wanted[2] or wanted[3]:
-        apart = (mean - loc) / scale.square()
-        found[0] = apart if wanted[0] else None
-        found[2] = -apart.sum() if wanted[2] else None
-    if wanted[1]:
-        found[1] = deviation / scale.square() - deviation.reciprocal()
-    if wanted[3]:
-        found[3] = (scale.reciprocal() - (deviation / scale).square() / scale - apart.square() * scale).sum()
-    return found
+    result: list[Tensor | None] = [None] * 4
+    if needed[0] or needed[2] or needed[3]:
+        by_mean = (mean - loc) / scale.square()
+        result[0] = by_mean if needed[0] else None
+        result[2] = -by_mean.sum() if needed[2] else None
+    if needed[1]:
+        result[1] = deviation / scale.square() - deviation.reciprocal()
+    if needed[3]:
+        result[3] = (scale.reciprocal() - (deviation / scale).square() / scale - by_mean.square() * scale).sum()
+    return result

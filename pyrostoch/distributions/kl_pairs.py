@@ -3,23 +3,24 @@ r"""Closed-form KL divergences of this package's distributions, registered with 
 ``torch.distributions.kl_divergence(q, p)`` then finds them, directly and inside ``Independent``, and so does Pyro's
 mean-field ELBO. All are in nats, elementwise over the broadcast batch shape.
 
-Prior ``LogUniform`` ($\log p(w) = -\log|w| - c$, $c = 2.0541...$), for which the scale of a zero-mean posterior is
-immaterial:
+Prior ``LogUniform`` ($\log p(w) = -\log|w| - c$, $c = 2.0541...$), for which the divergence does not depend on the
+scale of a zero-mean posterior:
 
-- Gaussians: the function of alpha in ``alpha_kl`` (exact, or the named fit); $N(0, \sigma^2)$: 0.
+- Gaussians: the function of alpha in ``alpha_kl`` (exact, or the approximation asked for); $N(0, \sigma^2)$: 0.
 - $U(-\varphi, \varphi)$: $-\log 2\varphi + E\log|w| + c = c - 1 - \log 2 = 0.3610$.
-- Two points: 0 **by convention**. A mass has no density, so the divergence is infinite, but by the same infinite
-  constant for every scale, which is dropped.
+- ``TwoPoint``: 0 **by convention**. A point mass has no density, so the divergence is infinite, but the infinite
+  constant is the same for every scale and is dropped.
 
 Prior ``ARD``, $-H(q) + \tfrac12\log(2\pi e E[w^2])$:
 
-- Gaussians: $\tfrac12\log(1 + 1/\alpha)$; $N(0, \sigma^2)$: 0. - $U(-\varphi, \varphi)$: $\tfrac12\log(\pi e / 6) =
-0.1765$, the uniform distribution's distance from the Gaussian of its own variance.
+- Gaussians: $\tfrac12\log(1 + 1/\alpha)$; $N(0, \sigma^2)$: 0.
+- $U(-\varphi, \varphi)$: $\tfrac12\log(\pi e / 6) = 0.1765$, the KL divergence of the uniform distribution to the
+  Gaussian of the same variance.
 
-Prior ``Grid``: categorical weights, $\log k - H(q)$.
+Prior ``Grid``: ``Levels`` with k levels, $\log k - H(q)$.
 
-Proper priors: $U(-\varphi, \varphi)$ against ``Normal`` and ``Laplace``; two points against two points. Two points
-against anything else are refused by name: the divergence is infinite.
+Proper priors: $U(-\varphi, \varphi)$ against ``Normal`` and ``Laplace``, and ``TwoPoint`` against ``TwoPoint``. For
+``TwoPoint`` or ``Levels`` against any other prior the divergence is infinite and raises an error that names both.
 
 References:
     Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017; Hron, Matthews, Ghahramani 2018;
@@ -35,7 +36,7 @@ import torch
 from torch import Tensor, broadcast_shapes
 from torch.distributions import Distribution, Laplace, Normal, register_kl
 
-from pyrostoch.distributions.alpha_kl import EXACT, MOLCHANOV, RELEVANCE, AlphaKL
+from pyrostoch.distributions.alpha_kl import ARD_KL, LOG_UNIFORM_KL, MOLCHANOV_KL, AlphaKL
 from pyrostoch.distributions.ard import ARD
 from pyrostoch.distributions.discrete import TwoPoint
 from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
@@ -49,18 +50,18 @@ _UNIFORM_ARD = math.log(math.pi * math.e / 6) / 2
 
 
 def alpha_kl_of(p: LogUniform | ARD) -> AlphaKL:
-    """The divergence that a prior of alpha alone asks for, as a function of log alpha and of ``loc / scale``."""
+    """The divergence of a Gaussian to the prior, as a function of log alpha and as a function of ``loc / scale``."""
     if isinstance(p, ARD):
-        return RELEVANCE
-    return MOLCHANOV if p.approximation == "molchanov" else EXACT
+        return ARD_KL
+    return MOLCHANOV_KL if p.approximation == "molchanov" else LOG_UNIFORM_KL
 
 
 def refuse_two_point(q: TwoPoint, p: Distribution) -> NoReturn:
-    """Refuse the infinite divergence of a two-point distribution from a distribution without those two atoms."""
+    """Raise ``ValueError``: the divergence of ``TwoPoint`` to a distribution without those two atoms is infinite."""
     raise ValueError(
-        f"KL({type(q).__name__} || {type(p).__name__}) is infinite: a distribution of two points puts probability "
-        f"where {type(p).__name__} has none. Use the LogUniform prior (its KL is 0 by convention), no prior, or a "
-        "continuous posterior (Gaussian or uniform)."
+        f"KL({type(q).__name__} || {type(p).__name__}) is infinite: {type(q).__name__} puts probability on two "
+        f"values that have none under {type(p).__name__}. Use the LogUniform prior (its KL is 0 by convention), no "
+        "prior, or a continuous posterior (Gaussian or uniform)."
     )
 
 
@@ -104,7 +105,10 @@ def _uniform_normal(q: SymmetricUniform, p: Normal) -> Tensor:
 
 @register_kl(SymmetricUniform, Laplace)
 def _uniform_laplace(q: SymmetricUniform, p: Laplace) -> Tensor:
-    r"""$\log(b / \varphi) + E|w - m| / b$: the distance is $(\varphi^2 + m^2) / 2\varphi$, $|m|$ beyond $\varphi$."""
+    r"""$\log(b / \varphi) + E|w - m| / b$.
+
+    $E|w - m|$ is $(\varphi^2 + m^2) / 2\varphi$ for $|m| \le \varphi$, and $|m|$ for larger $|m|$.
+    """
     center = p.loc.abs()
     inside = (q.scale + center.square() / q.scale) / 2
     distance = torch.where(center <= q.scale, inside, center)
@@ -113,7 +117,7 @@ def _uniform_laplace(q: SymmetricUniform, p: Laplace) -> Tensor:
 
 @register_kl(TwoPoint, TwoPoint)
 def _two_point_two_point(q: TwoPoint, p: TwoPoint) -> Tensor:
-    """0 where the points are the same, else infinite."""
+    """0 where both have the same two points, else infinite."""
     return torch.where(p.support.check(q.scale), 0.0, math.inf).to(q.scale.dtype)
 
 
@@ -122,15 +126,15 @@ register_kl(TwoPoint, Distribution)(refuse_two_point)
 
 @register_kl(Levels, Grid)
 def _levels_grid(q: Levels, p: Grid) -> Tensor:
-    """The distance from evenly likely levels."""
+    """The divergence to equally likely levels."""
     return _over_batch(math.log(len(q.levels)) - q.entropy(), q, p)
 
 
 @register_kl(Levels, Distribution)
 def _levels_refused(q: Levels, p: Distribution) -> NoReturn:
     raise ValueError(
-        f"KL(Levels || {type(p).__name__}) is infinite: a distribution on a grid puts probability where "
-        f"{type(p).__name__} has none. Use the prior Grid, or no prior."
+        f"KL(Levels || {type(p).__name__}) is infinite: Levels puts probability on a few values that have none "
+        f"under {type(p).__name__}. Use the prior Grid, or no prior."
     )
 
 

@@ -1,4 +1,4 @@
-"""A weight on a grid: a categorical distribution over levels, times a scale, and the prior that favors no level."""
+"""Weights on a grid: a categorical distribution over levels times a scale, and the prior of equally likely levels."""
 
 from __future__ import annotations
 
@@ -18,25 +18,26 @@ from pyrostoch.distributions.improper import ImproperPrior
 
 __all__ = ["Grid", "Levels", "matching_scale"]
 
-# A value computed in another way may differ in its last bits: so much of the scale.
+# A value within this distance of a level, in units of the scale, counts as on it: its last bits may be rounded.
 _TOLERANCE = 1e-3
 
 
 class Levels(TorchDistribution):
-    r"""A weight $w = s\,\ell_j$ with probability $p_j$: levels $\ell$, a scale s, $p$ = softmax(logits).
+    r"""A weight $w = s\,\ell_j$ with probability $p_j$: levels $\ell$, scale $s$, $p$ = softmax(logits).
 
-    A draw is differentiable in the scale; in the logits it passes back the derivative of the mean (straight through),
-    which is biased for what is not linear in the weight. Mean and variance are exact and differentiable, so local
-    reparameterization and moments are too. ``log_prob`` is the log of a probability mass.
+    A draw is differentiable in the scale. Its gradient in the logits is that of the mean (straight-through), which is
+    biased for functions that are not linear in the weight. Mean and variance are exact and differentiable, so local
+    reparameterization and moment propagation, which use only these, need no straight-through gradient. ``log_prob`` is
+    the log of a probability mass.
 
     Args:
-        logits: (..., k), the batch shape in front.
-        levels: k rising numbers.
-        scale: s > 0, broadcast to the batch shape.
+        logits: Shape (..., k); the leading axes are the batch shape.
+        levels: k increasing numbers.
+        scale: $s > 0$, broadcast to the batch shape.
         validate_args: Check the arguments; torch's default when None.
 
     Raises:
-        ValueError: The levels do not rise, or are not as many as the logits.
+        ValueError: The levels do not increase, or their number is not that of the logits.
 
     Example:
         >>> distribution = Levels(torch.log(torch.tensor([0.25, 0.25, 0.5])), (-1.0, 0.0, 1.0), torch.tensor(2.0))
@@ -63,14 +64,14 @@ class Levels(TorchDistribution):
         self.levels = tuple(float(level) for level in levels)
         if len(self.levels) != logits.shape[-1] or len(self.levels) < 2 or not is_rising(self.levels):
             raise ValueError(
-                f"Levels: expected {logits.shape[-1]} rising levels, as many as the logits, got {self.levels}"
+                f"Levels: expected {logits.shape[-1]} increasing levels, as many as the logits, got {self.levels}"
             )
         self.logits = logits
         self.scale = torch.as_tensor(scale, dtype=logits.dtype, device=logits.device).expand(logits.shape[:-1])
         super().__init__(logits.shape[:-1], validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: Levels | None = None) -> Levels:
-        """The same distribution over a larger batch shape."""
+        """The same distribution with a larger batch shape."""
         new = self._get_checked_instance(Levels, _instance)
         new.levels = self.levels
         new.logits = self.logits.expand((*batch_shape, len(self.levels)))
@@ -82,21 +83,21 @@ class Levels(TorchDistribution):
     @property
     def probs(self) -> Tensor:
         """Probabilities of the levels, (..., k)."""
-        return self._chances.movedim(0, -1)
+        return self._level_probs.movedim(0, -1)
 
     @property
     def mean(self) -> Tensor:
-        """The mean weight."""
-        return self.scale * self._center(self._chances)
+        """Mean of the weight, in the batch shape."""
+        return self.scale * self._mean_level(self._level_probs)
 
     @property
     def variance(self) -> Tensor:
-        """The weight's variance."""
-        # About the mean itself, so that nothing cancels.
-        chances = self._chances
-        center = self._center(chances)
-        apart = self._over(self._levels, center.dim()) - center
-        return self.scale.square() * (chances * apart.square()).sum(0)
+        """Variance of the weight, in the batch shape."""
+        # From the distances to the mean, not E[w^2] - E[w]^2, so that nothing cancels.
+        probs = self._level_probs
+        center = self._mean_level(probs)
+        distance = self._leading_axis(self._levels, center.dim()) - center
+        return self.scale.square() * (probs * distance.square()).sum(0)
 
     @constraints.dependent_property(is_discrete=True, event_dim=0)
     def support(self) -> constraints.Constraint:
@@ -104,89 +105,88 @@ class Levels(TorchDistribution):
         return _OnGrid(self)
 
     def states(self) -> Tensor:
-        """The most probable level's number of each weight from 0, int8 where that holds it."""
+        """Index of each weight's most probable level, from 0; int8 for up to 128 levels, else int16."""
         return self.logits.argmax(-1).to(torch.int8 if len(self.levels) <= 128 else torch.int16)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
-        """Draws, straight through in the logits."""
+        """A draw of shape ``sample_shape + batch_shape``; its gradient in the logits is straight-through."""
         shape = self._extended_shape(Size(sample_shape))
-        probs = self._chances
-        center = self._center(probs)
+        probs = self._level_probs
+        center = self._mean_level(probs)
         with torch.no_grad():
-            wide = at_least_single(self.logits).movedim(-1, 0).softmax(0)
-            chance = torch.rand(shape, dtype=wide.dtype, device=probs.device)
+            precise_probs = at_least_single(self.logits).movedim(-1, 0).softmax(0)
+            uniform = torch.rand(shape, dtype=precise_probs.dtype, device=probs.device)
             drawn = torch.full(shape, self.levels[0], dtype=probs.dtype, device=probs.device)
-            # One number a weight; each step is taken where it lies beyond all that is below.
-            for below, (low, high) in zip(wide.cumsum(0), itertools.pairwise(self.levels), strict=False):
-                drawn = drawn + (high - low) * (chance >= below)
+            # Inverse of the distribution function: one uniform number for each weight.
+            for cumulative, (low, high) in zip(precise_probs.cumsum(0), itertools.pairwise(self.levels), strict=False):
+                drawn = drawn + (high - low) * (uniform >= cumulative)
         return self.scale * drawn + self.scale.detach() * (center - center.detach())
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        """Draws."""
+        """The same draw as ``rsample``, without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability of levels, minus infinity elsewhere."""
+        """Log probability in nats of values on a level, minus infinity elsewhere."""
         if self._validate_args:
             self._validate_sample(value)
-        number, near = self.nearest(value)
-        logits = self.logits.log_softmax(-1).expand(*number.shape, len(self.levels))
-        found = logits.gather(-1, number.unsqueeze(-1)).squeeze(-1)
-        return torch.where(near, found, -math.inf)
+        index, on_level = self.nearest(value)
+        logits = self.logits.log_softmax(-1).expand(*index.shape, len(self.levels))
+        log_probs = logits.gather(-1, index.unsqueeze(-1)).squeeze(-1)
+        return torch.where(on_level, log_probs, -math.inf)
 
     def nearest(self, value: Tensor) -> tuple[Tensor, Tensor]:
-        """The nearest level's number, and whether the value is on it.
+        """Index of the nearest level, and whether the value is on it.
 
         Args:
-            value: Weights.
+            value: Weights, any shape that broadcasts with the batch shape.
         """
-        apart = (value.unsqueeze(-1) / self.scale.unsqueeze(-1) - self._levels).abs()
-        least, number = apart.min(-1)
-        return number, least <= _TOLERANCE
+        distance = (value.unsqueeze(-1) / self.scale.unsqueeze(-1) - self._levels).abs()
+        smallest, index = distance.min(-1)
+        return index, smallest <= _TOLERANCE
 
     def entropy(self) -> Tensor:
         """Entropy in nats."""
-        # A level of no chance counts 0, and not 0 times minus infinity.
+        # The clamp makes p log p zero, not NaN, for a level with probability 0.
         logs = self.logits.movedim(-1, 0).log_softmax(0).clamp_min(torch.finfo(self.logits.dtype).min)
         return -(logs.exp() * logs).sum(0)
 
-    # Levels in front: a softmax over a last axis of three is twenty times slower.
     @property
-    def _chances(self) -> Tensor:
+    def _level_probs(self) -> Tensor:
+        """Probabilities with the levels in front, (k, ...): a softmax over a last axis of size 3 is 20 times slower."""
         return self.logits.movedim(-1, 0).softmax(0)
 
-    def _center(self, chances: Tensor) -> Tensor:
-        """The mean level."""
-        return (chances * self._over(self._levels, chances.dim() - 1)).sum(0)
+    def _mean_level(self, level_probs: Tensor) -> Tensor:
+        return (level_probs * self._leading_axis(self._levels, level_probs.dim() - 1)).sum(0)
 
     @property
     def _levels(self) -> Tensor:
         return torch.tensor(self.levels, dtype=self.logits.dtype, device=self.logits.device)
 
     @staticmethod
-    def _over(values: Tensor, dims: int) -> Tensor:
-        """A value for each level, in front of so many axes."""
+    def _leading_axis(values: Tensor, dims: int) -> Tensor:
+        """One value for each level, (k,), followed by ``dims`` axes of size 1."""
         return values.reshape(-1, *[1] * dims)
 
 
 def matching_scale(weights: Tensor, levels: Tensor) -> Tensor:
-    """The scale at which evenly likely levels have the weights' mean square.
+    """The scale at which equally likely levels have the same mean square as the weights.
 
     Args:
-        weights: The weights, all of one site.
-        levels: The levels, not all 0.
+        weights: All weights of one site, any shape.
+        levels: The levels, (k,), not all 0.
 
     Example:
         >>> matching_scale(torch.tensor([2.0, -2.0]), torch.tensor([-1.0, 1.0]))
         tensor(2.)
     """
-    size = weights.square().mean().sqrt().clamp_min(torch.finfo(weights.dtype).tiny)
-    return size / levels.square().mean().sqrt()
+    root_mean_square = weights.square().mean().sqrt().clamp_min(torch.finfo(weights.dtype).tiny)
+    return root_mean_square / levels.square().mean().sqrt()
 
 
 class _OnGrid(constraints.Constraint):
-    """Values on the grid of a distribution."""
+    """The levels of a distribution times its scale, up to rounding."""
 
     is_discrete = True
 
@@ -195,15 +195,19 @@ class _OnGrid(constraints.Constraint):
         super().__init__()
 
     def check(self, value: Tensor) -> Tensor:
-        """Which values are."""
+        """Whether each value is on a level."""
         return self.distribution.nearest(value)[1]
 
 
 class Grid(ImproperPrior):
-    r"""The prior of a weight on a grid: each level of the posterior's distribution is as likely, whatever their scale.
+    r"""The prior of a weight on a grid: all levels of the posterior are equally likely, at any scale.
 
-    $\mathrm{KL} = \log k - H(q)$. No probability distribution, since its levels are those of the posterior it is held
-    against; it cannot be sampled.
+    $\mathrm{KL} = \log k - H(q)$ for k levels. It takes its levels from the posterior, so it is no probability
+    distribution of its own and cannot be sampled.
+
+    Args:
+        batch_shape: As in torch.
+        validate_args: As in torch.
 
     Example:
         >>> from torch.distributions import kl_divergence
@@ -212,5 +216,5 @@ class Grid(ImproperPrior):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Refused: the levels are those of the posterior."""
+        """Raises ``ValueError``: the prior takes its levels from the posterior."""
         self._refuse("log probability of its own")

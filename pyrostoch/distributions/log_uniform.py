@@ -11,29 +11,30 @@ from pyrostoch.distributions.improper import ImproperPrior
 
 _EULER_GAMMA = 0.5772156649015328606
 
-#: $-\log p(w) - \log|w|$ of the log-uniform prior, so chosen that its KL tends to 0 as alpha grows: 2.0541199559...
+#: $-\log p(w) - \log|w|$ of the log-uniform prior, chosen so that its KL tends to 0 as alpha grows: 2.0541199559...
 LOG_UNIFORM_CONSTANT = (math.log(2 * math.pi) + 1 + _EULER_GAMMA + math.log(2)) / 2
 
 
 class LogUniform(ImproperPrior):
-    r"""The improper log-uniform prior, $p(|w|) \propto 1/|w|$: every order of magnitude of a weight is as likely.
+    r"""The improper log-uniform prior, $p(|w|) \propto 1/|w|$: all orders of magnitude of a weight are equally likely.
 
     $$\log p(w) = -\log|w| - \tfrac12\left(\log(2\pi e) + \gamma + \log 2\right)$$
 
-    The prior's constant is free; this one makes the KL divergence from a zero-mean Gaussian 0, so that Monte Carlo
-    with ``log_prob`` agrees with the closed form ``kl_log_uniform``. The KL from $N(\mu, \alpha\mu^2)$ depends on
-    $\alpha$ alone, which is what makes multiplicative Gaussian noise ("variational dropout") scale-free.
+    The constant of an improper prior is arbitrary; this one makes the KL divergence of a zero-mean Gaussian 0, so that
+    Monte Carlo with ``log_prob`` agrees with the closed form ``kl_log_uniform``. The KL of $N(\mu, \alpha\mu^2)$
+    depends on $\alpha$ alone, so multiplicative Gaussian noise ("variational dropout") is independent of the scale of
+    the weights.
 
     The prior has infinite mass, so it cannot be sampled, has no moments, and gives no proper posterior: with NUTS use a
     proper prior. Its log density is infinite at exactly zero.
 
     Args:
         approximation: None for the exact KL, or ``"molchanov"`` for the fit of Molchanov et al. 2017, which is off by
-            up to 0.0094 nats per weight: for comparison with published figures.
+            up to 0.0094 nats per weight; use it to compare with published figures.
         validate_args: Check the values given to ``log_prob``; torch's default when None.
 
     Raises:
-        ValueError: An unknown approximation; sampling, mean or variance.
+        ValueError: The approximation is unknown; or later, on sampling, mean or variance.
 
     Example:
         >>> import torch

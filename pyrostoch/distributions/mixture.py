@@ -20,7 +20,7 @@ class ScaleMixture(TorchDistribution):
     estimated from draws.
 
     Args:
-        mix: $\pi$ in [0, 1], the share of the first component.
+        mix: $\pi$ in [0, 1], the probability of the first component.
         scale1: $\sigma_1 > 0$.
         scale2: $\sigma_2 > 0$; the three broadcast to the batch shape.
         validate_args: Check the parameters, and the values given to ``log_prob``; torch's default when None.
@@ -56,7 +56,7 @@ class ScaleMixture(TorchDistribution):
         super().__init__(self.mix.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: ScaleMixture | None = None) -> ScaleMixture:
-        """The same distribution over a larger batch shape, without copying the parameters."""
+        """The same distribution with a larger batch shape, without copying the parameters."""
         new = self._get_checked_instance(ScaleMixture, _instance)
         for name in self.arg_constraints:
             setattr(new, name, getattr(self, name).expand(batch_shape))

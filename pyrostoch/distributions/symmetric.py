@@ -1,4 +1,4 @@
-"""Distributions symmetric about zero with one scale: what the uniform and the two-point distribution share."""
+"""Distributions symmetric about zero with one scale: the base of the uniform and the two-point distribution."""
 
 from __future__ import annotations
 
@@ -13,11 +13,20 @@ from torch.types import _size
 class SymmetricDistribution(TorchDistribution):
     r"""A distribution of $w = \varphi\,\varepsilon$, where $\varepsilon$ is parameter-free noise with mean zero.
 
-    A subclass gives the noise and its variance; the scale, the shapes and the reparameterized draw are common.
+    A subclass defines ``_noise(shape)`` and ``noise_variance``; the base class handles scale, shapes and the
+    reparameterized draw.
 
     Args:
         scale: $\varphi > 0$, a number or a tensor; its shape is the batch shape.
         validate_args: Check the scale, and the values given to ``log_prob``; torch's default when None.
+
+    Example:
+        >>> class Triangular(SymmetricDistribution):
+        ...     noise_variance = 1 / 6
+        ...     def _noise(self, shape):
+        ...         return torch.rand(shape) - torch.rand(shape)
+        >>> Triangular(torch.tensor(3.0)).variance
+        tensor(1.5000)
     """
 
     arg_constraints = {"scale": constraints.positive}
@@ -30,7 +39,7 @@ class SymmetricDistribution(TorchDistribution):
         super().__init__(self.scale.shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: SymmetricDistribution | None = None) -> SymmetricDistribution:
-        """The same distribution over a larger batch shape, without copying the scale."""
+        """The same distribution with a larger batch shape, without copying the scale."""
         new = self._get_checked_instance(SymmetricDistribution, _instance)
         new.scale = self.scale.expand(batch_shape)
         super(SymmetricDistribution, new).__init__(Size(batch_shape), validate_args=False)

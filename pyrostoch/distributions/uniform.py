@@ -14,8 +14,8 @@ from pyrostoch.distributions.symmetric import SymmetricDistribution
 class SymmetricUniform(SymmetricDistribution):
     r"""Uniform distribution $U(-\varphi, \varphi)$, reparameterized: $w = \varphi\,(2u - 1)$ with $u \sim U(0, 1)$.
 
-    Mean zero, variance $\varphi^2 / 3$, density $1 / (2\varphi)$ inside. One of the families of variance networks:
-    all that a weight of this distribution knows lies in its spread.
+    Mean zero, variance $\varphi^2 / 3$, density $1 / (2\varphi)$ inside the interval. One of the families of variance
+    networks, whose weights store information in their variance only.
 
     Args:
         scale: Half width $\varphi > 0$, a number or a tensor; its shape is the batch shape.

@@ -1,6 +1,6 @@
 """Interpretations: how the randomness of a network's weights is treated while its code runs.
 
-An interpretation is a Pyro handler, entered with `with`; the network's code does not change.
+An interpretation is a Pyro handler, entered with `with`. The network's code does not change.
 
 | name | class | a random weight is ... |
 | --- | --- | --- |
@@ -8,10 +8,11 @@ An interpretation is a Pyro handler, entered with `with`; the network's code doe
 | `"local"` | `LocalReparameterization` | replaced by the distribution of its layer's output |
 | `"flipout"` | `Flipout` | one draw with signs flipped for each example |
 | `"mean"` | `MeanPropagation` | its mean |
-| `"noise-free"` | `NoiseFree` | its mean; activations lose their noise |
-| `"moments"` | `MomentPropagation` | its mean and variance, while activations carry theirs |
+| `"noise-free"` | `NoiseFree` | its mean; random activations lose their noise |
+| `"moments"` | `MomentPropagation` | its mean and variance; activations carry mean and variance too |
 
-`frozen_noise` fixes an ensemble of draws, each a deterministic path.
+`Interpretation` is the base class, and explains how to write another one. `frozen_noise` fixes an ensemble of draws, so
+that a loss becomes a deterministic function.
 """
 
 from __future__ import annotations
@@ -32,8 +33,8 @@ __all__ = [
     "Interpretation",
     "LocalReparameterization",
     "MeanPropagation",
-    "NoiseFree",
     "MomentPropagation",
+    "NoiseFree",
     "SharedSample",
     "base_distribution",
     "call_network",

@@ -1,8 +1,8 @@
-"""A random activation as an effect: interpretations decide whether it is drawn, replaced by its mean, or by moments."""
+"""Random activations as a Pyro effect: the active interpretation draws them, or returns their mean or moments."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import Protocol
 
 from pyro.poutine.runtime import effectful
 from torch import Tensor
@@ -13,28 +13,28 @@ __all__ = ["RandomActivation", "random_activation"]
 
 
 class RandomActivation(Protocol):
-    """What a layer of random activations says of itself."""
+    """What a layer of random activations must provide."""
 
     def draw(self, x: Tensor) -> Tensor:
-        """A draw of the activations for inputs x, fresh for each example."""
+        """A draw of the activations for the inputs `x`, fresh for each example."""
 
     def expected(self, x: Tensor) -> Tensor:
-        """Their mean for given inputs."""
+        """The mean of the activations for the inputs `x`."""
 
     def noise_free(self, x: Tensor) -> Tensor:
-        """What they are without noise."""
+        """The activations without noise."""
 
     def propagate(self, x: Moments) -> Moments:
-        """Their moments for inputs known by their moments."""
+        """The moments of the activations for inputs with the moments `x`."""
 
 
 @effectful(type="activation")
-def _activation(x: Any, *, layer: RandomActivation) -> Any:
+def _activation(x: Tensor | Moments, *, layer: RandomActivation) -> Tensor | Moments:
     return layer.propagate(x) if isinstance(x, Moments) else layer.draw(x)
 
 
-def random_activation(x: Any, layer: RandomActivation) -> Any:
-    """The activations of a layer under the interpretation in force: drawn, unless one says otherwise.
+def random_activation(x: Tensor | Moments, layer: RandomActivation) -> Tensor | Moments:
+    """The activations of a layer under the active interpretation; without one, they are drawn.
 
     Args:
         x: Inputs, or their moments.

@@ -1,27 +1,39 @@
-"""Which network calls are on their way, innermost last."""
+"""The network calls in progress in this thread, innermost last."""
 
 from __future__ import annotations
 
 import contextlib
 import threading
 from collections.abc import Iterator
-from typing import Any
+from contextlib import AbstractContextManager
+from typing import Protocol
 
-__all__ = ["active_call", "entered", "inside_network"]
+__all__ = ["ActiveCall", "active_call", "entered", "inside_network"]
 
 _STATE = threading.local()
 
 
-def _calls() -> list[Any]:
+class ActiveCall(Protocol):
+    """A network call in progress, as `pyrostoch.effects.checkpoint` needs it."""
+
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts for `torch.utils.checkpoint`: one for the forward pass, one for its recomputation."""
+
+
+def _calls() -> list[ActiveCall | None]:
     if not hasattr(_STATE, "calls"):
         _STATE.calls = []
-    calls: list[Any] = _STATE.calls
+    calls: list[ActiveCall | None] = _STATE.calls
     return calls
 
 
 @contextlib.contextmanager
-def entered(call: Any) -> Iterator[None]:
-    """Mark a `NetworkCall` as under way; `None` stands for the analysis of weight usage."""
+def entered(call: ActiveCall | None) -> Iterator[None]:
+    """Mark a network call as in progress.
+
+    Args:
+        call: The call; `None` for the pass that analyzes weight usage.
+    """
     calls = _calls()
     calls.append(call)
     try:
@@ -40,7 +52,7 @@ def inside_network() -> bool:
     return bool(_calls())
 
 
-def active_call() -> Any:
-    """The innermost network call under way; `None` outside any, and during the analysis of weight usage."""
+def active_call() -> ActiveCall | None:
+    """The innermost network call in progress; `None` outside any call and during the analysis of weight usage."""
     calls = _calls()
     return calls[-1] if calls else None

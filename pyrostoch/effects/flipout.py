@@ -15,15 +15,20 @@ __all__ = ["Flipout"]
 
 
 class Flipout(Interpretation):
-    r"""Decorrelates the examples of a batch by random signs, for any distribution symmetric about its mean.
+    r"""Decorrelates the examples of a batch by random signs, for weights distributed symmetrically about their mean.
 
-    With one draw $\Delta = W - \mathbb{E} W$ and signs $r, s$ of each example's own,
+    With one draw of the deviation $\Delta = W - \mathbb{E} W$ for the whole batch, and random signs $r, s$ for each
+    example,
 
-    $$ h = \mathbb{E}W * x + r \circ (\Delta * (s \circ x)), $$
+    $$ h = \mathbb{E}W * x + r \circ (\Delta * (s \circ x)). $$
 
-    so every example sees weights of the right distribution, $\mathbb{E}W + r s^T \circ \Delta$: marginally exact, for
-    convolutions too (the signs belong to channels, and every position of an example sees the same weights). Examples
-    are uncorrelated but not independent.
+    Each example is computed with the weights $\mathbb{E}W + r s^T \circ \Delta$, which have the right distribution, so
+    its marginal distribution is exact. This holds for convolutions too: the signs belong to channels, so all positions
+    of an example use the same weights. The deviations of different examples are uncorrelated, but not independent. A
+    random bias keeps one draw for the whole batch.
+
+    Args:
+        lazy: Ignored, since every weight's draw is needed; it is here because the other interpretations have it.
 
     References:
         Wen, Vicol, Ba, Tran, Grosse, "Flipout: efficient pseudo-independent weight perturbations on mini-batches",
@@ -46,15 +51,15 @@ class Flipout(Interpretation):
     name = "flipout"
 
     def __init__(self, *, lazy: bool = False) -> None:
-        # Every weight's draw is needed, and before the call, so that a checkpointed part recomputes the same noise.
+        # Weights are drawn before the network call, so that a checkpointed part is recomputed with the same draw.
         super().__init__()
 
     def supports(self, distribution: Distribution) -> bool:
-        """Whether the distribution is symmetric about its mean, with independent weights."""
+        """Whether the distribution is known to be symmetric about its mean, with independent entries."""
         return isinstance(distribution, (Normal, TwoPoint, SymmetricUniform, dist.Uniform, dist.Laplace))
 
     def apply(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
-        """Carry out the operation with flipped signs, or with the plain draw where there is no batch to flip over."""
+        """Carry out the operation with flipped signs, or with the plain draw where signs cannot be flipped."""
         sequence = op.over_tokens(self.batch)
         if weight is None or sequence or not op.batched():
             reason = "sequence" if sequence else "bias" if weight is None else "no batch"

@@ -1,11 +1,10 @@
-"""Frozen noise: a fixed ensemble of draws, each a deterministic path that can be differentiated and visited again."""
+"""Frozen noise: a fixed ensemble of random draws that a loss uses at every call."""
 
 from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
 from contextlib import AbstractContextManager
-from typing import Any
 
 import torch
 
@@ -18,39 +17,39 @@ _ACTIVE: list[frozen_noise] = []
 
 
 class frozen_noise:  # noqa: N801 - read as a verb: with frozen_noise(num=10, seed=0)
-    r"""A handler that fixes an ensemble of noise: of weights, activations, masks and trajectories alike.
+    r"""A context that fixes an ensemble of random draws: of weights, activations, dropout masks and trajectories.
 
     Inside it a loss is the mean over the ensemble,
 
     $$ \frac1M \sum_{m=1}^M \mathcal{L}(\theta, \xi_m), $$
 
-    with the same $\xi_m$ at every call: a deterministic function of the parameters, for L-BFGS, line searches, finite
-    differences, or for learning trajectories of a recurrent network. `ELBO` and `fit` visit all members at each step,
-    in place of their `num_particles`; iterate over the handler to visit them yourself.
+    with the same $\xi_m$ at every call. This is a deterministic function of the parameters, as L-BFGS, line searches,
+    finite differences, or learning the trajectories of a recurrent network need it. `ELBO` and `fit` use all members at
+    each step, in place of their `num_particles`. To use the members one by one, iterate over the context.
 
-    A member is the state of torch's generators at its start, so whatever is drawn in the same order and shapes is
-    the same. Noise of single examples belongs to the place in the batch: use one full batch, or `estimator="shared"`,
-    where a draw is to stay with its example. Steps are not compiled inside it. Generators are left as they were.
+    A member is a seed of torch's generators, so draws of the same shapes in the same order are the same. Noise that is
+    drawn for each example belongs to the example's place in the batch; where it must stay with the example, use one
+    full batch or `estimator="shared"`. Steps are not compiled inside the context. The generators' states are restored.
 
     Args:
         num: Number M of members.
         seed: Seed of the ensemble.
 
     Raises:
-        ValueError: `num` is no whole number from 1 up.
+        ValueError: `num` is not an integer of at least 1.
 
     References:
         Echeveste, Aitchison, Hennequin, Lengyel, "Cortical-like dynamics in recurrent circuits optimized for
-        sampling-based probabilistic inference", 2020, for training on frozen noise.
+        sampling-based probabilistic inference", 2020, trains on frozen noise.
 
     Example:
         >>> def draws():
-        ...     found = []
+        ...     values = []
         ...     with frozen_noise(num=2, seed=0) as noise:
         ...         for member in noise:
         ...             with member:
-        ...                 found.append(torch.randn(()).item())
-        ...     return found
+        ...                 values.append(torch.randn(()).item())
+        ...     return values
         >>> draws() == draws(), len(set(draws()))
         (True, 2)
     """
@@ -63,7 +62,7 @@ class frozen_noise:  # noqa: N801 - read as a verb: with frozen_noise(num=10, se
         _ACTIVE.append(self)
         return self
 
-    def __exit__(self, *_: Any) -> None:
+    def __exit__(self, *_: object) -> None:
         _ACTIVE.remove(self)
 
     def __iter__(self) -> Iterator[AbstractContextManager[None]]:
@@ -81,15 +80,15 @@ class frozen_noise:  # noqa: N801 - read as a verb: with frozen_noise(num=10, se
 
 
 def noise_is_frozen() -> bool:
-    """Whether a `frozen_noise` is in force."""
+    """Whether a `frozen_noise` context is active."""
     return bool(_ACTIVE)
 
 
 def particles(count: int) -> tuple[AbstractContextManager[None], ...]:
-    """A context for each draw that a loss averages over: fresh ones, or the members of the frozen noise in force.
+    """One context for each draw that a loss averages over: the members of the active `frozen_noise`, if there is one.
 
     Args:
-        count: Number of fresh draws.
+        count: Number of draws without `frozen_noise`.
 
     Example:
         >>> len(particles(3))

@@ -1,21 +1,23 @@
-"""The mark of a sample site on whose draw no other site depends."""
+"""The mark of a sample site whose draw no other site's distribution depends on."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import cast
+
+from pyro.poutine.runtime import InferDict
 
 __all__ = ["independent", "is_independent"]
 
 _KEY = "pyrostoch_independent"
 
 
-def independent(infer: Mapping[str, Any] | None = None) -> dict[str, Any]:
+def independent(infer: InferDict | None = None) -> InferDict:
     """Mark a sample site: no other site's distribution depends on its draw.
 
-    Only such a weight may be replaced by its distribution, as local reparameterization, flipout and moments do; where
-    the distribution of another site depended on the draw, that would be wrong. The guides of `pyrostoch.guides` mark
-    their sites; in a guide of your own give the mark to `pyro.sample`:
+    Local reparameterization, flipout and moment propagation replace a weight by its distribution. That is wrong where
+    the distribution of another site depends on the weight's draw, so they replace only marked sites. The guides in
+    `pyrostoch.guides` mark theirs; in your own guide, pass the mark to `pyro.sample`:
 
         pyro.sample("weight", dist.Normal(loc, scale).to_event(2), infer=independent())
 
@@ -35,11 +37,11 @@ def independent(infer: Mapping[str, Any] | None = None) -> dict[str, Any]:
         >>> local.treatments
         {'weight': 'local (exact)'}
     """
-    return {**(infer or {}), _KEY: True}
+    return cast(InferDict, {**(infer or {}), _KEY: True})
 
 
-def is_independent(infer: Mapping[str, Any]) -> bool:
-    """Whether a site is marked.
+def is_independent(infer: Mapping[str, object] | None) -> bool:
+    """Whether a site is marked by `independent`.
 
     Args:
         infer: The site's `infer` dictionary.
@@ -48,4 +50,4 @@ def is_independent(infer: Mapping[str, Any]) -> bool:
         >>> is_independent(independent()), is_independent({})
         (True, False)
     """
-    return bool(infer.get(_KEY))
+    return bool(infer and infer.get(_KEY))

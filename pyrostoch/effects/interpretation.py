@@ -1,11 +1,11 @@
-"""What an interpretation is: a Pyro handler that knows each weight's distribution and treats network calls."""
+"""The base class of interpretations: Pyro handlers that decide how each random weight enters a network call."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import Enum
-from typing import Any
+from typing import Any, Self, cast
 
 import torch
 from pyro.poutine.messenger import Messenger
@@ -18,16 +18,16 @@ from pyrostoch.effects.independent import is_independent
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.usage import Use, batch_of, weight_usage
 
-__all__ = ["Decision", "Interpretation", "Outcome", "base_distribution"]
+__all__ = ["Decision", "Interpretation", "Outcome", "SiteDraw", "base_distribution"]
 
 
 class Outcome(Enum):
-    """What becomes of one weight in one network call.
+    """How one weight enters one network call.
 
     Attributes:
-        REPLACED: Its distribution goes through the network in place of a draw.
-        SAMPLED: It keeps its drawn value, as every weight does under this interpretation.
-        NOT_SUPPORTED: It keeps its drawn value, since replacing it would be wrong or has no rule.
+        REPLACED: It is replaced by its distribution; `Interpretation.apply` computes the operation that uses it.
+        SAMPLED: It keeps its drawn value, because the interpretation replaces no weights at all.
+        NOT_SUPPORTED: It keeps its drawn value, because replacing it would be wrong or is not implemented.
     """
 
     REPLACED = "replaced"
@@ -37,33 +37,43 @@ class Outcome(Enum):
 
 @dataclass(frozen=True)
 class Decision:
-    """The outcome for one weight, and the reason where it is not supported."""
+    """The outcome for one weight.
+
+    Args:
+        outcome: How the weight enters the network call.
+        reason: Why it is not replaced; empty unless the outcome is `NOT_SUPPORTED`.
+    """
 
     outcome: Outcome
     reason: str = ""
 
 
 @dataclass
-class _Draw:
-    """A latent value as its site gave it, with its distribution; `pending` while nothing has been drawn yet."""
+class SiteDraw:
+    """The value of a latent site and the distribution it was drawn from.
+
+    Args:
+        value: The value that the site returned, or a placeholder for it.
+        distribution: Its elementwise distribution.
+        independent: Whether the site is marked by `independent`.
+        pending: Whether `value` is only a placeholder, and the draw is made when it is first needed.
+        used: Whether a network call has replaced the value by its distribution.
+        drawn: The draw that was made later.
+    """
 
     value: Tensor
     distribution: Distribution
     independent: bool
     pending: bool = False
-    spent: bool = False
+    used: bool = False
     drawn: Tensor | None = None
 
-    def with_value(self, value: Tensor) -> _Draw:
-        """The same distribution with another value, not used by any network call yet."""
-        return _Draw(value, self.distribution, self.independent, self.pending and value is self.value)
 
-
-def base_distribution(fn: Any) -> Distribution:
+def base_distribution(fn: Distribution | Callable[..., Any]) -> Distribution:
     """The elementwise distribution inside `Independent` wrappers.
 
     Args:
-        fn: A distribution.
+        fn: A distribution, such as the `fn` of a Pyro site, which Pyro declares as a callable.
 
     Example:
         >>> import pyro.distributions as dist
@@ -72,23 +82,61 @@ def base_distribution(fn: Any) -> Distribution:
     """
     while isinstance(fn, Independent):
         fn = fn.base_dist
-    return fn
+    return cast(Distribution, fn)
 
 
 class Interpretation(Messenger):
     """How random weights are treated while a network runs; enter it with `with`.
 
-    A subclass says which distributions it supports (`supports`) and how one linear operation is carried out (`apply`).
-    Weights that the network uses anywhere but in exactly one linear operation keep their drawn value, and `treatments`
-    says so; so do weights whose site is not marked by `independent`: if another site's distribution depended on the
-    draw, replacing it by its distribution would be wrong.
+    In each network call, a random weight is either replaced by its distribution or keeps its drawn value. It is
+    replaced where all of this holds:
+
+    - the interpretation supports its distribution (`supports`);
+    - its site is marked by `independent`: if another site's distribution depended on the draw, replacing it would be
+      wrong;
+    - the network uses it in exactly one linear layer or convolution, which `reason_not_supported` does not refuse.
+
+    To write an interpretation, derive a class, set its `name`, and override:
+
+    - `supports(distribution)`: return `True` for the distributions that `apply` can work with. The base class supports
+      none, so that every weight keeps its draw.
+    - `apply(op, weight, bias)`: return the output of the linear operation `op`. `weight` and `bias` are the names of
+      the sites that are replaced, or `None` where the operand is an ordinary tensor, `op.weight` or `op.bias`. Get a
+      site's distribution from `self.distribution(site)` or a draw from `self.draw(site)`, run the operation on other
+      operands by `op(input, weight, bias)`, and describe in `self.treatments[site]` what was done.
+    - `reason_not_supported(use)`, if needed: return a short reason where one kind of linear use, such as a convolution,
+      must keep the draw; return `None` where the weight can be replaced.
+    - `use_sample(site, decision)`, if needed: return the value of a weight that is not replaced, or raise an error. The
+      base class returns the draw.
 
     Args:
-        lazy: Leave independent draws undrawn until the network needs their value. Only where nothing else reads them.
+        lazy: Whether to draw marked sites only when the network needs their value. Set it only where nothing but the
+            network reads the values.
 
     Attributes:
+        name: Name of the interpretation, for messages.
         treatments: After a network call: how each site was treated, in words.
         replaced: After a network call: the sites whose weights were replaced by their distributions.
+        batch: Number of examples of the network call in progress.
+
+    Example:
+        >>> import pyro, pyro.distributions as dist
+        >>> from pyrostoch.effects import call_network, independent
+        >>> class MeanWeights(Interpretation):
+        ...     name = "mean weights"
+        ...     def supports(self, distribution):
+        ...         return isinstance(distribution, torch.distributions.Normal)
+        ...     def apply(self, op, weight, bias):
+        ...         self.treatments.update({site: "mean" for site in (weight, bias) if site is not None})
+        ...         mean = op.weight if weight is None else self.distribution(weight).mean
+        ...         return op(op.input, mean, op.bias if bias is None else self.distribution(bias).mean)
+        >>> net = torch.nn.Linear(1, 1, bias=False)
+        >>> with MeanWeights() as means:
+        ...     distribution = dist.Normal(torch.full((1, 1), 2.0), 1.0).to_event(2)
+        ...     weight = pyro.sample("weight", distribution, infer=independent())
+        ...     out = call_network(net, {"weight": weight}, (torch.ones(3, 1),))
+        >>> out.flatten().tolist(), means.treatments
+        ([2.0, 2.0, 2.0], {'weight': 'mean'})
     """
 
     name = "shared"
@@ -98,39 +146,53 @@ class Interpretation(Messenger):
         self.lazy = lazy
         self.treatments: dict[str, str] = {}
         self.replaced: set[str] = set()
-        # Strong references, compared by identity; one entry a site, so they do not pile up over steps.
-        self._draws: dict[str, _Draw] = {}
+        # By site. Values are compared by identity, so they are kept alive; a new draw of a site replaces the old one.
+        self._draws: dict[str, SiteDraw] = {}
         self._pending: set[str] = set()
-        self.batch = 1  # examples of the call under way
+        self.batch = 1
 
     def supports(self, distribution: Distribution) -> bool:
-        """Whether operations with a weight of this distribution can be carried out in this interpretation."""
+        """Whether `apply` can work with a weight of this distribution.
+
+        Args:
+            distribution: The weight's elementwise distribution.
+        """
         return False
 
     def reason_not_supported(self, use: Use) -> str | None:
-        """Why a weight keeps its drawn value in this one linear use: a reason, or `None` where it is replaced."""
+        """Why a weight must keep its drawn value in this use, in a few words; `None` where it can be replaced.
+
+        Args:
+            use: The weight's only use in the network, in a linear layer or a convolution.
+        """
         return None
 
     def use_sample(self, site: str, decision: Decision) -> Tensor:
-        """The drawn value with which a weight goes through the network where it is not replaced.
+        """The value with which a weight that is not replaced enters the network: its draw.
 
         Args:
-            site: Its site.
-            decision: Why it is not.
+            site: The weight's site.
+            decision: Why it is not replaced.
         """
         self.treatments[site] = f"shared ({decision.reason})" if decision.reason else "shared"
         return self.draw(site)
 
     def apply(self, op: LinearOp, weight: str | None, bias: str | None) -> Any:
-        """Carry out one linear operation whose weight, bias or both are sites that were replaced."""
-        raise RuntimeError(f"{type(self).__name__} replaces no weight")
+        """Compute the output of a linear operation whose weight, bias or both are replaced.
+
+        Args:
+            op: The operation.
+            weight: Site of its weight; `None` where the weight is not replaced.
+            bias: Site of its bias; `None` where the bias is not replaced.
+        """
+        raise RuntimeError(f"{type(self).__name__} supports distributions, but does not implement apply")
 
     def distribution(self, site: str) -> Distribution:
         """The elementwise distribution of a site."""
         return self._draws[site].distribution
 
     def draw(self, site: str) -> Tensor:
-        """The value of a site, drawn now if it was left undrawn."""
+        """The value of a site, drawn now if it has not been drawn yet."""
         draw = self._draws[site]
         if not draw.pending:
             return draw.value
@@ -138,25 +200,29 @@ class Interpretation(Messenger):
             draw.drawn = draw.distribution.rsample()
         return draw.drawn
 
-    def export_draws(self, drawn: Iterable[str]) -> dict[str, _Draw]:
-        """What is known of each site, for `import_draws` of another interpretation.
+    def export_draws(self, drawn: Iterable[str]) -> dict[str, SiteDraw]:
+        """The value and the distribution of each site, for `import_draws` of another interpretation.
 
         Args:
-            drawn: Sites whose values are drawn now, if they were left undrawn.
+            drawn: Sites that are drawn now, if they have not been drawn yet.
         """
-        chosen = {site: self.draw(site) for site in drawn if site in self._draws}
+        values = {site: self.draw(site) for site in drawn if site in self._draws}
         return {
-            site: _Draw(chosen[site], draw.distribution, draw.independent)
-            if site in chosen
-            else draw.with_value(draw.value)
+            site: SiteDraw(values[site], draw.distribution, draw.independent)
+            if site in values
+            else SiteDraw(draw.value, draw.distribution, draw.independent, draw.pending)
             for site, draw in self._draws.items()
         }
 
-    def import_draws(self, draws: Mapping[str, _Draw]) -> None:
-        """Take over the draws of another interpretation, from its `export_draws`."""
+    def import_draws(self, draws: Mapping[str, SiteDraw]) -> None:
+        """Take over values and distributions of sites from another interpretation.
+
+        Args:
+            draws: The result of its `export_draws`.
+        """
         self._draws.update(draws)
 
-    def __enter__(self) -> Any:
+    def __enter__(self) -> Self:
         self._draws.clear()
         self._pending.clear()
         return super().__enter__()
@@ -166,9 +232,10 @@ class Interpretation(Messenger):
             return
         distribution = base_distribution(msg["fn"])
         if self.supports(distribution):
-            # Stands for the draw by its identity and shape; its content is never read, so one number will do.
-            like = distribution.mean
-            msg["value"] = torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape)
+            # A placeholder in place of the draw. Only its identity and shape are used, so it needs no memory for
+            # its entries.
+            mean = distribution.mean
+            msg["value"] = torch.zeros((), dtype=mean.dtype, device=mean.device).expand(mean.shape)
             msg["done"] = True
             self._pending.add(msg["name"])
 
@@ -177,37 +244,37 @@ class Interpretation(Messenger):
             return
         name, value = msg["name"], msg["value"]
         known = self._draws.get(name)
-        # The model's site repeats the guide's value with the prior as its distribution: the first one, the guide's,
-        # is the one the value was drawn from.
+        # The model's site repeats the guide's value, with the prior as its distribution. The distribution that the
+        # value was drawn from is the guide's, so the first one is kept.
         if known is None or known.value is not value:
             marked = is_independent(msg["infer"])
-            self._draws[name] = _Draw(value, base_distribution(msg["fn"]), marked, name in self._pending)
+            self._draws[name] = SiteDraw(value, base_distribution(msg["fn"]), marked, name in self._pending)
             self._pending.discard(name)
 
     def _pyro_network(self, msg: Any) -> None:
         call: NetworkCall = msg["args"][0]
         if call.apply is not None:
-            return  # an interpretation entered later than this one has decided how the call is carried out
+            return  # an interpretation that was entered after this one handles the call
         uses = self._usage_of(call)
         self.batch = batch_of(call.args, call.kwargs)
         replaced: dict[str, str] = {}
         for parameter, value in call.weights.items():
             site = call.sites[parameter]
-            known = self._draws.get(site)
-            if known is None or known.value is not value:
+            draw = self._draws.get(site)
+            if draw is None or draw.value is not value:
                 self.treatments[site] = "shared (value given)"
                 continue
-            decision = self._decide(known, uses.get(parameter, ()))
+            decision = self._decide(draw, uses.get(parameter, ()))
             if decision.outcome is not Outcome.REPLACED:
                 call.weights[parameter] = self.use_sample(site, decision)
                 continue
-            if known.spent:
+            if draw.used:
                 raise RuntimeError(
                     f"site {site!r}: the network is called twice with one draw of its weights, but {self.name!r} "
-                    "would draw the outputs of each call on their own; call it once on the joined inputs, or use "
-                    "estimator='shared'"
+                    "would draw the outputs of the two calls independently; call the network once on the joined "
+                    "inputs, or use estimator='shared'"
                 )
-            known.spent = True
+            draw.used = True
             replaced[parameter] = site
         call.replaced = set(replaced)
         self.replaced |= set(replaced.values())
@@ -219,8 +286,8 @@ class Interpretation(Messenger):
 
         call.apply = apply
 
-    def _decide(self, draw: _Draw, uses: tuple[Use, ...]) -> Decision:
-        """What becomes of a weight, from its distribution and its uses in the network."""
+    def _decide(self, draw: SiteDraw, uses: tuple[Use, ...]) -> Decision:
+        """Decide whether a weight is replaced, from its distribution and its uses in the network."""
         if not self.supports(draw.distribution):
             if type(self).supports is Interpretation.supports:
                 return Decision(Outcome.SAMPLED)
@@ -240,5 +307,4 @@ class Interpretation(Messenger):
         key = (call.net.training, tuple(call.weights))
         if key not in call.usage_cache:
             call.usage_cache[key] = weight_usage(call.net, call.weights, call.args, call.kwargs)
-        usage: dict[str, tuple[Use, ...]] = call.usage_cache[key]
-        return usage
+        return call.usage_cache[key]

@@ -14,28 +14,29 @@ from pyrostoch.effects.usage import Use
 
 __all__ = ["LocalReparameterization"]
 
-# Below this variance a float32 root has a gradient too steep to multiply; it moves no output visibly.
-_FLOOR = {torch.float64: 1e-30}
+# Variances are clamped to this minimum (1e-16 in float32), since the square root's gradient is infinite at zero. This
+# changes an output by about 1e-8 at most.
+_MIN_VARIANCE = {torch.float64: 1e-30}
 
 
 class LocalReparameterization(Interpretation):
-    r"""Draws the output of a layer instead of its weights, afresh for each example.
+    r"""Draws the output of a layer instead of its weights, with independent noise for each example.
 
     For independent weights $w_{ij}$ with mean $m$ and variance $v$, the output of a linear operation has mean
     $m * x$ and variance $v * x^2$, and is drawn as
 
     $$ h = m * x + \sqrt{v * x^2}\;\varepsilon, \qquad \varepsilon \sim N(0, 1). $$
 
-    Exact for Gaussian weights that are applied once to each example; two-point and uniform weights enter by their first
-    two moments (the output is then Gaussian only in the limit of many inputs). Where a weight is applied many times to
-    an example, drawing the outputs independently is a factorized approximation: over convolution positions it is made,
-    and the treatment says so (as in the published practice), unless `factorized=False`; over tokens of a sequence it is
-    not made, and one draw is shared instead.
+    This is exact for Gaussian weights that are applied once to each example. For uniform weights and weights with
+    discrete levels only the first two moments are matched; the output is Gaussian only in the limit of many inputs.
+    Where a weight is applied many times to an example, drawing the outputs independently is an approximation. It is
+    used over the positions of a convolution, as is common, unless `factorized=False`; `treatments` reports it. The
+    tokens of a sequence share one draw of the weight instead.
 
     Args:
-        factorized: Whether convolutions, and distributions that enter by their moments, are treated too. `False` keeps
-            every
-            marginal prediction exact: only normal weights that are applied once to each example are treated.
+        factorized: Whether to approximate in these two ways, for convolutions and for other than Gaussian weights.
+            With `False` only Gaussian weights that are applied once to each example are replaced, so that the marginal
+            distribution of each example's output is exact.
         lazy: See `Interpretation`.
 
     References:
@@ -62,20 +63,21 @@ class LocalReparameterization(Interpretation):
         self.factorized = factorized
 
     def supports(self, distribution: Distribution) -> bool:
-        """Whether the output's distribution follows from the weight's two moments, exactly if that is asked for."""
+        """Whether a layer's output may be drawn from the first two moments of such weights."""
         return isinstance(
             distribution, (Normal, TwoPoint, Levels, SymmetricUniform, dist.Uniform) if self.factorized else Normal
         )
 
     def reason_not_supported(self, use: Use) -> str | None:
-        """What shares one draw, made before the call so that a checkpointed part recomputes the same noise."""
+        """Name sequences, and convolutions with `factorized=False`; their weights are drawn before the network call."""
+        # Drawing them before the call lets a checkpointed part be recomputed with the same draw.
         if use.folded > 1 or (use.spatial == 0 and use.applications > 1):
             return "sequence"
         return "convolution" if use.applications > 1 and not self.factorized else None
 
     def apply(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
-        """Draw the output, or use one shared draw of the weight where an example's outputs are not independent."""
-        if self._repeated(op):
+        """Draw the output, or use one shared draw of the weight where outputs must not be drawn independently."""
+        if self._needs_shared_draw(op):
             for site in (weight, bias):
                 if site is not None:
                     self.treatments[site] = "shared (sequence)" if op.spatial == 0 else "shared (convolution)"
@@ -85,11 +87,11 @@ class LocalReparameterization(Interpretation):
         for site in (weight, bias):
             if site is not None:
                 self.treatments[site] = self._describe(site, op, variance)
-        deviation = _root(variance)
-        noise = torch.randn(variance.shape, dtype=deviation.dtype, device=variance.device) * deviation
+        stddev = _safe_sqrt(variance)
+        noise = torch.randn(variance.shape, dtype=stddev.dtype, device=variance.device) * stddev
         return noise.to(variance.dtype) if mean is None else mean + noise.to(mean.dtype)
 
-    def _repeated(self, op: LinearOp) -> bool:
+    def _needs_shared_draw(self, op: LinearOp) -> bool:
         if op.over_tokens(self.batch):
             return True
         return op.spatial > 0 and not self.factorized and not _single_position(op)
@@ -102,21 +104,21 @@ class LocalReparameterization(Interpretation):
         if weight is None:
             return op(op.input, op.weight, loc)
         if getattr(self.distribution(weight), "zero_mean", False):
-            # The whole product with the zero mean is left out; only a bias remains.
+            # The product with the zero mean is skipped; only the bias remains.
             return None if loc is None else loc.reshape(-1, *[1] * op.spatial)
         return op(op.input, self.distribution(weight).mean, loc)
 
     def _variance(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
-        spread = None if bias is None else self.distribution(bias).variance
+        bias_variance = None if bias is None else self.distribution(bias).variance
         if weight is None:
-            # Only the bias is random: its variance, the same everywhere, in the shape of the output.
-            return op(torch.zeros_like(op.input), torch.zeros_like(op.weight), spread)
+            # Only the bias is random: its variance, expanded to the shape of the output.
+            return op(torch.zeros_like(op.input), torch.zeros_like(op.weight), bias_variance)
         if _in_fp16(op.input):
-            # Squares of fp16 numbers overflow from 256 up and vanish below 2e-4.
+            # Squares of fp16 numbers overflow from 256 up and underflow below 2e-4.
             with torch.autocast(op.input.device.type, enabled=False):
                 inputs, variances = op.input.float().square(), self.distribution(weight).variance.float()
-                return op(inputs, variances, None if spread is None else spread.float())
-        return op(op.input.square(), self.distribution(weight).variance, spread)
+                return op(inputs, variances, None if bias_variance is None else bias_variance.float())
+        return op(op.input.square(), self.distribution(weight).variance, bias_variance)
 
     def _describe(self, site: str, op: LinearOp, output: Tensor) -> str:
         exact = isinstance(self.distribution(site), Normal)
@@ -137,15 +139,15 @@ def _mean_of(distribution: Distribution) -> Tensor | None:
     return None if getattr(distribution, "zero_mean", False) else distribution.mean
 
 
-def _root(variance: Tensor) -> Tensor:
-    """Square root with a finite gradient at zero, taken in float32 where the variance has less."""
+def _safe_sqrt(variance: Tensor) -> Tensor:
+    """Square root with a finite gradient at zero; half precision is converted to float32 first."""
     if variance.dtype in (torch.float16, torch.bfloat16):
         variance = variance.float()
-    return variance.clamp_min(_FLOOR.get(variance.dtype, 1e-16)).sqrt()
+    return variance.clamp_min(_MIN_VARIANCE.get(variance.dtype, 1e-16)).sqrt()
 
 
 def _single_position(op: LinearOp) -> bool:
-    """Whether a convolution has one output position, found without computing it."""
+    """Whether a convolution has one output position, found from shapes alone."""
     with torch.no_grad():
         meta = LinearOp(op.func, op.input.to("meta"), op.weight.to("meta"), None, op.rest)
         return op.applications(meta(meta.input, meta.weight, None)) == 1

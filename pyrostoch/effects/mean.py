@@ -1,9 +1,10 @@
-"""Mean propagation (the weight scaling rule): every weight is replaced by its mean."""
+"""Mean propagation (the weight scaling rule): every latent variable is replaced by its mean."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 
 from pyrostoch.effects.interpretation import Interpretation, base_distribution
@@ -14,11 +15,16 @@ __all__ = ["MeanPropagation", "NoiseFree", "replace_by_mean"]
 class MeanPropagation(Interpretation):
     """Every latent variable is replaced by its mean: one deterministic pass, the weight scaling rule.
 
-    Fast and often good, but arbitrarily wrong where information lies in variances: a variance network, N(0, sigma^2),
-    has mean zero and says nothing (Neklyudov et al. 2018, arXiv 1803.03764).
+    Fast and often good, but arbitrarily wrong where a layer's information is in the variances of its weights: with
+    weights N(0, sigma^2), as in variance networks, the mean of the layer's output does not depend on its input.
 
     Raises:
-        ValueError: A latent variable's distribution has no finite mean; the site is named.
+        ValueError: The distribution of a latent variable has no known mean; the site is named.
+
+    References:
+        Hinton et al., "Improving neural networks by preventing co-adaptation of feature detectors", 2012, for the rule;
+        Neklyudov, Molchanov, Ashukha, Vetrov, "Variance networks: when expectation does not meet your expectations",
+        2018 (arXiv 1803.03764), for where it fails.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -29,11 +35,11 @@ class MeanPropagation(Interpretation):
 
     name = "mean"
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Message) -> None:
         replace_by_mean(msg)
 
     def _pyro_dropout(self, msg: Any) -> None:
-        # Inverted scaling: the mean of what is left of an input is the input.
+        # Dropout divides what it keeps by the probability of keeping it, so the mean of the output is the input.
         msg["value"] = msg["args"][0]
         msg["done"] = True
 
@@ -43,9 +49,10 @@ class MeanPropagation(Interpretation):
 
 
 class NoiseFree(MeanPropagation):
-    """Mean propagation in which activations lose their noise, and are not replaced by their expectation.
+    """Mean propagation in which random activations are computed without their noise, not replaced by their mean.
 
-    A neuron with thresholds is in the state of its noise-free input: what a chip without a source of noise computes.
+    A neuron with thresholds takes the state that its noise-free input selects. This is what hardware without a source
+    of noise computes.
 
     Example:
         >>> import torch
@@ -62,34 +69,35 @@ class NoiseFree(MeanPropagation):
         msg["done"] = True
 
 
-def replace_by_mean(msg: Any) -> None:
-    """Give a site the mean of its distribution, unless it has a value.
+def replace_by_mean(msg: Message) -> None:
+    """Set the value of a latent site without one to the mean of its distribution.
 
     Args:
         msg: Pyro's message of the site.
 
     Raises:
-        ValueError: The distribution has no finite mean.
+        ValueError: The distribution has no known mean.
     """
     if msg["done"] or msg["is_observed"] or site_is_subsample(msg):
         return
-    distribution = base_distribution(msg["fn"])
+    fn: Any = msg["fn"]
+    distribution = base_distribution(fn)
     try:
         mean = distribution.mean
-    except (NotImplementedError, ValueError) as error:  # torch's and Pyro's distributions that have none to tell
+    except (NotImplementedError, ValueError) as error:  # raised by distributions of torch and Pyro without a mean
         mean = _mean_through_transforms(distribution)
         if mean is None:
             raise ValueError(
                 f"site {msg['name']!r}: {type(distribution).__name__} has no known mean, so it cannot be replaced by "
                 "it; use mode='mc'"
             ) from error
-    # A copy: a network may write into its weights, and the mean may be the guide's own parameter.
-    msg["value"] = mean.expand(msg["fn"].shape()).clone()
+    # A copy, since a network may write into its weights, and the mean may be a parameter of the guide.
+    msg["value"] = mean.expand(fn.shape()).clone()
     msg["done"] = True
 
 
 def _mean_through_transforms(distribution: Any) -> Any:
-    """The base's mean pushed through the transforms: the median of a LogNormal, the usual plug-in for a scale."""
+    """The base distribution's mean passed through the transforms; for a LogNormal scale this is its median."""
     if not hasattr(distribution, "transforms"):
         return None
     value = base_distribution(distribution.base_dist).mean

@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Any, Literal
 
+from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice
 from pyrostoch._ops import LinearOp
-from pyrostoch.effects.interpretation import Decision, Interpretation
+from pyrostoch.effects.interpretation import Decision, Interpretation, SiteDraw
 from pyrostoch.effects.mean import replace_by_mean
 from pyrostoch.moments import Moments, MomentSettings
 from pyrostoch.moments.affine import propagate_linear
@@ -19,26 +20,31 @@ __all__ = ["MomentPropagation"]
 
 
 class MomentPropagation(Interpretation):
-    r"""One deterministic pass in which every activation is a Gaussian, by its mean and variance or covariance.
+    r"""One deterministic pass in which every activation is a Gaussian with a mean and a variance or covariance.
 
-    The network's code runs as it is; each operation is answered by its rule (`pyrostoch.moments`). Linear layers with
-    random weights are exact in both moments for any distribution, units and maxima are exact for Gaussian inputs; that
-    a layer's output is Gaussian is what is assumed (many inputs add up), and with `covariance="diagonal"` that its
-    entries are uncorrelated. `moments_error` says how far that holds, layer by layer.
+    The network's code runs unchanged; each operation is computed by its rule in `pyrostoch.moments`. The mean and
+    variance of a linear layer with random weights are exact for any distribution of weights and inputs, those of
+    nonlinearities and maxima for Gaussian inputs. The approximation is that a layer's output is taken as Gaussian (it
+    is a sum over many inputs) and, with `covariance="diagonal"`, its entries as uncorrelated. `moments_error` measures
+    the error of the approximation layer by layer.
 
-    Latent variables that are no weights of the network (a noise's scale) are replaced by their means.
+    Latent variables that are not weights of the network, such as the scale of an observation's noise, are replaced by
+    their means.
 
     Args:
-        covariance: `"diagonal"` carries variances, `"full"` the covariance of all entries of an example.
+        covariance: `"diagonal"` propagates variances, `"full"` the covariance of all entries of an example.
         fallback: `"mc"` samples through operations without a rule; `None` raises an error that names them.
-        closed: Whether a closed approximation reads the output's moments, and not points of its Gaussian.
+        closed: Whether to compute predictions and log-likelihoods from the output's moments by a closed-form
+            approximation, where the likelihood has one, in place of an average over points of the output's Gaussian.
 
     Raises:
-        MissingRuleError: The network uses an operation without a rule; it and the module are named.
+        MissingRuleError: The network uses an operation without a rule; the operation and the module are named.
         ValueError: A random weight is not used in exactly one linear layer or convolution; the site is named.
 
     References:
-        Frey, Hinton 1999; Wu et al. 2019; Gast, Roth, "Lightweight probabilistic deep networks", 2018.
+        Frey, Hinton, "Variational learning in nonlinear Gaussian belief networks", 1999; Gast, Roth, "Lightweight
+        probabilistic deep networks", 2018; Wu et al., "Deterministic variational inference for robust Bayesian neural
+        networks", 2019.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist
@@ -73,61 +79,63 @@ class MomentPropagation(Interpretation):
         """Whether the distribution has a mean and a variance."""
         try:
             return distribution.variance is not None and distribution.mean is not None
-        except NotImplementedError:  # how torch's distributions say that they know none
+        except NotImplementedError:  # raised by torch's distributions without these moments
             return False
 
     def draw(self, site: str) -> Tensor:
-        """A draw of a site, for terms that have to be estimated; the network is given moments instead."""
+        """A draw of a site, for terms that can only be estimated by sampling; the network itself gets no draw."""
         draw = self._draws[site]
         if draw.drawn is None:
             if not draw.independent:
                 raise ValueError(
-                    f"site {site!r}: its distribution depends on another draw, so it has no moments of its own here; "
-                    "use another estimator, or a guide of pyrostoch.guides"
+                    f"site {site!r}: it is not marked independent, so its distribution may depend on another draw and "
+                    "has no known moments; use another estimator or a guide of pyrostoch.guides, or, where it does not "
+                    "depend on one, infer=pyrostoch.effects.independent()"
                 )
             draw.drawn = draw.distribution.rsample()
         return draw.drawn
 
-    def export_draws(self, drawn: Iterable[str]) -> dict[str, Any]:
-        """What is known of each site; a mean stands for its value, so that there is nothing to draw."""
+    def export_draws(self, drawn: Iterable[str]) -> dict[str, SiteDraw]:
+        """The value and the distribution of each site; the values are the means, so none is drawn."""
         return super().export_draws(())
 
     def use_sample(self, site: str, decision: Decision) -> Tensor:
-        """Refuse a weight that cannot be replaced by its moments, unless sampling is allowed."""
+        """Raise a `ValueError` for a weight that cannot be replaced by its moments, or draw it with `fallback="mc"`."""
         if not self.settings.sampled:
             raise ValueError(
-                f"site {site!r}: moments need a random weight with a distribution of its own in exactly one linear "
-                f"layer or convolution, and this one is {decision.reason}; predict with "
-                "mode='mc', or draw it with mode='moments:mc'"
+                f"site {site!r}: moment propagation expects each random weight to be independent, with a known mean "
+                f"and variance, and used in exactly one linear layer or convolution; this one: {decision.reason}. Use "
+                "mode='mc', or mode='moments:mc', which draws such a weight"
             )
         self.treatments[site] = f"one draw ({decision.reason})"
         return self.draw(site)
 
     def apply(self, op: LinearOp, weight: str | None, bias: str | None) -> Any:
-        """Mean and variance of the layer's output."""
+        """Compute the moments of the operation's output."""
         for site in (weight, bias):
             if site is not None:
                 self.treatments[site] = "moments"
-        return propagate_linear(op, self._parts(weight), self._parts(bias), self.settings)
+        return propagate_linear(op, self._mean_variance(weight), self._mean_variance(bias), self.settings)
 
-    def _parts(self, site: str | None) -> tuple[Tensor | None, Tensor] | None:
+    def _mean_variance(self, site: str | None) -> tuple[Tensor | None, Tensor] | None:
+        """Mean (`None` where it is zero) and variance of a site."""
         if site is None:
             return None
         distribution = self.distribution(site)
         zero = getattr(distribution, "zero_mean", False)
         return (None if zero else distribution.mean), distribution.variance
 
-    def _pyro_sample(self, msg: Any) -> None:
+    def _pyro_sample(self, msg: Message) -> None:
         replace_by_mean(msg)
 
     def _pyro_dropout(self, msg: Any) -> None:
-        self._certain(msg)
+        self._input_to_moments(msg)
 
     def _pyro_activation(self, msg: Any) -> None:
-        self._certain(msg)
+        self._input_to_moments(msg)
 
-    def _certain(self, msg: Any) -> None:
-        """A tensor that meets noise for the first time is a mean without variance."""
+    def _input_to_moments(self, msg: Any) -> None:
+        """Turn an input that is still a tensor into moments with variance zero."""
         x = msg["args"][0]
         if isinstance(x, Tensor):
             msg["args"] = (Moments.certain(x, self.settings), *msg["args"][1:])

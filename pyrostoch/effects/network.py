@@ -1,7 +1,7 @@
-"""The call of a network with drawn weights in place of its parameters, as an effect that interpretations handle.
+"""The call of a network with drawn weights in place of its parameters, as a Pyro effect.
 
-`call_network` is to a network what `pyro.sample` is to a random variable: it says what is computed, and the
-interpretation in force says how the weights' randomness is treated. Without one, the drawn values are used as they are.
+`call_network` is to a network what `pyro.sample` is to a random variable: it states what is computed, and the active
+handler, an interpretation, decides how the weights' randomness is treated. Without one, the drawn values are used.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import contextlib
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, ParamSpec, TypeVar, cast
 
 import torch
 from pyro.poutine.runtime import effectful
@@ -23,25 +23,32 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from pyrostoch._ops import LinearOp, bind
 from pyrostoch.effects.active import active_call, entered
-from pyrostoch.effects.usage import tensors_in
+from pyrostoch.effects.usage import UsageCache, tensors_in
 from pyrostoch.moments import MissingRuleError
 
 __all__ = ["NetworkCall", "call_network", "checkpoint"]
 
-# Carries out one linear operation whose weights were replaced: (operation, name of weight, name of bias) -> output.
+_P = ParamSpec("_P")
+_T = TypeVar("_T")
+
+# Computes one linear operation with replaced weights: (operation, name of weight, name of bias) -> output.
 ApplyOperation = Callable[[LinearOp, str | None, str | None], Any]
 
 
 class NetworkCall:
-    """One call of a network, open to be changed by an interpretation before it runs.
+    """One call of a network, which an interpretation may change before it runs.
 
     Args:
         net: The network.
-        weights: The drawn weight for each random parameter, by parameter name. An interpretation may replace a value.
+        weights: The drawn weight for each random parameter, by parameter name.
         args: Positional inputs.
         kwargs: Keyword inputs.
         sites: Pyro site name of each random parameter.
-        usage_cache: Where the analysis of this network's weight usage is kept between calls.
+        usage_cache: Results of the weight usage analysis of this network, kept between calls.
+
+    Attributes:
+        replaced: Names of the parameters whose draws are replaced by their distributions; set by an interpretation.
+        apply: Computes the linear operations that use a replaced parameter; set by an interpretation.
     """
 
     def __init__(
@@ -51,7 +58,7 @@ class NetworkCall:
         args: tuple[Any, ...],
         kwargs: dict[str, Any],
         sites: dict[str, str],
-        usage_cache: dict[Any, Any],
+        usage_cache: UsageCache,
     ) -> None:
         self.net = net
         self.weights = dict(weights)
@@ -59,16 +66,15 @@ class NetworkCall:
         self.kwargs = kwargs
         self.sites = sites
         self.usage_cache = usage_cache
-        #: Names of the parameters whose draws are replaced by their distributions.
         self.replaced: set[str] = set()
         self.apply: ApplyOperation | None = None
 
     def run(self) -> Any:
-        """Call the network once, the mode around nothing but the call."""
+        """Call the network once; torch functions are intercepted during the call only."""
         mode = _NetworkMode(self, count=True)
         self.mode = mode
         try:
-            with entered(self), _uncached(), mode:
+            with entered(self), _empty_parametrization_cache(), mode:
                 output = functional_call(self.net, self.weights, self.args, self.kwargs)
         except MissingRuleError as error:
             names = {id(module): name for name, module in self.net.named_modules()}
@@ -77,17 +83,18 @@ class NetworkCall:
                 raise
             raise MissingRuleError(f"module {place!r}: {error}", error.function, error.module) from None
         finally:
-            # Call and mode refer to each other: draws and inputs would stay until Python collects circles.
+            # Call and mode refer to each other; without this, draws and inputs would stay in memory until Python's
+            # garbage collector runs.
             del self.mode
         mode.check_uses()
         return output
 
-    def checkpoint_contexts(self) -> tuple[AbstractContextManager[Any], AbstractContextManager[Any]]:
-        """Contexts for `torch.utils.checkpoint`: one around the forward pass, one around its recomputation."""
-        return self._protected(), self._again()
+    def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
+        """Contexts for `torch.utils.checkpoint`: one for the forward pass, one for its recomputation."""
+        return self._forward_context(), self._recomputation_context()
 
     @contextlib.contextmanager
-    def _protected(self) -> Iterator[None]:
+    def _forward_context(self) -> Iterator[None]:
         mode = self.mode
         before, mode.protected = mode.protected, True
         try:
@@ -96,17 +103,18 @@ class NetworkCall:
             mode.protected = before
 
     @contextlib.contextmanager
-    def _again(self) -> Iterator[None]:
-        # The swap and the mode of the forward pass have ended by the time of the backward pass: put them back.
+    def _recomputation_context(self) -> Iterator[None]:
+        # In the backward pass, the drawn weights and the mode of the forward pass are gone: restore them.
         mode = _NetworkMode(self, count=False)
         mode.protected = True
-        with entered(self), _uncached(), _reparametrize_module(self.net, self.weights, tie_weights=True), mode:
+        swapped = _reparametrize_module(self.net, self.weights, tie_weights=True)
+        with entered(self), _empty_parametrization_cache(), swapped, mode:
             yield
 
 
 @contextlib.contextmanager
-def _uncached() -> Iterator[None]:
-    """Keep `parametrize.cached()` from handing out what was computed from another draw."""
+def _empty_parametrization_cache() -> Iterator[None]:
+    """Keep `parametrize.cached()` from returning what was computed from another draw."""
     kept, parametrize._cache = parametrize._cache, {}
     try:
         yield
@@ -115,7 +123,12 @@ def _uncached() -> Iterator[None]:
 
 
 class _NetworkMode(TorchFunctionMode):
-    """Hands linear operations with replaced weights to the interpretation, and refuses unprotected checkpointing."""
+    """Passes linear operations with replaced weights to the interpretation; raises an error on torch's checkpointing.
+
+    Args:
+        call: The network call.
+        count: Whether to check at the end that each replaced weight was used once.
+    """
 
     def __init__(self, call: NetworkCall, *, count: bool) -> None:
         super().__init__()
@@ -124,7 +137,7 @@ class _NetworkMode(TorchFunctionMode):
         self.protected = False
         self.grad_at_entry = torch.is_grad_enabled()
         self.uses = dict.fromkeys(call.replaced, 0)
-        # call.weights keeps the tensors alive, so an id stands for one tensor throughout.
+        # call.weights keeps the tensors alive, so no id is used twice.
         self.names = {id(call.weights[name]): name for name in call.replaced}
 
     def __torch_function__(
@@ -132,7 +145,7 @@ class _NetworkMode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         if self.grad_at_entry and not self.protected:
-            _refuse_checkpoint()
+            _refuse_torch_checkpoint()
         if not self.names:
             return func(*args, **kwargs)
         op = bind(func, args, kwargs)
@@ -154,18 +167,18 @@ class _NetworkMode(TorchFunctionMode):
                 self.uses[name] += 1
 
     def check_uses(self) -> None:
-        """Refuse a pass in which a replaced weight was not used exactly once, as the first pass had found."""
+        """Raise an error if a replaced weight was not used exactly once, as the analysis of weight usage had found."""
         wrong = {name: uses for name, uses in self.uses.items() if uses != 1}
         if self.count and wrong:
-            found = ", ".join(f"{name!r} {uses} times" for name, uses in wrong.items())
+            counts = ", ".join(f"{name!r} {uses} times" for name, uses in wrong.items())
             raise RuntimeError(
-                f"{type(self.call.net).__name__}: the weights' uses differ from those of its first pass: expected one "
-                f"linear use each, found {found}. The forward pass depends on its input or state, which local "
-                "reparameterization and flipout cannot follow: use estimator='shared'"
+                f"{type(self.call.net).__name__}: the uses of its weights differ from those in its first forward pass: "
+                f"expected each in one linear operation, got {counts}. The forward pass depends on its input or state, "
+                "which only shared samples support: use estimator='shared'"
             )
 
 
-def _refuse_checkpoint() -> None:
+def _refuse_torch_checkpoint() -> None:
     if torch.compiler.is_compiling():
         return
     if torch.is_grad_enabled():
@@ -175,14 +188,18 @@ def _refuse_checkpoint() -> None:
         found = _called_from("torch.utils.checkpoint")
     if found:
         raise RuntimeError(
-            "torch.utils.checkpoint inside a network with random weights gives wrong gradients: its recomputation runs "
-            "after the drawn weights were taken out again. Replace it in the network by pyrostoch.effects.checkpoint, "
-            "which puts the same weights and the same noise back (it works without pyrostoch's models too)"
+            "torch.utils.checkpoint inside a network with random weights gives wrong gradients: it recomputes the "
+            "forward pass after the drawn weights have been removed again. Replace it in the network by "
+            "pyrostoch.effects.checkpoint, which recomputes with the same weights and noise (and also works outside "
+            "pyrostoch's models)"
         )
 
 
 def _called_from(module: str) -> bool:
-    # Reentrant checkpointing leaves no saved-tensor hook; it shows as a frame that switched gradients off.
+    """Whether a function of the module is on the call stack.
+
+    Reentrant checkpointing, which runs with gradients off, sets no saved-tensor hook and can only be found this way.
+    """
     frame = sys._getframe(1)
     while frame is not None:
         if frame.f_globals.get("__name__") == module:
@@ -203,17 +220,17 @@ def call_network(
     kwargs: dict[str, Any] | None = None,
     *,
     sites: dict[str, str] | None = None,
-    usage_cache: dict[Any, Any] | None = None,
+    usage_cache: UsageCache | None = None,
 ) -> Any:
-    """Call `net` with drawn weights in place of its parameters, under the interpretation in force.
+    """Call `net` with drawn weights in place of its parameters, under the active interpretation.
 
     Args:
-        net: The network; its own parameters are left alone.
+        net: The network; its own parameters are not changed.
         weights: Drawn weight for each random parameter, by parameter name.
         args: Positional inputs.
         kwargs: Keyword inputs.
-        sites: Pyro site names by parameter name, where they differ from it.
-        usage_cache: A dictionary kept by the caller, in which the analysis of its weight usage is kept.
+        sites: Pyro site names by parameter name; by default the parameter names.
+        usage_cache: A dictionary that the caller keeps for this network, to analyze its weight usage only once.
 
     Returns:
         The network's output.
@@ -227,11 +244,11 @@ def call_network(
     return _network(NetworkCall(net, weights, args, kwargs or {}, names, {} if usage_cache is None else usage_cache))
 
 
-def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    """Checkpoint a part of a network: recompute its activations in the backward pass instead of keeping them.
+def checkpoint(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
+    """Checkpoint a part of a network: recompute its activations in the backward pass instead of storing them.
 
-    A drop-in for `torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)` that is exact inside a
-    network with random weights, where torch's own would recompute with other weights.
+    Use it in place of `torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)`. In a network with
+    random weights torch's function would recompute with other weights; this one recomputes with the same.
 
     Args:
         function: The part of the network.
@@ -239,7 +256,7 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         kwargs: Its keyword inputs.
 
     Returns:
-        What `function` returns.
+        The result of `function`.
 
     Example:
         >>> x = torch.ones(2, requires_grad=True)
@@ -247,7 +264,8 @@ def checkpoint(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         >>> bool(torch.allclose(x.grad, torch.cos(x)))
         True
     """
-    call = active_call()
+    call, options = active_call(), cast(Any, kwargs)
     if call is None:
-        return torch_checkpoint(function, *args, use_reentrant=False, **kwargs)
-    return torch_checkpoint(function, *args, use_reentrant=False, context_fn=call.checkpoint_contexts, **kwargs)
+        return cast(_T, torch_checkpoint(function, *args, use_reentrant=False, **options))
+    contexts = call.checkpoint_contexts
+    return cast(_T, torch_checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **options))

@@ -8,10 +8,10 @@ __all__ = ["SharedSample"]
 
 
 class SharedSample(Interpretation):
-    """One draw of every weight for the whole batch: a draw of the joint posterior, right for any module.
+    """One draw of every weight for the whole batch: a sample of the joint distribution, correct for any module.
 
-    The default of Pyro and of `torch.func.functional_call`. As an explicit interpretation it checks once that the
-    network uses every weight that is drawn, and it shields a call from interpretations further out.
+    Pyro and `torch.func.functional_call` do the same without an interpretation. As an explicit interpretation it also
+    checks once that the network uses every weight that is drawn, and interpretations entered before it do not apply.
 
     Example:
         >>> import pyro, torch, pyro.distributions as dist

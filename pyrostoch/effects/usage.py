@@ -1,8 +1,8 @@
-"""Weight usage: where a network uses each random weight, found by one pass that changes nothing.
+"""Weight usage: where a network uses each random weight, found by one pass that changes no state.
 
-Treating a weight by the distribution of a layer's output is right only where that layer is the weight's one use. A
-weight that is tied, looped over, transposed or handed to attention would be silently wrong, so the uses are counted
-first, by identity.
+Replacing a weight by the distribution of its layer's output is correct only where this layer is the weight's only use.
+For a weight that is tied, reused in a loop, transposed or passed to attention it would be wrong without an error, so
+the uses are counted first. Tensors are recognized by identity.
 """
 
 from __future__ import annotations
@@ -23,21 +23,22 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pyrostoch._ops import bind
 from pyrostoch.effects.active import entered
 
-__all__ = ["Use", "batch_of", "weight_usage", "tensors_in"]
+__all__ = ["UsageCache", "Use", "batch_of", "tensors_in", "weight_usage"]
 
 
 @dataclass(frozen=True)
 class Use:
-    """One use of a weight: the function, its part in it, and how often the function applies it to one example.
+    """One use of a weight by a torch function.
 
     Args:
-        function: Readable name of the torch function.
-        role: `"weight"` or `"bias"` of a linear or convolution, `"other"` elsewhere.
-        applications: Applications to one row of the input: conv positions or tokens; 1 for a plain linear layer.
+        function: Readable name of the function.
+        role: `"weight"` or `"bias"` of a linear layer or a convolution, `"other"` in any other function.
+        applications: How often the weight is applied to one row of the input: the number of output positions of a
+            convolution, or of tokens; 1 for a linear layer on `(batch, features)`.
         folded: Rows of the input that belong to one example; more than 1 where tokens are folded into the batch.
         spatial: Number of spatial dimensions; 0 for a linear layer.
-        output: Whether what this linear operation returned is what the network returns, reshaped or normalized by a
-            log-softmax at most.
+        output: Whether the network returns the result of this linear operation, at most reshaped or passed through a
+            log-softmax.
     """
 
     function: str
@@ -48,15 +49,19 @@ class Use:
     output: bool = False
 
 
-# What hands on a layer's output entry by entry, or up to the constant that a softmax does not see.
+#: Results of `weight_usage`, by whether the network is in training mode and by the names of its random weights.
+UsageCache = dict[tuple[bool, tuple[str, ...]], dict[str, tuple[Use, ...]]]
+
+# Functions that only rearrange, select or convert the entries of a layer's output, or that shift them by a constant,
+# which does not change their softmax.
 _NAMES = ("flatten", "log_softmax", "permute", "reshape", "squeeze", "transpose", "unsqueeze")
 _METHODS = (*_NAMES, "__getitem__", "contiguous", "double", "float", "to", "view")
-_HANDS_ON: frozenset[Any] = frozenset(
+_PASS_THROUGH: frozenset[Any] = frozenset(
     [F.log_softmax, *(getattr(torch, name) for name in _NAMES), *(getattr(Tensor, name) for name in _METHODS)]
 )
 
 
-def tensors_in(tree: Any) -> Iterator[Tensor]:
+def tensors_in(tree: object) -> Iterator[Tensor]:
     """Yield the tensors in nested tuples, lists and dictionaries."""
     if isinstance(tree, Tensor):
         yield tree
@@ -69,14 +74,14 @@ def tensors_in(tree: Any) -> Iterator[Tensor]:
 
 
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Number of examples of a network call: the first axis of its first input."""
+    """Number of examples of a network call: the size of the first axis of its first tensor input."""
     first = next(tensors_in((args, kwargs)), None)
     return 1 if first is None or first.dim() == 0 else len(first)
 
 
 @dataclass
 class _UsageMode(TorchFunctionMode):
-    """Write down every function that reads a weight."""
+    """Record every function that reads a weight."""
 
     weights: dict[str, Tensor]
     replaced: dict[str, Tensor]
@@ -87,14 +92,15 @@ class _UsageMode(TorchFunctionMode):
     def __post_init__(self) -> None:
         super().__init__()
         self.uses = {name: [] for name in self.weights}
-        # The dictionaries keep every tensor alive, so an id stands for one tensor throughout.
+        # The dictionaries keep every tensor alive, so no id is used twice.
         self._names = {id(value): name for name, value in self.weights.items()}
-        self._stale = {id(value): name for name, value in self.replaced.items()}
-        # Outputs of layers, by identity as long as they live, and unchanged in place since: what made them.
+        self._replaced_names = {id(value): name for name, value in self.replaced.items()}
+        # By id of a layer's output: a weak reference to it, its version (see `_version`), and the weight and the index
+        # of the use that made it. An entry is valid while the tensor is alive and has not been written to.
         self._made: dict[int, tuple[weakref.ref[Tensor], int, tuple[str, int]]] = {}
 
     def _maker(self, tensor: Tensor) -> tuple[str, int] | None:
-        """The weight (and which of its uses) whose layer made this very tensor, if one did."""
+        """The weight, and the index of its use, whose layer made this tensor; `None` where no layer did."""
         reference, version, maker = self._made.get(id(tensor), (None, 0, None))
         alive = reference is not None and reference() is tensor
         return maker if alive and version == _version(tensor) else None
@@ -104,7 +110,7 @@ class _UsageMode(TorchFunctionMode):
             self._made[id(result)] = (weakref.ref(result), _version(result), maker)
 
     def mark_outputs(self, output: Any) -> None:
-        """Mark the uses that made what the network returned."""
+        """Mark the uses that made the tensors which the network returned."""
         for name, index in {maker for tensor in tensors_in(output) if (maker := self._maker(tensor)) is not None}:
             self.uses[name][index] = replace(self.uses[name][index], output=True)
 
@@ -113,16 +119,16 @@ class _UsageMode(TorchFunctionMode):
     ) -> Any:
         kwargs = kwargs or {}
         result = func(*args, **kwargs)
-        # Reading `weight.shape` or `weight.device` is no use of the weight.
+        # Reading `weight.shape` or `weight.device` does not count as a use.
         if next(tensors_in(result), None) is None:
             return result
         op = bind(func, args, kwargs)
         first = next(tensors_in(args), None)
-        if func in _HANDS_ON and first is not None and (maker := self._maker(first)) is not None:
+        if func in _PASS_THROUGH and first is not None and (maker := self._maker(first)) is not None:
             self._note(result, maker)
         for tensor in tensors_in((args, kwargs)):
-            if id(tensor) in self._stale:
-                self.bypassed.add(self._stale[id(tensor)])
+            if id(tensor) in self._replaced_names:
+                self.bypassed.add(self._replaced_names[id(tensor)])
             name = self._names.get(id(tensor))
             if name is None:
                 continue
@@ -138,7 +144,7 @@ class _UsageMode(TorchFunctionMode):
 
 
 def _version(tensor: Tensor) -> int:
-    """How often a tensor was written to; inference tensors do not count it."""
+    """How often a tensor was written to; 0 for inference tensors, which do not count it."""
     return 0 if tensor.is_inference() else tensor._version
 
 
@@ -149,7 +155,7 @@ def _readable(func: Callable[..., Any]) -> str:
 def weight_usage(
     net: nn.Module, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> dict[str, tuple[Use, ...]]:
-    """Count the uses of each weight in one pass of `net` that leaves buffers and random generators as they were.
+    """Find the uses of each weight in one pass of `net`, which leaves buffers and random generators unchanged.
 
     Args:
         net: The network.
@@ -161,8 +167,8 @@ def weight_usage(
         For each weight, its uses in order.
 
     Raises:
-        RuntimeError: A weight was never used, or the network also reads its parameter through another reference: the
-            drawn value would have no effect, or not its full effect.
+        RuntimeError: A weight is never used, or the network also reads its parameter through another reference. The
+            drawn value would then have no effect, or not everywhere.
 
     Example:
         >>> net = nn.Linear(2, 3)
@@ -170,7 +176,7 @@ def weight_usage(
         >>> uses["weight"][0].role, uses["weight"][0].applications
         ('weight', 1)
     """
-    # Copies: a network may write into its weights (a mask, max_norm), and these share memory with the guide's.
+    # Copies, since a network may write into its weights (a mask, max_norm), which share memory with the guide's.
     weights = {name: value.detach().clone() for name, value in weights.items()}
     replaced: dict[str, Tensor] = {name: net.get_parameter(name) for name in weights}
     mode = _UsageMode(weights, replaced, batch_of(args, kwargs))
@@ -185,7 +191,7 @@ def weight_usage(
         entered(None),
         mode,
     ):
-        warnings.simplefilter("ignore")  # the real pass follows, warns, and draws what the network draws itself
+        warnings.simplefilter("ignore")  # the network runs again after this pass, and warns then
         output = functional_call(net, {**buffers, **weights}, args, kwargs)
     mode.mark_outputs(output)
     if mode.bypassed:

@@ -1,13 +1,13 @@
-"""Estimators of the gradient of an expected loss over neurons with states, behind one interface.
+"""Gradient estimators for networks whose neurons have random discrete states, behind one interface.
 
-| file | what it does |
+| file | contents |
 | --- | --- |
-| `surrogate` | the estimators by name |
-| `score`, `arm`, `psa` | the score function with a baseline, ARM and ARSM, path-sample-analytic |
-| `enumeration` | the oracle for small networks |
-| `quality` | bias, variance and cosine of each, against the oracle |
+| `surrogate` | the interface: an estimator by its name |
+| `score`, `arm`, `psa` | the score function with a baseline, ARM and ARSM, path sample-analytic |
+| `enumeration` | the exact gradient, for small networks |
+| `quality` | bias, variance and cosine similarity of an estimator, against the exact gradient |
 | `sites` | the states as Pyro sites, which can be enumerated |
-| `states` | the handlers they share |
+| `states` | the handler that the estimators share |
 """
 
 from pyrostoch.estimators.enumeration import enumerated

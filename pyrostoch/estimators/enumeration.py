@@ -1,20 +1,32 @@
-"""The oracle for small networks: every configuration of all neurons, with its probability."""
+"""The exact expected loss of a small network: a sum over every configuration of all neurons."""
 
 from __future__ import annotations
 
 import torch
 from torch import Tensor, nn
 
-from pyrostoch.estimators.states import Loss, States, check_apart, each_example, log_probabilities, values_of
+from pyrostoch.estimators.states import (
+    Loss,
+    States,
+    check_examples_independent,
+    checked_loss,
+    log_probabilities,
+    values_of,
+)
 from pyrostoch.layers import KState
 
 __all__ = ["enumerated"]
 
-_MOST = 2**15
+# Configurations of all neurons of a network.
+_MAX_CONFIGURATIONS = 2**15
 
 
-class _Every(States):
-    """All configurations, in front of the examples; layers multiply."""
+class _AllConfigurations(States):
+    """Runs the network on all configurations of its neurons, stacked in front of the examples.
+
+    Attributes:
+        log_prob: The log probability of each configuration for each example, (C, B); C grows with every layer.
+    """
 
     def __init__(self) -> None:
         super().__init__()
@@ -23,50 +35,52 @@ class _Every(States):
     def states(self, layer: KState, x: Tensor) -> Tensor:
         count, choices = x[0].numel(), len(layer.states)
         before = 1 if self.log_prob is None else len(self.log_prob)
-        if before * choices**count > _MOST:
+        if before * choices**count > _MAX_CONFIGURATIONS:
             raise ValueError(
-                f"estimator 'enumeration': layer {self.depth + 1} brings the configurations to "
-                f"{before} * {choices}^{count}, more than {_MOST}; use fewer neurons"
+                f"estimator 'enumeration': layer {self.depth + 1} of neurons makes {before} * {choices}^{count} "
+                f"configurations, more than {_MAX_CONFIGURATIONS}; use fewer neurons"
             )
-        numbers = torch.arange(choices, device=x.device)
-        every = torch.cartesian_prod(*[numbers] * count).reshape(-1, count)  # (K, n)
+        indices = torch.arange(choices, device=x.device)
+        configurations = torch.cartesian_prod(*[indices] * count).reshape(-1, count)  # (K, n)
         logs = log_probabilities(layer, x).unflatten(0, (before, -1))  # (C, B, n, k)
-        each = sum(logs[:, :, neuron, every[:, neuron]] for neuron in range(count))  # (C, B, K)
-        past = 0.0 if self.log_prob is None else self.log_prob.unsqueeze(-1)
-        self.log_prob = (each + past).movedim(-1, 0).flatten(0, 1)  # (K C, B)
-        return values_of(layer, every.unsqueeze(1).expand(-1, len(x), -1), x)
+        log_prob = sum(logs[:, :, neuron, configurations[:, neuron]] for neuron in range(count))  # (C, B, K)
+        earlier = 0.0 if self.log_prob is None else self.log_prob.unsqueeze(-1)
+        self.log_prob = (log_prob + earlier).movedim(-1, 0).flatten(0, 1)  # (K C, B)
+        return values_of(layer, configurations.unsqueeze(1).expand(-1, len(x), -1), x)
 
 
 def enumerated(net: nn.Module, x: Tensor, loss: Loss, *, log_mean_exp: bool = False) -> Tensor:
     r"""The exact mean over examples of $E\,L$, or of $-\log E\,e^{-L}$, with its exact gradient.
 
     Args:
-        net: A network of at most 15 binary neurons, or as many configurations of others; 32,768.
+        net: A network whose neurons have at most 32,768 configurations together (15 binary neurons).
         x: Inputs, (B, ...).
-        loss: Loss of each example.
-        log_mean_exp: Whether the probability is averaged, and not the loss.
+        loss: Loss of each example, (B,), from the network's output, (B, ...).
+        log_mean_exp: Whether to average the likelihood $e^{-L}$ instead of the loss.
 
     Returns:
-        The mean, differentiable.
+        The mean, a differentiable scalar.
 
     Raises:
-        ValueError: There are too many configurations, or examples see each other.
+        ValueError: There are too many configurations or no neurons with states, or a layer in training mode is random
+            or makes an example's output depend on other examples.
 
     Example:
         >>> from pyrostoch.layers import Binary
         >>> net = nn.Sequential(nn.Linear(1, 1, bias=False), Binary(noise=1.0))
         >>> with torch.no_grad():
         ...     _ = net[0].weight.fill_(0.5)
-        >>> found = enumerated(net, torch.ones(1, 1), lambda out: out.sum(1))
-        >>> round(found.item(), 4)  # 2 Phi(0.5) - 1
+        >>> expected = enumerated(net, torch.ones(1, 1), lambda out: out.sum(1))
+        >>> round(expected.item(), 4)  # 2 Phi(0.5) - 1
         0.3829
     """
-    check_apart(net, "enumeration")
-    with _Every() as every:
+    check_examples_independent(net, "enumeration")
+    with _AllConfigurations() as configurations:
         out = net(x)
-    if every.log_prob is None:
+    log_prob = configurations.log_prob
+    if log_prob is None:
         raise ValueError(f"estimator 'enumeration': {type(net).__name__} has no neurons with states")
-    losses = torch.vmap(each_example(loss, len(x)))(out.unflatten(0, every.log_prob.shape))  # (C, B)
+    losses = torch.vmap(checked_loss(loss, len(x)))(out.unflatten(0, log_prob.shape))  # (C, B)
     if log_mean_exp:
-        return -torch.logsumexp(every.log_prob - losses, 0).mean()
-    return (every.log_prob.exp() * losses).sum(0).mean()
+        return -torch.logsumexp(log_prob - losses, 0).mean()
+    return (log_prob.exp() * losses).sum(0).mean()

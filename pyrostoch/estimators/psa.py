@@ -1,20 +1,18 @@
-"""Path sample, analytic: a sampled path, and exact differences for what another state of each neuron would change."""
+"""Path sample-analytic: a sampled path, and exact differences of the loss for other states of each neuron."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrostoch.estimators.states import Loss, States, check_apart, values_of
+from pyrostoch.estimators.states import Loss, States, check_examples_independent, values_of
 from pyrostoch.layers import KState
 
 __all__ = ["path_sample_analytic"]
 
 
 class _Path(States):
-    """States drawn and kept, with each layer and its input."""
+    """Draws the states and records them, with each layer and its input."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -31,104 +29,117 @@ class _Path(States):
         return values_of(layer, index, x)
 
 
-class _Pushed(States):
-    """States that are zero, but in one layer, where they are given; keeps what the next layer is given."""
+class _GivenStates(States):
+    """Sets the states of one layer to given values and all others to zero; records the next layer's input."""
 
-    def __init__(self, depth: int, given: Tensor) -> None:
+    def __init__(self, depth: int, values: Tensor) -> None:
         super().__init__()
-        self.at, self.given = depth, given
-        self.next: Tensor | None = None
+        self.at, self.values = depth, values
+        self.next_input: Tensor | None = None
 
     def states(self, layer: KState, x: Tensor) -> Tensor:
         if self.depth == self.at + 1:
-            self.next = x
-        return self.given.reshape(-1, *x.shape[1:]) if self.depth == self.at else torch.zeros_like(x)
+            self.next_input = x
+        return self.values.reshape(-1, *x.shape[1:]) if self.depth == self.at else torch.zeros_like(x)
 
 
 def path_sample_analytic(net: nn.Module, x: Tensor, loss: Loss, samples: int) -> Tensor:
-    r"""A surrogate whose gradient takes exact differences along a sampled path.
+    r"""A surrogate loss whose gradient consists of exact differences along a sampled path.
 
-    With $V_i(s)$ what it changes when neuron i is in state s and not in the one it was drawn in,
+    Let $V_i(s)$ be the change of the loss if neuron i is in state s instead of the drawn one:
 
     $$ V_i(s) = L(h_i \to s) - L(h) \text{ in the last layer}, \qquad
     V_i(s) = \sum_j \sum_t \bigl(P_j(t \mid h_i \to s) - P_j(t \mid h)\bigr)\,V_j(t) \text{ before it}, $$
 
-    the gradient is $\sum_i \sum_s V_i(s)\,\nabla P_i(s)$. It is unbiased for one layer; with more, changes of several
-    neurons at once are taken as the sum of their changes, a small bias for a small variance. Memory grows with the
-    product of the sizes of neighboring layers.
+    The gradient is $\sum_i \sum_s V_i(s)\,\nabla P_i(s)$. It is unbiased for one layer of neurons. With more layers,
+    the change by several neurons at once is taken as the sum of their changes, which trades a small bias for a small
+    variance. Memory grows with the product of the sizes of neighboring layers.
 
     Args:
-        net: A network with nothing but affine operations behind each layer of neurons.
+        net: A network with only affine operations after each layer of neurons.
         x: Inputs, (B, ...).
         loss: Loss of each example.
-        samples: Paths that are averaged.
+        samples: Number of paths that are averaged.
 
     Returns:
-        The mean loss, with this gradient.
+        The mean loss, a scalar whose backward pass gives this gradient.
 
     Raises:
-        ValueError: What lies between two layers is not affine.
+        ValueError: The operations after a layer of neurons are not affine.
 
     References:
         Shekhovtsov, Yanush, Flach, "Path sample-analytic gradient estimators for stochastic binary networks", 2020.
     """
-    check_apart(net, "path-sample-analytic")
+    check_examples_independent(net, "path-sample-analytic")
     total: Tensor | float = 0.0
     for _ in range(samples):
         with _Path() as path:
             out = net(x)
         losses = loss(out)
-        whole = losses.mean()
+        value = losses.mean()
         with torch.no_grad():
-            gains = _gains(net, x, path, out, loss, losses)
-        for layer, given, gain in zip(path.layers, path.inputs, gains, strict=True):
-            probabilities = layer.probabilities(given).reshape(gain.shape)
-            part = (gain * probabilities).sum((1, 2)).mean()
-            whole = whole + part - part.detach()
-        total = total + whole / samples
+            changes = _loss_changes(net, x, path, out, loss, losses)
+        for layer, layer_input, change in zip(path.layers, path.inputs, changes, strict=True):
+            probabilities = layer.probabilities(layer_input).reshape(change.shape)
+            term = (change * probabilities).sum((1, 2)).mean()
+            value = value + term - term.detach()
+        total = total + value / samples
     return torch.as_tensor(total)
 
 
-def _gains(net: nn.Module, x: Tensor, path: _Path, out: Tensor, loss: Loss, losses: Tensor) -> list[Tensor]:
-    """What each state of each neuron would change, (B, n, k) by layer."""
-    found: list[Tensor] = []
+def _loss_changes(net: nn.Module, x: Tensor, path: _Path, out: Tensor, loss: Loss, losses: Tensor) -> list[Tensor]:
+    """V: the change of the loss for each state of each neuron, (B, n, k) by layer."""
+    changes: list[Tensor] = []
     for depth in reversed(range(len(path.layers))):
         layer, index = path.layers[depth], path.index[depth]
-        slopes = _matrix(net, x, depth, path.inputs[depth])  # (n, m)
+        matrix = _linear_map(net, x, depth, path.inputs[depth])  # (n, m)
         values = torch.tensor(layer.states, dtype=out.dtype, device=out.device)
         last = depth == len(path.layers) - 1
         columns = []
         for value in values:
-            change = (value - values[index]).unsqueeze(-1) * slopes  # (B, n, m): what the next layer is given more
+            shift = (value - values[index]).unsqueeze(-1) * matrix  # (B, n, m): change of the next layer's input
             if last:
-                moved = out.unsqueeze(1) + change.reshape(*change.shape[:2], *out.shape[1:])
-                columns.append(torch.vmap(loss, in_dims=1, out_dims=1)(moved) - losses.unsqueeze(1))
+                shifted = out.unsqueeze(1) + shift.reshape(*shift.shape[:2], *out.shape[1:])
+                columns.append(torch.vmap(loss, in_dims=1, out_dims=1)(shifted) - losses.unsqueeze(1))
             else:
-                columns.append(_passed_on(path.layers[depth + 1], path.inputs[depth + 1], change, found[0]))
-        found.insert(0, torch.stack(columns, dim=-1))
-    return found
+                columns.append(_through_layer(path.layers[depth + 1], path.inputs[depth + 1], shift, changes[0]))
+        changes.insert(0, torch.stack(columns, dim=-1))
+    return changes
 
 
-def _passed_on(layer: KState, given: Tensor, change: Tensor, gain: Tensor) -> Tensor:
-    """What changes of a layer's input change, neuron by neuron: (B, n, m) by the layer's gains (B, m, k) to (B, n)."""
-    moved = (given.flatten(1).unsqueeze(1) + change).flatten(0, 1).reshape(-1, *given.shape[1:])
-    before = layer.probabilities(given).reshape(gain.shape)
-    after = layer.probabilities(moved).reshape(*change.shape, -1)
-    return ((after - before.unsqueeze(1)) * gain.unsqueeze(1)).sum((2, 3))
+def _through_layer(layer: KState, x: Tensor, shift: Tensor, change: Tensor) -> Tensor:
+    """The change of the loss if the input of a layer of neurons is shifted.
+
+    Args:
+        layer: The layer.
+        x: Its input, (B, ...), m neurons.
+        shift: One shift of the input for each of the n neurons before it, (B, n, m).
+        change: The layer's V, (B, m, k).
+
+    Returns:
+        (B, n).
+    """
+    shifted = (x.flatten(1).unsqueeze(1) + shift).flatten(0, 1).reshape(-1, *x.shape[1:])
+    before = layer.probabilities(x).reshape(change.shape)
+    after = layer.probabilities(shifted).reshape(*shift.shape, -1)
+    return ((after - before.unsqueeze(1)) * change.unsqueeze(1)).sum((2, 3))
 
 
-def _matrix(net: nn.Module, x: Tensor, depth: int, given: Tensor) -> Tensor:
-    """The affine map from a layer's states to the next layer's input, or the output: (n, m), from unit vectors."""
-    count = given[0].numel()
-    eye = torch.eye(count, dtype=given.dtype, device=given.device)
+def _linear_map(net: nn.Module, x: Tensor, depth: int, layer_input: Tensor) -> Tensor:
+    """The matrix, (n, m), of the affine map from a layer's states to the next layer's input, or to the output.
+
+    It is read off by running the network on unit vectors, zero, and ones in place of the states.
+    """
+    count = layer_input[0].numel()
+    eye = torch.eye(count, dtype=layer_input.dtype, device=layer_input.device)
     probes = torch.cat([eye, torch.zeros_like(eye[:1]), torch.ones_like(eye[:1])])
-    with _Pushed(depth, probes) as pushed:
-        out: Any = net(x[:1].expand(len(probes), *x.shape[1:]))
-    found = (out if pushed.next is None else pushed.next).flatten(1)
-    slopes = found[:-2] - found[-2]
-    if not torch.allclose(slopes.sum(0), found[-1] - found[-2], rtol=1e-3, atol=1e-4 * found.abs().max().item()):
+    with _GivenStates(depth, probes) as given:
+        out: Tensor = net(x[:1].expand(len(probes), *x.shape[1:]))
+    images = (out if given.next_input is None else given.next_input).flatten(1)
+    matrix = images[:-2] - images[-2]
+    if not torch.allclose(matrix.sum(0), images[-1] - images[-2], rtol=1e-3, atol=1e-4 * images.abs().max().item()):
         raise ValueError(
-            f"estimator 'path-sample-analytic': what follows layer {depth + 1} of the neurons is not affine; leave "
-            "nothing but linear layers and batch normalization there"
+            f"estimator 'path-sample-analytic': the operations after layer {depth + 1} of the neurons are not affine; "
+            "use only linear layers and batch normalization there"
         )
-    return slopes
+    return matrix

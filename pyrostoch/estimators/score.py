@@ -1,4 +1,4 @@
-"""The score function with a baseline: no derivative of the network behind a neuron, only what its loss came to."""
+"""The score function estimator (REINFORCE) with a baseline; it needs losses, but no derivative after a neuron."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["score"]
 
 
 class _Drawn(States):
-    """States drawn with their log probabilities."""
+    """Draws the states and sums their log probabilities, (B,)."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -26,37 +26,39 @@ class _Drawn(States):
 
 
 def score(net: nn.Module, x: Tensor, loss: Loss, samples: int) -> Tensor:
-    r"""A surrogate whose gradient is $(L - b)\,\nabla \log p(s)$, b the mean loss of the other draws.
+    r"""A surrogate loss with the gradient $(L - b)\,\nabla \log p(s)$, b the mean loss of the other draws.
 
-    Unbiased; the variance grows with the number of neurons.
+    It is unbiased; its variance grows with the number of neurons.
 
     Args:
         net: The network.
         x: Inputs, (B, ...).
         loss: Loss of each example.
-        samples: Draws, two at least.
+        samples: Number of draws, at least two.
 
     Returns:
-        The mean loss, with this gradient.
+        The mean loss, a scalar whose backward pass gives this gradient.
 
     Raises:
-        ValueError: There is one draw only.
+        ValueError: `samples` is 1.
 
     References:
-        Williams 1992; Kool, van Hoof, Welling, "Buy 4 REINFORCE samples, get a baseline for free!", 2019.
+        Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992;
+        Kool, van Hoof, Welling, "Buy 4 REINFORCE samples, get a baseline for free!", 2019.
     """
     if samples < 2:
         raise ValueError(
-            f"estimator 'score': the baseline is the other draws' mean loss, got samples={samples}; give samples=2 or "
-            "more"
+            f"estimator 'score': the baseline is the mean loss of the other draws, got samples={samples}; give "
+            "samples=2 or more"
         )
-    losses, logs = [], []
+    runs, log_probs = [], []
     for _ in range(samples):
         with _Drawn() as drawn:
-            losses.append(loss(net(x)))
-        logs.append(drawn.log_prob)
-    found, scores = torch.stack(losses), torch.stack([torch.as_tensor(log) for log in logs])
-    fixed = found.detach()
-    apart = (fixed - fixed.mean(0)) * (samples / (samples - 1.0))
-    weighted = (apart * scores).mean(0)
-    return (found.mean(0) + weighted - weighted.detach()).mean()
+            runs.append(loss(net(x)))
+        log_probs.append(torch.as_tensor(drawn.log_prob))
+    losses, log_prob = torch.stack(runs), torch.stack(log_probs)  # (samples, B)
+    fixed = losses.detach()
+    # The loss minus the mean loss of the other draws.
+    advantage = (fixed - fixed.mean(0)) * (samples / (samples - 1.0))
+    weighted = (advantage * log_prob).mean(0)
+    return (losses.mean(0) + weighted - weighted.detach()).mean()

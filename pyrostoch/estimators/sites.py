@@ -1,4 +1,4 @@
-"""States of neurons as Pyro sites: traced, conditioned, scored, enumerated."""
+"""States of neurons as Pyro sample sites, which can be traced, conditioned, scored and enumerated."""
 
 from __future__ import annotations
 
@@ -17,25 +17,28 @@ __all__ = ["StateSites"]
 
 
 class StateSites(States):
-    """Makes the states of a network's neurons sample sites: numbers of states, categorical, one site a layer.
+    """A handler that makes the states of a network's neurons Pyro sample sites, one categorical site for each layer.
 
-    Around a Pyro model, `poutine.trace`, `poutine.condition`, log probabilities and guides then see the neurons as they
-    see any latent variable. With `enumerate=True` every neuron is a site of its own, `<layer>/<neuron>`, marked for
-    parallel enumeration: `TraceEnum_ELBO(max_plate_nesting=1)` with a guide that has none of them sums over all
-    configurations, which is exact and for small networks only.
+    The value of a site is the index of the state. For a Pyro model run inside the handler, `poutine.trace`,
+    `poutine.condition`, log probabilities and guides see the neurons like any latent variable.
 
-    A `BayesianModel` calls its network in front of the plate of the examples: where it is given, that plate, `data`, is
-    opened for the sites too, and scales them as it scales the observations; a guide of theirs draws inside
-    `pyro.plate("data", model.num_data, subsample=torch.arange(len(x)))`. In a model that calls the network inside its
-    own plate, give the network; enumeration wants such a model, and layers that act on the last axis.
+    With `enumerate=True` every neuron is a site `<layer>/<neuron>`, marked for parallel enumeration. Then
+    `TraceEnum_ELBO(max_plate_nesting=1)`, with a guide that does not draw these sites, sums over all configurations:
+    exact, but for small networks only. It needs a model that calls the network inside its plate of the examples, and
+    layers that act on the last axis.
+
+    A `BayesianModel` calls its network outside of its plate of the examples, `data`. If `net` is a `BayesianModel`, the
+    handler opens this plate for the sites too, which scales them like the observations. A guide of these sites draws
+    them inside `pyro.plate("data", model.num_data, subsample=torch.arange(len(x)))`. For a model that calls the network
+    inside its own plate, give the network.
 
     Args:
-        net: The network whose neurons are meant, or a `BayesianModel` of it. Its names of layers are those of the
-            sites; each layer has one place.
-        enumerate: Whether each neuron is a site, to be enumerated.
+        net: The network with the neurons, or a `BayesianModel` of it. Sites are named like the layers in the network;
+            a layer may occur only once.
+        enumerate: Whether each neuron is a site of its own, marked for enumeration.
 
     Raises:
-        ValueError: Enumeration is asked for in a `BayesianModel`, or a layer is met that the network does not have.
+        ValueError: Enumeration is requested for a `BayesianModel`, or the handler meets a layer that is not in `net`.
 
     Example:
         >>> from pyrostoch.layers import Ternary
@@ -54,41 +57,42 @@ class StateSites(States):
         if isinstance(net, BayesianModel):
             if enumerate:
                 raise ValueError(
-                    "StateSites: enumeration adds axes in front of the examples, which a BayesianModel's likelihood "
-                    "does not expect; call the network inside a plate of your own model, and give the network"
+                    "StateSites: enumeration adds axes in front of the examples, which the likelihood of a "
+                    "BayesianModel does not expect; write a model that calls the network inside its own plate, and "
+                    "give the network"
                 )
             self.num_data, net = int(net.num_data), net.net
         self.enumerate = enumerate
         self._names = {id(module): name for name, module in net.named_modules() if isinstance(module, KState)}
 
     def states(self, layer: KState, x: Tensor) -> Tensor:
-        """The states of a layer, from its site or its neurons'.
+        """Draw the states of a layer from its site, or from the sites of its neurons.
 
         Args:
             layer: The layer.
-            x: Its input, with the examples in front of the neurons; enumerated neurons before them add axes in front.
+            x: Its input, the examples on the first axis; enumerated neurons of earlier layers add axes in front.
         """
         name = self._names.get(id(layer))
         if name is None:
-            raise ValueError(f"StateSites: met a {type(layer).__name__} that is not in the network it was given")
+            raise ValueError(f"StateSites: met a {type(layer).__name__} that is not in the given network")
         if self.num_data is None:
             return self._site(name or "states", layer, x)
-        # The very frame of the plate that the model opens for its observations, which may be opened once only.
+        # The same frame as the plate that the model opens later; `pyro.plate` may open a name only once.
         with IndepMessenger("data", size=len(x), dim=-1), poutine.scale(scale=self.num_data / len(x)):
             return self._site(name or "states", layer, x)
 
     def _site(self, name: str, layer: KState, x: Tensor) -> Tensor:
         if self.enumerate:
-            # Enumerated neurons stand in front of the examples, where a layer with values of its own for each neuron
-            # does not look for them.
+            # Enumeration adds axes in front of the examples. They are flattened into the batch, since a layer with
+            # parameters for each neuron expects the neurons on axis 1.
             logs = log_probabilities(layer, x.reshape(-1, x.shape[-1])).reshape(*x.shape, -1)
-            every = [
-                pyro.sample(f"{name}/{neuron}", dist.Categorical(logits=each), infer={"enumerate": "parallel"})
-                for neuron, each in enumerate(logs.unbind(-2))
+            indices = [
+                pyro.sample(f"{name}/{neuron}", dist.Categorical(logits=logits), infer={"enumerate": "parallel"})
+                for neuron, logits in enumerate(logs.unbind(-2))
             ]
-            drawn = torch.stack(torch.broadcast_tensors(*every), dim=-1)
+            index = torch.stack(torch.broadcast_tensors(*indices), dim=-1)
         else:
             distribution = dist.Categorical(logits=log_probabilities(layer, x)).to_event(1)
-            drawn = pyro.sample(name, distribution).reshape(x.shape)
+            index = pyro.sample(name, distribution).reshape(x.shape)
         values = torch.tensor(layer.states, dtype=x.dtype, device=x.device)
-        return values[drawn]
+        return values[index]

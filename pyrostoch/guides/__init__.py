@@ -3,18 +3,20 @@
 | guide | distribution of a weight |
 | --- | --- |
 | `Additive` | N(mu, sigma^2) |
-| `WeightwiseAlpha` | N(mu, alpha mu^2), an alpha for every weight |
-| `NeuronwiseAlpha` | the same, an alpha for every output neuron or channel |
-| `LayerwiseAlpha` | the same, an alpha for every weight tensor |
-| `VarianceOnly` | N(0, sigma^2), two points, or uniform: mean zero |
-| `CategoricalWeights` | one of a few levels, times a scale |
-| `PerSite` | different guides for different sites |
-| `Guide` | the base class for your own |
+| `WeightwiseAlpha` | N(mu, alpha mu^2), one alpha per weight |
+| `NeuronwiseAlpha` | N(mu, alpha mu^2), one alpha per output neuron or channel |
+| `LayerwiseAlpha` | N(mu, alpha mu^2), one alpha per weight tensor |
+| `VarianceOnly` | mean zero: N(0, sigma^2), +-sigma with equal probability, or uniform on [-a, a] |
+| `CategoricalWeights` | categorical over a few levels, times one scale per site |
+| `PerSite` | that of another guide, chosen by the site's name |
+| `Guide` | any Pyro distribution: the base class for a guide of your own |
 
-What they tell once trained: `guide.zero_mean_gap()` (what their means are worth), `to_variance_only` (the variance
-network they are close to), `prune` (the weights that are noise) beside `magnitude_masks`. What a pruning exports is
-saved as a state dict, and `load_pruned` reads it; `refresh_batch_norm` fits its normalization to a network without
-noise.
+For a trained guide:
+
+- `guide.zero_mean_gap()` measures the cost of setting its means to zero, and `to_variance_only` does it.
+- `prune` removes the weights that are mostly noise; `magnitude_masks` removes as many by their size, as a baseline. The
+  network that a `Pruning` exports is saved as a state dict, which `load_pruned` reads.
+- `refresh_batch_norm` estimates batch normalization's running statistics again for a network without noise.
 """
 
 from __future__ import annotations

@@ -1,12 +1,12 @@
-"""The additive Gaussian guide: a mean and a standard deviation for every weight."""
+"""The mean-field Gaussian guide: a mean and a standard deviation for every weight."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 from pyro import distributions as dist
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.starts import Start, start_value
@@ -16,16 +16,18 @@ __all__ = ["Additive"]
 
 
 class Additive(Guide):
-    r"""$w_{ij} \sim N(\mu_{ij}, \sigma_{ij}^2)$: mean-field Gaussian, "Bayes by backprop".
+    r"""$w_{ij} \sim N(\mu_{ij}, \sigma_{ij}^2)$: a mean-field Gaussian posterior, "Bayes by backprop".
 
     Args:
         model: A `BayesianModel`.
-        init_loc: Starting means; the network's own values by default (its initialization, or trained weights).
-        init_scale: Starting standard deviations: a number, or a function of the site.
+        init_loc: Initial means, a number or a function of the site; by default the network's own values, which are its
+            initialization or its trained weights.
+        init_scale: Initial standard deviations, a number or a function of the site.
         sites: Names of the sites covered; all by default.
 
     References:
-        Graves 2011; Blundell, Cornebise, Kavukcuoglu, Wierstra 2015.
+        Graves, "Practical variational inference for neural networks", 2011; Blundell, Cornebise, Kavukcuoglu,
+        Wierstra, "Weight uncertainty in neural networks", 2015.
 
     Example:
         >>> import pyrostoch as ps
@@ -51,10 +53,12 @@ class Additive(Guide):
         shape = site.init.shape
         scale = start_value(self._init_scale, site, shape, "init_scale")
         if not bool((scale > 0).all()):
-            raise ValueError(f"init_scale at site {site.name!r}: expected positive standard deviations")
+            raise ValueError(
+                f"init_scale at site {site.name!r}: expected positive standard deviations, got {scale.min().item():g}"
+            )
         loc = site.init if self._init_loc is None else start_value(self._init_loc, site, shape, "init_loc")
         return {"loc": loc, "log_scale": scale.log()}
 
-    def distribution(self, site: str, **parameters: Tensor) -> Any:
-        """N(loc, exp(log_scale)^2)."""
+    def distribution(self, site: str, **parameters: Tensor) -> Distribution:
+        """The normal distribution N(loc, exp(log_scale)^2)."""
         return dist.Normal(parameters["loc"], parameters["log_scale"].exp())

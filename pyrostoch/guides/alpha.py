@@ -1,12 +1,12 @@
-"""Guides of variational dropout: the standard deviation is a multiple of the mean."""
+"""Guides of variational dropout: the variance of a weight is alpha times its squared mean."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyrostoch.distributions import MultiplicativeNormal
 from pyrostoch.guides.base import Guide
@@ -15,14 +15,14 @@ from pyrostoch.model import Site
 
 __all__ = ["LayerwiseAlpha", "NeuronwiseAlpha", "WeightwiseAlpha"]
 
-
-#: Log alpha counts only within these bounds, as in the published codes. Where nothing but the KL acts on it (weights of
-#: an input that is always zero) Adam would drive it on until the variance overflows; beyond them it changes no KL.
+#: Log alpha is clamped to [-BOUND, BOUND], as in the published code. Where only the KL acts on log alpha (weights of an
+#: input that is always zero), Adam would increase it until the variance overflows; beyond the bounds the KL does not
+#: change.
 BOUND = 20.0
 
 
 class _Alpha(Guide):
-    """N(mu, alpha mu^2) with some sharing of alpha."""
+    """N(mu, alpha mu^2); subclasses choose by `alpha_shape` which weights share an alpha."""
 
     def __init__(
         self,
@@ -36,39 +36,37 @@ class _Alpha(Guide):
         super().__init__(model, sites=sites)
 
     def alpha_shape(self, site: Site) -> torch.Size:
-        """Shape of log alpha, broadcasting to the weight's."""
+        """Shape of log alpha, which broadcasts to the weight's."""
         raise TypeError(f"{type(self).__name__} must implement alpha_shape(site)")
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
-        """`loc` in the weight's shape and `log_alpha` in its own."""
+        """`loc` in the weight's shape, `log_alpha` in the shape that `alpha_shape` gives."""
         log_alpha = start_value(self._init_log_alpha, site, self.alpha_shape(site), "init_log_alpha")
         if bool((log_alpha.abs() > BOUND).any()):
             raise ValueError(
-                f"init_log_alpha at site {site.name!r}: expected values from {-BOUND:g} to {BOUND:g}, between which "
-                f"log alpha is held, got {float(log_alpha[log_alpha.abs() > BOUND].flatten()[0]):g}"
+                f"init_log_alpha at site {site.name!r}: expected values from {-BOUND:g} to {BOUND:g}, to which "
+                f"log alpha is clamped, got {float(log_alpha[log_alpha.abs() > BOUND].flatten()[0]):g}"
             )
         loc = site.init if self._init_loc is None else start_value(self._init_loc, site, site.init.shape, "init_loc")
-        return {
-            "loc": nudge_from_zero(loc),
-            "log_alpha": log_alpha,
-        }
+        return {"loc": nudge_from_zero(loc), "log_alpha": log_alpha}
 
-    def distribution(self, site: str, **parameters: Tensor) -> Any:
-        """N(loc, alpha loc^2), log alpha held within its bounds."""
+    def distribution(self, site: str, **parameters: Tensor) -> Distribution:
+        """The normal distribution N(loc, alpha loc^2), with log alpha clamped to [-20, 20]."""
         return MultiplicativeNormal(parameters["loc"], parameters["log_alpha"].clamp(-BOUND, BOUND))
 
 
 class WeightwiseAlpha(_Alpha):
-    r"""$w_{ij} \sim N(\mu_{ij}, \alpha_{ij}\mu_{ij}^2)$: an alpha for every weight, sparse variational dropout.
+    r"""$w_{ij} \sim N(\mu_{ij}, \alpha_{ij}\mu_{ij}^2)$: one alpha per weight, sparse variational dropout.
 
     Args:
         model: A `BayesianModel`.
-        init_loc: Starting means; the network's own values by default.
-        init_log_alpha: Starting log alpha: a number, or a function of the site; from -20 to 20, where it is held.
+        init_loc: Initial means, a number or a function of the site; the network's own values by default.
+        init_log_alpha: Initial log alpha: a number, or a function of the site. It is clamped to [-20, 20] at all times.
         sites: Names of the sites covered; all by default.
 
     References:
-        Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017.
+        Kingma, Salimans, Welling, "Variational dropout and the local reparameterization trick", 2015; Molchanov,
+        Ashukha, Vetrov, "Variational dropout sparsifies deep neural networks", 2017.
 
     Example:
         >>> import pyrostoch as ps
@@ -84,16 +82,18 @@ class WeightwiseAlpha(_Alpha):
 
 
 class NeuronwiseAlpha(_Alpha):
-    r"""$w_{ij} \sim N(\mu_{ij}, \alpha_i \mu_{ij}^2)$: an alpha for every output neuron (of a convolution: channel).
+    r"""$w_{ij} \sim N(\mu_{ij}, \alpha_i \mu_{ij}^2)$: one alpha per output neuron or channel.
 
     Args:
         model: A `BayesianModel`.
-        init_loc: Starting means; the network's own values by default.
-        init_log_alpha: Starting log alpha: a number, or a function of the site; from -20 to 20, where it is held.
+        init_loc: Initial means, a number or a function of the site; the network's own values by default.
+        init_log_alpha: Initial log alpha: a number, or a function of the site. It is clamped to [-20, 20] at all times.
         sites: Names of the sites covered; all by default.
 
     References:
-        Kingma, Salimans, Welling 2015; Neklyudov, Molchanov, Ashukha, Vetrov 2018 (arXiv 1803.03764).
+        Kingma, Salimans, Welling, "Variational dropout and the local reparameterization trick", 2015; Neklyudov,
+        Molchanov, Ashukha, Vetrov, "Variance networks: when expectation does not meet your expectations", 2018 (arXiv
+        1803.03764).
 
     Example:
         >>> import pyrostoch as ps
@@ -112,18 +112,19 @@ class NeuronwiseAlpha(_Alpha):
 
 
 class LayerwiseAlpha(_Alpha):
-    r"""$w_{ij} \sim N(\mu_{ij}, \alpha\mu_{ij}^2)$: one alpha a weight tensor.
+    r"""$w_{ij} \sim N(\mu_{ij}, \alpha\mu_{ij}^2)$: one alpha per weight tensor.
 
-    The least flexible of the family, and the one that turns into a variance network most readily.
+    The least flexible of the alpha guides, and the one that most readily becomes a variance network (large alpha).
 
     Args:
         model: A `BayesianModel`.
-        init_loc: Starting means; the network's own values by default.
-        init_log_alpha: Starting log alpha: a number, or a function of the site; from -20 to 20, where it is held.
+        init_loc: Initial means, a number or a function of the site; the network's own values by default.
+        init_log_alpha: Initial log alpha: a number, or a function of the site. It is clamped to [-20, 20] at all times.
         sites: Names of the sites covered; all by default.
 
     References:
-        Neklyudov, Molchanov, Ashukha, Vetrov, "Variance networks", 2018 (arXiv 1803.03764).
+        Neklyudov, Molchanov, Ashukha, Vetrov, "Variance networks: when expectation does not meet your expectations",
+        2018 (arXiv 1803.03764).
 
     Example:
         >>> import pyrostoch as ps

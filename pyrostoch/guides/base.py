@@ -1,4 +1,4 @@
-"""What a guide is: parameters that exist from the start, and the distribution they give each site."""
+"""The base class of guides: variational parameters for each site, and the distribution they give it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyro
 import torch
 from pyro import distributions as dist
 from torch import Tensor, nn
-from torch.distributions import constraints
+from torch.distributions import Distribution, constraints
 
 from pyrostoch._checks import name_list
 from pyrostoch.effects import independent
@@ -19,23 +19,47 @@ from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
 from pyrostoch.guides.starts import nudge_from_zero
 from pyrostoch.model import Site, announce_parameters, site_key
 
-__all__ = ["Guide"]
+__all__ = ["Guide", "sites_of"]
+
+
+def sites_of(model: nn.Module, guide: str) -> dict[str, Site]:
+    """The latent variables of a model, by name.
+
+    Args:
+        model: A `BayesianModel`, or any module with a dictionary `sites`.
+        guide: Class of the guide that asks, for the error.
+
+    Raises:
+        TypeError: The model has no such dictionary.
+    """
+    sites = getattr(model, "sites", None)
+    if not isinstance(sites, dict):
+        raise TypeError(
+            f"guide {guide}: expected a BayesianModel (or a module with a `sites` dictionary), got "
+            f"{type(model).__name__}"
+        )
+    return sites
 
 
 class Guide(nn.Module):
     """A mean-field guide: an independent distribution for each site of a model.
 
-    To put any Pyro distribution on the weights, subclass it and say which parameters a site has and what distribution
-    they give:
+    This is the base class for a guide of your own. Any Pyro distribution on the weights takes two methods, as in the
+    example below:
 
-        class LaplaceGuide(Guide):
-            def initial_parameters(self, site):
-                return {"loc": site.init, "log_scale": torch.full_like(site.init, -5.0)}
+    - `initial_parameters(site)` returns the initial variational parameters of a site, by name. It is called once for
+      each site when the guide is made, and each tensor becomes an `nn.Parameter`. The optimizer sees these values as
+      they are, so a positive quantity is best stored as its logarithm. `site.init` is the network's own weight.
+    - `distribution(site, **parameters)` returns the distribution that the present parameters give, one independent
+      entry per weight. It is called at every draw.
 
-            def distribution(self, site, loc, log_scale):
-                return dist.Laplace(loc, log_scale.exp())
+    The base class does the rest: `site_distribution(site)` returns the present distribution of a site, and
+    `parameters_for(site)` its parameters by name. A guide with settings of its own assigns them before it calls
+    `super().__init__`, which calls `initial_parameters`. Parameters whose names are in the class attribute
+    `alpha_parameters` are trained with `fit`'s `lr_alpha`.
 
-    Positive scalars (a random prior scale, a random noise) get a log-normal distribution of their own, whatever the
+    The two methods are called for sites of real support, the usual one of weights and biases. A site of positive
+    support, such as the random scale of a prior or of a likelihood's noise, has a log-normal distribution in every
     guide.
 
     Args:
@@ -44,7 +68,7 @@ class Guide(nn.Module):
 
     Raises:
         TypeError: `model` has no `sites`.
-        ValueError: A named site does not exist.
+        ValueError: A named site does not exist, or a site's support is neither real nor positive.
 
     Example:
         >>> import pyrostoch as ps
@@ -55,81 +79,82 @@ class Guide(nn.Module):
         ...         return dist.Laplace(loc, log_scale.exp())
         >>> model = ps.BayesianModel(nn.Linear(2, 1), prior=ps.priors.Normal(),
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
-        >>> {name: value.shape for name, value in LaplaceGuide(model)().items()}
+        >>> guide = LaplaceGuide(model)
+        >>> {name: value.shape for name, value in guide().items()}
         {'weight': torch.Size([1, 2])}
+        >>> guide.site_distribution("weight").base_dist
+        Laplace(loc: torch.Size([1, 2]), scale: torch.Size([1, 2]))
+        >>> list(guide.parameters_for("weight"))
+        ['loc', 'log_scale']
     """
 
-    #: Names of parameters that live on a logarithmic scale of ratios and take a learning rate of their own.
+    #: Names of parameters that are logarithms of ratios, such as log alpha: trained with `fit`'s `lr_alpha`.
     alpha_parameters: tuple[str, ...] = ("log_alpha",)
 
     def __init__(self, model: nn.Module, *, sites: Iterable[str] | None = None) -> None:
         super().__init__()
-        described = getattr(model, "sites", None)
-        if not isinstance(described, dict):
-            raise TypeError(
-                f"guide {type(self).__name__}: expected a BayesianModel (or a module with a `sites` dictionary), got "
-                f"{type(model).__name__}"
-            )
-        chosen = list(described) if sites is None else list(sites)
-        unknown = [name for name in chosen if name not in described]
+        model_sites = sites_of(model, type(self).__name__)
+        chosen = list(model_sites) if sites is None else list(sites)
+        unknown = [name for name in chosen if name not in model_sites]
         if unknown:
             raise ValueError(
                 f"guide {type(self).__name__}: no site(s) {name_list(unknown)} in the model, which has "
-                f"{name_list(described)}"
+                f"{name_list(model_sites)}"
             )
         self.site_names = tuple(chosen)
         #: The sites that are weights of the network, without random scales of priors and likelihoods.
-        self.weight_names = tuple(name for name in chosen if described[name].role != "scale")
-        # Kinds and not the constraints themselves, whose identity a copy would lose.
-        self._kinds = {name: _kind(described[name]) for name in chosen}
+        self.weight_names = tuple(name for name in chosen if model_sites[name].role != "scale")
+        # Strings and not torch's constraints: those are compared by identity, which a deep copy does not keep.
+        self._kinds = {name: _kind(model_sites[name]) for name in chosen}
         self.parameters_of = nn.ModuleDict()
         for name in chosen:
-            site = described[name]
+            site = model_sites[name]
             initial = self.initial_parameters(site) if self._kinds[name] == "real" else _initial_scale(site)
             self.parameters_of[site_key(name)] = nn.ParameterDict(
                 {key: nn.Parameter(value.detach().clone()) for key, value in initial.items()}
             )
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
-        """The site's variational parameters as they start, by name.
+        """The initial variational parameters of a site, by name.
 
         Args:
             site: The site; `site.init` is the network's own value.
 
         Returns:
-            Tensors, which become `nn.Parameter`s.
+            Tensors, which are copied into `nn.Parameter`s.
         """
         raise TypeError(f"{type(self).__name__} must implement initial_parameters(site)")
 
-    def distribution(self, site: str, **parameters: Tensor) -> Any:
+    def distribution(self, site: str, **parameters: Tensor) -> Distribution:
         """The elementwise distribution of a site, from its parameters by name.
 
         Args:
             site: The site's name.
-            parameters: What `initial_parameters` returned, as it stands now.
+            parameters: The present values of the parameters that `initial_parameters` named.
 
         Returns:
-            A Pyro distribution of the site's shape.
+            A Pyro distribution whose batch shape is the site's shape.
         """
         raise TypeError(f"{type(self).__name__} must implement distribution(site, ...)")
 
-    def site_distribution(self, site: str) -> Any:
-        """The distribution of one site as it stands now, its axes declared as one event.
+    def site_distribution(self, site: str) -> Distribution:
+        """The present distribution of one site, with all its axes declared as one event.
 
         Args:
             site: The site's name.
 
         Returns:
-            A Pyro distribution.
+            A Pyro distribution whose event shape is the site's shape.
 
         Raises:
             ValueError: The guide has no such site.
         """
         parameters = self.parameters_for(site)
-        distribution = (
+        distribution: Any = (
             self.distribution(site, **parameters) if self._kinds[site] == "real" else _scale_distribution(**parameters)
         )
-        return distribution.to_event(len(distribution.batch_shape))
+        event: Distribution = distribution.to_event(len(distribution.batch_shape))
+        return event
 
     def parameters_for(self, site: str) -> dict[str, nn.Parameter]:
         """The variational parameters of one site, by name.
@@ -148,26 +173,38 @@ class Guide(nn.Module):
         return dict(self.parameters_of[site_key(site)].items())  # type: ignore[operator]
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The Pyro guide: draws every site; the data are ignored."""
+        """The Pyro guide: draws every site, whatever the data.
+
+        Args:
+            args: The model's arguments, ignored.
+            kwargs: The same.
+
+        Returns:
+            The draws by site name.
+        """
         announce_parameters(self, "guide")
         return self.draw()
 
     def draw(self) -> dict[str, Tensor]:
         """Draw every site, by name."""
-        # A subclass that draws in its own way may let one site's distribution depend on another's draw.
-        own = type(self).forward is Guide.forward and type(self).draw is Guide.draw
-        marks: dict[str, Any] = {n: independent() if own and kind == "real" else {} for n, kind in self._kinds.items()}
-        return {name: pyro.sample(name, self.site_distribution(name), infer=marks[name]) for name in self.site_names}
+        # In a subclass with its own drawing, one site's distribution may depend on another site's draw: not marked.
+        inherited = type(self).forward is Guide.forward and type(self).draw is Guide.draw
+        draws: dict[str, Tensor] = {}
+        for name in self.site_names:
+            distribution: Any = self.site_distribution(name)
+            infer: Any = independent() if inherited and self._kinds[name] == "real" else {}
+            draws[name] = pyro.sample(name, distribution, infer=infer)
+        return draws
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The guide's parameters by the learning rate they take: `"main"`, and `"alpha"` for logarithms of ratios."""
+        """The guide's parameters by learning rate: `"alpha"` for those named in `alpha_parameters`, else `"main"`."""
         groups: dict[str, list[nn.Parameter]] = {"main": [], "alpha": []}
         for name, parameter in self.named_parameters():
             groups["alpha" if name.rpartition(".")[2] in self.alpha_parameters else "main"].append(parameter)
         return groups
 
     def zero_mean_gap(self) -> ZeroMeanGap:
-        """What setting all means to zero costs, in nats, and what that bounds; see `ZeroMeanGap`.
+        """The cost in nats of setting all means to zero, and the bound it gives; see `ZeroMeanGap`.
 
         Returns:
             The gap, site by site.
@@ -178,13 +215,13 @@ class Guide(nn.Module):
         return zero_mean_gap(self)
 
     def restricted_to(self, sites: Iterable[str]) -> Guide:
-        """A copy of the guide, as it stands, that covers some of its sites only.
+        """A copy of the guide that covers only some of its sites.
 
         Args:
             sites: Names of the sites to keep.
 
         Returns:
-            A guide of the same class that shares nothing with this one.
+            A guide of the same class that shares no tensor with this one.
 
         Raises:
             ValueError: The guide has no such site.
@@ -195,14 +232,14 @@ class Guide(nn.Module):
             raise ValueError(
                 f"guide {type(self).__name__}: no site(s) {name_list(unknown)}; it has {name_list(self.site_names)}"
             )
-        twin = copy.deepcopy(self)
+        restricted = copy.deepcopy(self)
         for name in self.site_names:
             if name not in kept:
-                del twin.parameters_of[site_key(name)]
-        twin._kinds = {name: kind for name, kind in self._kinds.items() if name in kept}
-        twin.site_names = tuple(name for name in self.site_names if name in kept)
-        twin.weight_names = tuple(name for name in self.weight_names if name in kept)
-        return twin
+                del restricted.parameters_of[site_key(name)]
+        restricted._kinds = {name: kind for name, kind in self._kinds.items() if name in kept}
+        restricted.site_names = tuple(name for name in self.site_names if name in kept)
+        restricted.weight_names = tuple(name for name in self.weight_names if name in kept)
+        return restricted
 
 
 def _kind(site: Site) -> str:
@@ -211,7 +248,7 @@ def _kind(site: Site) -> str:
     if site.support in (constraints.positive, constraints.nonnegative):
         return "positive"
     raise ValueError(
-        f"site {site.name!r}: guides of this library cover real and positive sites, its support is {site.support}; "
+        f"site {site.name!r}: guides of this library cover real and positive sites, but its support is {site.support}; "
         "give it another prior, or write the guide in Pyro"
     )
 
@@ -220,5 +257,5 @@ def _initial_scale(site: Site) -> dict[str, Tensor]:
     return {"loc": nudge_from_zero(site.init).abs().log(), "log_scale": torch.full_like(site.init, math.log(0.1))}
 
 
-def _scale_distribution(loc: Tensor, log_scale: Tensor) -> Any:
+def _scale_distribution(loc: Tensor, log_scale: Tensor) -> Distribution:
     return dist.LogNormal(loc, log_scale.exp())

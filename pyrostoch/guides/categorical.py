@@ -1,4 +1,4 @@
-"""Weights on a grid: a categorical distribution over a few levels for every weight, with a scale for each site."""
+"""Weights on a grid: a categorical distribution over a few levels for every weight, and one scale per site."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyrostoch._checks import check_positive, is_rising
 from pyrostoch.distributions import Levels, matching_scale
@@ -19,22 +20,24 @@ __all__ = ["CategoricalWeights"]
 
 
 class CategoricalWeights(Guide):
-    r"""Every weight is one of a few levels times its layer's scale: $w = s\,\ell_j$ with probability $p_j$.
+    r"""Every weight is one of a few levels times its site's scale: $w = s\,\ell_j$ with probability $p_j$.
 
-    Trained by local reparameterization (a layer's output is Gaussian by its exact mean and variance) or by moments;
-    under `"shared"` a draw passes back the derivative of its mean. `site_distribution(name).base_dist.states()` are the
-    most probable levels.
+    Train it with local reparameterization (a layer's output is drawn from a Gaussian with the exact mean and variance)
+    or with moment propagation. With the `"shared"` estimator a draw's backward pass is that of its mean
+    (straight-through). `site_distribution(name).base_dist.states()` holds the index of the most probable level of each
+    weight.
 
-    The logits are logarithms of ratios, and take `fit`'s `lr_alpha`: well above the rate of other parameters, since
-    they have a way to go. A network that was trained without a grid is a better start than a fresh one.
+    The logits are trained with `fit`'s `lr_alpha`. Choose it well above the learning rate of other parameters, since
+    logits move far during training. Start from a network trained without a grid rather than from a random one.
 
-    The prior is `priors.Grid()` (no level is favored: KL = log k - H), or none of a density: a grid has none.
+    The prior must be `priors.Grid()`, which favors no level: KL = log k - H for k levels and the entropy H. The KL to a
+    prior with a density is infinite.
 
     Args:
         model: A `BayesianModel`.
-        levels: The levels, rising; three by default.
-        width: How far the start spreads over levels around the network's own weight, in units of the distance of
-            levels: small values start close to one level.
+        levels: The levels in increasing order; three by default.
+        width: Standard deviation, in units of the spacing of the levels, of the initial probabilities around the
+            network's own weight; a small value starts close to one level.
         sites: Names of the sites covered; all by default.
 
     References:
@@ -61,34 +64,37 @@ class CategoricalWeights(Guide):
     ) -> None:
         self.levels = tuple(float(level) for level in levels)
         if len(self.levels) < 2 or not is_rising(self.levels):
-            raise ValueError(f"CategoricalWeights levels: expected at least two rising numbers, got {self.levels}")
+            raise ValueError(f"CategoricalWeights levels: expected at least two increasing numbers, got {self.levels}")
         self.width = check_positive("CategoricalWeights width", width)
         super().__init__(model, sites=sites)
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
-        """`logits`, (k, ...), nearest to the network's own weights, and `log_scale`, one for the site."""
+        """`logits`, (k, *weight shape), largest for the level nearest to the network's weight; scalar `log_scale`."""
         weights = site.init.detach()
         if not weights.any():
             raise ValueError(
-                f"CategoricalWeights: the network's own weights of site {site.name!r} are 0 throughout, and have no "
-                "size to take a scale from; start it at random, or from a trained network"
+                f"CategoricalWeights: all of the network's own weights at site {site.name!r} are 0, so that no scale "
+                "can be chosen from them; start from random or trained weights"
             )
         levels = torch.tensor(self.levels, dtype=weights.dtype, device=weights.device)
         scale = matching_scale(weights, levels)
         step = (levels[-1] - levels[0]) / (len(levels) - 1)
-        # Levels in front, as the distribution works.
-        apart = (weights / scale - levels.reshape(-1, *[1] * weights.dim())) / (self.width * step)
-        return {"logits": -0.5 * apart.square(), "log_scale": scale.log()}
+        # The levels are the first axis, as inside `Levels`, whose softmax is fast over it.
+        distance = (weights / scale - levels.reshape(-1, *[1] * weights.dim())) / (self.width * step)
+        return {"logits": -0.5 * distance.square(), "log_scale": scale.log()}
 
-    def distribution(self, site: str, **parameters: Tensor) -> Any:
-        """The categorical distribution."""
+    def distribution(self, site: str, **parameters: Tensor) -> Distribution:
+        """The categorical distribution over the scaled levels."""
         return Levels(parameters["logits"].movedim(0, -1), self.levels, parameters["log_scale"].exp())
 
     def export(self, model: nn.Module) -> nn.Module:
-        """A copy of the network with the most probable level of every weight: an ordinary module, nothing in it random.
+        """A copy of the network, an ordinary module, whose weights are their most probable levels.
 
         Args:
             model: The `BayesianModel`, or the network itself.
+
+        Returns:
+            The copy, in evaluation mode, with nothing random in it.
         """
         weights = {}
         for name in self.weight_names:

@@ -1,4 +1,4 @@
-"""A network with fixed, mostly zero weights, made from a trained one or from what was saved of it; always a copy."""
+"""Plain networks with fixed, mostly zero weights: exported from a trained network, or loaded from a state dict."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pyrostoch.priors import Prior, clean_name
 
 __all__ = ["load_pruned", "make_sparse", "with_weights"]
 
-# Exactly these types: what a subclass makes of its weight is its own affair.
+# Exactly these types: a subclass may use its weight in another way.
 _SPARSE: dict[type, type[SparseLinear] | type[SparseConv2d]] = {
     nn.Linear: SparseLinear,
     Linear: SparseLinear,
@@ -28,10 +28,10 @@ _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_
 
 
 def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """A copy of a network with other weights, in evaluation mode, an ordinary module again.
+    """A copy of a network with other weights, as an ordinary module in evaluation mode.
 
-    Nothing in it is random or frozen: parameters that a `BayesianModel` had frozen can be trained, and random layers
-    (`pyrostoch.layers`) are torch's own.
+    Nothing in it is random or frozen: parameters that a `BayesianModel` froze can be trained again, and layers of
+    `pyrostoch.layers` have no priors anymore, so that they act like torch's.
 
     Args:
         model: A `BayesianModel`, or the network itself.
@@ -41,19 +41,19 @@ def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
         The copy.
 
     Raises:
-        ValueError: A name or shape does not fit the network, or random weights of the model are not among them.
+        ValueError: A name or shape does not fit the network, or a random weight of the model has no new value.
     """
     net = model
     if isinstance(model, BayesianModel):
-        left = [site.name for site in model.sites.values() if site.role != "scale" and site.name not in weights]
-        if left:
+        missing = [site.name for site in model.sites.values() if site.role != "scale" and site.name not in weights]
+        if missing:
             raise ValueError(
-                f"export: random weight(s) {name_list(left)} of the model have no value here: the guide that was "
+                f"export: no value is given for random weight(s) {name_list(missing)} of the model: the guide that was "
                 "pruned does not cover them"
             )
         net = model.net
-    twin = copy.deepcopy(net)
-    parameters = {clean_name(name): parameter for name, parameter in twin.named_parameters()}
+    copied = copy.deepcopy(net)
+    parameters = {clean_name(name): parameter for name, parameter in copied.named_parameters()}
     for name, value in weights.items():
         if name not in parameters:
             raise ValueError(f"export: the network has no parameter {name!r}; it has {name_list(parameters)}")
@@ -64,66 +64,66 @@ def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
             )
         with torch.no_grad():
             parameters[name].copy_(value)
-    for module in twin.modules():
+    for module in copied.modules():
         for last in module.__dict__.pop("_pyrostoch_frozen", ()):
             getattr(module, last).requires_grad_(True)
-        own = module.__dict__.get("priors")
-        if isinstance(own, dict) and own and all(isinstance(prior, Prior) for prior in own.values()):
-            for last in own:
+        priors = module.__dict__.get("priors")
+        if isinstance(priors, dict) and priors and all(isinstance(prior, Prior) for prior in priors.values()):
+            for last in priors:
                 nn.Module.get_parameter(module, last).requires_grad_(True)
             module.priors = {}  # type: ignore[assignment]
-    for parameter in twin.parameters():
+    for parameter in copied.parameters():
         parameter.grad = None
-    return twin.eval()
+    return copied.eval()
 
 
 def make_sparse(net: nn.Module, names: list[str]) -> nn.Module:
-    """Put sparse layers in place of those linear and 2d convolution layers whose weight is among the named ones.
+    """Replace linear and 2d convolution layers, those whose weight is named, by sparse layers.
 
-    A layer stays dense where that is smaller, where its weight is also read by a module of another kind (an embedding
-    tied to it), and where it has hooks, a parametrization or a forward pass of its own.
+    A layer stays dense where that takes less memory, where another kind of module (such as a tied embedding) holds the
+    same weight, and where it has hooks, a parametrization or a replaced `forward`.
 
     Args:
         net: The network, changed in place.
         names: Names of weights, mostly zero.
 
     Returns:
-        The network, or the sparse layer that stands for it if the network is a single layer.
+        The network; a sparse layer if the network is a single layer that was replaced.
     """
     parameters = {clean_name(name): parameter for name, parameter in net.named_parameters()}
-    named = {id(parameters[name]) for name in names}
+    wanted = {id(parameters[name]) for name in names}
     holders: dict[int, list[tuple[nn.Module, str]]] = {}
     for module in net.modules():
         for last, parameter in module._parameters.items():
-            if parameter is not None and id(parameter) in named:
+            if parameter is not None and id(parameter) in wanted:
                 holders.setdefault(id(parameter), []).append((module, last))
     groups = []
-    for held in holders.values():
-        weight = held[0][0]._parameters[held[0][1]]
-        if weight is None or not all(last == "weight" and _replaceable(module) for module, last in held):
+    for places in holders.values():
+        weight = places[0][0]._parameters[places[0][1]]
+        if weight is None or not all(last == "weight" and _replaceable(module) for module, last in places):
             continue
         if csr_bytes(weight) >= weight.numel() * weight.element_size():
             continue
-        groups.append([module for module, _ in held])
+        groups.append([module for module, _ in places])
     return _replaced(net, groups)
 
 
 def load_pruned(net: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
-    """The network that a pruning exported, from the state dict it was saved as.
+    """Load the network that `Pruning.export` returned from its saved state dict.
 
     Args:
-        net: A network of the same architecture, plain and dense, as it is before training; of a `BayesianModel`, its
-            network is meant. It is copied and stays as it is.
-        state_dict: The state dict of what `Pruning.export` returned, dense or not, also after fine-tuning.
+        net: A plain dense network of the same architecture, or a `BayesianModel` of one; its weights do not matter. It
+            is copied and not changed.
+        state_dict: The state dict of the exported network, with sparse or only dense layers, fine-tuned or not.
 
     Returns:
-        A copy of the network with these weights, on its device and in its dtype, in evaluation mode, with
+        A copy of the network with these weights, on the device and in the dtype of `net`, in evaluation mode, with
         `SparseLinear` and `SparseConv2d` where the state dict has them.
 
     Raises:
-        TypeError: The network is no module, or the state dict no mapping.
-        ValueError: A layer of the state dict is not in the network or of another shape or kind there, or one of the
-            network is not in the state dict; named.
+        TypeError: The network is not a module, or the state dict not a mapping.
+        ValueError: A layer of the state dict is missing in the network or has another shape or kind there, or a layer
+            of the network is missing in the state dict. The message names it.
 
     Example:
         >>> import pyrostoch as ps
@@ -138,51 +138,52 @@ def load_pruned(net: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
         raise TypeError(f"load_pruned: expected a network (an nn.Module), got {type(net).__name__}")
     if not isinstance(state_dict, Mapping):
         raise TypeError(
-            f"load_pruned: expected the state dict of an exported network, got {type(state_dict).__name__}; of a file, "
-            "pass what safetensors.torch.load_file or torch.load returns, of a module its .state_dict()"
+            f"load_pruned: expected the state dict of an exported network, got {type(state_dict).__name__}; pass "
+            "what safetensors.torch.load_file or torch.load returns for a file, or a module's .state_dict()"
         )
-    twin = with_weights(net.net if isinstance(net, BayesianModel) else net, {})
-    own, modules = twin.state_dict(), dict(twin.named_modules(remove_duplicate=False))
+    copied = with_weights(net.net if isinstance(net, BayesianModel) else net, {})
+    dense_keys, modules = copied.state_dict().keys(), dict(copied.named_modules(remove_duplicate=False))
     groups: dict[int, list[nn.Module]] = {}
     for key in state_dict:
         name, _, last = key.rpartition(".")
-        if last != "crow_indices" or key in own:
+        if last != "crow_indices" or key in dense_keys:
             continue
         module = modules.get(name)
         if module is None:
             raise ValueError(
-                f"load_pruned: the state dict has a sparse layer {name!r}, and the network no such layer; it has "
-                f"{name_list(found for found in modules if found)}"
+                f"load_pruned: the state dict has a sparse layer {name!r}, but the network has no such layer; it has "
+                f"{name_list(other for other in modules if other)}"
             )
         if not _replaceable(module):
             raise ValueError(
                 f"load_pruned: expected a linear or 2d convolution layer without hooks at {name!r}, where the state "
-                f"dict has a sparse one, got {type(module).__name__}"
+                f"dict has a sparse layer, got {type(module).__name__}"
             )
-        held = groups.setdefault(id(module.weight), [])
-        if not any(module is other for other in held):
-            held.append(module)
+        tied = groups.setdefault(id(module.weight), [])
+        if not any(module is other for other in tied):
+            tied.append(module)
     with torch.no_grad():
-        for held in groups.values():
-            held[0].weight.zero_()  # type: ignore[operator]
-    loaded = _replaced(twin, groups.values())
+        for tied in groups.values():
+            tied[0].weight.zero_()  # type: ignore[operator]
+    loaded = _replaced(copied, groups.values())
     try:
         loaded.load_state_dict(state_dict)
     except RuntimeError as error:
         faults = "; ".join(line.strip().rstrip(".") for line in str(error).splitlines()[1:])
-        raise ValueError(f"load_pruned: the state dict is of another architecture: {faults}") from error
+        raise ValueError(f"load_pruned: the state dict is that of another architecture: {faults}") from error
     return loaded
 
 
 def _replaced(net: nn.Module, groups: Iterable[list[nn.Module]]) -> nn.Module:
-    """The network with sparse layers for dense ones, in place; the layers of a group share one weight."""
+    """The network with dense layers replaced by sparse ones, in place; the layers of a group share one weight."""
     new: dict[int, SparseLinear | SparseConv2d] = {}
     for layers in groups:
-        made = [_SPARSE[type(layer)](layer) for layer in layers]  # type: ignore[arg-type]
-        for other in made[1:]:  # tied weights stay tied
-            other.values = made[0].values
-            other.crow_indices, other.col_indices = made[0].crow_indices, made[0].col_indices
-        new.update({id(layer): sparse for layer, sparse in zip(layers, made, strict=True)})
+        sparse_layers = [_SPARSE[type(layer)](layer) for layer in layers]  # type: ignore[arg-type]
+        first = sparse_layers[0]
+        for other in sparse_layers[1:]:  # tied weights stay tied
+            other.values = first.values
+            other.crow_indices, other.col_indices = first.crow_indices, first.col_indices
+        new.update({id(layer): sparse for layer, sparse in zip(layers, sparse_layers, strict=True)})
     for module in list(net.modules()):
         for name, child in module._modules.items():
             if id(child) in new:
@@ -191,5 +192,5 @@ def _replaced(net: nn.Module, groups: Iterable[list[nn.Module]]) -> nn.Module:
 
 
 def _replaceable(module: nn.Module) -> bool:
-    own = "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS)
-    return type(module) in _SPARSE and not own
+    modified = "forward" in module.__dict__ or any(getattr(module, hooks) for hooks in _HOOKS)
+    return type(module) in _SPARSE and not modified

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch._checks import name_list
-from pyrostoch.guides.base import Guide
+from pyrostoch.guides.base import Guide, sites_of
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
 from pyrostoch.model import announce_parameters
 
@@ -18,11 +18,12 @@ __all__ = ["PerSite"]
 
 
 class PerSite(nn.Module):
-    """A guide made of guides: each covers the sites that its name pattern matches.
+    """A guide composed of guides: each covers the sites whose names its pattern matches.
 
     Args:
         model: A `BayesianModel`.
-        rules: Guide classes (or `functools.partial`s of them) by name pattern, shell wildcards; the last match wins.
+        rules: Guide classes (or `functools.partial`s of them) by name pattern with shell wildcards. A site takes the
+            guide of the last pattern that matches its name.
         sites: Names of the sites covered; all by default.
 
     Raises:
@@ -47,32 +48,32 @@ class PerSite(nn.Module):
         sites: Iterable[str] | None = None,
     ) -> None:
         super().__init__()
-        names = list(model.sites) if sites is None else list(sites)  # type: ignore[arg-type]
-        rule_of = {name: [p for p in rules if fnmatch.fnmatchcase(name, p)] for name in names}
-        uncovered = [name for name, patterns in rule_of.items() if not patterns]
+        names = list(sites_of(model, "PerSite") if sites is None else sites)
+        matches = {name: [p for p in rules if fnmatch.fnmatchcase(name, p)] for name in names}
+        uncovered = [name for name, patterns in matches.items() if not patterns]
         if uncovered:
             raise ValueError(
                 f"PerSite: no pattern of {name_list(rules)} matches site(s) {name_list(uncovered)}; add a pattern '*'"
             )
-        covered = {pattern: [name for name in names if rule_of[name][-1] == pattern] for pattern in rules}
-        idle = [pattern for pattern, names in covered.items() if not names]
-        if idle:
-            raise ValueError(f"PerSite: pattern(s) {name_list(idle)} cover no site of {name_list(names)}")
+        covered = {pattern: [name for name in names if matches[name][-1] == pattern] for pattern in rules}
+        unused = [pattern for pattern, names in covered.items() if not names]
+        if unused:
+            raise ValueError(f"PerSite: pattern(s) {name_list(unused)} cover no site of {name_list(names)}")
         self._join([make(model, sites=covered[pattern]) for pattern, make in rules.items()], names)
 
     @classmethod
     def of(cls, parts: Iterable[Guide], *, sites: Iterable[str]) -> PerSite:
-        """A guide made of guides that exist already.
+        """A guide composed of existing guides.
 
         Args:
-            parts: The guides, each with sites of its own.
-            sites: Names of all sites, in the order they are drawn.
+            parts: The guides, which cover disjoint sets of sites.
+            sites: Names of all sites, in the order in which a draw lists them.
 
         Returns:
             A guide that holds the parts themselves, not copies.
 
         Raises:
-            ValueError: A site is covered by no part or by two, or a part covers another one.
+            ValueError: A site is covered by no part or by two, or a part covers a site that is not in `sites`.
         """
         guide = cls.__new__(cls)
         nn.Module.__init__(guide)
@@ -82,7 +83,9 @@ class PerSite(nn.Module):
     def _join(self, parts: list[Guide], names: list[str]) -> None:
         covered = [name for part in parts for name in part.site_names]
         if sorted(covered) != sorted(names):
-            raise ValueError(f"PerSite: expected parts that cover {name_list(names)} once, got {name_list(covered)}")
+            raise ValueError(
+                f"PerSite: expected parts that cover each of {name_list(names)} once, got {name_list(covered)}"
+            )
         self.site_names = tuple(names)
         self.parts = nn.ModuleList(parts)
         self._part_of = {name: index for index, part in enumerate(parts) for name in part.site_names}
@@ -94,13 +97,13 @@ class PerSite(nn.Module):
         return tuple(name for name in self.site_names if name in weights)
 
     def site_distribution(self, site: str) -> Distribution:
-        """The distribution of one site as it stands now.
+        """The present distribution of one site, with all its axes declared as one event.
 
         Args:
             site: The site's name.
 
         Returns:
-            A Pyro distribution.
+            A Pyro distribution whose event shape is the site's shape.
 
         Raises:
             ValueError: The guide has no such site.
@@ -128,7 +131,15 @@ class PerSite(nn.Module):
         return part
 
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
-        """The Pyro guide: draws every site."""
+        """The Pyro guide: draws every site, whatever the data.
+
+        Args:
+            args: The model's arguments, ignored.
+            kwargs: The same.
+
+        Returns:
+            The draws by site name.
+        """
         announce_parameters(self, "guide")
         drawn: dict[str, Tensor] = {}
         for part in self.parts:
@@ -136,7 +147,7 @@ class PerSite(nn.Module):
         return {name: drawn[name] for name in self.site_names}
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
-        """The parts' parameters by the learning rate they take."""
+        """The parts' parameters by learning rate, `"main"` and `"alpha"`; see `Guide.parameter_groups`."""
         groups: dict[str, list[nn.Parameter]] = {"main": [], "alpha": []}
         for part in self.parts:
             for key, parameters in part.parameter_groups().items():  # type: ignore[operator]
@@ -144,7 +155,7 @@ class PerSite(nn.Module):
         return groups
 
     def zero_mean_gap(self) -> ZeroMeanGap:
-        """What setting all means to zero costs, in nats, over all parts; see `ZeroMeanGap`.
+        """The cost in nats of setting all means to zero, over all parts; see `ZeroMeanGap`.
 
         Returns:
             The gap, site by site.

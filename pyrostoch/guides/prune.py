@@ -1,4 +1,4 @@
-"""Pruning: which weights a posterior can do without, beside what magnitude alone would remove."""
+"""Pruning by the posterior's signal-to-noise ratio, and by magnitude as a baseline."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pyrostoch.guides.export import make_sparse, with_weights
 from pyrostoch.guides.ratio import is_zero_mean, log_alpha, weight_distributions
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import clean_name
+from pyrostoch.protocols import SiteGuide
 from pyrostoch.records import Record, table
 
 __all__ = ["Pruning", "PruningRow", "magnitude_masks", "prune"]
@@ -24,12 +25,12 @@ __all__ = ["Pruning", "PruningRow", "magnitude_masks", "prune"]
 
 @dataclass(frozen=True)
 class PruningRow(Record):
-    """What is kept of one site.
+    """Counts of one site.
 
     Args:
         site: Name of the site.
         weights: Number of weights.
-        kept: How many of them are kept.
+        kept: Number of weights that are kept.
     """
 
     site: str
@@ -38,21 +39,21 @@ class PruningRow(Record):
 
     @property
     def sparsity(self) -> float:
-        """Share of the weights that is removed."""
+        """Fraction of the weights that is removed."""
         return 1 - self.kept / self.weights
 
 
 @dataclass(frozen=True, eq=False)
 class Pruning(Record):
-    """Masks of the weights worth keeping, with the values they have.
+    """Which weights are kept, and their values.
 
-    Counts are over the sites listed, and nothing else: parameters that no guide covers (biases and normalization layers
-    without a prior) are kept as they are and counted nowhere, as is the custom of published rates.
+    Counts are over the listed sites only. Parameters that no guide covers (biases and normalization layers without a
+    prior) are kept as they are and not counted, as is usual for published compression rates.
 
     Args:
-        criterion: What was kept, in words.
-        sites: What is kept, site by site.
-        masks: For each site, where its weights are kept: True.
+        criterion: Which weights were kept, in words.
+        sites: The counts of each site.
+        masks: For each site, a boolean tensor in the weight's shape, True where a weight is kept.
         values: For each site, its weights before masking: the guide's means, or a network's own weights.
     """
 
@@ -73,20 +74,21 @@ class Pruning(Record):
 
     @property
     def compression(self) -> float:
-        """Weights of the listed sites over those kept; infinite where none is."""
+        """Number of weights over number of weights kept; infinite if none is kept."""
         return self.weights / self.kept if self.kept else math.inf
 
     def export(self, model: nn.Module, *, dense: bool = False) -> nn.Module:
-        """A network with the kept weights and zeros elsewhere: a plain module in evaluation mode, nothing random.
+        """A plain network with the kept weights and zeros elsewhere, in evaluation mode, with nothing random in it.
 
-        It is a copy: it shares no tensor with model or guide, and needs no hook to keep its zeros. Everything that is
-        no site of the pruning stays as trained. Linear and 2d convolution layers become `SparseLinear` and
-        `SparseConv2d` where that is smaller (about half of a float32 weight must be zero); what holds any other weight
-        (embeddings, recurrent and attention layers, other convolutions, biases) stays dense with zeros in it.
+        It is a copy: it shares no tensor with model or guide, and needs no hook to keep its zeros. Parameters that are
+        not sites of the pruning keep their trained values. Linear and 2d convolution layers become `SparseLinear` and
+        `SparseConv2d` where that takes less memory (about half of a float32 weight must be zero). Other layers that
+        hold a pruned weight (embeddings, recurrent and attention layers, other convolutions), and biases, stay dense
+        and contain zeros.
 
         The kept values are parameters, so the network can be fine-tuned; in sparse layers the zeros stay zero.
 
-        What is saved is its state dict, and `load_pruned` makes the network of it again:
+        Save the network's state dict; `load_pruned` makes the network from it again:
 
             exported = pruning.export(model)
             safetensors.torch.save_file(exported.state_dict(), "pruned.safetensors")  # or torch.save(..., "pruned.pt")
@@ -96,25 +98,25 @@ class Pruning(Record):
         (`save_file` refuses tied layers, whose tensors are shared: use `torch.save` there.)
 
         Args:
-            model: The `BayesianModel` that was trained, or its network; for a magnitude pruning, the network it is of.
-            dense: Whether to keep every layer dense, for comparison or for hardware that prefers it.
+            model: The trained `BayesianModel`, or its network; for a pruning by magnitude, the pruned network.
+            dense: Whether to keep every layer dense, for comparison or because the hardware is faster with it.
 
         Returns:
             The network.
 
         Raises:
-            ValueError: A site of the pruning is no parameter of the network or has another shape there, or a random
-                weight of the model is no site of the pruning. Only names and shapes are checked: a network with the
-                same ones passes, and everything that is no site (biases, normalization) is then that network's own.
+            ValueError: A site of the pruning is not a parameter of the network or has another shape there, or a random
+                weight of the model is not a site of the pruning. Only names and shapes are checked: another network of
+                the same architecture passes, and the result then has that network's biases and normalization.
         """
         masked = {site: torch.where(mask, self.values[site], 0) for site, mask in self.masks.items()}
         net = with_weights(model, masked)
         return net if dense else make_sparse(net, list(masked))
 
     def to_dict(self) -> dict[str, Any]:
-        """The counts as plain data; masks and values are tensors and left out.
+        """The counts as plain data, without the tensors `masks` and `values`.
 
-        `compression` is infinite where nothing is kept, for which strict JSON has no number.
+        `compression` is infinite if nothing is kept; strict JSON has no number for it.
         """
         return {
             "criterion": self.criterion,
@@ -126,30 +128,31 @@ class Pruning(Record):
 
     def __str__(self) -> str:
         rows = [(row.site, row.weights, row.kept, f"{row.sparsity:.2%}") for row in self.sites]
-        share = 1 - self.kept / self.weights if self.weights else 0.0
-        rows.append(("total", self.weights, self.kept, f"{share:.2%}"))
+        sparsity = 1 - self.kept / self.weights if self.weights else 0.0
+        rows.append(("total", self.weights, self.kept, f"{sparsity:.2%}"))
         amount = f"{self.compression:.4g}x" if self.kept else "nothing kept"
         head = f"Pruning, kept {self.criterion}: {amount} of the weights listed"
         return f"{head}\n{table(('site', 'weights', 'kept', 'sparsity'), rows)}"
 
 
-def prune(guide: Any, threshold: float = 3.0) -> Pruning:
-    r"""Remove the weights that are noise: keep those with $\log\alpha = \log(\sigma^2/\mu^2) \le$ `threshold`.
+def prune(guide: SiteGuide, threshold: float = 3.0) -> Pruning:
+    r"""Remove the weights that are mostly noise: keep those with $\log(\sigma^2/\mu^2) = \log\alpha \le$ `threshold`.
 
-    At a log alpha of 3 a weight's standard deviation is 4.5 times its mean. Exact zeros of the mean are removed. With
-    an alpha shared by a neuron or a layer, whole neurons or layers go; a site that is emptied is warned of.
+    At a log alpha of 3 a weight's standard deviation is 4.5 times its mean. A weight of mean exactly 0 is removed.
+    Where a neuron or a layer shares an alpha, it is kept or removed as a whole. A site of which nothing is kept gives a
+    warning.
 
     Args:
-        guide: A guide with normal distributions; random scales of priors are passed over.
+        guide: A guide with normal distributions; random scales of priors and likelihoods are skipped.
         threshold: The largest log alpha that is kept, a finite number.
 
     Returns:
-        Masks and means.
+        The masks, with the guide's means as values.
 
     Raises:
-        TypeError: The threshold is no number, or a weight's distribution is not normal; its site is named.
-        ValueError: The threshold is not finite, or a distribution has mean zero by construction, so that nothing of it
-            would be left, or is not finite; named.
+        TypeError: The threshold is not a number, or a weight's distribution is not normal; its site is named.
+        ValueError: The threshold is not finite, a distribution has mean zero by construction (all its weights would be
+            removed), or a parameter is not finite; its site is named.
 
     References:
         Molchanov, Ashukha, Vetrov, "Variational dropout sparsifies deep neural networks", 2017; Gale, Elsen, Hooker,
@@ -179,8 +182,8 @@ def prune(guide: Any, threshold: float = 3.0) -> Pruning:
         for site, distribution in weight_distributions(guide, "prune").items():
             if is_zero_mean(distribution):
                 raise ValueError(
-                    f"prune: the distribution at site {site!r} has mean zero by construction: its weights act by their "
-                    "variances alone, and no network of fixed weights stands for it"
+                    f"prune: the distribution at site {site!r} has mean zero by construction: its weights act through "
+                    "their variances only, so that no network of fixed weights can replace it"
                 )
             if not isinstance(distribution, Normal):
                 raise TypeError(
@@ -191,37 +194,37 @@ def prune(guide: Any, threshold: float = 3.0) -> Pruning:
                 raise ValueError(f"prune: the guide's parameters at site {site!r} are not finite")
             masks[site] = ratio <= threshold
             values[site] = distribution.loc.clone()
-    found = _pruning(f"log alpha <= {threshold:g}", masks, values)
-    emptied = [row.site for row in found.sites if row.weights and not row.kept]
+    pruning = _pruning(f"log alpha <= {threshold:g}", masks, values)
+    emptied = [row.site for row in pruning.sites if row.weights and not row.kept]
     if emptied:
         warnings.warn(
-            f"prune: nothing is kept of {name_list(emptied)}: every log alpha there is above {threshold:g} (or its "
-            "mean zero), and a network with nothing but zeros in a layer seldom works; raise the threshold or train on",
+            f"prune: nothing is kept of {name_list(emptied)}: every log alpha there is above {threshold:g} (or the "
+            "mean is zero), and a network with only zeros in a layer seldom works; raise the threshold or train longer",
             UserWarning,
             stacklevel=2,
         )
-    return found
+    return pruning
 
 
 def magnitude_masks(model: nn.Module, like: Pruning, scope: Literal["layer", "global"] = "layer") -> Pruning:
-    """A baseline at the same sparsity: keep the largest weights of a network, as many as another pruning keeps.
+    """A baseline of the same sparsity: keep the largest weights of a network, as many as another pruning keeps.
 
-    They are removed at one stroke, without fine-tuning, which is no fair baseline at high sparsity. The benchmark
-    `pruning` prunes gradually while the network trains: `pyrostoch.bench.published.magnitude.train_and_prune`.
+    All others are removed at once, without fine-tuning, which is not a fair baseline at high sparsity. The benchmark
+    `pruning` prunes gradually during training instead: `pyrostoch.bench.published.magnitude.train_and_prune`.
 
-    Of weights of one size, the first in memory are kept (site by site in the order of `like`, then by index).
+    Of weights of equal size, the first in memory are kept (in the order of the sites of `like`, then by index).
 
     Args:
-        model: A trained plain network. Of a `BayesianModel` only weights that are not random can be meant, which are
-            trained with it; its network holds random ones as they were before training.
-        like: The pruning whose sites are pruned and whose counts are kept.
-        scope: `"layer"` keeps as many weights in each site as `like`; `"global"` as many in total, the largest of all.
+        model: A trained plain network. A `BayesianModel` is accepted only if the sites of `like` are not random in it:
+            its network holds random weights as they were before training.
+        like: The pruning that gives the sites and the number of weights to keep.
+        scope: `"layer"` keeps as many weights of each site as `like`; `"global"` as many in total, the largest of all.
 
     Returns:
-        Masks and the network's weights.
+        The masks, with the network's weights as values.
 
     Raises:
-        TypeError: `like` is no `Pruning`.
+        TypeError: `like` is not a `Pruning`.
         ValueError: A site of `like` is random in the model, is not in the network, has another shape there, or is not
             finite.
 
@@ -237,14 +240,16 @@ def magnitude_masks(model: nn.Module, like: Pruning, scope: Literal["layer", "gl
     """
     check_choice("magnitude_masks scope", scope, ("layer", "global"))
     if not isinstance(like, Pruning):
-        raise TypeError(f"magnitude_masks: expected a Pruning for like, as prune returns it, got {type(like).__name__}")
+        raise TypeError(
+            f"magnitude_masks: expected a Pruning (as prune returns it) for like, got {type(like).__name__}"
+        )
     net = model
     if isinstance(model, BayesianModel):
         random = [site for site in like.masks if site in model.sites]
         if random:
             raise ValueError(
-                f"magnitude_masks: {name_list(random)} of the model are random, and its network holds the weights they "
-                "had before training: pass a trained plain network, such as the means of the guide, "
+                f"magnitude_masks: {name_list(random)} of the model are random, and its network holds their values "
+                "from before training: pass a trained plain network, such as one of the guide's means: "
                 "prune(guide, threshold=100).export(model, dense=True)"
             )
         net = model.net

@@ -1,8 +1,6 @@
-"""The ratio of a weight's variance to its squared mean: what tells noise from signal, weight by weight."""
+"""The ratio of a weight's variance to its squared mean, alpha, which measures its noise against its signal."""
 
 from __future__ import annotations
-
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -10,22 +8,23 @@ from torch.distributions import Distribution, Normal
 
 from pyrostoch.distributions import MultiplicativeNormal
 from pyrostoch.effects import base_distribution
+from pyrostoch.protocols import SiteGuide
 
 __all__ = ["is_zero_mean", "log_alpha", "squared_signal_to_noise", "weight_distributions"]
 
 
-def weight_distributions(guide: Any, purpose: str = "weight_distributions") -> dict[str, Distribution]:
+def weight_distributions(guide: SiteGuide, purpose: str = "weight_distributions") -> dict[str, Distribution]:
     """The elementwise distribution of each random weight of a guide, without scales of priors and likelihoods.
 
     Args:
-        guide: A guide of `pyrostoch.guides`.
-        purpose: The function that needs them, for the error.
+        guide: A guide, such as those of `pyrostoch.guides`.
+        purpose: Name of the calling function, for the error.
 
     Returns:
-        Distributions by site, as they stand now.
+        The present distributions by site.
 
     Raises:
-        TypeError: It is no such guide.
+        TypeError: The guide has no `weight_names`.
     """
     names = getattr(guide, "weight_names", None)
     if names is None:
@@ -39,7 +38,9 @@ def is_zero_mean(distribution: Distribution) -> bool:
 
 
 def squared_signal_to_noise(distribution: Normal) -> Tensor:
-    r"""Twice what zeroing a weight's mean costs, $\mu^2/\sigma^2 = 1/\alpha$, in float64; 0 where the mean is 0.
+    r"""$\mu^2/\sigma^2 = 1/\alpha$ of each weight, in float64; 0 where the mean is 0.
+
+    Half of it is the KL between the distribution and the same with mean zero.
 
     Args:
         distribution: A normal distribution.
@@ -49,7 +50,7 @@ def squared_signal_to_noise(distribution: Normal) -> Tensor:
     """
     mean = distribution.loc.detach().double()
     if isinstance(distribution, MultiplicativeNormal):
-        # From alpha itself: a squared small mean would have underflown before it cancels.
+        # From alpha itself, since the square of a small mean may underflow before it cancels.
         ratio = (-distribution.log_alpha.detach().double()).exp()
     else:
         ratio = (mean / distribution.scale.detach().double()).square()

@@ -1,4 +1,4 @@
-"""Batch normalization's statistics, estimated again for a network that is no longer noisy."""
+"""Running statistics of batch normalization, estimated again for a network without noise."""
 
 from __future__ import annotations
 
@@ -11,22 +11,22 @@ __all__ = ["refresh_batch_norm"]
 
 
 def refresh_batch_norm(net: nn.Module, x: Tensor, *, batch_size: int = 500) -> int:
-    """Estimate the running statistics of batch normalization again, from a network as it is now.
+    """Estimate the running statistics of batch normalization again, with the network's present weights.
 
-    Statistics gathered while weights were drawn hold the variance that the draws added. A network that draws nothing,
-    because it was pruned or reads its mean weights, is normalized wrongly by them, and may lose most of its accuracy by
-    that alone. No labels are needed, and no weight changes.
+    Statistics gathered while weights were drawn include the variance that the draws added. They normalize wrongly a
+    network that draws nothing, because it was pruned or uses its mean weights; such a network may lose most of its
+    accuracy for this reason alone. No labels are needed, and no weight changes.
 
     Args:
-        net: A plain network, such as `Pruning.export` returns; its mode is left as it was.
-        x: Training inputs; some thousands are plenty.
-        batch_size: Examples a batch; statistics are means over batches, a short last one left out.
+        net: A plain network, such as `Pruning.export` returns; its training or evaluation mode is left as it was.
+        x: Training inputs, a tensor; a few thousand suffice.
+        batch_size: Examples per batch. Statistics are means over batches, without a shorter last batch.
 
     Returns:
-        The number of layers whose statistics are new.
+        The number of layers whose statistics were estimated.
 
     Raises:
-        ValueError: There are fewer inputs than two, or the batch size is no whole number from 1 up.
+        ValueError: There are fewer than two inputs, or the batch size is not a positive whole number.
 
     Example:
         >>> net = nn.Sequential(nn.BatchNorm1d(1)).eval()
@@ -36,17 +36,18 @@ def refresh_batch_norm(net: nn.Module, x: Tensor, *, batch_size: int = 500) -> i
         tensor([7.5000])
 
     References:
-        Izmailov et al., "Averaging weights leads to wider optima and better generalization", 2018, for the same step.
+        Izmailov et al., "Averaging weights leads to wider optima and better generalization", 2018, which does the same
+        for averaged weights.
     """
     check_count("refresh_batch_norm batch_size", batch_size)
     if len(x) < 2:
         raise ValueError(f"refresh_batch_norm: expected at least 2 inputs, got {len(x)}")
     layers = [
-        part
-        for part in net.modules()
-        if isinstance(part, nn.modules.batchnorm._BatchNorm) and part.running_mean is not None
+        module
+        for module in net.modules()
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and module.running_mean is not None
     ]
-    before = [(part, part.training) for part in net.modules()]
+    modes = [(module, module.training) for module in net.modules()]
     momenta = [layer.momentum for layer in layers]
     try:
         net.eval()
@@ -55,12 +56,12 @@ def refresh_batch_norm(net: nn.Module, x: Tensor, *, batch_size: int = 500) -> i
             layer.momentum = None  # a plain mean over the batches
             layer.train()
         with torch.no_grad():
-            for part in x.split(batch_size):
-                if len(part) == min(batch_size, len(x)):
-                    net(part)
+            for batch in x.split(batch_size):
+                if len(batch) == min(batch_size, len(x)):
+                    net(batch)
     finally:
         for layer, momentum in zip(layers, momenta, strict=True):
             layer.momentum = momentum
-        for module, training in before:
+        for module, training in modes:
             module.training = training
     return len(layers)

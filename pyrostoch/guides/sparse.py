@@ -1,4 +1,4 @@
-"""Layers that hold the nonzero entries of their weight only."""
+"""Layers that store only the nonzero entries of their weight."""
 
 from __future__ import annotations
 
@@ -10,27 +10,28 @@ from torch import Tensor, nn
 
 __all__ = ["SparseConv2d", "SparseLinear", "csr_bytes"]
 
-# Of the indices, which are kept in 32 bits.
+# Indices are stored in 32 bits.
 _INDEX_BYTES = 4
 
 
 def csr_bytes(weight: Tensor) -> int:
-    """Bytes of a weight in compressed sparse rows, one row an output neuron or channel."""
+    """Bytes of a weight in compressed sparse rows, one row for each output neuron or channel."""
     return int(weight.count_nonzero()) * (weight.element_size() + _INDEX_BYTES) + (len(weight) + 1) * _INDEX_BYTES
 
 
 class _SparseLayer(nn.Module):
     """A weight `(out, in, ...)` in compressed sparse rows.
 
-    The indices are plain buffers and not a torch tensor of CSR layout: such tensors are in beta and torch warns at the
-    first one of a process. The values are a parameter: training goes on at the places that are kept, zeros stay.
-    A state dict that keeps other entries, or another number of them, loads too: the tensors take its sizes.
+    The indices are plain buffers and not a torch tensor of CSR layout: such tensors are in beta, and torch warns when a
+    process makes its first one. The nonzero values are a parameter, so they can be trained; the zeros stay zero. A
+    state dict with other nonzero entries, or another number of them, loads too: the tensors then take its sizes.
 
     Args:
-        weight: The dense weight; its nonzero entries are kept.
+        weight: The dense weight; its nonzero entries are stored.
         bias: The bias, or `None`.
-        shifts: For each row, what is added to its column numbers in the product (the group's first input channel).
-        width: Number of columns in the product.
+        shifts: For each row, the number added to its column indices in the product, (out,): of a grouped convolution,
+            where the inputs of the row's group start. `None` adds nothing.
+        width: Number of columns of the matrix in the product.
     """
 
     crow_indices: Tensor
@@ -54,7 +55,7 @@ class _SparseLayer(nn.Module):
 
     @property
     def weight(self) -> Tensor:
-        """The dense weight, made anew each time it is read, for code that reads a layer's weight."""
+        """The dense weight, built at each access, for code that reads a layer's weight."""
         size = self.weight_shape[1:].numel()
         dense = self.values.new_zeros(self.weight_shape[0], size)
         return dense.index_put((self._rows(), self.col_indices.long() % size), self.values).reshape(self.weight_shape)
@@ -72,50 +73,50 @@ class _SparseLayer(nn.Module):
         parts = ("values", "crow_indices", "col_indices")
         given = [state_dict[prefix + part] for part in parts if prefix + part in state_dict]
         if len(given) == len(parts):
-            fault = self._misfit(*given)
+            fault = self._fault(*given)
             if fault:
                 error_msgs.append(f"{type(self).__name__} {prefix.rstrip('.')!r}: {fault}")
                 return
             if given[0].shape != self.values.shape:
-                # In place: tied layers, and an optimizer that knows the parameter, keep their hold on it.
-                for own in (self.values, self.col_indices):
-                    own.data = own.data.new_empty(given[0].shape)
+                # In place, so that tied layers and an optimizer still refer to the same parameter.
+                for tensor in (self.values, self.col_indices):
+                    tensor.data = tensor.data.new_empty(given[0].shape)
                 self.values.grad = None
         super()._load_from_state_dict(
             state_dict, prefix, local_metadata, strict, missing_keys, unexpected_keys, error_msgs
         )
 
-    def _misfit(self, values: Tensor, ends: Tensor, columns: Tensor) -> str:
-        """What keeps such entries from being a weight of this layer's shape; the product takes them unchecked."""
+    def _fault(self, values: Tensor, ends: Tensor, columns: Tensor) -> str:
+        """Why these entries are not a weight of this layer's shape, or ""; the product does not check them."""
         rows, size = self.weight_shape[0], self.weight_shape[1:].numel()
         if ends.dim() != 1 or len(ends) != rows + 1:
-            return f"expected {rows} rows, that is crow_indices of shape {(rows + 1,)}, got {tuple(ends.shape)}"
+            return f"expected {rows} rows (crow_indices of shape {(rows + 1,)}), got crow_indices {tuple(ends.shape)}"
         ends, columns = ends.long(), columns.long()
         counts = ends.diff()
         if values.dim() != 1 or columns.shape != values.shape or ends[0] != 0 or ends[-1] != len(values):
             return (
-                f"expected as many values as columns and as crow_indices count, got values {tuple(values.shape)}, "
+                f"expected as many values and col_indices as crow_indices count, got values {tuple(values.shape)}, "
                 f"col_indices {tuple(columns.shape)} and a count of {int(ends[-1])}"
             )
         if bool((counts < 0).any()):
-            return "crow_indices fall, and are no ends of rows"
+            return "crow_indices decrease"
         row = torch.arange(rows, device=counts.device).repeat_interleave(counts)
         place = columns - row // max(rows // self.groups, 1) * size
         if bool(((place < 0) | (place >= size)).any()):
-            return f"expected {size} columns a row, got column numbers outside of them"
+            return f"expected {size} columns in a row, got col_indices outside of them"
         if bool(((row * size + place).diff() <= 0).any()):
-            return "column numbers are not in order, or are there twice"
+            return "col_indices of a row are not strictly increasing"
         return ""
 
     def _rows(self) -> Tensor:
         ends = self.crow_indices.long()
         rows = torch.arange(len(ends) - 1, device=ends.device)
-        # The known size spares a GPU from reading it back.
+        # With the known output size, a GPU need not be synchronized to read it.
         return rows.repeat_interleave(ends.diff(), output_size=len(self.values))
 
     def _product(self, columns: Tensor) -> Tensor:
         """The matrix times `columns` of shape (width, n)."""
-        # Coordinates, whose layout is stable where the compressed one is in beta; checked by construction.
+        # The COO layout is stable, while CSR is in beta. The indices are valid by construction.
         matrix = torch.sparse_coo_tensor(
             torch.stack((self._rows(), self.col_indices.long())),
             self.values,
@@ -129,11 +130,11 @@ class _SparseLayer(nn.Module):
 class SparseLinear(_SparseLayer):
     """`torch.nn.Linear` with a weight that is mostly zero, in compressed sparse rows.
 
-    It stores the nonzero values (a trainable parameter), their columns and where each row ends, 8 bytes a weight in
-    float32 instead of 4 for every zero too. Values and forward pass are those of the dense layer up to rounding.
+    It stores the nonzero values (a trainable parameter), their column indices and the end of each row: in float32, 8
+    bytes per nonzero weight instead of 4 per weight. Outputs are those of the dense layer up to rounding.
 
     Args:
-        layer: The dense layer, whose weight holds zeros.
+        layer: The dense layer, whose weight contains zeros.
 
     Example:
         >>> dense = nn.Linear(4, 3)
@@ -159,7 +160,7 @@ class SparseLinear(_SparseLayer):
         return output if self.bias is None else output + self.bias.to(output.dtype)
 
     def extra_repr(self) -> str:
-        """Sizes, and how many weights are kept."""
+        """Sizes, and the number of weights kept."""
         return (
             f"in_features={self.in_features}, out_features={self.out_features}, bias={self.bias is not None}, "
             f"kept={len(self.values)} of {self.weight_shape.numel()}"
@@ -170,10 +171,10 @@ class SparseConv2d(_SparseLayer):
     """`torch.nn.Conv2d` with a weight that is mostly zero: compressed sparse rows times the unfolded patches.
 
     Stride, padding (numbers, `"same"`, `"valid"`), padding mode, dilation and groups are those of the dense layer. The
-    patches of the whole batch are laid out in memory, kernel size times that of the input.
+    patches of the whole batch are unfolded in memory, which takes kernel size times the memory of the input.
 
     Args:
-        layer: The dense layer, whose weight holds zeros.
+        layer: The dense layer, whose weight contains zeros.
 
     Example:
         >>> dense = nn.Conv2d(2, 3, 3, padding=1, padding_mode="circular")
@@ -204,7 +205,7 @@ class SparseConv2d(_SparseLayer):
         images = input if input.dim() == 4 else input.unsqueeze(0)
         if any(self.pads):
             images = F.pad(images, self.pads, mode="constant" if self.padding_mode == "zeros" else self.padding_mode)
-        high, wide = (
+        height, width = (
             (size - step * (kernel - 1) - 1) // stride + 1
             for size, kernel, stride, step in zip(
                 images.shape[2:], self.kernel_size, self.stride, self.dilation, strict=True
@@ -212,13 +213,13 @@ class SparseConv2d(_SparseLayer):
         )
         patches = F.unfold(images, self.kernel_size, self.dilation, 0, self.stride)
         flat = self._product(patches.transpose(0, 1).reshape(self.width, -1))
-        output = flat.reshape(self.out_channels, len(images), high, wide).transpose(0, 1).contiguous()
+        output = flat.reshape(self.out_channels, len(images), height, width).transpose(0, 1).contiguous()
         if self.bias is not None:
             output = output + self.bias.to(output.dtype).reshape(-1, 1, 1)
         return output if input.dim() == 4 else output.squeeze(0)
 
     def extra_repr(self) -> str:
-        """Sizes, and how many weights are kept."""
+        """Sizes, and the number of weights kept."""
         return (
             f"{self.in_channels}, {self.out_channels}, kernel_size={self.kernel_size}, stride={self.stride}, "
             f"dilation={self.dilation}, groups={self.groups}, pads={self.pads}, padding_mode={self.padding_mode!r}, "
@@ -231,8 +232,8 @@ def _pads(layer: nn.Conv2d) -> list[int]:
     pads: list[int] = []
     for axis in (1, 0):
         if layer.padding == "same":
-            whole = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
-            pads += [whole // 2, whole - whole // 2]
+            total = layer.dilation[axis] * (layer.kernel_size[axis] - 1)
+            pads += [total // 2, total - total // 2]
         elif layer.padding == "valid":
             pads += [0, 0]
         else:

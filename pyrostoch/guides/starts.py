@@ -1,4 +1,4 @@
-"""Where variational parameters start."""
+"""Initial values of variational parameters."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Start = float | Tensor | Callable[[Site], "float | Tensor"]
 
 
 def start_value(start: Start, site: Site, shape: torch.Size, what: str) -> Tensor:
-    """A starting value in a site's dtype, on its device, of the given shape.
+    """An initial value of the given shape, in a site's dtype and on its device.
 
     Args:
         start: Number, tensor, or function of the site.
         site: The site.
-        shape: Shape wanted.
+        shape: Shape of the result.
         what: Name of the quantity, for the error.
 
     Returns:
-        A tensor of that shape.
+        A new tensor of that shape.
 
     Raises:
         ValueError: The value does not broadcast to the shape.
@@ -33,7 +33,7 @@ def start_value(start: Start, site: Site, shape: torch.Size, what: str) -> Tenso
     value = start(site) if callable(start) and not isinstance(start, Tensor) else start
     tensor = torch.as_tensor(value, dtype=site.init.dtype, device=site.init.device)
     try:
-        # Contiguous: a clone of an expanded tensor keeps strides of 0, which DDP warns of.
+        # Contiguous: a clone of an expanded tensor keeps strides of 0, about which DDP warns.
         return tensor.expand(shape).clone(memory_format=torch.contiguous_format)
     except RuntimeError as error:
         raise ValueError(
@@ -43,12 +43,12 @@ def start_value(start: Start, site: Site, shape: torch.Size, what: str) -> Tenso
 
 
 def nudge_from_zero(values: Tensor) -> Tensor:
-    """The values with exact zeros moved to a hundredth of their mean size, where a scale can learn.
+    """The values, with exact zeros replaced by a hundredth of the mean absolute value.
 
-    A scale that starts at zero has no gradient, and a distribution of no width an infinite KL to a proper prior.
+    A scale that starts at zero has no gradient, and a distribution of zero width has an infinite KL to a proper prior.
 
     Args:
-        values: Starting values, such as an embedding's with its padding row of zeros.
+        values: Initial values, such as an embedding's, whose padding row is zero.
 
     Returns:
         Values without zeros.

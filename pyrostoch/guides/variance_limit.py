@@ -1,4 +1,4 @@
-"""From a posterior with means to the variance network it is close to."""
+"""The variance network of a posterior: the same variances with means of zero."""
 
 from __future__ import annotations
 
@@ -23,27 +23,29 @@ __all__ = ["to_variance_only"]
 def to_variance_only(guide: Guide | PerSite, sites: str | Iterable[str] | None = None) -> Guide | PerSite:
     r"""The variance network of a guide: every normal distribution $N(\mu, \sigma^2)$ becomes $N(0, \sigma^2)$.
 
-    `guide.zero_mean_gap()` says what it costs. The given guide stays as it is and shares nothing with the new one,
-    which is on the same device and in the same dtype. Distributions of mean zero and random scales of priors are
+    `guide.zero_mean_gap()` measures what this costs. The given guide is not changed and shares no tensor with the new
+    one, which is on the same device and in the same dtype. Distributions of mean zero and random scales of priors are
     copied.
 
-    Without `sites`, every weight of a plain guide must be normal or of mean zero; of a `PerSite`, every weight that is
-    normal is converted and the others are copied. A network's last layer of mean zero cannot classify: name
-    the `sites` to convert where it is among them.
+    Without `sites`, every weight of a plain guide must be normal or of mean zero; in a `PerSite`, every normal weight
+    is converted and the others are copied. A last layer of mean zero cannot classify: where the guide covers the last
+    layer, name the `sites` to convert without it.
 
     Args:
         guide: A guide of `pyrostoch.guides`.
-        sites: Names of the sites to convert, or one name; the others are copied with their distributions.
+        sites: Names of the sites to convert, or one name; the distributions of the others are copied.
 
     Returns:
-        A `VarianceOnly` (gaussian) guide; where other distributions remain, or from a `PerSite`, a `PerSite`.
+        A `VarianceOnly` (gaussian) guide; a `PerSite` where other distributions remain or a `PerSite` was given.
 
     Raises:
-        TypeError: A site to convert has another distribution, or the guide is of another library; named.
-        ValueError: A named site is no weight of the guide.
+        TypeError: The distribution of a site to convert is neither normal nor of mean zero (the site is named), or the
+            guide is not one of `pyrostoch.guides`.
+        ValueError: A named site is not a weight of the guide.
 
     References:
-        Neklyudov, Molchanov, Ashukha, Vetrov 2018 (arXiv 1803.03764).
+        Neklyudov, Molchanov, Ashukha, Vetrov, "Variance networks: when expectation does not meet your expectations",
+        2018 (arXiv 1803.03764).
 
     Example:
         >>> import pyrostoch as ps
@@ -61,59 +63,60 @@ def to_variance_only(guide: Guide | PerSite, sites: str | Iterable[str] | None =
     unknown = sorted(chosen - set(distributions))
     if unknown:
         raise ValueError(
-            f"to_variance_only: no site {name_list(unknown)} among the weights of the guide: {name_list(distributions)}"
+            f"to_variance_only: no site {name_list(unknown)} among the guide's weights {name_list(distributions)}"
         )
     strict = sites is not None or not isinstance(guide, PerSite)
     other = [n for n in sorted(chosen) if not (isinstance(distributions[n], Normal) or is_zero_mean(distributions[n]))]
     if strict and other:
         raise TypeError(
             f"to_variance_only: expected a normal distribution (or one of mean zero) at site {other[0]!r}, got "
-            f"{type(distributions[other[0]]).__name__}; name the sites to convert by sites="
+            f"{type(distributions[other[0]]).__name__}; give the sites to convert as sites="
         )
-    moved = {name for name in chosen if isinstance(distributions[name], Normal)}
+    normal = {name for name in chosen if isinstance(distributions[name], Normal)}
     parts = guide.parts if isinstance(guide, PerSite) else [guide]
-    converted = [new for part in parts for new in _convert(part, moved)]  # type: ignore[arg-type]
+    converted = [new for part in parts for new in _convert(part, normal)]  # type: ignore[arg-type]
     if not isinstance(guide, PerSite) and len(converted) == 1:
         return converted[0]
     return PerSite.of(converted, sites=guide.site_names)
 
 
-def _convert(part: Guide, moved: set[str]) -> Iterator[Guide]:
-    """A guide as one or two: what stays, and what becomes a variance network."""
-    going = [name for name in part.weight_names if name in moved]
-    if not going:
+def _convert(part: Guide, sites: set[str]) -> Iterator[Guide]:
+    """Copies of a guide's sites: one guide for those that keep their distribution, one for those to convert."""
+    converted = [name for name in part.weight_names if name in sites]
+    if not converted:
         yield copy.deepcopy(part)
         return
-    if len(going) == len(part.weight_names):
+    if len(converted) == len(part.weight_names):
         yield _variance_network(part, part.site_names)
         return
-    yield part.restricted_to([name for name in part.site_names if name not in moved])
-    yield _variance_network(part, going)
+    yield part.restricted_to([name for name in part.site_names if name not in sites])
+    yield _variance_network(part, converted)
 
 
 def _variance_network(part: Guide, names: Iterable[str]) -> VarianceOnly:
-    described, scales = {}, []
+    """A guide whose weights at the named sites have the same variances and mean zero; scales are copied."""
+    sites, scales = {}, []
     with torch.no_grad():
         for name in names:
             distribution = base_distribution(part.site_distribution(name))
             if name in part.weight_names:
-                described[name] = Site(name, distribution.stddev.clone(), constraints.real, "weight", "")
+                sites[name] = Site(name, distribution.stddev.clone(), constraints.real, "weight", "")
             else:
-                described[name] = Site(name, distribution.mean.clone(), constraints.positive, "scale", "")
+                sites[name] = Site(name, distribution.mean.clone(), constraints.positive, "scale", "")
                 scales.append(name)
-        guide = VarianceOnly(_Described(described), init_scale=_as_described)
+        guide = VarianceOnly(_SitesOnly(sites), init_scale=_site_value)
         for name in scales:
             for key, parameter in guide.parameters_for(name).items():
                 parameter.copy_(part.parameters_for(name)[key])
     return guide
 
 
-def _as_described(site: Site) -> torch.Tensor:
+def _site_value(site: Site) -> torch.Tensor:
     return site.init
 
 
-class _Described(nn.Module):
-    """Sites without a model, which is all a guide reads of one."""
+class _SitesOnly(nn.Module):
+    """The sites of a model without the model; a guide reads nothing else."""
 
     def __init__(self, sites: dict[str, Site]) -> None:
         super().__init__()

@@ -1,11 +1,12 @@
-"""Guides of variance networks: distributions symmetric about zero, with all information in their widths."""
+"""The guide of variance networks: symmetric distributions of mean zero, which carry information by their width."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from typing import Any, Literal
+from collections.abc import Callable, Iterable
+from typing import Literal
 
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice
 from pyrostoch.distributions import CenteredNormal, SymmetricUniform, TwoPoint
@@ -15,21 +16,26 @@ from pyrostoch.model import Site
 
 __all__ = ["VarianceOnly"]
 
-_FAMILIES: dict[str, type] = {"gaussian": CenteredNormal, "bernoulli": TwoPoint, "uniform": SymmetricUniform}
+_FAMILIES: dict[str, Callable[[Tensor], Distribution]] = {
+    "gaussian": CenteredNormal,
+    "bernoulli": TwoPoint,
+    "uniform": SymmetricUniform,
+}
 
 
 class VarianceOnly(Guide):
     r"""A symmetric distribution of mean zero for every weight: $w_{ij} = \phi_{ij}\,\varepsilon_{ij}$.
 
-    $\varepsilon$ is N(0, 1) (`"gaussian"`), $\pm 1$ with equal chance (`"bernoulli"`) or U(-1, 1) (`"uniform"`). The
-    mean says nothing, so mean propagation fails by design; averaging over draws works. The parameter is
-    $\phi$ itself and may change its sign, which changes nothing in the distribution.
+    $\varepsilon$ is N(0, 1) (`"gaussian"`), $\pm 1$ with equal probability (`"bernoulli"`) or U(-1, 1) (`"uniform"`).
+    The mean is always zero, so predict by averaging over draws; mean propagation cannot work. The parameter is $\phi$
+    itself, whose sign does not affect the distribution.
 
     Args:
         model: A `BayesianModel`.
         family: The distribution of epsilon.
-        init_scale: Starting phi; by default the network's own weights (their signs do not matter; zeros start small),
-            which keeps the output's variance where the network's initialization put it.
+        init_scale: Initial phi, a number or a function of the site. By default the network's own weights, whose signs
+            do not matter, with zeros replaced by small values; this keeps the output's variance about where the
+            network's initialization puts it.
         sites: Names of the sites covered; all by default.
 
     References:
@@ -62,9 +68,9 @@ class VarianceOnly(Guide):
             return {"scale": nudge_from_zero(site.init)}
         return {"scale": start_value(self._init_scale, site, site.init.shape, "init_scale")}
 
-    def distribution(self, site: str, **parameters: Tensor) -> Any:
+    def distribution(self, site: str, **parameters: Tensor) -> Distribution:
         """The family's distribution of width |scale|."""
-        # A width of exactly zero is no distribution; the floor is far below any weight that matters.
+        # A width of exactly zero gives no valid distribution; the minimum is far below any weight that matters.
         return _FAMILIES[self.family](parameters["scale"].abs().clamp_min(1e-12))
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""The objective, and what it is fed: the ELBO and its terms, the compiled step, batches, several processes."""
+"""The training objective and its inputs: the ELBO and its terms, compiled SVI steps, batches, several processes."""
 
 from __future__ import annotations
 

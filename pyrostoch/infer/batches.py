@@ -1,28 +1,27 @@
-"""A data set as batches `(x, y)`, in an order that a seed and the number of the epoch fix."""
+"""A data set as batches `(x, y)`, in an order that depends on a seed and the epoch number only."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, overload
 
 import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
-from pyrostoch._checks import batch_size as count_of
+from pyrostoch._checks import batch_size as num_examples
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.infer.parallel import Ranks
+from pyrostoch.protocols import Data, Inputs
 
-__all__ = ["Batches", "Inputs", "Share", "as_batches", "order_of", "pair", "move_to_device", "to_device"]
-
-Inputs = Tensor | tuple[Tensor, ...]
+__all__ = ["Batches", "Share", "as_batches", "epoch_order", "inputs_and_targets", "move_to_device", "to_device"]
 
 
-def order_of(seed: int, epoch: int, count: int) -> Tensor:
-    """The order in which an epoch visits the examples, the same on every machine that runs the same torch.
+def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
+    """The order of the examples in an epoch, the same on every machine with the same version of torch.
 
     Args:
         seed: Seed of the run.
@@ -33,14 +32,27 @@ def order_of(seed: int, epoch: int, count: int) -> Tensor:
         A permutation of 0 ... count - 1.
 
     Example:
-        >>> bool((order_of(0, 1, 5) == order_of(0, 1, 5)).all()), sorted(order_of(0, 2, 4).tolist())
+        >>> bool((epoch_order(0, 1, 5) == epoch_order(0, 1, 5)).all()), sorted(epoch_order(0, 2, 4).tolist())
         (True, [0, 1, 2, 3])
     """
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
 
 
-def to_device(x: Any, device: torch.device) -> Any:
-    """A tensor, or a tuple of tensors, on a device."""
+@overload
+def to_device(x: Tensor, device: torch.device) -> Tensor: ...
+
+
+@overload
+def to_device(x: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]: ...
+
+
+def to_device(x: Inputs, device: torch.device) -> Inputs:
+    """Move a tensor, or a tuple of tensors, to a device.
+
+    Args:
+        x: The tensor or tensors.
+        device: The device.
+    """
     if isinstance(x, tuple):
         return tuple(part.to(device, non_blocking=True) for part in x)
     return x.to(device, non_blocking=True)
@@ -53,8 +65,8 @@ class Share:
     Args:
         x: Inputs.
         y: Targets.
-        weight: Weight of its data term, where there are several processes whose parts may differ in size.
-        count: Examples of the whole batch.
+        weight: Weight of this part's data term, which makes up for parts of different size; `None` with one process.
+        count: Number of examples in the whole batch.
     """
 
     x: Inputs
@@ -64,43 +76,48 @@ class Share:
 
 
 class Batches(ABC):
-    """A data set cut into batches.
+    """A data set split into batches.
 
     Attributes:
         num_data: Number of examples.
-        batch_size: Number of examples of a batch, the last of which may be shorter; `None` where a loader decides.
-        whole: The data set as one `(x, y)` where it lies in memory as tensors, else `None`.
+        batch_size: Number of examples in a batch, the last of which may be smaller; `None` where a loader decides.
+        in_memory: The whole data set `(x, y)` where it is held in memory as tensors, else `None`.
     """
 
     num_data: int
     batch_size: int | None
-    whole: tuple[Inputs, Tensor] | None = None
+    in_memory: tuple[Inputs, Tensor] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
-        """Number of batches of an epoch."""
+        """Number of batches in an epoch."""
 
     @abstractmethod
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
-        """The batches of one epoch: shuffled by `seed` and `number`, or as they lie where `seed` is `None`."""
+        """The batches of one epoch.
+
+        Args:
+            seed: Seed of the order; `None` keeps the order of the data set.
+            number: Number of the epoch; together with the seed it determines the order.
+        """
 
     def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
-        """The same batches, each cut into the parts of several processes.
+        """This process's part of each batch of `epoch`.
 
         Args:
             seed: Seed of the order.
             number: Number of the epoch.
-            ranks: The processes.
+            ranks: The processes among which each batch is divided.
         """
         yield from (Share(x, y, None, len(y)) for x, y in self.epoch(seed, number))
 
     def generators(self) -> list[torch.Generator]:
-        """Random generators other than torch's own that the order depends on."""
+        """The random generators that the order depends on, besides torch's global one."""
         return []
 
 
-class _Indexed(Batches):
-    """Batches by index: of tensors that are sliced, or of a data set that is asked item by item."""
+class _IndexedBatches(Batches):
+    """Batches selected by index, from tensors or from a map-style data set."""
 
     def __init__(self, count: int, batch_size: int, device: torch.device | None = None) -> None:
         self.num_data = count
@@ -111,57 +128,57 @@ class _Indexed(Batches):
         return -(-self.num_data // self.batch_size)
 
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
-        """Slices of a permutation of the examples."""
-        yield from (self.pick(index) for index in self._indices(seed, number))
+        """Batches of consecutive indices of the epoch's permutation."""
+        yield from (self.select(index) for index in self._indices(seed, number))
 
     def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
-        """Each process takes every so many-th example of a batch."""
+        """The examples of each batch that belong to this process, every `world_size`-th one."""
         for index in self._indices(seed, number):
-            mine, weight = ranks.share(index)
-            yield Share(*self.pick(mine), weight if ranks.many else None, len(index))
+            local, weight = ranks.share(index)
+            yield Share(*self.select(local), weight if ranks.is_distributed else None, len(index))
 
     def _indices(self, seed: int | None, number: int) -> Iterator[Tensor]:
-        order = torch.arange(self.num_data) if seed is None else order_of(seed, number, self.num_data)
-        # To the data's device once an epoch, so that no step waits for a copy of its indices.
+        order = torch.arange(self.num_data) if seed is None else epoch_order(seed, number, self.num_data)
+        # Moved to the data's device once per epoch, so that no step waits for a copy of its indices.
         yield from order.to(self._device).split(self.batch_size)
 
     @abstractmethod
-    def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
-        """The named examples."""
+    def select(self, index: Tensor) -> tuple[Inputs, Tensor]:
+        """The examples with these indices."""
 
 
-class _Tensors(_Indexed):
+class _TensorBatches(_IndexedBatches):
     def __init__(self, x: Inputs, y: Tensor, batch_size: int) -> None:
         super().__init__(len(y), batch_size, y.device)
-        self.whole = (x, y)
+        self.in_memory = (x, y)
         self._x, self._y = x, y
 
-    def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
-        """Rows of the tensors, wherever they live."""
+    def select(self, index: Tensor) -> tuple[Inputs, Tensor]:
+        """Rows of the tensors, on their own devices."""
         rows = tuple(part[index.to(part.device)] for part in (self._x if isinstance(self._x, tuple) else (self._x,)))
         return rows if isinstance(self._x, tuple) else rows[0], self._y[index]
 
 
-class _Items(_Indexed):
+class _DatasetBatches(_IndexedBatches):
     def __init__(self, dataset: Dataset[Any], batch_size: int) -> None:
         super().__init__(len(dataset), batch_size)  # type: ignore[arg-type]
         self._dataset = dataset
 
-    def pick(self, index: Tensor) -> tuple[Inputs, Tensor]:
-        """Items of the data set, collated as a `DataLoader` would."""
-        return pair(default_collate([self._dataset[i] for i in index.tolist()]))
+    def select(self, index: Tensor) -> tuple[Inputs, Tensor]:
+        """Items of the data set, collated as by a `DataLoader`."""
+        return inputs_and_targets(default_collate([self._dataset[i] for i in index.tolist()]))
 
 
-class _Loader(Batches):
+class _LoaderBatches(Batches):
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
         self.batch_size = loader.batch_size
         try:
             self._steps = len(loader)
-            # A sampler may leave examples out; without batch_size it is the loader's own and counts batches, and one of
-            # several processes counts a part.
-            whole = loader.batch_size is None or isinstance(loader.sampler, DistributedSampler)
-            counted: Any = loader.dataset if whole else loader.sampler
+            # The sampler's length is the number of examples, since it may leave some out. Not so without a batch_size,
+            # where it counts batches, nor with a DistributedSampler, which counts the examples of one process.
+            use_dataset = loader.batch_size is None or isinstance(loader.sampler, DistributedSampler)
+            counted: Any = loader.dataset if use_dataset else loader.sampler
             self.num_data = len(counted)
         except TypeError as error:
             raise TypeError(
@@ -174,16 +191,16 @@ class _Loader(Batches):
 
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
         """The loader's batches, in the loader's own order."""
-        yield from (pair(batch) for batch in self._loader)
+        yield from (inputs_and_targets(batch) for batch in self._loader)
 
     def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
-        """The loader's batches, which its sampler has shared out already."""
+        """The loader's batches, which its sampler has already divided among the processes."""
         sampler = self._loader.sampler
-        if ranks.many and not isinstance(sampler, DistributedSampler):
+        if ranks.is_distributed and not isinstance(sampler, DistributedSampler):
             raise ValueError(
-                f"data: expected a DataLoader with a torch.utils.data.DistributedSampler, since {ranks.size} processes "
-                f"share the data, got one with a {type(sampler).__name__}; or give (x, y) or a Dataset, which fit "
-                "shares out itself"
+                "data: expected a DataLoader with a torch.utils.data.DistributedSampler, since "
+                f"{ranks.world_size} processes share the data, got one with a {type(sampler).__name__}; or give (x, y) "
+                "or a Dataset, which fit divides among the processes itself"
             )
         if isinstance(sampler, DistributedSampler):
             sampler.set_epoch(number)
@@ -191,26 +208,26 @@ class _Loader(Batches):
 
     def generators(self) -> list[torch.Generator]:
         """The generators of the loader and of its samplers."""
-        batched = self._loader.batch_sampler
-        parts = (self._loader, self._loader.sampler, batched, getattr(batched, "sampler", None))
-        found = [getattr(part, "generator", None) for part in parts]
-        return list({id(g): g for g in found if isinstance(g, torch.Generator)}.values())
+        batch_sampler = self._loader.batch_sampler
+        parts = (self._loader, self._loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
+        generators = [getattr(part, "generator", None) for part in parts]
+        return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
 
 
-def as_batches(data: Any, batch_size: int, what: str = "data") -> Batches:
-    """Cut a data set into batches.
+def as_batches(data: Data, batch_size: int, what: str = "data") -> Batches:
+    """Split a data set into batches.
 
     Args:
         data: `(x, y)` tensors, where `x` may be a tuple of tensors; a `Dataset` of such items; or a `DataLoader`, which
             keeps its own batches and order.
-        batch_size: Number of examples of a batch.
-        what: What the errors call the data.
+        batch_size: Number of examples in a batch.
+        what: Name of the data in error messages.
 
     Returns:
         The batches.
 
     Raises:
-        TypeError: The data are none of these.
+        TypeError: The data are of another type.
         ValueError: The data set is empty, or there are not as many inputs as targets.
 
     Example:
@@ -222,14 +239,14 @@ def as_batches(data: Any, batch_size: int, what: str = "data") -> Batches:
         raise ValueError(f"batch_size: expected a whole number from 1 up, got {batch_size!r}")
     batches: Batches
     if isinstance(data, DataLoader):
-        batches = _Loader(data)
+        batches = _LoaderBatches(data)
     elif type(data) is TensorDataset and len(data.tensors) > 1:
         *inputs, y = data.tensors
-        batches = _Tensors(tuple(inputs) if len(inputs) > 1 else inputs[0], y, batch_size)
+        batches = _TensorBatches(tuple(inputs) if len(inputs) > 1 else inputs[0], y, batch_size)
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        batches = _Items(data, batch_size)
+        batches = _DatasetBatches(data, batch_size)
     elif isinstance(data, (tuple, list)) and len(data) == 2:
-        batches = _of_tensors(data[0], data[1], batch_size, what)
+        batches = _from_tensors(data[0], data[1], batch_size, what)
     else:
         got = f"{type(data).__name__} of {len(data)}" if isinstance(data, (tuple, list)) else type(data).__name__
         raise TypeError(
@@ -241,24 +258,24 @@ def as_batches(data: Any, batch_size: int, what: str = "data") -> Batches:
     return batches
 
 
-def _of_tensors(x: Any, y: Any, batch_size: int, what: str) -> Batches:
+def _from_tensors(x: Any, y: Any, batch_size: int, what: str) -> Batches:
     if not isinstance(y, Tensor) or y.dim() == 0:
         raise TypeError(f"{what}: expected targets y as a tensor with an axis of examples, got {type(y).__name__}")
     x = tuple(x) if isinstance(x, list) else x
     for part in x if isinstance(x, tuple) else (x,):
-        if count_of(part) != len(y):
+        if num_examples(part) != len(y):
             raise ValueError(f"{what}: expected as many inputs as targets, got {len(part)} inputs and {len(y)} targets")
-    return _Tensors(x, y, batch_size)
+    return _TensorBatches(x, y, batch_size)
 
 
 def move_to_device(batches: Batches, device: torch.device) -> Batches:
-    """The same batches with their data on the device, where they lie in memory as tensors and fit there easily.
+    """Move the whole data set to the device, if it is held in memory as tensors and takes little of the free memory.
 
-    A batch is then a slice that no copy from the host waits for.
+    A batch is then indexed on the device, and no step waits for a copy from the host.
 
     Args:
         batches: The batches.
-        device: Where the model lives.
+        device: The model's device.
 
     Returns:
         Batches of the same examples in the same order.
@@ -268,23 +285,38 @@ def move_to_device(batches: Batches, device: torch.device) -> Batches:
         >>> move_to_device(batches, torch.device("cpu")) is batches
         True
     """
-    if batches.whole is None or batches.batch_size is None:
+    if batches.in_memory is None or batches.batch_size is None:
         return batches
-    x, y = batches.whole
+    x, y = batches.in_memory
     parts = (*(x if isinstance(x, tuple) else (x,)), y)
-    away = [part for part in parts if part.device != device]
-    if not away or sum(part.numel() * part.element_size() for part in away) > _free_memory(device):
+    to_move = [part for part in parts if part.device != device]
+    if not to_move or sum(part.numel() * part.element_size() for part in to_move) > _free_memory(device):
         return batches
-    return _Tensors(to_device(x, device), y.to(device), batches.batch_size)
+    return _TensorBatches(to_device(x, device), y.to(device), batches.batch_size)
 
 
 def _free_memory(device: torch.device) -> int:
-    """Bytes that data may take on a device: a quarter of what is free on a GPU, nothing elsewhere."""
+    """Bytes that data may take on a device: a quarter of the free memory of a GPU, 0 on any other device."""
     return torch.cuda.mem_get_info(device)[0] // 4 if device.type == "cuda" else 0
 
 
-def pair(batch: Any) -> tuple[Inputs, Tensor]:
-    """`(x, y)` from what a data set or loader yields: the last entry is the target."""
+def inputs_and_targets(batch: Sequence[Any]) -> tuple[Inputs, Tensor]:
+    """Split an item of a data set or loader into `(x, y)`: the last entry is the target.
+
+    Args:
+        batch: `(x, y)`, or `(x1, x2, ..., y)` for several inputs.
+
+    Returns:
+        Inputs, a tuple of tensors where there are several, and targets.
+
+    Raises:
+        TypeError: The item has another form.
+
+    Example:
+        >>> x, y = inputs_and_targets([torch.zeros(2, 3), torch.zeros(2, 1), torch.arange(2)])
+        >>> len(x), y.tolist()
+        (2, [0, 1])
+    """
     if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
         raise TypeError(
             "data: expected items (x, y), or (x1, x2, ..., y) for several inputs, as tensors; got "

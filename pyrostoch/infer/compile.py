@@ -1,4 +1,4 @@
-"""One step of SVI, staged: Pyro's handlers run while it is written down, not while it trains."""
+"""A compiled step of SVI: Pyro's handlers run while the step is traced, not at every training step."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from pyrostoch.staging import StagedStep, missing
 
 __all__ = ["CompiledStep", "compile_step", "worth_compiling"]
 
-# Seconds that a compiled step saves, at least and for each trained number, and that compiling takes, at most, at least
-# and for each tensor: measured on two CPU cores (benchmarks/RESULTS.md), with a margin.
-_SAVES, _SAVES_EACH = 2e-3, 5e-9
-_COSTS, _COSTS_EACH = 20.0, 0.2
+# Seconds that compiling saves at each step, as a constant and per trained number; and seconds that it takes once, as a
+# constant and per tensor. Measured on two CPU cores (benchmarks/RESULTS.md), with a margin in favor of the eager step.
+_SAVED_PER_STEP, _SAVED_PER_NUMBER = 2e-3, 5e-9
+_COMPILE_SECONDS, _COMPILE_SECONDS_PER_TENSOR = 20.0, 0.2
 
 
 class CompiledStep:
     """A step of SVI that is compiled at its second call; see `compile_step`.
 
     Args:
-        loss: The loss of a batch, a module.
-        optimizer: The optimizer.
+        loss: A module that returns the loss of a batch.
+        optimizer: The optimizer of its parameters.
 
     Example:
         >>> net = nn.Linear(1, 1)
@@ -43,17 +43,17 @@ class CompiledStep:
 
     @property
     def reason(self) -> str | None:
-        """Why the step runs eagerly, if it does."""
+        """Why the step runs eagerly; `None` while it does not."""
         return self._step.reason
 
     @property
     def seconds(self) -> float:
-        """Seconds spent on staging so far."""
+        """Seconds spent on tracing and compiling so far."""
         return self._step.seconds
 
     @property
     def stagings(self) -> int:
-        """Number of shapes and modes staged so far."""
+        """Number of programs compiled so far, one for each combination of shapes and modes."""
         return self._step.stagings
 
     def __call__(self, *args: Any, **kwargs: Any) -> Tensor:
@@ -61,16 +61,16 @@ class CompiledStep:
 
         Args:
             args: Arguments of model and guide.
-            kwargs: Keyword arguments of both.
+            kwargs: Keyword arguments of model and guide.
 
         Returns:
             The loss before the update, detached.
         """
         weight = None
         if self._weighted:
-            # Annealed between steps: a tensor that is read anew, not a number that the graph would keep.
+            # A tensor, since it may change between steps: the compiled program would keep a number for ever.
             weight = torch.as_tensor(self._elbo.kl_weight, dtype=self._dtype)  # type: ignore[union-attr]
-        # Handed on although it is not used, so that another setting of the ELBO is another step.
+        # Unused by the computation, but an argument, so that the step is traced anew when the ELBO's settings change.
         settings = str((getattr(self._elbo, "num_particles", None), getattr(self._elbo, "estimator", None)))
         return self._step(weight, settings, *args, **kwargs)[0]
 
@@ -86,30 +86,30 @@ class CompiledStep:
 
 
 def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledStep:
-    """Compile one SVI step, loss, gradients and update, into one program.
+    """Compile one SVI step (loss, gradients and update) into one program.
 
-    Works with every guide and estimator of this library, and with any Pyro model, guide and ELBO that do the same
-    operations at each step and read no value back. The first call runs eagerly; the second traces the step, holds it
-    against the eager one on the same noise, and compiles it (some ten to thirty seconds, once; less when torch has
-    compiled the same step before). From then on each call replays the program with fresh noise from torch's generators:
-    with the same seed it gives what the eager step gives. Another shape (the last short batch), dtype or mode
-    (`train()`, `eval()`) runs eagerly until it has come a thousand times, and is then compiled too. Rates, betas,
-    momentum and `ELBO.kl_weight` may change between steps.
+    This works with every guide and estimator of this library, and with any Pyro model, guide and ELBO that do the same
+    operations at each step and do not read values of tensors into Python. The first call runs eagerly. The second
+    traces the step, compares it with the eager step on the same noise, and compiles it (some ten to thirty seconds,
+    once; less when torch has compiled the same step before). Every later call runs the program with fresh noise from
+    torch's generators; with the same seed it gives the same result as the eager step. Calls with another shape (such as
+    the last, smaller batch), dtype or mode (`train()`, `eval()`) run eagerly until there have been a thousand of them,
+    and are then compiled, too. Learning rates, betas, momentum and `ELBO.kl_weight` may change between steps.
 
-    What cannot be staged runs eagerly, with one warning that names the reason; `.reason` keeps it.
+    A step that cannot be compiled runs eagerly, with one warning that names the reason; `.reason` keeps it.
 
     Args:
-        loss: `elbo(model, guide)`: an ELBO of this library or of Pyro, called with model and guide. Any module whose
-            output is a loss will do.
-        optimizer: A torch optimizer of the loss's parameters: the guide's, and the network's that have no prior. The
-            update of Adam, AdamW and SGD becomes part of the program; any other makes its own step on the program's
-            gradients.
+        loss: `elbo(model, guide)`: an ELBO of this library or of Pyro, called with model and guide; or any module whose
+            output is a loss.
+        optimizer: A torch optimizer of the loss's parameters: those of the guide, and those of the network that have no
+            prior. The updates of Adam, AdamW and SGD become part of the program; any other optimizer makes its own step
+            on the program's gradients.
 
     Returns:
         The step: `step(x, y)` returns the loss.
 
     Raises:
-        TypeError: The loss is no module, or the optimizer none of torch's.
+        TypeError: `loss` is not a module, or `optimizer` is not a torch optimizer.
 
     Example:
         >>> import pyrostoch as ps
@@ -132,15 +132,17 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
             f"compile_step: expected a torch.optim.Optimizer, got {type(optimizer).__name__}; Pyro's optimizers keep "
             "parameters by name in the parameter store: give torch.optim.Adam(loss.parameters(), lr=...)"
         )
-    moved = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-    left = [
-        name for name, parameter in loss.named_parameters() if parameter.requires_grad and id(parameter) not in moved
+    optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+    missed = [
+        name
+        for name, parameter in loss.named_parameters()
+        if parameter.requires_grad and id(parameter) not in optimized
     ]
-    if left:
+    if missed:
         warnings.warn(
-            f"compile_step: the optimizer does not move {name_list(left)}, though requires_grad is set: give it "
-            "loss.parameters(), with those of the guide and those of the network that have no prior, or fix them by "
-            "requires_grad_(False)",
+            f"compile_step: the optimizer does not update {name_list(missed)}, though requires_grad is set: give it "
+            "loss.parameters(), which are those of the guide and those of the network that have no prior, or freeze "
+            "the parameters by requires_grad_(False)",
             UserWarning,
             stacklevel=2,
         )
@@ -150,16 +152,17 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
 def worth_compiling(choice: bool | str, guide: nn.Module, steps: int, device: torch.device) -> bool:
     """Whether a run compiles its step.
 
-    By counting and not by timing, so that the same run makes the same choice every time.
+    `"auto"` counts steps and parameters instead of measuring time, so that the same run makes the same choice every
+    time.
 
     Args:
         choice: `True`, `False` or `"auto"`.
         guide: The guide.
-        steps: Steps of the run.
-        device: Where it computes.
+        steps: Number of steps of the run.
+        device: The device of the run.
 
     Raises:
-        ValueError: The choice is none of these.
+        ValueError: `choice` is something else.
 
     Example:
         >>> worth_compiling("auto", nn.Linear(100, 100), 100, torch.device("cpu"))
@@ -172,4 +175,6 @@ def worth_compiling(choice: bool | str, guide: nn.Module, steps: int, device: to
     if missing(device) is not None:
         return False
     sizes = [parameter.numel() for parameter in guide.parameters()]
-    return steps * (_SAVES + _SAVES_EACH * sum(sizes)) > _COSTS + _COSTS_EACH * len(sizes)
+    return steps * (
+        _SAVED_PER_STEP + _SAVED_PER_NUMBER * sum(sizes)
+    ) > _COMPILE_SECONDS + _COMPILE_SECONDS_PER_TENSOR * len(sizes)

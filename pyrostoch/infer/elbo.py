@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import torch
 from pyro.infer import ELBO as PyroELBO
+from pyro.poutine import Trace
 from torch import Tensor
 
 from pyrostoch._checks import check_choice
@@ -16,6 +17,7 @@ from pyrostoch.effects import Flipout, Interpretation, LocalReparameterization, 
 from pyrostoch.effects.frozen import particles
 from pyrostoch.infer.terms import Terms, draw_terms, draw_traces
 from pyrostoch.model import BayesianModel
+from pyrostoch.protocols import Guide, PyroCallable
 
 __all__ = ["ELBO", "ESTIMATORS", "MOMENTS", "Estimator", "interpretation"]
 
@@ -24,27 +26,27 @@ Estimator = Literal[
 ]
 
 
-def _ways_of_moments() -> dict[str, Callable[[], MomentPropagation]]:
-    ways: dict[str, Callable[[], MomentPropagation]] = {}
+def _moment_propagations() -> dict[str, Callable[[], MomentPropagation]]:
+    variants: dict[str, Callable[[], MomentPropagation]] = {}
     for full, sampled, closed in itertools.product((False, True), repeat=3):
         name = "moments" + ":full" * full + ":mc" * sampled + ":closed" * closed
-        ways[name] = partial(
+        variants[name] = partial(
             MomentPropagation, "full" if full else "diagonal", fallback="mc" if sampled else None, closed=closed
         )
-    return ways
+    return variants
 
 
-#: The ways to propagate moments, by name: with full covariances, by sampling through operations without a rule, and
-#: with the output read by a closed approximation.
-MOMENTS: dict[str, Callable[[], MomentPropagation]] = _ways_of_moments()
+#: The variants of moment propagation by name: `:full` carries full covariances, `:mc` samples through operations
+#: without a rule, `:closed` averages the likelihood over the output by a closed approximation.
+MOMENTS: dict[str, Callable[[], MomentPropagation]] = _moment_propagations()
 
 
 def _moments(name: str, *, lazy: bool = False) -> Interpretation:
-    """Moment propagation draws nothing, so there is nothing to leave undrawn."""
+    """Make an interpretation that propagates moments; it draws no weights, so `lazy` changes nothing."""
     return MOMENTS[name]()
 
 
-#: How an estimator's name becomes an interpretation. "marginal" keeps every example's marginal exact.
+#: Makes the interpretation of each estimator. "marginal" keeps the marginal distribution of every example exact.
 ESTIMATORS: dict[str, Callable[..., Interpretation]] = {
     "local": LocalReparameterization,
     "shared": SharedSample,
@@ -54,17 +56,17 @@ ESTIMATORS: dict[str, Callable[..., Interpretation]] = {
 }
 
 
-def interpretation(estimator: str, model: Any = None) -> Interpretation:
-    """A fresh interpretation for an estimator's name.
+def interpretation(estimator: str, model: PyroCallable | None = None) -> Interpretation:
+    """A new interpretation, by the name of an estimator.
 
     Args:
         estimator: `"local"`, `"shared"`, `"flipout"`, `"marginal"` (local where exact, else shared), or one of
             `MOMENTS`.
-        model: The model it is for. In a `BayesianModel` nothing but the network reads a weight, so draws may stay
-            undrawn until the network needs them; in any other model they are drawn.
+        model: The model that will run under it. In a `BayesianModel` only the network uses the weights, so a weight is
+            drawn only if the network needs its value; in any other model all weights are drawn.
 
     Returns:
-        A handler.
+        A Pyro handler, to enter by `with`.
 
     Raises:
         ValueError: The name is unknown.
@@ -73,7 +75,7 @@ def interpretation(estimator: str, model: Any = None) -> Interpretation:
         >>> interpretation("flipout").name
         'flipout'
     """
-    # A subclass may read its weights elsewhere.
+    # Not for a subclass, which may use its weights elsewhere.
     lazy = type(model) is BayesianModel
     return ESTIMATORS[check_choice("estimator", estimator, ESTIMATORS)](lazy=lazy)
 
@@ -84,21 +86,26 @@ class ELBO(PyroELBO):
     $$ -\mathrm{ELBO} = -\frac{N}{B}\sum_{i \in B} \log p(y_i \mid x_i, w) + \beta\,\mathrm{KL}(q(w) \,\|\, p(w)) +
     \mathrm{penalty}. $$
 
-    Each site's KL is a closed form where one is registered, else the Monte-Carlo estimate from the draw (`decompose`
-    says which). A `pyro.infer.ELBO`: use it in `pyro.infer.SVI`, or as an `nn.Module` by `ELBO()(model, guide)`, whose
-    `forward` is the differentiable loss. With Pyro's validation off, a step reads no value back from the device. The KL
-    weight scales both sides of every latent site, so that annealing it anneals what it says.
+    Each site's KL is computed in closed form where one is registered, else estimated from the draw by Monte Carlo
+    (`decompose` tells which). This is a `pyro.infer.ELBO`: use it in `pyro.infer.SVI`, or call it, `ELBO()(model,
+    guide)`, to get an `nn.Module` whose `forward` returns the differentiable loss. With Pyro's validation off, a step
+    reads no value back from the device.
 
     Args:
-        estimator: How random weights are treated: `"local"` reparameterization, one `"shared"` sample, `"flipout"`,
-            `"marginal"` (local only where it is exact), or `"moments"`: no draw at all, the mean log-likelihood under
-            the output's Gaussian, by fixed points of it or, `"moments:closed"`, to second order; `"moments:full"`
-            carries covariances, `"moments:mc"` samples through operations without a rule.
-        num_particles: Independent draws averaged in one step.
-        kl_weight: Weight beta of the KL, for annealing; 1 is the ELBO itself. It may be set between steps.
+        estimator: How random weights are treated. `"local"` reparameterization; one `"shared"` draw for all examples;
+            `"flipout"`; `"marginal"`, which is local only where that is exact; or `"moments"`, which draws nothing and
+            takes the mean log-likelihood under a Gaussian of the output, as an average over fixed points or, with
+            `"moments:closed"`, to second order. `"moments:full"` carries full covariances, `"moments:mc"` samples
+            through operations without a rule.
+        num_particles: Number of independent draws averaged in one step.
+        kl_weight: Weight beta of the KL, for annealing; 1 gives the ELBO itself. It multiplies both log q and log p of
+            every latent site, and may be set between steps.
 
     References:
-        Graves 2011; Kingma, Salimans, Welling 2015; Wen et al. 2018.
+        Graves, "Practical variational inference for neural networks", 2011; Kingma, Salimans, Welling, "Variational
+        dropout and the local reparameterization trick", 2015; Wen et al., "Flipout: efficient pseudo-independent weight
+        perturbations on mini-batches", 2018; Wu et al., "Deterministic variational inference for robust Bayesian neural
+        networks", 2019, for moments.
 
     Example:
         >>> import pyro, pyrostoch as ps
@@ -122,26 +129,35 @@ class ELBO(PyroELBO):
             raise ValueError(f"num_particles: expected a whole number from 1 up, got {num_particles!r}")
         self.kl_weight = kl_weight
 
-    def terms(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Terms:
-        """The ELBO's terms from one particle.
+    def terms(self, model: PyroCallable, guide: Guide, *args: Any, **kwargs: Any) -> Terms:
+        """The terms of the ELBO, from one particle.
 
         Args:
             model: A Pyro model.
             guide: A Pyro guide.
-            args: Arguments of both.
-            kwargs: Keyword arguments of both.
+            args: Arguments of model and guide.
+            kwargs: Keyword arguments of model and guide.
 
         Returns:
             The terms, differentiable.
         """
         return draw_terms(model, guide, args, kwargs, interpretation(self.estimator, model))
 
-    def _get_trace(self, model: Any, guide: Any, args: Any, kwargs: Any) -> tuple[Any, Any]:
-        # Asked for by Pyro's base class: the traces of model and guide, their values really drawn.
+    def _get_trace(
+        self, model: PyroCallable, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[Trace, Trace]:
+        # Pyro's base class requires it. Without the model the interpretation is not lazy: the traces hold real draws.
         return draw_traces(model, guide, args, kwargs, interpretation(self.estimator))
 
-    def differentiable_loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, -ELBO with the KL weighted, averaged over particles; call `.backward()` on it."""
+    def differentiable_loss(self, model: PyroCallable, guide: Guide, *args: Any, **kwargs: Any) -> Tensor:
+        """The loss, -ELBO with the KL times `kl_weight`, averaged over particles; call `.backward()` on it.
+
+        Args:
+            model: A Pyro model.
+            guide: A Pyro guide.
+            args: Arguments of model and guide.
+            kwargs: Keyword arguments of model and guide.
+        """
         total: Any = 0.0
         draws = particles(self.num_particles)
         for draw in draws:
@@ -151,13 +167,27 @@ class ELBO(PyroELBO):
         loss: Tensor = torch.as_tensor(total)
         return loss
 
-    def loss(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> float:
-        """The loss as a number, for `SVI.evaluate_loss`."""
+    def loss(self, model: PyroCallable, guide: Guide, *args: Any, **kwargs: Any) -> float:
+        """The loss as a number, without gradients, for `SVI.evaluate_loss`.
+
+        Args:
+            model: A Pyro model.
+            guide: A Pyro guide.
+            args: Arguments of model and guide.
+            kwargs: Keyword arguments of model and guide.
+        """
         with torch.no_grad():
             return self.differentiable_loss(model, guide, *args, **kwargs).item()
 
-    def loss_and_grads(self, model: Any, guide: Any, *args: Any, **kwargs: Any) -> Tensor:
-        """Put gradients on the parameters and return the detached loss, for `SVI.step`."""
+    def loss_and_grads(self, model: PyroCallable, guide: Guide, *args: Any, **kwargs: Any) -> Tensor:
+        """Compute the gradients of the parameters and return the detached loss, for `SVI.step`.
+
+        Args:
+            model: A Pyro model.
+            guide: A Pyro guide.
+            args: Arguments of model and guide.
+            kwargs: Keyword arguments of model and guide.
+        """
         loss = self.differentiable_loss(model, guide, *args, **kwargs)
         if loss.requires_grad:
             loss.backward()

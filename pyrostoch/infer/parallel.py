@@ -1,7 +1,8 @@
-"""Several processes that train one model, as torchrun starts them: who they are, and what they have to agree on.
+"""Several processes that train one model, as torchrun starts them: their ranks and their communication.
 
-Each process takes its share of every batch and draws noise of its own; torch's DistributedDataParallel averages the
-gradients. A run means the same on any number of processes, so it may be resumed on another number.
+Each process takes its part of every batch and draws its own noise; torch's DistributedDataParallel averages the
+gradients. The order of the examples and the loss do not depend on the number of processes, so a run may be resumed on
+another number of them.
 """
 
 from __future__ import annotations
@@ -10,13 +11,15 @@ import atexit
 import os
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
-__all__ = ["Ranks", "joined", "local_device"]
+__all__ = ["Ranks", "join_process_group", "local_device"]
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -24,95 +27,95 @@ class Ranks:
     """The processes of a run.
 
     Args:
-        rank: The number of this one, from 0.
-        size: How many there are.
-        device: Where this one computes.
+        rank: Number of this process, from 0.
+        world_size: Number of processes.
+        device: The device of this process.
 
     Example:
         >>> alone = Ranks()
-        >>> alone.first, alone.share(torch.arange(5)), alone.mean(torch.ones(2))
+        >>> alone.is_first, alone.share(torch.arange(5)), alone.mean(torch.ones(2))
         (True, (tensor([0, 1, 2, 3, 4]), 1.0), tensor([1., 1.]))
     """
 
     rank: int = 0
-    size: int = 1
+    world_size: int = 1
     device: torch.device = torch.device("cpu")
 
     @property
-    def first(self) -> bool:
-        """Whether this is the process that writes, shows and calls back."""
+    def is_first(self) -> bool:
+        """Whether this process writes files, shows progress and calls callbacks."""
         return self.rank == 0
 
     @property
-    def many(self) -> bool:
-        """Whether there are others."""
-        return self.size > 1
+    def is_distributed(self) -> bool:
+        """Whether there are several processes."""
+        return self.world_size > 1
 
     def share(self, index: Tensor) -> tuple[Tensor, float]:
         r"""This process's part of a batch, and the weight of its data term.
 
-        A rank's estimate is $\frac{N}{B_r} \sum_{i \in B_r} \log p$; times $R B_r / B$, the mean over the R ranks is
-        that of the whole batch, whatever the parts' sizes. A rank for which nothing is left takes an example with
-        weight 0, so that all ranks make the step.
+        A rank estimates the data term by $\frac{N}{B_r} \sum_{i \in B_r} \log p$. Multiplied by $R B_r / B$, the mean
+        over the R ranks equals the estimate from the whole batch, whatever the sizes of the parts. A rank for which no
+        example is left takes one with weight 0, so that all ranks make the step.
 
         Args:
-            index: The batch's examples.
+            index: Indices of the batch's examples.
 
         Returns:
-            Its examples, and the weight.
+            The indices of this process's examples, and the weight.
         """
-        mine = index[self.rank :: self.size]
-        weight = self.size * len(mine) / max(len(index), 1)
-        return (mine, weight) if len(mine) else (index[:1], 0.0)
+        local = index[self.rank :: self.world_size]
+        weight = self.world_size * len(local) / max(len(index), 1)
+        return (local, weight) if len(local) else (index[:1], 0.0)
 
     def mean(self, values: Tensor) -> Tensor:
         """The mean over the ranks, the same on all of them.
 
         Args:
-            values: This rank's.
+            values: The values of this rank.
         """
-        if not self.many:
+        if not self.is_distributed:
             return values
         total = values.detach().clone().to(self.device)
         dist.all_reduce(total)
-        return (total / self.size).to(values.device)
+        return (total / self.world_size).to(values.device)
 
-    def broadcast_from_first(self, value: Any) -> Any:
-        """What the first rank has, on all of them.
+    def broadcast_from_first(self, value: T) -> T:
+        """The value of the first rank, on all ranks.
 
         Args:
-            value: This rank's; the others' is not looked at.
+            value: The value of this rank, which is used on the first rank only.
         """
-        if not self.many:
+        if not self.is_distributed:
             return value
-        held = [value]
-        dist.broadcast_object_list(held, src=0, device=self.device)
-        return held[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, device=self.device)
+        return values[0]
 
-    def run_on_first(self, action: Callable[[], Any]) -> None:
-        """Do something on the first rank only; where it fails, fail on all of them, so that none waits for ever.
+    def run_on_first(self, action: Callable[[], object]) -> None:
+        """Call a function on the first rank only; if it fails there, raise on all ranks, so that none waits for ever.
 
         Args:
-            action: What to do.
+            action: The function.
 
         Raises:
             RuntimeError: It failed on the first rank, and this is another one.
         """
         failure: BaseException | None = None
-        if self.first:
+        if self.is_first:
             try:
                 action()
-            except BaseException as error:  # an interrupt, too, must reach the others
+            except BaseException as error:  # the other ranks must hear of an interrupt, too
                 failure = error
         text = self.broadcast_from_first(None if failure is None else f"{type(failure).__name__}: {failure}")
         if failure is not None:
             raise failure
         if text is not None:
-            raise RuntimeError(f"rank {self.rank} of {self.size} stops, since rank 0 has failed: {text}")
+            raise RuntimeError(f"rank {self.rank} of {self.world_size} stops, since rank 0 has failed: {text}")
 
 
 def local_device(device: str | torch.device | None) -> str | torch.device | None:
-    """The device meant on this process: under torchrun, `"cuda"` is the GPU of the local rank.
+    """The device of this process: under torchrun, `"cuda"` means the GPU of the local rank.
 
     Args:
         device: The device asked for.
@@ -126,16 +129,16 @@ def local_device(device: str | torch.device | None) -> str | torch.device | None
     return torch.device("cuda", int(os.environ["LOCAL_RANK"]))
 
 
-def joined(device: torch.device) -> Ranks:
-    """Join the other processes, if torchrun has started some or the caller has a process group.
+def join_process_group(device: torch.device) -> Ranks:
+    """Join the other processes, if torchrun has started some or the caller has initialized a process group.
 
-    A group made here stays until the process ends: torch cannot make a second one on torchrun's store.
+    A process group made here stays until the process ends: torch cannot make a second one on torchrun's store.
 
     Args:
-        device: Where this process computes: NCCL serves GPUs, gloo everything else.
+        device: The device of this process. The backend is NCCL for GPUs, gloo for everything else.
 
     Example:
-        >>> joined(torch.device("cpu")).size
+        >>> join_process_group(torch.device("cpu")).world_size
         1
     """
     if not (dist.is_available() and (dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) > 1)):
@@ -144,10 +147,10 @@ def joined(device: torch.device) -> Ranks:
         if device.type == "cuda":
             torch.cuda.set_device(device)
         dist.init_process_group("nccl" if device.type == "cuda" else "gloo")
-        atexit.register(_leave)
+        atexit.register(_leave_process_group)
     return Ranks(dist.get_rank(), dist.get_world_size(), device)
 
 
-def _leave() -> None:
+def _leave_process_group() -> None:
     if dist.is_initialized():
         dist.destroy_process_group()

@@ -1,4 +1,4 @@
-"""One draw of model and guide, split into the terms of the ELBO."""
+"""The terms of the ELBO from one draw of model and guide."""
 
 from __future__ import annotations
 
@@ -8,13 +8,16 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyrostoch.distributions import has_closed_form, kl_sum
 from pyrostoch.effects import Interpretation, MomentPropagation
 from pyrostoch.effects.independent import is_independent
 from pyrostoch.model import latent_sites
 from pyrostoch.moments.predictive import OutputDistribution
+from pyrostoch.protocols import Guide, PyroCallable
 
 __all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces", "expected_log_prob"]
 
@@ -24,9 +27,9 @@ class SiteTerm:
     """The KL of one latent site.
 
     Args:
-        kl: KL(q || p) in nats, summed over the site's weights and scaled by the handlers around it; a draw's estimate
-            where it is not exact.
-        exact: Whether it is a closed form.
+        kl: KL(q || p) in nats, summed over the site's weights and scaled by Pyro's handlers (`poutine.scale`); the
+            estimate from one draw where it is not exact.
+        exact: Whether it was computed in closed form.
         improper: Whether the prior is improper.
         size: Number of weights.
     """
@@ -44,8 +47,8 @@ class Terms:
     Args:
         data: Sum of log-likelihoods, scaled to the whole data set.
         sites: KL of each latent site.
-        penalty: The user's penalties (and other `pyro.factor`s, with their sign turned).
-        treatments: The way each site took through the network.
+        penalty: The user's penalties, and the negative of any other `pyro.factor`.
+        treatments: How the network treated each site, in words: `Interpretation.treatments`.
     """
 
     data: Tensor | float
@@ -55,39 +58,54 @@ class Terms:
 
     @property
     def kl(self) -> Tensor | float:
-        """Sum of the sites' KLs."""
+        """Sum of the KLs of all sites."""
         return sum((term.kl for term in self.sites.values()), 0.0)
 
 
-def draw_traces(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: Interpretation) -> Any:
-    """Traces of the model and of the guide, the model run on the guide's draw under an interpretation."""
-    with how:
+def draw_traces(
+    model: PyroCallable, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], interpretation: Interpretation
+) -> tuple[Trace, Trace]:
+    """Run the guide, then the model on the guide's draw, both under an interpretation.
+
+    Args:
+        model: A Pyro model.
+        guide: A Pyro guide.
+        args: Arguments of model and guide.
+        kwargs: Keyword arguments of model and guide.
+        interpretation: The interpretation.
+
+    Returns:
+        The traces of model and guide.
+    """
+    with interpretation:
         guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
         try:
             model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
         except (ValueError, RuntimeError):
-            # A site that the guide leaves out, or draws in another shape, fails somewhere: name the cause.
-            known = getattr(model, "sites", None)
-            if isinstance(known, dict):
+            # Perhaps the guide lacks a site, or drew it in another shape: then raise an error that names it.
+            sites = getattr(model, "sites", None)
+            if isinstance(sites, dict):
                 draws = dict(latent_sites(guide_trace))
-                _check_covered(known, draws)
-                for name, site in known.items():
+                _check_covered(sites, draws)
+                for name, site in sites.items():
                     _check_shape(name, site.init.shape, draws[name]["value"].shape)
             raise
     return model_trace, guide_trace
 
 
-def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, Any], how: Interpretation) -> Terms:
-    """Draw once from the guide, run the model on it, and split the ELBO into its terms.
+def draw_terms(
+    model: PyroCallable, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], interpretation: Interpretation
+) -> Terms:
+    """Draw once from the guide, run the model on the draw, and split the ELBO into its terms.
 
-    Nothing here reads a tensor's value, so a step does not synchronize a GPU.
+    No tensor's value is read into Python, so a step does not synchronize with a GPU.
 
     Args:
         model: A Pyro model.
         guide: A Pyro guide.
-        args: Arguments of both.
-        kwargs: Keyword arguments of both.
-        how: The interpretation, used for this draw only.
+        args: Arguments of model and guide.
+        kwargs: Keyword arguments of model and guide.
+        interpretation: The interpretation, used for this draw only.
 
     Returns:
         The terms.
@@ -95,7 +113,7 @@ def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, 
     Raises:
         ValueError: Sites of model and guide do not match, or a guide site cannot be reparameterized.
     """
-    model_trace, guide_trace = draw_traces(model, guide, args, kwargs, how)
+    model_trace, guide_trace = draw_traces(model, guide, args, kwargs, interpretation)
     latents = dict(latent_sites(model_trace))
     draws = dict(latent_sites(guide_trace))
     _check_match(latents, draws)
@@ -103,24 +121,23 @@ def draw_terms(model: Any, guide: Any, args: tuple[Any, ...], kwargs: dict[str, 
     penalty: Tensor | float = 0.0
     for node in model_trace.nodes.values():
         if node["type"] == "sample" and node["is_observed"]:
-            moments = isinstance(node["fn"], OutputDistribution)
-            term = _scaled(node, expected_log_prob(node["fn"], node["value"]) if moments else _log_prob(node))
+            term = _scaled(node, _log_prob(node))
             if type(node["fn"]).__name__ == "Unit":
                 penalty = penalty - term
             else:
                 data = data + term
     for node in guide_trace.nodes.values():
-        if node["type"] == "sample" and node["is_observed"]:  # a factor in the guide counts against the ELBO
+        if node["type"] == "sample" and node["is_observed"]:  # a factor in the guide is subtracted from the ELBO
             penalty = penalty + _scaled(node, _log_prob(node))
-    sites = {name: _site_term(name, node, draws[name], how) for name, node in latents.items()}
+    sites = {name: _site_term(name, node, draws[name], interpretation) for name, node in latents.items()}
     for name, node in draws.items():
         if name not in latents:  # an auxiliary draw of a hierarchical or transformed guide
             _check_gradient(name, node["fn"])
             sites[name] = SiteTerm(_scaled(node, _log_prob(node)), False, False, node["value"].numel())
-    return Terms(data, sites, penalty, dict(how.treatments))
+    return Terms(data, sites, penalty, dict(interpretation.treatments))
 
 
-def _site_term(name: str, model_node: Any, guide_node: Any, how: Interpretation) -> SiteTerm:
+def _site_term(name: str, model_node: Any, guide_node: Any, interpretation: Interpretation) -> SiteTerm:
     prior, distribution = model_node["fn"], guide_node["fn"]
     base = prior
     while hasattr(base, "base_dist"):
@@ -135,8 +152,9 @@ def _site_term(name: str, model_node: Any, guide_node: Any, how: Interpretation)
                 f"site {name!r}: poutine.mask on a latent site is not supported; select sites by prior rules"
             )
         return SiteTerm(kl * guide_node["scale"], True, improper, size)
-    drawn = is_independent(guide_node["infer"]) or isinstance(how, MomentPropagation)
-    value = how.draw(name) if drawn else guide_node["value"]
+    # The interpretation may have left the site undrawn, or replaced it by its distribution: it then draws now.
+    by_interpretation = is_independent(guide_node["infer"]) or isinstance(interpretation, MomentPropagation)
+    value = interpretation.draw(name) if by_interpretation else guide_node["value"]
     log_q = _scaled(guide_node, distribution.log_prob(value))
     log_p = _scaled(model_node, prior.log_prob(value))
     return SiteTerm(log_q - log_p, False, improper, size)
@@ -145,29 +163,35 @@ def _site_term(name: str, model_node: Any, guide_node: Any, how: Interpretation)
 def _check_gradient(name: str, distribution: Any) -> None:
     if not distribution.has_rsample:
         raise ValueError(
-            f"guide site {name!r}: {_short(distribution)} cannot be reparameterized, so its gradient would be lost; "
-            "use a guide distribution with rsample, or pyro.infer.TraceGraph_ELBO with its score-function gradient"
+            f"guide site {name!r}: {_base_name(distribution)} cannot be reparameterized, so its gradient would be "
+            "lost; use a guide distribution with rsample, or pyro.infer.TraceGraph_ELBO, which uses a score-function "
+            "gradient"
         )
 
 
 def _log_prob(node: Any) -> Tensor:
+    if isinstance(node["fn"], OutputDistribution):
+        return expected_log_prob(node["fn"], node["value"])
     log_prob: Tensor = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
     return log_prob
 
 
-def expected_log_prob(distribution: Any, value: Tensor) -> Tensor:
-    """The log density of what was observed; its mean over the output, where that is known by its moments.
+def expected_log_prob(distribution: Distribution, value: Tensor) -> Tensor:
+    """The log density of the observations; where the output is given by its moments, the mean over the output.
 
     Args:
         distribution: The distribution of the observations.
         value: The observations.
+
+    Returns:
+        Nats, one value per example.
     """
-    found: Tensor = (
+    log_prob: Tensor = (
         distribution.expected_log_prob(value)
         if isinstance(distribution, OutputDistribution)
         else distribution.log_prob(value)
     )
-    return found
+    return log_prob
 
 
 def _scaled(node: Any, log_prob: Tensor) -> Tensor:
@@ -208,7 +232,7 @@ def _check_match(latents: dict[str, Any], draws: dict[str, Any]) -> None:
             _check_shape(name, node["fn"].shape(), draws[name]["value"].shape)
 
 
-def _short(distribution: Any) -> str:
+def _base_name(distribution: Any) -> str:
     while hasattr(distribution, "base_dist"):
         distribution = distribution.base_dist
     return type(distribution).__name__

@@ -1,17 +1,17 @@
-"""Layers: torch's own with priors on their parameters, and noise that interpretations control.
+"""Layers: torch's layers with priors on their parameters, and random activations that interpretations control.
 
 | layer | what it is |
 | --- | --- |
 | `Linear`, `Conv1d/2d/3d`, `ConvTranspose1d/2d/3d` | torch's layer of that name, with `prior=` and `name=` |
-| `Embedding`, `LSTM`, `GRU`, `MultiheadAttention` | the same; one draw serves every token or time step |
-| `RandomWeights` | the mixin that makes any layer one of these |
-| `PyroNetwork` | a module of your own that holds such layers, as guides want it |
+| `Embedding`, `LSTM`, `GRU`, `MultiheadAttention` | the same; all tokens or time steps share one draw |
+| `RandomWeights` | the mixin that adds `prior=` and `name=` to any other layer |
+| `PyroNetwork` | wraps your own module with such layers, so that guides can be built for it |
 | `MCDropout`, `MCDropout2d` | dropout that is on while sampling and off under mean propagation |
-| `KState`, `Ternary`, `Binary` | neurons with k states behind noise: drawn, averaged, or carried by moments |
-| `ThresholdNeuron` | those of 0 and 1, with correlated noise, and a gain and a bias for homeostasis |
-| `RateNetwork` | recurrent rectified-power rates driven by noise with memory: trajectories, or their moments |
+| `KState`, `Ternary`, `Binary` | stochastic neurons with k states: drawn, or replaced by their mean or moments |
+| `ThresholdNeuron` | stochastic neurons with states 0 and 1, correlated noise, and gain and bias for homeostasis |
+| `RateNetwork` | recurrent network of rate neurons driven by colored noise: trajectories, or their moments |
 
-Inside a `BayesianModel` the model draws the weights; used alone in a Pyro model a layer draws its own.
+In a `BayesianModel` the model draws the weights. Used alone in a Pyro model, a layer draws its own weights.
 """
 
 from __future__ import annotations
@@ -52,10 +52,10 @@ __all__ = [
     "MCDropout",
     "MCDropout2d",
     "MultiheadAttention",
+    "PyroNetwork",
     "RandomWeights",
     "RateMoments",
     "RateNetwork",
-    "PyroNetwork",
     "Ternary",
     "ThresholdNeuron",
 ]

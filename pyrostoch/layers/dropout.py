@@ -12,10 +12,11 @@ __all__ = ["MCDropout", "MCDropout2d"]
 
 
 class MCDropout(nn.Module):
-    r"""Dropout whose masks are a noise of the model: $h = x \circ m / (1 - p)$ with $m \sim \mathrm{Bernoulli}(1 - p)$.
+    r"""Dropout as part of the model: $h = x \circ m / (1 - p)$ with masks $m \sim \mathrm{Bernoulli}(1 - p)$.
 
-    `train()` and `eval()` make no difference. Every call draws fresh masks, one for each example, also under the shared
-    sample interpretation, which shares weights; under mean propagation the layer is the identity, its mean.
+    Unlike `torch.nn.Dropout` it does not depend on `train()` and `eval()`. Every call draws new masks, another one for
+    each example, also under `SharedSample`, which shares weights only. Under mean propagation the layer returns its
+    mean, which is the input.
 
     Args:
         p: Probability that an entry is dropped, from 0 up to but not including 1.
@@ -24,7 +25,7 @@ class MCDropout(nn.Module):
         ValueError: `p` is outside [0, 1).
 
     References:
-        Gal, Ghahramani, "Dropout as a Bayesian approximation", 2016.
+        Gal, Ghahramani, "Dropout as a Bayesian approximation: representing model uncertainty in deep learning", 2016.
 
     Example:
         >>> import torch
@@ -46,7 +47,11 @@ class MCDropout(nn.Module):
         self.p = float(p)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Drop entries of `x` and scale the others by 1 / (1 - p)."""
+        """Set random entries of `x` to zero and scale the others by 1 / (1 - p).
+
+        Args:
+            x: Inputs, (batch, ...).
+        """
         return _dropout(x, p=self.p, mask=self.mask)
 
     def extra_repr(self) -> str:
@@ -55,7 +60,13 @@ class MCDropout(nn.Module):
 
 
 class MCDropout2d(MCDropout):
-    """The same for whole channels of `(batch, channels, height, width)`; see `MCDropout`."""
+    """`MCDropout` of whole channels, for inputs `(batch, channels, height, width)`.
+
+    Example:
+        >>> import torch
+        >>> MCDropout2d(0.5)(torch.ones(1, 4, 2, 2)).flatten(2).std(-1)
+        tensor([[0., 0., 0., 0.]])
+    """
 
     mask = staticmethod(F.dropout2d)
 

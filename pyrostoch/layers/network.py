@@ -1,4 +1,4 @@
-"""A module of the user's own that holds random layers, described to guides."""
+"""`PyroNetwork`: wraps a user's Pyro module with random layers, so that guides can be built for it."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ __all__ = ["PyroNetwork"]
 
 
 class PyroNetwork(nn.Module):
-    """A module that holds random layers and is a Pyro model, or part of one: collects the layers' sites for guides.
+    """Wraps a module that contains random layers and is a Pyro model, or a part of one.
 
-    Layers without a name are named by their path in the module. Calling it calls the module, and tells `pyro.infer.SVI`
-    of its parameters that have no prior.
+    It collects the layers' sites, from which guides are built, and names each layer without a name by its path in the
+    module. Calling it calls the module; `pyro.infer.SVI` then also trains the parameters without a prior.
 
     Args:
-        module: A module with layers of `pyrostoch.layers`, each called once in its forward pass.
+        module: A module with layers from `pyrostoch.layers`, each called once in its forward pass.
 
     Raises:
-        ValueError: It holds no layer with a prior, or two layers of one name.
+        ValueError: The module has no layer with a prior, or two layers have the same name.
 
     Example:
         >>> import pyro, torch, pyrostoch as ps
@@ -51,15 +51,18 @@ class PyroNetwork(nn.Module):
         layers = self._layers()
         if not layers:
             raise ValueError(
-                f"PyroNetwork: {type(module).__name__} holds no layer with a prior; build it from pyrostoch.layers "
-                "with prior=..., or give the whole network to BayesianModel"
+                f"PyroNetwork: {type(module).__name__} has no layer with a prior; build it from pyrostoch.layers with "
+                "prior=..., or pass the whole network to BayesianModel"
             )
         for path, layer in layers.items():
             layer.name = layer.name or path or None
         names = [layer.name for layer in layers.values()]
-        twice = sorted({str(name) for name in names if names.count(name) > 1})
-        if twice:
-            raise ValueError(f"PyroNetwork: layers of {type(module).__name__} share the name(s) {name_list(twice)}")
+        repeated = sorted({str(name) for name in names if names.count(name) > 1})
+        if repeated:
+            raise ValueError(
+                f"PyroNetwork: layers of {type(module).__name__} share the name(s) {name_list(repeated)}; give them "
+                "different names, or none"
+            )
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -72,5 +75,5 @@ class PyroNetwork(nn.Module):
         return self.module(*args, **kwargs)
 
     def _layers(self) -> dict[str, RandomWeights]:
-        found = self.module.named_modules()
-        return {path: layer for path, layer in found if isinstance(layer, RandomWeights) and layer.priors}
+        modules = self.module.named_modules()
+        return {path: layer for path, layer in modules if isinstance(layer, RandomWeights) and layer.priors}

@@ -1,4 +1,4 @@
-"""Binary neurons: a threshold behind noise, drawn, averaged, or carried by moments."""
+"""Stochastic neurons with states 0 and 1, and with correlated noise."""
 
 from __future__ import annotations
 
@@ -16,38 +16,42 @@ __all__ = ["ThresholdNeuron"]
 
 
 class ThresholdNeuron(KState):
-    r"""Neurons that are 1 where their noisy input is above a threshold, else 0.
+    r"""Neurons with state 1 where their noisy input is above a threshold, and state 0 elsewhere.
 
     $$ s_i = [\,g_i x_i + b_i + \sigma \xi_i > \theta\,], \qquad \xi \sim N(0, (1 - c) I + c\,\mathbf{1}
     \mathbf{1}^\top), \qquad E\,s_i = \Phi\Bigl(\frac{g_i x_i + b_i - \theta}{\sigma}\Bigr). $$
 
-    Works on any shape `(batch, ...)`. `train()` and `eval()` make no difference; the interpretation does:
+    Inputs have any shape `(batch, neurons or channels, ...)`. The output does not depend on `train()` and `eval()`, but
+    on the interpretation:
 
     | interpretation | output |
     | --- | --- |
-    | none, or any that samples | a draw, fresh at every call |
-    | `MeanPropagation` | the mean for the given input |
-    | `MomentPropagation` | mean and (co)variance for the input's: exact for a Gaussian input |
+    | none, or one that samples weights | a new draw at every call |
+    | `MeanPropagation` | the expected state for the given input |
+    | `NoiseFree` | the state without noise |
+    | `MomentPropagation` | mean and (co)variance, from those of the input; exact for a Gaussian input |
 
-    A draw's backward pass uses the derivative of its mean for the given input, a soft threshold in place of the hard
-    one. This pseudogradient is the baseline; training with `ELBO(estimator="moments")` differentiates the network's
-    moments instead, which is exact up to the Gaussian assumption.
+    The backward pass of a draw is the derivative of the expected state for the given input. This pseudogradient is the
+    simplest estimator; training with `ELBO(estimator="moments")` differentiates the network's moments instead, which is
+    exact up to the Gaussian approximation.
 
     Args:
         noise: Standard deviation $\sigma$ of the noise.
-        threshold: $\theta$.
+        threshold: Threshold $\theta$.
         correlation: Correlation c of the noise of any two neurons of an example, from 0 up to but not including 1.
 
     Attributes:
-        gain: Factor $g$ of the input, 1 unless homeostasis has set it; a number, or one for each neuron or channel.
-        bias: Shift $b$, 0 unless homeostasis has set it.
+        gain: Factor $g$ of the input, one for all or one for each neuron or channel; 1 unless it has been set, for
+            example by `pyrostoch.Homeostasis`.
+        bias: Shift $b$ of the input, of the same shape; 0 unless it has been set.
 
     Raises:
         ValueError: The noise is not positive, or the correlation outside [0, 1).
 
     References:
-        Macke, Berens, Ecker, Tolias, Bethge 2009, for the moments (dichotomized Gaussian); Bengio, Leonard, Courville,
-        "Estimating or propagating gradients through stochastic neurons", 2013, for the pseudogradient.
+        Macke, Berens, Ecker, Tolias, Bethge, "Generating spike trains with specified correlation coefficients", 2009,
+        for the moments (dichotomized Gaussian); Bengio, Leonard, Courville, "Estimating or propagating gradients
+        through stochastic neurons", 2013, for the pseudogradient.
 
     Example:
         >>> from pyrostoch.effects import MeanPropagation, MomentPropagation
@@ -77,31 +81,31 @@ class ThresholdNeuron(KState):
         self.register_buffer("bias", torch.zeros(()))
 
     def propagate(self, x: Moments) -> Moments:
-        """Moments of the states: the noise adds to the input's covariance, the threshold is exact for a Gaussian."""
-        return super().propagate(scaled(x, self._given(x.loc), self._each(self.gain, x.loc)))
+        """Moments of the states, exact for Gaussian inputs: the noise's covariance is added to that of the input."""
+        return super().propagate(scaled(x, self._threshold_input(x.loc), self._broadcast(self.gain, x.loc)))
 
-    def _given(self, x: Tensor) -> Tensor:
-        x = super()._given(x)
-        return self._each(self.gain, x) * x + self._each(self.bias, x)
+    def _threshold_input(self, x: Tensor) -> Tensor:
+        x = super()._threshold_input(x)
+        return self._broadcast(self.gain, x) * x + self._broadcast(self.bias, x)
 
-    def _fresh_noise(self, x: Tensor) -> Tensor:
-        noise = super()._fresh_noise(x)
+    def _draw_noise(self, x: Tensor) -> Tensor:
+        noise = super()._draw_noise(x)
         if self.correlation:
             common = torch.randn(x.shape[:1], dtype=x.dtype, device=x.device).reshape(-1, *[1] * (x.dim() - 1))
             noise = math.sqrt(1.0 - self.correlation) * noise + math.sqrt(self.correlation) * common
         return noise
 
-    def _noise_covariance(self, own: Tensor) -> Tensor:
-        alone = super()._noise_covariance(own)
-        shared = own.sqrt()
-        return (1.0 - self.correlation) * alone + self.correlation * shared.unsqueeze(1) * shared.unsqueeze(2)
+    def _noise_covariance(self, var: Tensor) -> Tensor:
+        diagonal = super()._noise_covariance(var)
+        stddev = var.sqrt()
+        return (1.0 - self.correlation) * diagonal + self.correlation * stddev.unsqueeze(1) * stddev.unsqueeze(2)
 
-    def _each(self, values: Tensor, x: Tensor) -> Tensor:
-        """One value for each neuron or channel, in a shape that broadcasts."""
+    def _broadcast(self, values: Tensor, x: Tensor) -> Tensor:
+        """Values without axes, or one for each neuron or channel, in a shape that broadcasts with `x`."""
         return values.reshape(1, -1, *[1] * (x.dim() - 2)) if values.dim() else values
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
-        # Homeostasis gives each neuron values of its own: a file's shapes hold, not those of a fresh layer.
+        # Homeostasis sets values for each neuron, so the loaded shapes may differ from those of a new layer.
         for name in ("gain", "bias"):
             given = state_dict.get(prefix + name)
             if given is not None and given.shape != getattr(self, name).shape:

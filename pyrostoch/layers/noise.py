@@ -1,4 +1,4 @@
-"""Distributions of the noise in front of a threshold: mean 0, variance 1, symmetric; by name."""
+"""Distributions of the noise that stochastic neurons add to their input: symmetric, mean 0, variance 1."""
 
 from __future__ import annotations
 
@@ -20,10 +20,14 @@ class NoiseDistribution:
 
     Args:
         name: Its name.
-        cdf: Distribution function, accurate in its lower tail.
+        cdf: Cumulative distribution function, accurate in its lower tail.
         pdf: Density.
-        draw: Independent draws in the shape, dtype and device of a tensor.
-        bounded: Whether the density is constant between two bounds, and 0 outside.
+        draw: Returns independent draws with the shape, dtype and device of its argument.
+        bounded: Whether the density is constant between two bounds and 0 outside.
+
+    Example:
+        >>> NOISE_DISTRIBUTIONS["logistic"].cdf(torch.tensor(0.0))
+        tensor(0.5000)
     """
 
     name: str
@@ -33,7 +37,7 @@ class NoiseDistribution:
     bounded: bool = False
 
 
-# The scale at which each distribution has variance 1.
+# The scale parameters at which the distributions have variance 1.
 _LOGISTIC, _LAPLACE, _UNIFORM = math.sqrt(3.0) / math.pi, math.sqrt(0.5), math.sqrt(3.0)
 
 
@@ -51,7 +55,7 @@ def _laplace_draw(x: Tensor) -> Tensor:
     return -_LAPLACE * centered.sign() * torch.log1p(-2.0 * centered.abs())
 
 
-#: The distributions by name.
+#: The distributions, by name.
 NOISE_DISTRIBUTIONS: dict[str, NoiseDistribution] = {
     distribution.name: distribution
     for distribution in (

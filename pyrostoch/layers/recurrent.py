@@ -1,4 +1,4 @@
-"""Recurrent networks of rate neurons that sample: rectified powers, noise with memory, an Euler step."""
+"""Recurrent networks of rate neurons: rectified-power rates, Ornstein-Uhlenbeck noise, Euler steps."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ class RateMoments:
     """Mean and covariance of a rate network's potentials and of the noise that drives them.
 
     Args:
-        loc: Means of the n potentials, then of the n noises, (B, 2 n).
+        loc: Means of the n potentials, then of the n noise variables, (B, 2 n).
         cov: Their covariance, (B, 2 n, 2 n).
     """
 
@@ -44,28 +44,29 @@ class RateNetwork(nn.Module):
     $$ \tau\,\dot v = -v + W r(v) + h + \eta, \qquad r(v) = k\,[v]_+^p, \qquad
     \eta \text{ Ornstein-Uhlenbeck with covariance } L L^\top \text{ and time constant } \tau_\eta, $$
 
-    unrolled by Euler's steps for v and the exact step for the noise. Called with an input it draws a trajectory, whose
-    noise `frozen_noise` can fix; `moments` carries mean and covariance instead, with the rates' moments exact for
-    Gaussian potentials.
+    integrated by Euler steps for v and by the exact transition for the noise. Called with an input, it draws a
+    trajectory, whose noise `frozen_noise` can fix. `moments` propagates mean and covariance instead; the moments of the
+    rates are exact for Gaussian potentials.
 
     Args:
         num: Number n of neurons.
-        power: Power p, a whole number.
+        power: Power p, an integer.
         gain: Factor k.
-        tau: Time constant of the potentials, in the unit of all times.
+        tau: Time constant of the potentials; all times are in the same unit, such as ms.
         tau_noise: Time constant of the noise.
         dt: Length of a step.
 
     Attributes:
-        weight: W, (n, n), entry (i, j) from neuron j to neuron i; starts at 0.
-        noise_root: L, (n, n); starts at the unit matrix.
+        weight: W, (n, n), entry (i, j) from neuron j to neuron i; initially 0.
+        noise_root: L, (n, n); initially the identity.
 
     Raises:
         ValueError: A number is not positive, or the step is not shorter than both time constants.
 
     References:
-        Hennequin, Lengyel 2016; Echeveste, Aitchison, Hennequin, Lengyel 2020: k = 0.3, p = 2, time constants of 20 and
-        50 ms.
+        Hennequin, Lengyel, "Characterizing variability in nonlinear recurrent neuronal networks", 2016; Echeveste,
+        Aitchison, Hennequin, Lengyel, "Cortical-like dynamics in recurrent circuits optimized for sampling-based
+        probabilistic inference", 2020, with k = 0.3, p = 2 and time constants of 20 and 50 ms.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -94,7 +95,8 @@ class RateNetwork(nn.Module):
             check_positive(f"RateNetwork {name}", getattr(self, name))
         if dt >= min(tau, tau_noise):
             raise ValueError(
-                f"RateNetwork: expected a step below both time constants, got dt={dt}, {tau} and {tau_noise}"
+                f"RateNetwork: expected a step below both time constants, got dt={dt}, tau={tau} and "
+                f"tau_noise={tau_noise}"
             )
         self.weight = nn.Parameter(torch.zeros(num, num))
         self.noise_root = nn.Parameter(torch.eye(num))
@@ -103,102 +105,103 @@ class RateNetwork(nn.Module):
         """Rates of the neurons at given potentials.
 
         Args:
-            v: Potentials.
+            v: Potentials, (..., n).
         """
         return self.rate.gain * v.clamp_min(0.0) ** self.rate.power
 
     def forward(self, h: Tensor, steps: int, skip: int = 0) -> Tensor:
-        """A trajectory of the potentials from rest, with noise drawn from its stationary distribution on.
+        """Draw a trajectory of the potentials; it starts at v = 0, with noise from its stationary distribution.
 
         Args:
             h: Input of each neuron, constant in time, (B, n).
             steps: Number of steps.
-            skip: Steps at the start that are left out of the result.
+            skip: Number of steps at the start that are not returned.
 
         Returns:
             Potentials, (steps - skip, B, n).
 
         Raises:
-            ValueError: The input's shape does not fit, or no step is left.
+            ValueError: The input has another shape, or no step is left.
         """
         self._check(h, steps)
         if not 0 <= skip < steps:
             raise ValueError(f"RateNetwork skip: expected a number from 0 up to but not including {steps}, got {skip}")
-        keep, fresh = self._memory()
+        decay, new_scale = self._noise_transition()
         step = self.dt / self.tau
         noise = torch.randn_like(h) @ self.noise_root.T
         v = torch.zeros_like(h)
-        found = []
+        trajectory = []
         for index in range(steps):
             v = v + step * (-v + self.rates(v) @ self.weight.T + h + noise)
-            noise = keep * noise + fresh * torch.randn_like(h) @ self.noise_root.T
+            noise = decay * noise + new_scale * torch.randn_like(h) @ self.noise_root.T
             if index >= skip:
-                found.append(v)
-        return torch.stack(found)
+                trajectory.append(v)
+        return torch.stack(trajectory)
 
     def moments(self, h: Tensor, steps: int, start: RateMoments | None = None) -> RateMoments:
-        r"""Mean and covariance after some steps, without samples.
+        r"""Mean and covariance after a number of steps, without sampling.
 
-        With $u = (v, \eta, r(v))$ a step is linear, so it is exact given the moments of u; those of r, and its
-        covariance with v and $\eta$ (Stein's lemma), are exact for Gaussian v.
+        A step is a linear function of $u = (v, \eta, r(v))$, so it is exact given the moments of u. The moments of r,
+        and its covariance with v and $\eta$ (Stein's lemma), are exact for Gaussian v.
 
         Args:
-            h: Input of each neuron, (B, n).
+            h: Input of each neuron, constant in time, (B, n).
             steps: Number of steps.
-            start: Where to start; by default as `forward` does.
+            start: Moments to start from; by default those with which `forward` starts.
 
         Returns:
-            The moments.
+            The moments after the last step.
         """
         self._check(h, steps)
         n = self.num
-        drive = self.noise_root @ self.noise_root.T
+        noise_cov = self.noise_root @ self.noise_root.T
         if start is None:
             cov = h.new_zeros(len(h), 2 * n, 2 * n)
-            cov[:, n:, n:] = drive
+            cov[:, n:, n:] = noise_cov
             start = RateMoments(torch.cat([torch.zeros_like(h), torch.zeros_like(h)], dim=1), cov)
-        keep, fresh = self._memory()
-        added = torch.block_diag(torch.zeros_like(drive), fresh**2 * drive)
+        _, new_scale = self._noise_transition()
+        added = torch.block_diag(torch.zeros_like(noise_cov), new_scale**2 * noise_cov)
         state = start
         for _ in range(steps):
-            matrix, loc, cov = self._expanded(state)
+            matrix, loc, cov = self._step_matrix_and_moments(state)
             shift = torch.cat([self.dt / self.tau * h, torch.zeros_like(h)], dim=1)
             state = RateMoments(loc @ matrix.T + shift, matrix @ cov @ matrix.T + added)
         return state
 
     def lagged(self, state: RateMoments, lag: int) -> Tensor:
-        """Covariance of the potentials `lag` steps later with those now, in a stationary state.
+        """Covariance of the potentials `lag` steps later with the potentials now, in a stationary state.
 
         Args:
-            state: The stationary moments.
+            state: The stationary moments, such as `moments` after many steps.
             lag: Number of steps.
 
         Returns:
-            Covariances, (B, n, n), later potentials first.
+            Covariances, (B, n, n); entry (i, j) is that of the later potential i with the potential j now.
         """
-        matrix, _, _ = self._expanded(state)
+        matrix, _, _ = self._step_matrix_and_moments(state)
         n = self.num
         slope = self._slope(state)
-        # One step as a linear map of (v, noise): the rates enter by their mean derivative.
-        each = matrix[:, : 2 * n] + torch.cat(
+        # One step as a linear map of (v, noise), in which each rate is replaced by its mean derivative times v.
+        step_map = matrix[:, : 2 * n] + torch.cat(
             [matrix[:, 2 * n :] * slope.unsqueeze(1), torch.zeros_like(matrix[:, :n]).expand(len(slope), -1, -1)], dim=2
         )
-        return (torch.linalg.matrix_power(each, lag) @ state.cov)[:, :n, :n]
+        return (torch.linalg.matrix_power(step_map, lag) @ state.cov)[:, :n, :n]
 
-    def _memory(self) -> tuple[float, float]:
-        """What the noise keeps over a step, and the deviation of what it gains."""
-        keep = math.exp(-self.dt / self.tau_noise)
-        return keep, math.sqrt(1.0 - keep * keep)
+    def _noise_transition(self) -> tuple[float, float]:
+        """The factor by which the noise decays in a step, and the factor of the new noise that is added."""
+        decay = math.exp(-self.dt / self.tau_noise)
+        return decay, math.sqrt(1.0 - decay * decay)
 
     def _slope(self, state: RateMoments) -> Tensor:
+        """Mean derivative of the rates."""
         return self.rate.slope(state.mean, state.covariance.diagonal(dim1=1, dim2=2))
 
-    def _expanded(self, state: RateMoments) -> tuple[Tensor, Tensor, Tensor]:
-        """The step as a matrix on (v, noise, rates), (2 n, 3 n), and the moments of these."""
+    def _step_matrix_and_moments(self, state: RateMoments) -> tuple[Tensor, Tensor, Tensor]:
+        """The matrix of a step on (v, noise, rates), (2 n, 3 n), and the mean and covariance of (v, noise, rates)."""
         n, step = self.num, self.dt / self.tau
         eye = torch.eye(n, dtype=self.weight.dtype, device=self.weight.device)
         upper = torch.cat([(1.0 - step) * eye, step * eye, step * self.weight], dim=1)
-        lower = torch.cat([torch.zeros_like(eye), self._memory()[0] * eye, torch.zeros_like(eye)], dim=1)
+        lower = torch.cat([torch.zeros_like(eye), self._noise_transition()[0] * eye, torch.zeros_like(eye)], dim=1)
         m, c = state.mean, state.covariance
         v = c.diagonal(dim1=1, dim2=2)
         mean, variance = self.rate.mean_variance(m, v)

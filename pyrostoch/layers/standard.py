@@ -1,4 +1,4 @@
-"""Torch's layers with priors on their parameters, their signatures unchanged."""
+"""Torch's layers with priors on their parameters; two keyword arguments are added to their signatures."""
 
 from __future__ import annotations
 
@@ -62,10 +62,10 @@ class ConvTranspose3d(RandomWeights, nn.ConvTranspose3d):
 
 
 class Embedding(RandomWeights, nn.Embedding):
-    """`torch.nn.Embedding` with priors; see `RandomWeights`. The row of `padding_idx` is drawn like the others.
+    """`torch.nn.Embedding` with priors; see `RandomWeights`. The row of `padding_idx` is drawn like the other rows.
 
     Raises:
-        ValueError: A prior together with `max_norm`, by which torch would overwrite the drawn weights.
+        ValueError: A prior is given together with `max_norm`, with which torch overwrites rows of the drawn weight.
     """
 
     def __init__(self, *args: Any, prior: PriorSpec = None, name: str | None = None, **kwargs: Any) -> None:
@@ -73,20 +73,20 @@ class Embedding(RandomWeights, nn.Embedding):
         if self.priors and self.max_norm is not None:
             raise ValueError(
                 f"Embedding: max_norm={self.max_norm} overwrites rows of the weight when they are looked up, so a "
-                "weight with a prior would not keep its drawn value; leave out max_norm or the prior"
+                "weight with a prior would not keep its drawn value; omit max_norm or the prior"
             )
 
 
 class LSTM(RandomWeights, nn.LSTM):
-    """`torch.nn.LSTM` with priors; see `RandomWeights`. One draw serves every time step."""
+    """`torch.nn.LSTM` with priors; see `RandomWeights`. All time steps share one draw."""
 
 
 class GRU(RandomWeights, nn.GRU):
-    """`torch.nn.GRU` with priors; see `RandomWeights`. One draw serves every time step."""
+    """`torch.nn.GRU` with priors; see `RandomWeights`. All time steps share one draw."""
 
 
 class MultiheadAttention(RandomWeights, nn.MultiheadAttention):
-    """`torch.nn.MultiheadAttention` with priors; see `RandomWeights`. One draw serves every token.
+    """`torch.nn.MultiheadAttention` with priors; see `RandomWeights`. All tokens share one draw.
 
     Example:
         >>> import pyrostoch as ps

@@ -1,4 +1,4 @@
-"""What makes a torch layer random: priors for its parameters, drawn by whoever calls it in a Pyro model."""
+"""`RandomWeights`: the mixin that gives a torch layer priors on its parameters."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from pyrostoch._checks import name_list
 from pyrostoch.effects import call_network, inside_network
+from pyrostoch.effects.usage import UsageCache
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel, Site, announce_parameters, draw_weight
 from pyrostoch.priors import Prior, PriorSpec, assign
@@ -19,29 +20,29 @@ __all__ = ["RandomWeights"]
 
 
 class RandomWeights(nn.Module):
-    """Mixin: a torch layer whose parameters have priors. Put it before the layer among the bases.
+    """Mixin for a torch layer whose parameters have priors; list it before the torch layer among the base classes.
 
-    Inside a `BayesianModel` the model draws the weights and the sites are named by the parameters' paths. Used alone in
-    a Pyro model, the layer draws its own weights when it is called, as sites `<name>.<parameter>` (`<parameter>`
-    without a name), and calls itself under the interpretation in force, as a network of one layer. Call it
-    outside plates.
+    In a `BayesianModel` the model draws the weights, and the sites are named by the parameters' paths. Used alone in a
+    Pyro model, the layer draws its own weights at each call, as sites `<name>.<parameter>` (or `<parameter>` without a
+    name), and the active interpretation treats it as a network of one layer. Call it outside plates.
 
-    Parameters with a prior are frozen: draws stand in for them, and their values tell guides where to start. The
-    `state_dict` is that of torch's own layer; the priors are rebuilt by the constructor. A layer without a prior is
-    torch's own layer.
+    Parameters with a prior are frozen: draws replace them, and their values are the initial values of guides. The
+    `state_dict` is that of torch's layer; the constructor creates the priors again. Without a prior, the layer behaves
+    as torch's layer.
 
     Args:
-        args: What torch's layer takes.
-        prior: A prior, a distribution, rules by pattern of parameter name such as `{"weight*": Normal(), "bias*":
-            Normal()}`, or a callable; a single prior goes to the weights, not to the biases.
+        args: Arguments of torch's layer.
+        prior: A prior, a distribution, a dictionary from patterns of parameter names to priors such as
+            `{"weight*": Normal(), "bias*": Normal()}`, or a callable; a single prior applies to the weights, not to the
+            biases.
         name: Prefix of the site names where the layer is used alone.
-        kwargs: What torch's layer takes.
+        kwargs: Keyword arguments of torch's layer.
 
     Attributes:
         priors: The prior of each random parameter, by its name in the layer.
 
     Raises:
-        ValueError: A rule matches no parameter, or a parameter cannot be made random.
+        ValueError: A pattern matches no parameter, or a parameter cannot be made random.
 
     Example:
         >>> import torch, pyrostoch as ps
@@ -57,39 +58,40 @@ class RandomWeights(nn.Module):
         if name is not None and not (isinstance(name, str) and name):
             raise ValueError(f"{type(self).__name__}: name: expected the prefix of the site names, got {name!r}")
         self.name = name
-        # Plain dictionaries: as submodules, the priors' numbers would pass for parameters of the network.
+        # A plain dictionary, not submodules, so that the parameters of priors do not become those of the network.
         self.priors: dict[str, Prior] = {}
         self.priors = assign(self, prior)
-        self._usage_cache: dict[Any, Any] = {}
-        for parameter, own in self.priors.items():
+        self._usage_cache: UsageCache = {}
+        for parameter, parameter_prior in self.priors.items():
             self.get_parameter(parameter).requires_grad_(False)
-            holder, _, last = parameter.rpartition(".")
-            if holder:  # a model asks the module that holds the parameter, as attention's `out_proj` does
-                submodule: Any = self.get_submodule(holder)
-                submodule.priors = {**getattr(submodule, "priors", {}), last: own}
+            path, _, last = parameter.rpartition(".")
+            if path:  # `assign` looks for priors at the module that holds the parameter, such as attention's `out_proj`
+                submodule: Any = self.get_submodule(path)
+                submodule.priors = {**getattr(submodule, "priors", {}), last: parameter_prior}
 
     def __init_subclass__(cls, **kwargs: Any) -> None:
-        """Show the constructor of torch's layer with the two arguments that are added to it."""
+        """Set the signature of the class to that of torch's layer plus `prior` and `name`."""
         super().__init_subclass__(**kwargs)
         layer = next((base for base in cls.__bases__ if not issubclass(base, RandomWeights)), None)
         if layer is None:
             return
-        taken = list(inspect.signature(layer).parameters.values())
-        at = len(taken) - (bool(taken) and taken[-1].kind is inspect.Parameter.VAR_KEYWORD)
+        parameters = list(inspect.signature(layer).parameters.values())
+        at = len(parameters) - (bool(parameters) and parameters[-1].kind is inspect.Parameter.VAR_KEYWORD)
         added = [inspect.Parameter(key, inspect.Parameter.KEYWORD_ONLY, default=None) for key in ("prior", "name")]
-        cls.__signature__ = inspect.Signature([*taken[:at], *added, *taken[at:]])  # type: ignore[attr-defined]
+        signature = inspect.Signature([*parameters[:at], *added, *parameters[at:]])
+        cls.__signature__ = signature  # type: ignore[attr-defined]
 
     @property
     def sites(self) -> dict[str, Site]:
-        """The layer's latent variables where it is used alone, by name, starting from its present values."""
+        """The layer's latent variables where it is used alone, by name; their `init` are its current values."""
         if not self.priors:
             return {}
-        # A model of this one layer knows them; its likelihood, which draws nothing, adds none.
+        # A model of this one layer describes them; its likelihood has no latent variables.
         described = BayesianModel(self, likelihood=Categorical(), num_data=1).sites
         return {self._site(name): replace(site, name=self._site(name)) for name, site in described.items()}
 
     def draw(self) -> dict[str, Tensor]:
-        """Draw the layer's random weights from their priors as Pyro sites, by parameter name."""
+        """Draw the layer's random weights from their priors as Pyro sites; the result is by parameter name."""
         weights: dict[str, Tensor] = {}
         for parameter, prior in self.priors.items():
             site, shape = self._site(parameter), self.get_parameter(parameter).shape
@@ -97,22 +99,26 @@ class RandomWeights(nn.Module):
         return weights
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """Torch's layer with drawn weights: those of the model around it, or draws of its own."""
+        """Call torch's layer with weights that the enclosing model has drawn, or that are drawn now.
+
+        Args:
+            args: Inputs of torch's layer.
+            kwargs: Keyword inputs of torch's layer.
+        """
         if not self.priors or inside_network():
             return super().forward(*args, **kwargs)
-        learned = [name for name, prior in self.priors.items() if next(prior.parameters(), None) is not None]
-        if learned:
+        fitted = [name for name, prior in self.priors.items() if next(prior.parameters(), None) is not None]
+        if fitted:
             raise ValueError(
-                f"layer {self.name or type(self).__name__!r}: the prior of {name_list(learned)} has a number to be "
-                "fitted, which a model owns; put the layer into a BayesianModel, or give it a fixed prior or a "
-                "Hierarchical one"
+                f"layer {self.name or type(self).__name__!r}: the prior of {name_list(fitted)} has a parameter to be "
+                "fitted, which needs a model; put the layer into a BayesianModel, or use a fixed or Hierarchical prior"
             )
         announce_parameters(self, self.name or "layer")
         sites = {parameter: self._site(parameter) for parameter in self.priors}
         return call_network(self, self.draw(), args, kwargs, sites=sites, usage_cache=self._usage_cache)
 
     def extra_repr(self) -> str:
-        """What torch's layer shows, and the priors."""
+        """The text of torch's layer, and the priors."""
         priors = ", ".join(f"{name} ~ {prior!r}" for name, prior in self.priors.items())
         return ", ".join(part for part in (super().extra_repr(), priors) if part)
 

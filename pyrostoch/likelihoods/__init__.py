@@ -1,18 +1,18 @@
-"""Likelihoods: the distribution of an observation given the network's output.
+"""Likelihoods: the distribution of the observations given the network's output.
 
 | likelihood | output of the network | targets |
 | --- | --- | --- |
 | `Categorical` | logits `(batch, C)` | integer labels `(batch,)` |
-| `Bernoulli` | logits | 0.0 or 1.0, in the shape of the output |
-| `Poisson` | log rates | counts |
-| `Gaussian`, `StudentT` | means; noise fixed, learned or random | reals |
+| `Bernoulli` | logits `(batch,)` or `(batch, d)` | 0.0 or 1.0, in the shape of the output |
+| `Poisson` | log rates `(batch,)` or `(batch, d)` | counts, in the shape of the output |
+| `Gaussian`, `StudentT` | means; the scale is fixed, fitted or random | reals, in the shape of the output |
 | `HeteroscedasticGaussian` | means and raw scales `(batch, 2 d)` | reals `(batch, d)` |
-| a function | anything | whatever its distribution accepts |
+| a function | anything | whatever the distribution that it returns accepts |
 """
 
 from __future__ import annotations
 
-from pyrostoch.likelihoods.base import FromOutput, Likelihood, as_likelihood
+from pyrostoch.likelihoods.base import FromOutput, Likelihood, LikelihoodSpec, as_likelihood
 from pyrostoch.likelihoods.continuous import Gaussian, HeteroscedasticGaussian, StudentT
 from pyrostoch.likelihoods.discrete import Bernoulli, Categorical, Poisson
 
@@ -23,6 +23,7 @@ __all__ = [
     "Gaussian",
     "HeteroscedasticGaussian",
     "Likelihood",
+    "LikelihoodSpec",
     "Poisson",
     "StudentT",
     "as_likelihood",

@@ -1,10 +1,10 @@
-"""What a likelihood is: a module that turns a network's output into the distribution of the observation."""
+"""The base class of likelihoods: modules that turn a network's output into the distribution of the observations."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, cast
 
 import pyro
 import torch
@@ -16,52 +16,87 @@ from pyrostoch._checks import check_positive
 from pyrostoch.moments import Moments
 from pyrostoch.moments.predictive import Closed, OutputDistribution
 from pyrostoch.priors import FromDistribution
+from pyrostoch.protocols import Output
 
-__all__ = ["FromOutput", "Likelihood", "Noise", "as_likelihood", "per_example"]
+__all__ = ["FromOutput", "Likelihood", "LikelihoodSpec", "Noise", "as_likelihood", "per_example"]
 
 
-def per_example(distribution: Any, batch: int = 1) -> Any:
-    """Declare all but the first `batch` axes of a distribution as one example's event."""
+def per_example(distribution: Distribution, batch: int = 1) -> Distribution:
+    """Declare all but the first `batch` batch axes of a Pyro distribution as event axes.
+
+    Args:
+        distribution: The distribution.
+        batch: Number of batch axes to keep.
+    """
     extra = len(distribution.batch_shape) - batch
-    return distribution.to_event(extra) if extra > 0 else distribution
+    event = cast(Any, distribution)  # torch's class has no `to_event`, Pyro's subclasses do
+    return event.to_event(extra) if extra > 0 else distribution
 
 
 class Likelihood(nn.Module):
-    """The distribution of an observation given the network's output.
+    """Base class: the distribution of the observations given the network's output.
 
-    Called with the output, it draws its own random quantities (if it has any) as Pyro sites and returns a distribution
-    with one batch axis, the examples. A subclass implements `distribution`, and `check_target` where targets are
-    restricted.
+    Called with the output, a likelihood draws its random quantities (such as the scale of the noise), if it has any, as
+    Pyro sites, and returns a distribution with one batch axis, the examples. A subclass implements `distribution`, and
+    `check_target` where targets are restricted.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> class Exponential(Likelihood):
+        ...     def distribution(self, output, **quantities):
+        ...         return per_example(dist.Exponential(output.exp()))
+        >>> Exponential()(torch.zeros(5, 2)).log_prob(torch.ones(5, 2))
+        tensor([-2., -2., -2., -2., -2.])
     """
 
     def draw(self) -> dict[str, Tensor | float]:
-        """The likelihood's own quantities: fixed, learned or sampled, by name."""
+        """The likelihood's quantities besides the output, by name: fixed, fitted or, if random, drawn."""
         return {name: noise() for name, noise in self.named_children() if isinstance(noise, Noise)}
 
     def identity(self) -> str:
-        """What tells this likelihood from others: its type and its fixed numbers, without those that are fitted."""
+        """A text that identifies the likelihood: its type, and its fixed parameters without those that are fitted."""
         noises = [f"{name}={part.identity()}" for name, part in self.named_children() if isinstance(part, Noise)]
         return f"{type(self).__name__}({', '.join(text for text in (self.extra_repr(), *noises) if text)})"
 
-    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
-        """The observation's distribution, one batch axis, from the output and the likelihood's own quantities."""
+    def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
+        """The distribution of the observations, a Pyro distribution with one batch axis.
+
+        Args:
+            output: The network's output, (batch, ...).
+            quantities: The quantities that `draw` returns.
+        """
         raise TypeError(f"{type(self).__name__} must implement distribution(output)")
 
     def closed(self, output: Moments, **quantities: Tensor | float) -> Closed | None:
-        """A closed reading of output moments, where there is one."""
+        """Predictions and log-likelihoods in closed form for moments of the output; `None` where there is no formula.
+
+        Args:
+            output: Moments of the network's output.
+            quantities: The quantities that `draw` returns.
+        """
         return None
 
-    def forward(self, output: Any, quantities: dict[str, Tensor | float] | None = None) -> Distribution:
-        """The observation's distribution, its own quantities drawn unless they are given; the output may be moments."""
+    def forward(self, output: Output | Moments, quantities: dict[str, Tensor | float] | None = None) -> Distribution:
+        """The distribution of the observations.
+
+        Args:
+            output: The network's output, or its moments.
+            quantities: The quantities that `draw` returns; drawn now by default.
+        """
         drawn = self.draw() if quantities is None else quantities
         if isinstance(output, Moments):
             return OutputDistribution(
                 output, lambda z: self.distribution(z, **drawn), lambda: self.closed(output, **drawn)
             )
-        return self.distribution(output, **drawn)
+        return self.distribution(cast(Tensor, output), **drawn)  # `FromOutput` takes other outputs than tensors, too
 
     def check_shape(self, distribution: Distribution, target: Tensor) -> None:
-        """Refuse a target whose shape is not that of the distribution: broadcasting would fit something else."""
+        """Raise a `ValueError` if the targets' shape is not the distribution's, since they would be broadcast.
+
+        Args:
+            distribution: The distribution of the observations.
+            target: The targets.
+        """
         expected = tuple(distribution.batch_shape + distribution.event_shape)
         if tuple(target.shape) != expected:
             raise ValueError(
@@ -70,19 +105,28 @@ class Likelihood(nn.Module):
             )
 
     def check_target(self, distribution: Distribution, target: Tensor) -> None:
-        """Refuse targets outside the distribution's support. Reads values, so it synchronizes a GPU."""
+        """Raise a `ValueError` if targets are outside the distribution's support. This synchronizes with a GPU.
+
+        Args:
+            distribution: The distribution of the observations.
+            target: The targets.
+        """
         if target.is_floating_point() and not bool(torch.isfinite(target).all()):
             bad = int((~torch.isfinite(target)).sum())
             raise ValueError(f"likelihood {type(self).__name__}: {bad} target(s) are NaN or infinite")
 
 
 class Noise(nn.Module):
-    """A positive quantity of a likelihood: fixed, learned by maximum likelihood, or random.
+    """A positive quantity of a likelihood: fixed, fitted by maximum likelihood, or random.
 
     Args:
         value: A number, or a distribution on the positive numbers (the quantity is then a Pyro site).
-        learn: Whether a number is a start to be fitted from.
+        learn: Whether to fit the quantity, starting from the number.
         site: Name of the Pyro site of a random quantity.
+
+    Example:
+        >>> Noise(0.5, learn=False, site="likelihood.scale")()
+        0.5
     """
 
     def __init__(self, value: float | Distribution, *, learn: bool, site: str) -> None:
@@ -92,7 +136,7 @@ class Noise(nn.Module):
         if isinstance(value, Distribution):
             if learn:
                 raise ValueError(
-                    f"{site}: expected a start value with learn=True, got a distribution; give one or the other"
+                    f"{site}: learn=True expects a number to start from, got a distribution; give one or the other"
                 )
             self.prior = FromDistribution(value)
         elif learn:
@@ -101,14 +145,14 @@ class Noise(nn.Module):
             self.value = float(check_positive(site, value))
 
     def forward(self) -> Tensor | float:
-        """The quantity: a number, or a tensor without axes; sampled where it is random."""
+        """The quantity: a number, or a tensor without axes; drawn if it is random."""
         if self.prior is not None:
             drawn: Tensor = pyro.sample(self.site, self.prior.distribution(self.site, torch.Size()))
             return drawn
         return self.log_value.exp() if hasattr(self, "log_value") else self.value
 
     def identity(self) -> str:
-        """The fixed number, `learned`, or the prior."""
+        """The fixed number, the word `learned`, or the prior."""
         if self.prior is not None:
             return repr(self.prior)
         return "learned" if hasattr(self, "log_value") else f"{self.value:.9g}"
@@ -120,10 +164,10 @@ class Noise(nn.Module):
 
 
 class FromOutput(Likelihood):
-    """Any Pyro distribution, made from the network's output by a function.
+    """A likelihood given by a function from the network's output to a Pyro distribution.
 
     Args:
-        make: Function of the output that returns a distribution whose first batch axis counts the examples.
+        make: The function. The first batch axis of its distribution counts the examples.
 
     Example:
         >>> import pyro.distributions as dist
@@ -136,8 +180,8 @@ class FromOutput(Likelihood):
         super().__init__()
         self.make = make
 
-    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
-        """What the function makes of the output."""
+    def distribution(self, output: Output, **quantities: Tensor | float) -> Distribution:
+        """The distribution that the function returns for the output, all axes but the first as event axes."""
         distribution = self.make(output)
         if not hasattr(distribution, "to_event"):
             raise TypeError(
@@ -146,11 +190,23 @@ class FromOutput(Likelihood):
         return per_example(distribution)
 
 
-def as_likelihood(spec: Any) -> Likelihood:
-    """A likelihood from a `Likelihood` or from a function of the output.
+#: What a user may give as a likelihood: a `Likelihood`, or a function from the network's output to a Pyro distribution.
+LikelihoodSpec = Likelihood | Callable[[Any], Distribution]
+
+
+def as_likelihood(spec: LikelihoodSpec) -> Likelihood:
+    """Convert what a user may give as a likelihood to a `Likelihood`.
+
+    Args:
+        spec: A `Likelihood`, or a function from the network's output to a Pyro distribution.
 
     Raises:
         TypeError: It is neither.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> as_likelihood(lambda output: dist.Normal(output, 1.0))
+        FromOutput()
     """
     if isinstance(spec, Likelihood):
         return spec
@@ -163,12 +219,12 @@ def as_likelihood(spec: Any) -> Likelihood:
 
 
 def like(value: Tensor | float, output: Tensor) -> Tensor:
-    """A quantity in the dtype and on the device of the output, without a copy from the host."""
+    """A quantity as a tensor with the dtype and device of the output, without a copy from the host."""
     if isinstance(value, Tensor):
         return value.to(output.dtype)
     return torch.full((), value, dtype=output.dtype, device=output.device)
 
 
 def positive(raw: Tensor) -> Tensor:
-    """A positive scale from an unrestricted network output: softplus, kept off zero."""
+    """A positive scale from an unconstrained network output: its softplus, plus 1e-6."""
     return F.softplus(raw) + 1e-6

@@ -1,8 +1,6 @@
-"""Likelihoods of real targets: regression."""
+"""Likelihoods of real targets, for regression."""
 
 from __future__ import annotations
-
-from typing import Any
 
 from pyro import distributions as dist
 from torch import Tensor
@@ -17,12 +15,12 @@ __all__ = ["Gaussian", "HeteroscedasticGaussian", "StudentT"]
 
 
 class Gaussian(Likelihood):
-    """Real targets with Gaussian noise of one standard deviation; the network's output is the mean.
+    """Real targets with Gaussian noise of the same standard deviation everywhere; the network's output is the mean.
 
     Args:
-        scale: Standard deviation of the noise, in the targets' units; or a distribution on the positive numbers, which
-            makes it the random site `likelihood.scale`.
-        learn: Whether a number is only the start of a fitted value.
+        scale: Standard deviation of the noise, in the targets' units; or its prior, a distribution on the positive
+            numbers, which makes it the random site `likelihood.scale`.
+        learn: Whether to fit the standard deviation, starting from the number.
 
     Example:
         >>> import torch
@@ -34,19 +32,19 @@ class Gaussian(Likelihood):
         super().__init__()
         self.scale = Noise(scale, learn=learn, site="likelihood.scale")
 
-    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """N(output, scale^2)."""
         return per_example(dist.Normal(output, like(quantities["scale"], output)))
 
     def closed(self, output: Moments, **quantities: Tensor | float) -> Closed | None:
-        """N(mean, covariance + scale^2), exact."""
+        """N(mean, covariance + scale^2 I), exact for a Gaussian output."""
         return noisy_gaussian(output, like(quantities["scale"], output.loc))
 
 
 class HeteroscedasticGaussian(Likelihood):
-    """Real targets with noise that depends on the input; the output `(batch, 2 d)` holds d means, then d raw scales.
+    """Real targets with Gaussian noise that depends on the input.
 
-    The standard deviation is the softplus of the raw scale.
+    The network's output `(batch, 2 d)` holds d means, then d raw scales, whose softplus is the standard deviation.
 
     Example:
         >>> import torch
@@ -54,8 +52,8 @@ class HeteroscedasticGaussian(Likelihood):
         torch.Size([1])
     """
 
-    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
-        """N(mean, softplus(raw)^2)."""
+    def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
+        """N(mean, (softplus(raw) + 1e-6)^2)."""
         if output.dim() < 2 or output.shape[-1] % 2:
             raise ValueError(
                 "likelihood HeteroscedasticGaussian: expected a network output of shape (batch, 2 d), means then raw "
@@ -70,8 +68,8 @@ class StudentT(Likelihood):
 
     Args:
         df: Degrees of freedom.
-        scale: Scale of the noise; a number, or a distribution on the positive numbers.
-        learn: Whether a number is only the start of a fitted value.
+        scale: Scale of the noise; a number, or its prior, a distribution on the positive numbers.
+        learn: Whether to fit the scale, starting from the number.
 
     Example:
         >>> import torch
@@ -84,7 +82,7 @@ class StudentT(Likelihood):
         self.df = check_positive("likelihood StudentT df", df)
         self.scale = Noise(scale, learn=learn, site="likelihood.scale")
 
-    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """StudentT(df, output, scale)."""
         return per_example(dist.StudentT(self.df, output, like(quantities["scale"], output)))
 

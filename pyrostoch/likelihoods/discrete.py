@@ -17,14 +17,14 @@ __all__ = ["Bernoulli", "Categorical", "Poisson"]
 
 
 class Categorical(Likelihood):
-    """One of C classes; the network's output `(batch, ..., C)` are logits.
+    """One of C classes per example, or per position of an example; the network's output `(batch, ..., C)` is logits.
 
     Example:
         >>> Categorical()(torch.zeros(4, 2)).log_prob(torch.tensor([0, 1, 0, 1])).exp()
         tensor([0.5000, 0.5000, 0.5000, 0.5000])
     """
 
-    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """Categorical(logits=output)."""
         if output.dim() < 2:
             raise ValueError(
@@ -33,11 +33,11 @@ class Categorical(Likelihood):
         return per_example(dist.Categorical(logits=output))
 
     def closed(self, output: Moments, **quantities: Tensor | float) -> Closed | None:
-        """Class probabilities by a closed approximation."""
+        """Class probabilities by a closed-form approximation, if the moments' settings ask for it."""
         return softmax_under_gaussian(output) if output.settings.closed else None
 
     def check_shape(self, distribution: Distribution, target: Tensor) -> None:
-        """Refuse targets that are not one whole number an example."""
+        """Raise an error if the targets are not integers, or their shape is not the output's without its last axis."""
         if target.is_floating_point() or target.is_complex() or target.dtype == torch.bool:
             raise TypeError(
                 f"likelihood Categorical: expected integer class labels, got {target.dtype}; one-hot or soft labels "
@@ -46,7 +46,7 @@ class Categorical(Likelihood):
         super().check_shape(distribution, target)
 
     def check_target(self, distribution: Distribution, target: Tensor) -> None:
-        """Refuse labels outside 0 ... C - 1."""
+        """Raise a `ValueError` if labels are outside 0 ... C - 1."""
         base: Any = distribution.base_dist if hasattr(distribution, "base_dist") else distribution
         classes = base.logits.shape[-1]
         wrong = (target < 0) | (target >= classes)
@@ -58,19 +58,19 @@ class Categorical(Likelihood):
 
 
 class Bernoulli(Likelihood):
-    """Yes or no; the network's output `(batch,)`, `(batch, 1)` or `(batch, d)` are logits, d independent answers.
+    """Binary targets; the network's output `(batch,)` or `(batch, d)` is the logits of d independent targets.
 
     Example:
         >>> Bernoulli()(torch.zeros(4, 1)).log_prob(torch.ones(4, 1)).shape
         torch.Size([4])
     """
 
-    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """Bernoulli(logits=output)."""
         return per_example(dist.Bernoulli(logits=output))
 
     def check_shape(self, distribution: Distribution, target: Tensor) -> None:
-        """Refuse integer targets (the density wants floats) and wrong shapes."""
+        """Raise an error if the targets are not floats, as the log density needs them, or have another shape."""
         if not target.is_floating_point():
             raise TypeError(
                 f"likelihood Bernoulli: expected floating-point targets 0.0 or 1.0, got {target.dtype}; convert with "
@@ -79,7 +79,7 @@ class Bernoulli(Likelihood):
         super().check_shape(distribution, target)
 
     def check_target(self, distribution: Distribution, target: Tensor) -> None:
-        """Refuse targets other than 0 and 1."""
+        """Raise a `ValueError` if targets are other than 0 and 1."""
         super().check_target(distribution, target)
         wrong = (target != 0) & (target != 1)
         if bool(wrong.any()):
@@ -97,12 +97,12 @@ class Poisson(Likelihood):
         tensor([1., 1., 1.])
     """
 
-    def distribution(self, output: Any, **quantities: Tensor | float) -> Distribution:
+    def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """Poisson(exp(output))."""
         return per_example(dist.Poisson(output.exp()))
 
     def check_target(self, distribution: Distribution, target: Tensor) -> None:
-        """Refuse targets that are not counts."""
+        """Raise a `ValueError` if targets are not counts."""
         super().check_target(distribution, target)
         wrong = (target < 0) | (target != target.floor())
         if bool(wrong.any()):

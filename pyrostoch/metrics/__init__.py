@@ -1,4 +1,7 @@
-"""Metrics over streams: constant memory, float64 sums, on any device, nats throughout."""
+"""Metrics computed batch by batch: constant memory, float64 sums, on any device, in nats.
+
+Each metric has `update` (add a batch), `merge` (add another accumulator) and `compute` (the result so far).
+"""
 
 from __future__ import annotations
 

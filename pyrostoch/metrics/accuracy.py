@@ -1,8 +1,9 @@
-"""Accuracy over a stream."""
+"""Accuracy over batches."""
 
 from __future__ import annotations
 
 import math
+from typing import Self
 
 from torch import Tensor
 
@@ -13,20 +14,25 @@ __all__ = ["Accuracy", "correct"]
 
 
 def correct(log_probs: Tensor, labels: Tensor) -> Tensor:
-    """Whether the most probable class is the label; a row with NaN is wrong.
+    """Whether the most probable class is the label; False for a row with NaN.
 
     Args:
-        log_probs: Shape (n, C). Among equally probable classes one is taken, as `torch.argmax` does.
+        log_probs: Log-probabilities, shape (n, C). Ties are broken as in `torch.argmax`.
         labels: Class indices, shape (n,).
 
     Returns:
         Booleans, shape (n,).
+
+    Example:
+        >>> import torch
+        >>> correct(torch.tensor([[0.9, 0.1], [0.2, 0.8]]).log(), torch.tensor([0, 0]))
+        tensor([ True, False])
     """
     return (log_probs.argmax(-1) == labels) & ~log_probs.isnan().any(-1)
 
 
 class Accuracy(StreamingMetric[Estimate]):
-    r"""Fraction $p$ of examples whose most probable class is the label, with the binomial error $\sqrt{p(1-p)/n}$.
+    r"""Fraction $p$ of examples whose most probable class is the label; its standard error is $\sqrt{p(1-p)/n}$.
 
     Args:
         num_classes: Number of classes; taken from the first batch when `None`.
@@ -41,14 +47,14 @@ class Accuracy(StreamingMetric[Estimate]):
 
     def __init__(self, num_classes: int | None = None) -> None:
         super().__init__(num_classes)
-        self._hits = RunningMean()
+        self._correct = RunningMean()
 
     def _add(self, log_probs: Tensor, labels: Tensor) -> None:
-        self._hits.update(correct(log_probs, labels))
+        self._correct.update(correct(log_probs, labels))
 
-    def _join(self, other: Accuracy) -> None:
-        self._hits.merge(other._hits)
+    def _merge(self, other: Self) -> None:
+        self._correct.merge(other._correct)
 
     def _result(self) -> Estimate:
-        p = self._hits.compute().value
+        p = self._correct.compute().value
         return Estimate(p, math.sqrt(max(p * (1.0 - p), 0.0) / self.count), self.count)

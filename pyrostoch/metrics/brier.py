@@ -1,6 +1,8 @@
-"""The Brier score over a stream."""
+"""The Brier score over batches."""
 
 from __future__ import annotations
+
+from typing import Self
 
 from torch import Tensor
 
@@ -11,10 +13,10 @@ __all__ = ["Brier"]
 
 
 class Brier(StreamingMetric[Estimate]):
-    r"""Brier score in its multiclass form: $\frac1n \sum_i \sum_c (p_{ic} - [y_i = c])^2$, between 0 and 2.
+    r"""Multiclass Brier score: $\frac1n \sum_i \sum_c (p_{ic} - [y_i = c])^2$, between 0 and 2.
 
-    The squares are summed over the classes, as in Brier's paper; for two classes this is twice the score that looks at
-    the probability of one class only.
+    The squares are summed over the classes, as in Brier's paper; for two classes this is twice the score that uses the
+    probability of one class only.
 
     Args:
         num_classes: Number of classes; taken from the first batch when `None`.
@@ -39,7 +41,7 @@ class Brier(StreamingMetric[Estimate]):
         errors.scatter_add_(1, labels.unsqueeze(1), errors.new_full((len(labels), 1), -1.0))
         self._scores.update(errors.square().sum(-1))
 
-    def _join(self, other: Brier) -> None:
+    def _merge(self, other: Self) -> None:
         self._scores.merge(other._scores)
 
     def _result(self) -> Estimate:

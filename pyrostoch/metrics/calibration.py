@@ -1,10 +1,10 @@
-"""Calibration: does a confidence of 80 % come true 80 % of the time?"""
+"""Calibration: are predictions with a confidence of 80 % correct 80 % of the time?"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 import torch
 from torch import Tensor
@@ -17,13 +17,13 @@ __all__ = ["Calibration", "Reliability"]
 
 @dataclass(frozen=True)
 class Reliability:
-    """Confidence and accuracy by bin of confidence.
+    """Confidence and accuracy in each bin of confidence.
 
     Args:
         confidence: Mean probability of the predicted class in each bin; NaN where the bin is empty.
-        accuracy: Fraction predicted rightly in each bin; NaN where the bin is empty.
-        count: Examples in each bin.
-        examples: All examples, also those with a NaN prediction, which are in no bin.
+        accuracy: Fraction of correct predictions in each bin; NaN where the bin is empty.
+        count: Number of examples in each bin.
+        examples: Number of all examples, including those with a NaN prediction, which are in no bin.
     """
 
     confidence: tuple[float, ...]
@@ -33,7 +33,7 @@ class Reliability:
 
     @property
     def gaps(self) -> tuple[float, ...]:
-        """|accuracy - confidence| by bin; NaN where the bin is empty."""
+        """|accuracy - confidence| of each bin; NaN where the bin is empty."""
         return tuple(abs(a - c) for a, c in zip(self.accuracy, self.confidence, strict=True))
 
     @property
@@ -51,7 +51,7 @@ class Reliability:
         return max(gap for n, gap in zip(self.count, self.gaps, strict=True) if n)
 
     def to_dict(self) -> dict[str, Any]:
-        """`confidence`, `accuracy` and `count` as lists fit for JSON, with `None` in empty bins."""
+        """`confidence`, `accuracy` and `count` as lists for JSON, with `None` in empty bins."""
         return {
             "confidence": [c if n else None for c, n in zip(self.confidence, self.count, strict=True)],
             "accuracy": [a if n else None for a, n in zip(self.accuracy, self.count, strict=True)],
@@ -68,10 +68,10 @@ class Reliability:
 
 
 class Calibration(StreamingMetric[Reliability]):
-    r"""Reliability of the predicted class over bins of equal width $((b-1)/B, b/B]$ of its probability.
+    r"""Reliability of the predicted class, in bins of equal width $((b-1)/B, b/B]$ of its probability.
 
-    The expected calibration error is $\sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|$, the maximum one the
-    largest term $|\mathrm{acc}_b - \mathrm{conf}_b|$.
+    The expected calibration error is $\sum_b \frac{n_b}{n} |\mathrm{acc}_b - \mathrm{conf}_b|$, the maximum
+    calibration error the largest $|\mathrm{acc}_b - \mathrm{conf}_b|$.
 
     Args:
         num_classes: Number of classes; taken from the first batch when `None`.
@@ -99,7 +99,7 @@ class Calibration(StreamingMetric[Reliability]):
         confidence = log_probs.exp().amax(-1)
         edges = torch.linspace(0.0, 1.0, self.bins + 1, dtype=torch.float64, device=confidence.device)[1:-1]
         index = torch.bucketize(confidence.contiguous(), edges)
-        # A matrix product and not index_add_, whose sums on an accelerator depend on the order of the threads.
+        # A matrix product, not index_add_, whose sums on an accelerator depend on the order of the threads.
         member = (index.unsqueeze(1) == torch.arange(self.bins, device=index.device)) & ~confidence.isnan().unsqueeze(1)
         columns = torch.stack(
             [torch.ones_like(confidence), confidence.nan_to_num(), correct(log_probs, labels).double()]
@@ -109,7 +109,7 @@ class Calibration(StreamingMetric[Reliability]):
     def _accumulate(self, sums: Tensor) -> None:
         self._sums = sums if self._sums is None else self._sums + sums.to(self._sums.device)
 
-    def _join(self, other: Calibration) -> None:
+    def _merge(self, other: Self) -> None:
         if other.bins != self.bins:
             raise ValueError(f"Calibration with {self.bins} bins cannot merge one with {other.bins} bins")
         if other._sums is not None:
@@ -118,10 +118,10 @@ class Calibration(StreamingMetric[Reliability]):
     def _result(self) -> Reliability:
         if self._sums is None:
             raise ValueError("Calibration has seen no examples")
-        counts, confidences, right = self._sums.tolist()
+        counts, confidences, corrects = self._sums.tolist()
         return Reliability(
             confidence=tuple(c / n if n else math.nan for c, n in zip(confidences, counts, strict=True)),
-            accuracy=tuple(r / n if n else math.nan for r, n in zip(right, counts, strict=True)),
+            accuracy=tuple(c / n if n else math.nan for c, n in zip(corrects, counts, strict=True)),
             count=tuple(int(n) for n in counts),
             examples=self.count,
         )

@@ -1,9 +1,9 @@
-"""All scores of a classifier in one pass."""
+"""All scores of a classifier in one pass over the data."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Any, Self
 
 from torch import Tensor
 
@@ -22,7 +22,7 @@ class ClassificationScores:
 
     Args:
         count: Number of examples.
-        accuracy: Fraction right.
+        accuracy: Fraction of correct predictions.
         accuracy_stderr: Its binomial standard error.
         nll: Mean negative log-likelihood, nats per example.
         nll_stderr: Its standard error.
@@ -58,7 +58,7 @@ class ClassificationScores:
 
 
 class Classification(StreamingMetric[ClassificationScores]):
-    """Accuracy, negative log-likelihood, Brier score and calibration over a stream, each batch checked once.
+    """Accuracy, negative log-likelihood, Brier score and calibration over batches; each batch is checked only once.
 
     A row of predictions with NaN counts as wrong and makes the other scores NaN.
 
@@ -84,15 +84,15 @@ class Classification(StreamingMetric[ClassificationScores]):
 
     def _add(self, log_probs: Tensor, labels: Tensor) -> None:
         for part in self._parts:
-            part._absorb(log_probs, labels)
+            part._add_checked(log_probs, labels)
 
-    def _join(self, other: Classification) -> None:
-        # Calibration comes first: it alone can refuse, and then nothing has changed.
-        for part, theirs in zip(self._parts, other._parts, strict=True):
-            part.merge(theirs)
+    def _merge(self, other: Self) -> None:
+        # Calibration comes first: only it can raise an error, and then the other parts are unchanged.
+        for part, other_part in zip(self._parts, other._parts, strict=True):
+            part.merge(other_part)
 
     def reliability(self) -> Reliability:
-        """Confidence and accuracy by bin of confidence.
+        """Confidence and accuracy in each bin of confidence.
 
         Returns:
             The reliability of all examples seen.

@@ -1,6 +1,8 @@
-"""Negative log-likelihood over a stream."""
+"""Negative log-likelihood over batches."""
 
 from __future__ import annotations
+
+from typing import Self
 
 from torch import Tensor
 
@@ -13,7 +15,7 @@ __all__ = ["NegativeLogLikelihood"]
 class NegativeLogLikelihood(StreamingMetric[Estimate]):
     r"""Mean of $-\log p(y_i \mid x_i)$ in nats per example, with its standard error.
 
-    A label that was given probability zero makes it infinite.
+    It is infinite if a label has probability zero.
 
     Args:
         num_classes: Number of classes; taken from the first batch when `None`.
@@ -33,7 +35,7 @@ class NegativeLogLikelihood(StreamingMetric[Estimate]):
     def _add(self, log_probs: Tensor, labels: Tensor) -> None:
         self._losses.update(-log_probs.gather(1, labels.unsqueeze(1)))
 
-    def _join(self, other: NegativeLogLikelihood) -> None:
+    def _merge(self, other: Self) -> None:
         self._losses.merge(other._losses)
 
     def _result(self) -> Estimate:

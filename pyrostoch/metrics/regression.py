@@ -1,4 +1,4 @@
-"""Scores of a regression in one pass."""
+"""Scores of a regression in one pass over the data."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class RegressionScores:
     Args:
         count: Number of examples.
         rmse: Root mean squared error of the predictive mean, over all examples and outputs, in units of the target.
-        rmse_stderr: Its standard error over examples, to first order.
+        rmse_stderr: Its standard error over examples, to first order, in units of the target.
         nll: Mean negative log predictive density, nats per example.
         nll_stderr: Its standard error.
     """
@@ -47,11 +47,11 @@ class RegressionScores:
 
 
 class Regression:
-    r"""RMSE and negative log predictive density over a stream.
+    r"""RMSE and negative log predictive density over batches.
 
-    RMSE is $\sqrt{\frac{1}{nd}\sum_{ij} (m_{ij} - y_{ij})^2}$ over examples and outputs; the log density is the joint
-    one of an example's outputs, summed over them by the caller. The error of the RMSE is that of the mean square
-    divided by twice the RMSE.
+    RMSE is $\sqrt{\frac{1}{nd}\sum_{ij} (m_{ij} - y_{ij})^2}$ over n examples and d outputs. The log density of an
+    example is the joint density of its outputs, which the caller has summed over outputs. The standard error of the
+    RMSE is that of the mean square, divided by twice the RMSE.
 
     Example:
         >>> scores = Regression()
@@ -76,14 +76,14 @@ class Regression:
         Args:
             log_density: Log predictive density of each target, summed over its outputs, shape (n,).
             mean: Predictive mean, shape (n,) or (n, ...).
-            target: Target, of the shape of `mean`.
+            target: Target, in the shape of `mean`.
 
         Raises:
             ValueError: A shape is wrong (nothing is broadcast).
         """
         if mean.ndim == 0 or mean.shape != target.shape or log_density.shape != mean.shape[:1]:
             raise ValueError(
-                "Regression expects log_density of shape (n,), and mean and target of one shape (n, ...), got "
+                "Regression expects log_density of shape (n,), and mean and target of the same shape (n, ...), got "
                 f"{tuple(log_density.shape)}, {tuple(mean.shape)} and {tuple(target.shape)}; nothing is broadcast"
             )
         if self._outputs is None:
@@ -100,7 +100,7 @@ class Regression:
         self._squares.update(errors.square().reshape(len(errors), -1).mean(-1))
 
     def merge(self, other: Regression) -> None:
-        """Add what another accumulator has seen; `other` is left as it is.
+        """Add the examples of another accumulator; `other` is not changed.
 
         Args:
             other: Accumulator over other examples.

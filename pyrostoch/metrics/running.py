@@ -1,4 +1,4 @@
-"""A mean over a stream of values, with its standard error, in constant memory."""
+"""A running mean with its standard error, in constant memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class Estimate:
 
     Args:
         value: The mean, in the units of what was averaged.
-        stderr: Standard error of the mean; NaN where one example says nothing about the spread.
+        stderr: Standard error of the mean; NaN for a single example.
         count: Number of examples.
     """
 
@@ -35,12 +35,12 @@ class Estimate:
 
 
 class RunningMean:
-    r"""Mean and standard error of a stream, by pairwise combination of centered sums.
+    r"""Mean and standard error of values that come in batches, by pairwise combination of centered sums.
 
     Two parts with counts $a, b$, means $m_a, m_b$ and centered squares $S_a, S_b$ combine, with $d = m_b - m_a$, as
     $m = m_a + d\,b/(a+b)$ and $S = S_a + S_b + d^2\,ab/(a+b)$; the standard error is $\sqrt{S/(n(n-1))}$. Infinite
-    values are kept apart, so that one of them gives an infinite mean, never NaN. Sums are float64 and stay on the
-    device of the values: `update` never waits for it.
+    values are summed separately, so that infinite values of one sign give an infinite mean, not NaN. Sums are float64
+    and stay on the device of the values, so `update` never synchronizes with the device.
 
     Example:
         >>> running = RunningMean()
@@ -55,7 +55,7 @@ class RunningMean:
 
     def __init__(self) -> None:
         self.count = 0
-        # Finite count, their mean, their centered squares, sum of the infinite ones; shape (4,).
+        # Count, mean and centered squares of the finite values, sum of the infinite values; shape (4,).
         self._state: Tensor | None = None
 
     def update(self, values: Tensor) -> None:
@@ -76,10 +76,10 @@ class RunningMean:
         self._combine(values.numel(), torch.stack([count, mean, squares, excess]))
 
     def merge(self, other: RunningMean) -> None:
-        """Add what another accumulator has seen; `other` is left as it is.
+        """Add the values of another accumulator; `other` is not changed.
 
         Args:
-            other: Accumulator over other examples of the same stream.
+            other: Accumulator over other values of the same quantity.
         """
         if other._state is not None:
             self._combine(other.count, other._state)
@@ -89,15 +89,15 @@ class RunningMean:
         if self._state is None:
             self._state = state
             return
-        ours, m, s, excess = self._state.unbind()
-        theirs, m2, s2, excess2 = state.to(self._state.device).unbind()
-        total = (ours + theirs).clamp(min=1.0)
+        n, m, s, excess = self._state.unbind()
+        n2, m2, s2, excess2 = state.to(self._state.device).unbind()
+        total = (n + n2).clamp(min=1.0)
         delta = m2 - m
         self._state = torch.stack(
             [
-                ours + theirs,
-                m + delta * theirs / total,
-                s + s2 + delta.square() * ours * theirs / total,
+                n + n2,
+                m + delta * n2 / total,
+                s + s2 + delta.square() * n * n2 / total,
                 excess + excess2,
             ]
         )
@@ -106,13 +106,14 @@ class RunningMean:
         """Mean and standard error of all values seen.
 
         Returns:
-            The estimate. Infinite values make both fields infinite; fewer than two values make `stderr` NaN.
+            The estimate. Infinite values of one sign make value and standard error infinite, infinite values of both
+            signs make them NaN; a single value makes the standard error NaN.
 
         Raises:
             ValueError: No value was seen.
         """
         if self._state is None:
-            raise ValueError("the mean of no values is not defined: update() was never called with an example")
+            raise ValueError("the mean of no values is not defined: update() was never called with a value")
         finite, mean, squares, excess = self._state.tolist()
         if excess != 0.0:
             return Estimate(mean + excess, abs(mean + excess), self.count)

@@ -1,9 +1,9 @@
-"""What every streaming metric of classification shares: checked batches, a count, update, merge, compute."""
+"""Base class of the classification metrics: checks of batches, the count, update, merge and compute."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from typing import Any, Generic, TypeVar
+from typing import Generic, Self, TypeVar
 
 import torch
 from torch import Tensor
@@ -12,17 +12,17 @@ __all__ = ["StreamingMetric", "check_normalized"]
 
 Result = TypeVar("Result")
 
-# Half-precision log-softmax is off by up to about 0.02; logits handed over by mistake are off by far more.
+# The log-sum-exp of a half-precision log-softmax deviates from 0 by up to about 0.02, that of logits by far more.
 NORMALIZATION_TOLERANCE = 0.05
 
 
-def _is_at_hand(tensor: Tensor) -> bool:
+def _readable_without_sync(tensor: Tensor) -> bool:
     """Whether a value can be read without waiting for an accelerator."""
     return tensor.device.type == "cpu"
 
 
 def _deviation(log_probs: Tensor) -> Tensor:
-    """Largest |log-sum-exp| over the rows; rows with NaN are left to show up in the scores."""
+    """Largest |log-sum-exp| over the rows; rows with NaN are ignored, as they make the scores NaN."""
     return log_probs.logsumexp(-1).abs().nan_to_num(nan=0.0).amax()
 
 
@@ -35,24 +35,24 @@ def _raise_unnormalized(deviation: float) -> None:
 
 
 def check_normalized(log_probs: Tensor) -> None:
-    """Refuse log-probabilities that do not sum to one; on an accelerator nothing is checked, as that would wait for it.
+    """Refuse probabilities that do not sum to one. Does nothing on an accelerator, as the check would synchronize.
 
     Args:
-        log_probs: Shape (..., C).
+        log_probs: Log-probabilities, shape (..., C).
 
     Raises:
         ValueError: A row is not normalized.
     """
-    if _is_at_hand(log_probs) and log_probs.numel():
+    if _readable_without_sync(log_probs) and log_probs.numel():
         _raise_unnormalized(_deviation(log_probs).item())
 
 
 class StreamingMetric(ABC, Generic[Result]):
-    """Base of the classification metrics: examples come in batches, memory stays constant.
+    """Base class of the classification metrics: examples come in batches, memory stays constant.
 
-    A subclass writes `_add` (a checked batch), `_join` (another accumulator of its class) and `_result`. Labels out of
-    range and unnormalized rows are refused by `update` on the CPU, and by `compute` on an accelerator, where looking at
-    once would stall the device at every batch.
+    A subclass defines `_add` (add a checked batch), `_merge` (add another accumulator of its class) and `_result`.
+    Labels out of range and unnormalized rows are refused by `update` on the CPU, and by `compute` on an accelerator,
+    where a check of each batch would synchronize with the device each time.
 
     Args:
         num_classes: Number of classes C; taken from the first batch when `None`.
@@ -63,8 +63,8 @@ class StreamingMetric(ABC, Generic[Result]):
             raise ValueError(f"{type(self).__name__} needs num_classes >= 1, got {num_classes}")
         self.num_classes = num_classes
         self.count = 0
-        # Smallest label, largest label, largest |log-sum-exp| seen on an accelerator; shape (3,).
-        self._seen: Tensor | None = None
+        # Smallest label, largest label and largest |log-sum-exp| of batches on an accelerator; shape (3,).
+        self._extremes: Tensor | None = None
 
     def update(self, log_probs: Tensor, labels: Tensor) -> None:
         """Add a batch of predictions.
@@ -79,14 +79,14 @@ class StreamingMetric(ABC, Generic[Result]):
         """
         log_probs, labels = self._check(log_probs, labels)
         if len(labels):
-            self._absorb(log_probs, labels)
+            self._add_checked(log_probs, labels)
 
-    def _absorb(self, log_probs: Tensor, labels: Tensor) -> None:
+    def _add_checked(self, log_probs: Tensor, labels: Tensor) -> None:
         self.count += len(labels)
         self._add(log_probs, labels)
 
-    def merge(self, other: Any) -> None:
-        """Add what another accumulator of the same class has seen; `other` is left as it is.
+    def merge(self, other: Self) -> None:
+        """Add the examples of another accumulator of the same class; `other` is not changed.
 
         Args:
             other: Accumulator over other examples.
@@ -96,34 +96,33 @@ class StreamingMetric(ABC, Generic[Result]):
             ValueError: `other` has another number of classes or bins.
         """
         if type(other) is not type(self):
-            raise TypeError(f"{type(self).__name__} merges with its own class only, got {type(other).__name__}")
+            raise TypeError(f"{type(self).__name__} can merge only its own class, got {type(other).__name__}")
         if other.num_classes is not None:
             if self.num_classes not in (None, other.num_classes):
                 raise ValueError(
                     f"{type(self).__name__} over {self.num_classes} classes cannot merge one over {other.num_classes}"
                 )
             self.num_classes = other.num_classes
-        self._join(other)
+        self._merge(other)
         self.count += other.count
-        if other._seen is not None:
-            self._remember(other._seen)
+        if other._extremes is not None:
+            self._update_extremes(other._extremes)
 
     def compute(self) -> Result:
-        """The metric over all examples seen so far; more may follow.
+        """The metric over all examples so far; more may be added.
 
         Returns:
             The result.
 
         Raises:
-            ValueError: No example was seen, or (on an accelerator) a label or a row was wrong.
+            ValueError: No example was seen, or (on an accelerator) a label is out of range or a row unnormalized.
         """
         if self.count == 0:
             raise ValueError(
                 f"{type(self).__name__} has seen no examples: call update(log_probs, labels) first (is the data empty?)"
             )
-        if self._seen is not None:
-            low, high, deviation = self._seen.tolist()
-            self._raise_wrong(int(low), int(high), deviation)
+        if self._extremes is not None:
+            self._check_extremes(self._extremes)
         return self._result()
 
     def _check(self, log_probs: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
@@ -144,27 +143,27 @@ class StreamingMetric(ABC, Generic[Result]):
         labels = labels.detach().to(log_probs.device, torch.int64)
         if not len(labels):
             return log_probs, labels
-        seen = torch.stack([labels.amin().double(), labels.amax().double(), _deviation(log_probs)])
-        if _is_at_hand(seen):
-            low, high, deviation = seen.tolist()
-            self._raise_wrong(int(low), int(high), deviation)
+        extremes = torch.stack([labels.amin().double(), labels.amax().double(), _deviation(log_probs)])
+        if _readable_without_sync(extremes):
+            self._check_extremes(extremes)
             return log_probs, labels
-        self._remember(seen)
-        # Out-of-range labels would abort the device's kernel; `compute` reports them.
+        self._update_extremes(extremes)
+        # Out-of-range labels would abort a kernel of the device: they are clamped here, and `compute` reports them.
         return log_probs, labels.clamp(0, classes - 1)
 
-    def _remember(self, seen: Tensor) -> None:
-        if self._seen is not None:
-            old, seen = self._seen, seen.to(self._seen.device)
-            seen = torch.stack([torch.minimum(old[0], seen[0]), *torch.maximum(old[1:], seen[1:]).unbind()])
-        self._seen = seen
+    def _update_extremes(self, new: Tensor) -> None:
+        if self._extremes is not None:
+            old, new = self._extremes, new.to(self._extremes.device)
+            new = torch.stack([torch.minimum(old[0], new[0]), *torch.maximum(old[1:], new[1:]).unbind()])
+        self._extremes = new
 
-    def _raise_wrong(self, low: int, high: int, deviation: float) -> None:
+    def _check_extremes(self, extremes: Tensor) -> None:
+        low, high, deviation = extremes.tolist()
         classes = self.num_classes or 0
         if low < 0 or high >= classes:
             raise ValueError(
-                f"label {low if low < 0 else high} is out of range: {type(self).__name__} has {classes} classes, so "
-                f"labels run from 0 to {classes - 1}"
+                f"label {int(low if low < 0 else high)} is out of range: {type(self).__name__} has {classes} classes, "
+                f"so labels run from 0 to {classes - 1}"
             )
         _raise_unnormalized(deviation)
 
@@ -173,7 +172,7 @@ class StreamingMetric(ABC, Generic[Result]):
         """Add a checked float64 batch."""
 
     @abstractmethod
-    def _join(self, other: Any) -> None:
+    def _merge(self, other: Self) -> None:
         """Add another accumulator of this class."""
 
     @abstractmethod

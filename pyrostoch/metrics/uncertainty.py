@@ -1,4 +1,4 @@
-"""Averages over Monte-Carlo draws of a prediction, its uncertainty by source, in memory independent of the draws."""
+"""Averages over Monte Carlo draws of a prediction, and its uncertainty by source, in constant memory."""
 
 from __future__ import annotations
 
@@ -15,25 +15,34 @@ __all__ = ["EntropyDecomposition", "MomentAverage", "PredictiveAverage", "decomp
 
 
 class LogMeanExp:
-    """Log of the mean of exponentials over draws, by adding one draw at a time in the log domain (float64)."""
+    """Log of the mean of exponentials over draws, added one draw at a time in the log domain (float64)."""
 
     def __init__(self) -> None:
         self.draws = 0
         self._log_sum: Tensor | None = None
 
     def update(self, values: Tensor, draws: int = 1) -> None:
-        """Add the log of a sum over `draws` draws."""
+        """Add a draw, or the log of the sum of exponentials over several draws.
+
+        Args:
+            values: The draw, or the log of the sum, any shape, the same in every call.
+            draws: Number of draws in the sum.
+        """
         values = values.detach().to(torch.float64)
         self._log_sum = values.clone() if self._log_sum is None else torch.logaddexp(self._log_sum, values)
         self.draws += draws
 
     def merge(self, other: LogMeanExp) -> None:
-        """Add the draws of another average."""
+        """Add the draws of another average.
+
+        Args:
+            other: Average over other draws.
+        """
         if other._log_sum is not None:
             self.update(other._log_sum, other.draws)
 
     def compute(self) -> Tensor:
-        """The log-mean-exp."""
+        """The log of the mean of exponentials, in the shape of a draw."""
         if self._log_sum is None:
             raise ValueError("no draws yet: call update() first")
         return self._log_sum - math.log(self.draws)
@@ -54,10 +63,10 @@ def _entropy(log_probs: Tensor) -> Tensor:
 class PredictiveAverage:
     r"""Average of class probabilities over draws, with the entropy split into its two sources.
 
-    With $p_k$ the probabilities of draw $k$ and $\bar p$ their mean, per example and in nats:
+    With $p_k$ the probabilities of draw $k$ and $\bar p$ their mean, for each example and in nats:
     total $= H[\bar p]$, aleatoric $= \frac1K \sum_k H[p_k]$, epistemic $= $ total $-$ aleatoric, which is the mutual
-    information of label and weights and never negative (rounding below zero is clipped). The log of $\bar p$ is kept by
-    adding in the log domain, so the log-likelihood of a label is exact also where every draw underflows.
+    information of label and weights and never negative (rounding below zero is clipped). Probabilities are added in the
+    log domain, so the log-likelihood of a label is accurate also where every draw underflows.
 
     Example:
         >>> average = PredictiveAverage()
@@ -84,7 +93,7 @@ class PredictiveAverage:
         """Add one draw.
 
         Args:
-            log_probs: Normalized log-probabilities of one draw, shape (n, C), the same examples in every draw.
+            log_probs: Normalized log-probabilities of one draw, shape (n, C), for the same examples in every draw.
 
         Raises:
             ValueError: The shape is wrong, or (on the CPU) a row is not normalized.
@@ -99,7 +108,7 @@ class PredictiveAverage:
         self._mean.update(log_probs)
 
     def merge(self, other: PredictiveAverage) -> None:
-        """Add the draws of another average over the same examples; `other` is left as it is.
+        """Add the draws of another average over the same examples; `other` is not changed.
 
         Args:
             other: Average over other draws.
@@ -145,7 +154,7 @@ class PredictiveAverage:
 
 @dataclass(frozen=True)
 class EntropyDecomposition:
-    """The entropy of a prediction and its sources, in nats, one value an example.
+    """The entropy of a prediction and its sources, in nats, one value for each example.
 
     Args:
         total: Entropy of the mean prediction, shape (n,).
@@ -167,13 +176,13 @@ class EntropyDecomposition:
 
 
 def decompose_entropy(draws: Iterable[Tensor]) -> EntropyDecomposition:
-    """Split predictive entropy into aleatoric and epistemic parts, reading the draws one by one.
+    """Split predictive entropy into aleatoric and epistemic parts, with one draw in memory at a time.
 
     Args:
-        draws: Normalized log-probabilities, one (n, C) tensor a draw: a generator, a list, or a (K, n, C) tensor.
+        draws: Normalized log-probabilities, one (n, C) tensor per draw: a generator, a list, or a (K, n, C) tensor.
 
     Returns:
-        The parts; see `PredictiveAverage` for the formulas.
+        The parts; see `PredictiveAverage` for formulas and reference.
 
     Raises:
         ValueError: There are no draws, or their shapes differ.
@@ -190,11 +199,12 @@ def decompose_entropy(draws: Iterable[Tensor]) -> EntropyDecomposition:
 
 
 class MomentAverage:
-    r"""Mean and variance of a regression's prediction over draws, by the distribution of total variance.
+    r"""Mean and variance of a regression's prediction over draws, by the law of total variance.
 
     With $m_k, v_k$ the mean and variance of draw $k$: mean $= \bar m$, aleatoric $= \frac1K\sum_k v_k$, epistemic
-    $= \frac1K\sum_k (m_k - \bar m)^2$ (Welford's recurrence), variance their sum: the exact moments of the mixture of
-    the K draws. Given each draw's log density of the targets, `log_density` is that of the mixture.
+    $= \frac1K\sum_k (m_k - \bar m)^2$ (Welford's recurrence), variance $=$ aleatoric $+$ epistemic. These are the exact
+    moments of the mixture of the K draws. If each draw comes with the log density of the targets, `log_density` is that
+    of the mixture.
 
     Example:
         >>> average = MomentAverage()
@@ -219,17 +229,17 @@ class MomentAverage:
         """Add one draw.
 
         Args:
-            mean: Predictive mean of one draw, shape (n,) or (n, d), the same examples in every draw.
-            variance: Predictive variance of the draw, of the shape of `mean`.
-            log_density: Log density of the targets under the draw, summed over outputs, shape (n,): in every draw or
-                in none.
+            mean: Predictive mean of one draw, shape (n,) or (n, d), for the same examples in every draw.
+            variance: Predictive variance of the draw, in the shape of `mean`.
+            log_density: Log density of the targets under the draw, summed over outputs, shape (n,); give it with every
+                draw or with none.
 
         Raises:
-            ValueError: A shape is wrong, or `log_density` came with some draws only.
+            ValueError: A shape is wrong, or `log_density` was given with some draws only.
         """
         if mean.ndim == 0 or mean.shape != variance.shape:
             raise ValueError(
-                "MomentAverage expects mean and variance of one shape (n, ...), got "
+                "MomentAverage expects mean and variance of the same shape (n, ...), got "
                 f"{tuple(mean.shape)} and {tuple(variance.shape)}"
             )
         if log_density is not None and log_density.shape != mean.shape[:1]:
@@ -254,17 +264,17 @@ class MomentAverage:
 
     @property
     def mean(self) -> Tensor:
-        """Mean of the mixture, float64, of the shape of a draw's mean."""
+        """Mean of the mixture, float64, in the shape of a draw's mean."""
         return self._require(self._mean)
 
     @property
     def aleatoric(self) -> Tensor:
-        """Mean of the draws' variances: noise that more data does not remove."""
+        """Mean of the draws' variances: the noise, which more data does not remove."""
         return self._require(self._variances) / self.draws
 
     @property
     def epistemic(self) -> Tensor:
-        """Variance of the draws' means: doubt about the weights."""
+        """Variance of the draws' means: the uncertainty about the weights."""
         return self._require(self._squares) / self.draws
 
     @property

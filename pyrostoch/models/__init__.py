@@ -1,13 +1,14 @@
-"""Networks: plain torch modules, to be made Bayesian by `BayesianModel`.
+"""Networks: plain torch modules, which `BayesianModel` makes Bayesian.
 
 | name | network |
 | --- | --- |
 | `MLP` | fully connected, on flattened inputs |
-| `LeNet5` | the convolutional network 20-50-500-10, with batch normalization |
-| `VGG` | the thirteen convolutions of CIFAR experiments, with batch normalization and dropout; narrow by its `width` |
-| `TriDeNT`, `TriDeNTConv` | neurons of three states between linear layers, and between convolutions |
-| `CropAndFlip` | random crops and flips of training images, to stand in front of a network |
-| `build` | one of these by its name, for given input and output sizes |
+| `LeNet5` | convolutional, 20-50-500-10, with batch normalization |
+| `VGG` | thirteen convolutions for CIFAR images, with batch normalization and dropout; `width` scales it |
+| `TriDeNT`, `TriDeNTConv` | three-state neurons between linear layers, or between convolutions |
+| `CropAndFlip` | a layer to put in front of a network: random crops and flips of training images |
+
+`build` makes one of `NAMES` for given input and output sizes.
 """
 
 from __future__ import annotations

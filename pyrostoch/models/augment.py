@@ -10,17 +10,18 @@ __all__ = ["CropAndFlip"]
 
 
 class CropAndFlip(nn.Module):
-    r"""In training mode every image is padded with zeros, cropped at random to its old size, and flipped half the time.
+    r"""Data augmentation: pads images with zeros, crops them at random to their size, and flips half of them.
 
-    In evaluation mode images pass unchanged. Each image has its own offset and flip, drawn on the images' device, so
-    that no worker processes are needed. The data term of an ELBO is then the expected one over these transformations.
+    This happens in training mode only; in evaluation mode images pass unchanged. Each image has its own offset and
+    flip, drawn on the images' device, so that no worker processes are needed. The data term of an ELBO is then its
+    expectation over these transformations.
 
     Args:
         padding: Pixels added on each side.
-        flip: Whether half of the images are flipped from left to right; digits and letters are not meant to be.
+        flip: Whether images are flipped from left to right with probability 1/2; not for digits and letters.
 
     Raises:
-        ValueError: `padding` is no whole number from 0 up.
+        ValueError: `padding` is not a whole number from 0 up.
 
     Example:
         >>> images = torch.ones(5, 3, 8, 8)
@@ -42,7 +43,7 @@ class CropAndFlip(nn.Module):
         """Map images `(batch, channels, height, width)` to images of the same shape.
 
         Raises:
-            ValueError: In training mode, `x` has another number of axes.
+            ValueError: In training mode, `x` does not have four axes.
         """
         if not self.training:
             return x
@@ -59,7 +60,7 @@ class CropAndFlip(nn.Module):
             flips = torch.rand(count, 1, device=x.device) < 0.5
             columns = torch.where(flips, columns.flip(1), columns)
         picked = torch.arange(count, device=x.device)[:, None, None]
-        # Indexed axes separated by a slice come first: (batch, height, width, channels).
+        # Indexing puts axes that a slice separates first: (batch, height, width, channels).
         return padded[picked, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2)
 
     def extra_repr(self) -> str:

@@ -1,4 +1,4 @@
-"""LeNet5 as the variance networks use it."""
+"""LeNet5 in the version of the variance networks paper."""
 
 from __future__ import annotations
 
@@ -14,25 +14,26 @@ _KERNEL = 5
 
 
 class LeNet5(nn.Module):
-    r"""Convolution 20@5x5, pooling, convolution 50@5x5, pooling, 800-500-10: valid padding, no biases, ReLU.
+    r"""LeNet5: convolution 20@5x5, pooling, convolution 50@5x5, pooling, 800-500-10; no padding, no biases, ReLU.
 
-    Batch normalization stands behind every layer but the last. Weights start from $U(\pm 1/\sqrt{\text{fan-in}})$.
+    Batch normalization follows every layer but the last. Weights are initialized from
+    $U(\pm 1/\sqrt{\text{fan-in}})$.
 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of outputs.
-        image_size: Height and width of the images in pixels, at least 16; a pair where they differ.
+        image_size: Height and width of the images in pixels, at least 16; one number if they are equal.
         widths: Channels of the two convolutions, and neurons of the hidden dense layer.
         batch_norm: Whether there is batch normalization.
-        dropout: Probability of `MCDropout` on the inputs of `dense1` (`drop2`, behind the second convolution's
-            pooling and ReLU): a network with binary dropout where others have a random layer. 0 leaves it out.
+        dropout: Probability of `MCDropout` on the inputs of `dense1` (layer `drop2`, after the second convolution's
+            pooling and ReLU), for comparison with networks that have random weights there. 0 means no such layer.
 
     Raises:
         ValueError: The images are too small for two convolutions and two poolings, a width is not positive, or the
             probability is outside [0, 1).
 
     References:
-        LeCun, Bottou, Bengio, Haffner 1998.
+        LeCun, Bottou, Bengio, Haffner, "Gradient-based learning applied to document recognition", 1998.
         Neklyudov et al., "Variance networks: when expectation does not meet your expectations", 2018.
 
     Example:
@@ -61,7 +62,7 @@ class LeNet5(nn.Module):
         self.conv2 = nn.Conv2d(first, second, _KERNEL, bias=False)
         self.bn2 = nn.BatchNorm2d(second) if batch_norm else nn.Identity()
         self.drop2 = MCDropout(dropout) if dropout else None
-        self.dense1 = nn.Linear(second * _left(height) * _left(width), dense, bias=False)
+        self.dense1 = nn.Linear(second * _pooled_size(height) * _pooled_size(width), dense, bias=False)
         self.bn3 = nn.BatchNorm1d(dense) if batch_norm else nn.Identity()
         self.dense2 = nn.Linear(dense, num_classes, bias=False)
 
@@ -70,7 +71,7 @@ class LeNet5(nn.Module):
         if tuple(x.shape[1:]) != self.image_shape:
             expected = ", ".join(map(str, self.image_shape))
             raise ValueError(f"LeNet5: expected images of shape (batch, {expected}), got {tuple(x.shape)}")
-        # Pooling commutes with ReLU, which then has a quarter of the values to pass on.
+        # Pooling commutes with ReLU; pooling first leaves ReLU a quarter of the values.
         h = F.relu(F.max_pool2d(self.bn1(self.conv1(x)), 2))
         h = F.relu(F.max_pool2d(self.bn2(self.conv2(h)), 2)).flatten(1)
         if self.drop2 is not None:
@@ -80,6 +81,6 @@ class LeNet5(nn.Module):
         return logits
 
 
-def _left(pixels: int) -> int:
-    """Pixels of one axis that are left behind two convolutions and two poolings."""
+def _pooled_size(pixels: int) -> int:
+    """Size of one axis after two convolutions and two poolings."""
     return ((pixels - _KERNEL + 1) // 2 - _KERNEL + 1) // 2

@@ -25,15 +25,16 @@ _ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
 
 
 class MLP(nn.Module):
-    """A multilayer perceptron: `fc1`, activation, `fc2`, ...
+    """A multilayer perceptron with layers `fc1`, `act1`, `fc2`, ...
 
     Args:
-        in_features: Number of values of one example; further axes of the input are flattened.
+        in_features: Number of values of one example, over all its axes; the input is flattened.
         hidden: Widths of the hidden layers; empty for a linear model.
         out_features: Number of outputs.
-        activation: `"relu"`, `"tanh"`, ..., or a module class without arguments.
-        batch_norm: Whether hidden layers are normalized (`bn1`, ...); they then have no biases.
-        dropout: Probability of `MCDropout` behind each activation (`drop1`, ...); 0 leaves it out.
+        activation: `"relu"`, `"leaky_relu"`, `"elu"`, `"gelu"`, `"silu"`, `"softplus"`, `"sigmoid"`, `"tanh"`, or a
+            module class without arguments.
+        batch_norm: Whether hidden layers have batch normalization (`bn1`, ...); they then have no biases.
+        dropout: Probability of `MCDropout` after each activation (`drop1`, ...); 0 means no such layer.
 
     Raises:
         ValueError: A size is not positive, or the activation is unknown.

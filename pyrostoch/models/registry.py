@@ -29,7 +29,7 @@ def build(name: str, *, input_shape: Sequence[int], num_outputs: int) -> nn.Modu
     """A network by its name.
 
     Args:
-        name: `"mlp"`, `"lenet5"`, `"vgg"`, or `"vgg-narrow"`, the same with a quarter of its widths.
+        name: `"mlp"`, `"lenet5"`, `"vgg"`, or `"vgg-narrow"`, which is `VGG` with a quarter of the width.
         input_shape: Shape of one example, without the batch axis.
         num_outputs: Number of outputs: classes, or the likelihood's parameters per example.
 

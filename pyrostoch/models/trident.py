@@ -1,4 +1,4 @@
-"""Networks of neurons with three states, dense and convolutional."""
+"""TriDeNT networks: neurons with three states, dense and convolutional."""
 
 from __future__ import annotations
 
@@ -15,21 +15,21 @@ __all__ = ["TriDeNT", "TriDeNTConv"]
 
 _KERNEL = 5
 
-#: Makes a layer; a new one for each place.
-Make = Callable[[], nn.Module]
+#: Makes a new layer at each call.
+MakeLayer = Callable[[], nn.Module]
 
 
 class TriDeNT(nn.Module):
-    """Linear layers with normalized ternary neurons between them: `fc1`, `bn1`, `neurons1`, ..., and linear scores.
+    """Linear layers with batch-normalized ternary neurons between them: `fc1`, `bn1`, `neurons1`, ..., `scores`.
 
     Args:
-        in_features: Number of values of one example; further axes of the input are flattened.
-        hidden: Neurons of the hidden layer, or of each.
+        in_features: Number of values of one example, over all its axes; the input is flattened.
+        hidden: Number of neurons of the hidden layer, or of each hidden layer.
         out_features: Number of scores.
-        neurons: Makes a layer of neurons.
-        gradient: Makes what stands behind each of them (`error1`, ...), such as `quantize.TernaryGradient`, which
-            makes the error signal discrete that comes back to them.
-        batch_norm: Whether the neurons' inputs are normalized; the layers then have no biases.
+        neurons: Makes a layer of neurons, such as the class `Ternary`.
+        gradient: Makes a layer that follows each layer of neurons (`error1`, ...), such as the class
+            `quantize.TernaryGradient`, which makes the gradients that the neurons receive discrete.
+        batch_norm: Whether the neurons' inputs are batch-normalized; the linear layers then have no biases.
         dropout: Probability that an input is dropped in training.
 
     Raises:
@@ -51,8 +51,8 @@ class TriDeNT(nn.Module):
         hidden: int | Sequence[int] = 2000,
         out_features: int = 10,
         *,
-        neurons: Make = Ternary,
-        gradient: Make | None = None,
+        neurons: MakeLayer = Ternary,
+        gradient: MakeLayer | None = None,
         batch_norm: bool = True,
         dropout: float = 0.2,
     ) -> None:
@@ -84,15 +84,15 @@ class TriDeNT(nn.Module):
 
 
 class TriDeNTConv(nn.Module):
-    """Two convolutions and a dense layer of ternary neurons, each pooled, then normalized, then thresholded.
+    """Two convolutions with pooling and a dense layer, each batch-normalized and followed by ternary neurons.
 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of scores.
-        image_size: Height and width of the images in pixels, at least 16; a pair where they differ.
+        image_size: Height and width of the images in pixels, at least 16; one number if they are equal.
         widths: Channels of the two convolutions, and neurons of the dense layer.
-        neurons: Makes a layer of neurons.
-        gradient: Makes what stands behind each of them; see `TriDeNT`.
+        neurons: Makes a layer of neurons, such as the class `Ternary`.
+        gradient: Makes a layer that follows each layer of neurons; see `TriDeNT`.
 
     Raises:
         ValueError: The images are too small, or a width is not positive.
@@ -110,16 +110,16 @@ class TriDeNTConv(nn.Module):
         image_size: int | tuple[int, int] = 28,
         widths: tuple[int, int, int] = (32, 64, 512),
         *,
-        neurons: Make = Ternary,
-        gradient: Make | None = None,
+        neurons: MakeLayer = Ternary,
+        gradient: MakeLayer | None = None,
     ) -> None:
         super().__init__()
         height, width = check_sizes("TriDeNTConv", "TriDeNT", image_size, in_channels, num_classes, widths)
         self.image_shape = (in_channels, height, width)
 
-        def stage(index: int, layer: nn.Module, norm: nn.Module, pool: bool) -> None:
-            self.add_module(f"conv{index}" if pool else "fc", layer)
-            if pool:
+        def add_block(index: int, layer: nn.Module, norm: nn.Module, convolution: bool) -> None:
+            self.add_module(f"conv{index}" if convolution else "fc", layer)
+            if convolution:
                 self.add_module(f"pool{index}", nn.MaxPool2d(2))
             self.add_module(f"bn{index}", norm)
             self.add_module(f"neurons{index}", neurons())
@@ -128,10 +128,10 @@ class TriDeNTConv(nn.Module):
 
         before = in_channels
         for index, channels in enumerate(widths[:2], 1):
-            stage(index, nn.Conv2d(before, channels, _KERNEL, bias=False), nn.BatchNorm2d(channels), True)
+            add_block(index, nn.Conv2d(before, channels, _KERNEL, bias=False), nn.BatchNorm2d(channels), True)
             before, height, width = channels, (height - _KERNEL + 1) // 2, (width - _KERNEL + 1) // 2
         self.flatten = nn.Flatten()
-        stage(3, nn.Linear(before * height * width, widths[2], bias=False), nn.BatchNorm1d(widths[2]), False)
+        add_block(3, nn.Linear(before * height * width, widths[2], bias=False), nn.BatchNorm1d(widths[2]), False)
         self.scores = nn.Linear(widths[2], num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""The VGG-like network of CIFAR experiments: thirteen convolutions and two dense layers."""
+"""The VGG-like network for CIFAR: thirteen convolutions and two dense layers."""
 
 from __future__ import annotations
 
@@ -15,42 +15,43 @@ __all__ = ["VGG"]
 _BLOCKS = ((64, 64), (128, 128), (256, 256, 256), (512, 512, 512), (512, 512, 512))
 _DENSE = 512
 _SHRINK = 2 ** len(_BLOCKS)
-#: Probability of dropout behind layer k, the dense one counted as the fourteenth.
-_DROPPED = {1: 0.3, 3: 0.4, 5: 0.4, 6: 0.4, 8: 0.4, 9: 0.4, 13: 0.5, 14: 0.5}
-_DROPPED_IN_LAST_BLOCK = {11: 0.4, 12: 0.4}
+#: Probability of dropout after layer k, where layer 14 is `dense1`.
+_DROPOUT = {1: 0.3, 3: 0.4, 5: 0.4, 6: 0.4, 8: 0.4, 9: 0.4, 13: 0.5, 14: 0.5}
+_DROPOUT_IN_LAST_BLOCK = {11: 0.4, 12: 0.4}
 
 
 class VGG(nn.Module):
     r"""Thirteen 3x3 convolutions in five blocks, a hidden dense layer and the output layer, for images of CIFAR's size.
 
-    Widths 64-64, 128-128, 256 three times, 512 three times, 512 three times; padding 1; a 2x2 max pool ends each block;
-    then dense 512 and the output layer, the only one with a bias. Batch normalization and ReLU stand behind every layer
-    but the last. Weights start from $U(\pm 1/\sqrt{\text{fan-in}})$.
+    The convolutions have widths 64-64, 128-128, 256-256-256, 512-512-512, 512-512-512 and padding 1; each block ends
+    with a 2x2 max pool. The hidden dense layer has 512 neurons; only the output layer has a bias. Batch normalization
+    and ReLU follow every layer but the last. Weights are initialized from $U(\pm 1/\sqrt{\text{fan-in}})$.
 
-    The weights are `conv1.weight` to `conv13.weight`, `dense1.weight` and `dense2.weight`, so that patterns choose the
-    random ones. `VGG.VARIATIONAL`, the patterns `"conv1[123].weight"` and `"dense1.weight"`, are the last three
-    convolutions and the hidden dense layer: those of the published variance network, 49 % of all weights.
+    The weights are named `conv1.weight` to `conv13.weight`, `dense1.weight` and `dense2.weight`, so that patterns can
+    choose the random ones. `VGG.VARIATIONAL` holds the patterns `"conv1[123].weight"` and `"dense1.weight"`: the last
+    three convolutions and the hidden dense layer, which are random in the published variance network and make up 49 %
+    of all weights.
 
-    Dropout of probability .3, .4 and .5 stands where the published code has it, for its dropout network and for its
-    variance network alike: .3 behind conv1, .4 behind each convolution of blocks two to four that is not its block's
-    last, .5 on both sides of dense1. No input of conv11, conv12 or conv13 is dropped. It is `MCDropout`, on while
-    sampling and off under mean propagation, whatever `train()` and `eval()` say.
+    Dropout is where the published code has it, for its dropout network and for its variance network alike: with
+    probability .3 after conv1, .4 after each convolution of blocks two to four but the block's last, .5 before and
+    after dense1. No input of conv11, conv12 or conv13 is dropped. The layers are `MCDropout`, which is active while
+    sampling and not under mean propagation, in training and in evaluation mode.
 
-    | width | parameters | of them in `VARIATIONAL` | multiplications an image of 32 x 32 |
+    | width | parameters | of them in `VARIATIONAL` | multiplications per 32 x 32 image |
     | --- | --- | --- | --- |
     | 1 | 14,987,210 | 7,340,032 | 313 million |
     | 0.25 | 939,770 | 458,752 | 19.9 million |
 
-    A training step in float32 keeps about 3.6 MiB an image at width 1 for the backward pass, and 0.9 MiB at 0.25.
+    In float32 a training step stores about 3.6 MiB per image for the backward pass at width 1, and 0.9 MiB at 0.25.
 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of outputs.
-        image_size: Height and width of the images in pixels, at least 32; a pair where they differ. What is left of
-            them, `(height // 32) * (width // 32)` pixels, enters the dense layer.
+        image_size: Height and width of the images in pixels, at least 32; one number if they are equal. After pooling,
+            `(height // 32) * (width // 32)` pixels enter the dense layer.
         width: Factor on all widths; 0.25 makes a narrow network for the CPU.
         dropout: Whether there is dropout.
-        dropout_in_last_block: Whether dropout of .4 stands behind conv11 and conv12 too, as in Zagoruyko's network.
+        dropout_in_last_block: Whether conv11 and conv12 are followed by dropout of .4 too, as in Zagoruyko's network.
 
     Raises:
         ValueError: The images are smaller than 32 x 32, or a number is not positive.
@@ -98,32 +99,32 @@ class VGG(nn.Module):
             )
         check_positive("VGG width", width)
         self.image_shape = (in_channels, rows, columns)
-        dropped = {}
+        rates = {}
         if dropout:
-            dropped = _DROPPED | (_DROPPED_IN_LAST_BLOCK if dropout_in_last_block else {})
+            rates = _DROPOUT | (_DROPOUT_IN_LAST_BLOCK if dropout_in_last_block else {})
 
-        def finish(index: int) -> None:
+        def add_activation(index: int) -> None:
             self.add_module(f"act{index}", nn.ReLU())
-            if index in dropped:
-                self.add_module(f"drop{index}", MCDropout(dropped[index]))
+            if index in rates:
+                self.add_module(f"drop{index}", MCDropout(rates[index]))
 
         # Torch's own initialization of both kinds of layer is U(+-1/sqrt(fan_in)).
         before, index = in_channels, 0
         for block, channels in enumerate(_BLOCKS, 1):
             for position, full in enumerate(channels, 1):
-                index, here = index + 1, _scaled(full, width)
-                self.add_module(f"conv{index}", nn.Conv2d(before, here, 3, padding=1, bias=False))
-                self.add_module(f"bn{index}", nn.BatchNorm2d(here))
+                index, scaled = index + 1, _scaled(full, width)
+                self.add_module(f"conv{index}", nn.Conv2d(before, scaled, 3, padding=1, bias=False))
+                self.add_module(f"bn{index}", nn.BatchNorm2d(scaled))
                 if position == len(channels):
-                    # Pooling commutes with ReLU, which then has a quarter of the values to pass on.
+                    # Pooling commutes with ReLU; pooling first leaves ReLU a quarter of the values.
                     self.add_module(f"pool{block}", nn.MaxPool2d(2))
-                finish(index)
-                before = here
+                add_activation(index)
+                before = scaled
         hidden = _scaled(_DENSE, width)
         self.flatten = nn.Flatten()
         self.dense1 = nn.Linear(before * (rows // _SHRINK) * (columns // _SHRINK), hidden, bias=False)
         self.bn14 = nn.BatchNorm1d(hidden)
-        finish(14)
+        add_activation(14)
         self.dense2 = nn.Linear(hidden, num_classes)
 
     def forward(self, x: Tensor) -> Tensor:

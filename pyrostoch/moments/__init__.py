@@ -1,12 +1,17 @@
-"""Moments: mean and (co)variance through each operation of a network, in place of samples.
+"""Moment propagation: mean and (co)variance through each operation of a network, in place of samples.
 
-| file | what it does |
+A `Moments` object takes the place of a tensor of activations. A torch function called with it is answered by a rule,
+which computes the moments of the result from those of the arguments. Activation functions are described by units:
+objects that know the mean, variance and covariance of a function of Gaussian variables.
+
+| file | contents |
 | --- | --- |
-| `bivariate` | the integral that threshold, rectified and k-state units share, with exact derivatives |
-| `units`, `power`, `smooth` | mean, variance and covariance of a function of Gaussian variables |
-| `gaussian` | the object that flows through a network in place of a tensor |
-| `table` | which rule answers which torch function, and what is said where there is none |
+| `gaussian` | `Moments`: mean with variances or a full covariance, linked to the moments it was computed from |
+| `table` | the table of rules, and the errors for functions without a rule |
 | `affine`, `shapes`, `pooling`, `arithmetic`, `activations` | the rules |
+| `units`, `power`, `smooth` | the units: piecewise linear functions, rectified powers, smooth functions |
+| `bivariate` | the integral in the covariance of threshold and rectified units, with exact derivatives |
+| `predictive` | predictions and log-likelihoods from the moments of a network's output |
 """
 
 from pyrostoch.moments import activations, affine, arithmetic, pooling, shapes
@@ -21,12 +26,12 @@ __all__ = [
     "Gelu",
     "Knot",
     "MissingRuleError",
+    "MomentSettings",
     "Moments",
     "Piecewise",
     "Probit",
     "RectifiedPower",
     "Smooth",
-    "MomentSettings",
     "activate",
     "activations",
     "affine",

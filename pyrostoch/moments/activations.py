@@ -1,4 +1,4 @@
-"""Which unit stands for which of torch's activation functions; dropout; and sampling through what has no rule."""
+"""Rules of torch's activation functions and of dropout, and Monte Carlo through operations without a rule."""
 
 from __future__ import annotations
 
@@ -20,21 +20,21 @@ from pyrostoch.moments.units import Knot, Piecewise, Unit, activate
 
 __all__ = ["sample_through"]
 
-# Entries of one example whose covariance is factorized.
-_TOGETHER = 1024
+# Largest number of entries of an example that are drawn jointly, from a factorization of their covariance.
+_MAX_JOINT_ENTRIES = 1024
 
 _RELU = Piecewise((Knot(kink=1.0),))
 
 
 def _register(unit: Callable[..., Unit], *functions: Any, in_place: tuple[Any, ...] = ()) -> None:
-    """Rules for functions `f(x, *settings, inplace=False)` and for those that always work in place."""
+    """Register rules for activation functions `f(x, *args, inplace=False)`, and for those that always work in place."""
 
     @rule(*functions, *in_place)
     def _activation(
         func: Callable[..., Any], input: Moments, *args: Any, inplace: bool = False, **kwargs: Any
     ) -> Moments:
-        made = activate(input, unit(*args, **kwargs))
-        return input.become(made) if inplace or func in in_place else made
+        result = activate(input, unit(*args, **kwargs))
+        return input.become(result) if inplace or func in in_place else result
 
 
 def _fixed(unit: Unit) -> Callable[..., Unit]:
@@ -103,7 +103,7 @@ def _heaviside(func: Callable[..., Any], input: Moments, values: Tensor) -> Mome
 
 @rule(*(getattr(Tensor, f"__{name}__") for name in ("gt", "ge")), torch.gt, torch.ge, Tensor.gt, Tensor.ge)
 def _above(func: Callable[..., Any], x: Moments, at: Any) -> Moments:
-    """A comparison is a unit of 0 and 1: what a network does with the truth value counts it."""
+    """A comparison is a step function with values 0 and 1, as it becomes in arithmetic."""
     if isinstance(at, Moments):
         x, at = added(x, at, -1.0), 0.0
     return activate(x, Piecewise.threshold(at))
@@ -119,7 +119,7 @@ def _prelu(func: Callable[..., Any], input: Moments, weight: Tensor) -> Moments:
 def _log_softmax(
     func: Callable[..., Any], input: Moments, dim: int | None = None, *rest: Any, **kwargs: Any
 ) -> Moments:
-    """The constant of the mean is taken off, not the random one: no softmax of it sees the difference."""
+    """Subtract the log-sum-exp of the mean: a shift common to all classes does not change a softmax of the result."""
     return scaled(input, func(input.loc, dim), 1.0)
 
 
@@ -128,12 +128,12 @@ def _log_softmax(
 def _dropout(
     func: Callable[..., Any], input: Moments, p: float = 0.5, training: bool = True, inplace: bool = False
 ) -> Moments:
-    """Masks are independent of everything: the mean stays, and each entry gains (v + m²) p / (1 - p)."""
+    """Masks are independent: the mean does not change, and each variance grows by (v + m²) p / (1 - p)."""
     if not training or p == 0.0:
         return input
     if p == 1.0:
-        made = scaled(input, torch.zeros_like(input.loc), 0.0)
-        return input.become(made) if inplace else made
+        result = scaled(input, torch.zeros_like(input.loc), 0.0)
+        return input.become(result) if inplace else result
     x, odds = input, p / (1.0 - p)
     second = x.var + x.loc.square()
     cov = None
@@ -142,38 +142,37 @@ def _dropout(
         masks = torch.arange(x.loc[0].numel(), device=x.loc.device)
         if func not in (F.dropout, torch.dropout):  # one mask for a whole channel
             masks = masks // math.prod(x.loc.shape[2:])
-        joint = x.cov + flat.unsqueeze(1) * flat.unsqueeze(2)
-        cov = x.cov + odds * joint * (masks.unsqueeze(0) == masks.unsqueeze(1))
-    made = Moments(
-        x.loc, x.var + odds * second, cov, x.settings, (Link(x, lambda rows: rows, lambda: torch.ones_like(second)),)
-    )
-    return x.become(made) if inplace else made
+        joint_second = x.cov + flat.unsqueeze(1) * flat.unsqueeze(2)
+        cov = x.cov + odds * joint_second * (masks.unsqueeze(0) == masks.unsqueeze(1))
+    link = Link(x, lambda rows: rows, lambda: torch.ones_like(second))
+    result = Moments(x.loc, x.var + odds * second, cov, x.settings, (link,))
+    return x.become(result) if inplace else result
 
 
 def sample_through(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Moments:
-    """Moments of an operation without a rule, by Monte Carlo through this one operation.
+    """Moments of the result of an operation without a rule, by Monte Carlo through this operation only.
 
     Args:
-        func: A function whose result is one tensor of floating-point numbers, the examples in front.
-        args: Its arguments.
+        func: A function that returns one floating-point tensor whose first axis counts examples.
+        args: Its arguments, of which some are `Moments`.
         kwargs: Its keyword arguments.
 
     Returns:
         Mean and variance (or covariance) of the draws.
 
     Raises:
-        MissingRuleError: The function returns something else, or its inputs depend on each other and are too many.
+        MissingRuleError: The function returns something else, or its inputs are correlated and have too many entries.
     """
     given = {id(moments): moments for moments in moments_in((args, kwargs))}
     settings = next(iter(given.values())).settings
     draws: list[Tensor] = []
-    fresh = _drawing(func, list(given.values()))
+    draw_inputs = _sampler(func, list(given.values()))
     for _ in range(settings.draws):
-        values = dict(zip(given, fresh(), strict=True))
-        found = func(*_replaced(args, values), **_replaced(kwargs, values))
-        if not isinstance(found, Tensor) or not found.is_floating_point():
-            refuse(func, "it returns no tensor of real numbers, so it cannot be sampled through")
-        draws.append(found)
+        values = dict(zip(given, draw_inputs(), strict=True))
+        result = func(*_substitute(args, values), **_substitute(kwargs, values))
+        if not isinstance(result, Tensor) or not result.is_floating_point():
+            refuse(func, "it returns no tensor of real numbers, of which moments could be estimated by Monte Carlo")
+        draws.append(result)
     stacked = torch.stack(draws)
     loc, var = stacked.mean(0), stacked.var(0)
     cov = None
@@ -186,27 +185,27 @@ def sample_through(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Momen
 RULES["fallback"] = sample_through
 
 
-def _drawing(func: Callable[..., Any], given: list[Moments]) -> Callable[[], list[Tensor]]:
-    """What draws some moments, together where one depends on another."""
+def _sampler(func: Callable[..., Any], given: list[Moments]) -> Callable[[], list[Tensor]]:
+    """A function that draws a value for each of the moments, jointly if some of them are related."""
     if not any(related(one, other) for one, other in itertools.combinations(given, 2)):
-        return lambda: [_drawn(moments) for moments in given]
+        return lambda: [_sample(moments) for moments in given]
     sizes = [moments.loc[0].numel() for moments in given]
-    if sum(sizes) > _TOGETHER:
-        refuse(func, f"its inputs depend on each other, and {sum(sizes)} entries are too many to draw together")
+    if sum(sizes) > _MAX_JOINT_ENTRIES:
+        refuse(func, f"its inputs depend on each other, and {sum(sizes)} entries are too many to draw jointly")
     cov = torch.cat([torch.cat([cross_covariance(one, other) for other in given], 2) for one in given], 1)
     values, vectors = torch.linalg.eigh(cov)
     root = vectors * values.clamp_min(0.0).sqrt().unsqueeze(-2)
     loc = torch.cat([per_example(moments.loc) for moments in given], 1)
 
-    def fresh() -> list[Tensor]:
+    def draw_jointly() -> list[Tensor]:
         drawn = loc + (root @ torch.randn_like(loc).unsqueeze(-1)).squeeze(-1)
         parts = drawn.split(sizes, 1)
         return [part.reshape(moments.loc.shape) for part, moments in zip(parts, given, strict=True)]
 
-    return fresh
+    return draw_jointly
 
 
-def _drawn(moments: Moments) -> Tensor:
+def _sample(moments: Moments) -> Tensor:
     noise = torch.randn_like(moments.loc)
     if moments.cov is None:
         return moments.loc + moments.stddev() * noise
@@ -215,9 +214,10 @@ def _drawn(moments: Moments) -> Tensor:
     return moments.loc + (vectors @ scaled_noise.unsqueeze(-1)).reshape(moments.loc.shape)
 
 
-def _replaced(tree: Any, values: dict[int, Tensor]) -> Any:
+def _substitute(tree: Any, values: dict[int, Tensor]) -> Any:
+    """Nested arguments with each of the moments, known by its id, replaced by a tensor."""
     if isinstance(tree, (tuple, list)):
-        return type(tree)(_replaced(item, values) for item in tree)
+        return type(tree)(_substitute(item, values) for item in tree)
     if isinstance(tree, dict):
-        return {key: _replaced(item, values) for key, item in tree.items()}
+        return {key: _substitute(item, values) for key, item in tree.items()}
     return values.get(id(tree), tree)

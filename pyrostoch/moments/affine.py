@@ -1,11 +1,14 @@
-r"""Linear operations: layers with fixed and with random weights, batch normalization, averages, scaling and shifting.
+r"""Rules of linear operations: layers with fixed or random weights, normalization, means and sums, scaling, shifting.
 
 For independent weights with mean M and variance V and an input with mean m, variance v and covariance C,
 
 $$ \mathrm{Var}(Wx)_o = \sum_i M_{oi}^2 v_i + V_{oi} (v_i + m_i^2), \qquad
 \mathrm{Cov}(Wx) = M C M^\top + \mathrm{diag}\Bigl(\sum_i V_{oi} (v_i + m_i^2)\Bigr), $$
 
-exact for any distributions of weights and inputs (Wu et al. 2019).
+exact for any distributions of weights and inputs.
+
+References:
+    Wu et al., "Deterministic variational inference for robust Bayesian neural networks", 2019.
 """
 
 from __future__ import annotations
@@ -34,89 +37,93 @@ def propagate_linear(
     """Moments of a linear operation with random weights.
 
     Args:
-        op: The operation; its input a tensor or moments.
-        weight: Mean and variance of the random weight, the mean `None` where it is zero; `None` where it is fixed.
-        bias: The same of the bias.
-        settings: How moments are carried, where the input is a tensor.
+        op: The operation; its input is a tensor or `Moments`.
+        weight: Mean and variance of the random weight, the mean `None` if it is zero; `None` if the weight is fixed.
+        bias: The same for the bias.
+        settings: Options of the propagation, used if the input is a tensor.
 
     Returns:
         Moments of the output.
 
     Raises:
-        ValueError: A full covariance is asked of a random weight for which there is no rule.
+        ValueError: A full covariance is asked for, and the operation has no rule for it with random weights.
     """
     x = op.input if isinstance(op.input, Moments) else Moments(op.input, torch.zeros_like(op.input), None, settings)
-    certain = not isinstance(op.input, Moments)
-    mean, spread = (op.weight, None) if weight is None else weight
-    shift, jitter = (op.bias, None) if bias is None else bias
+    fixed_input = not isinstance(op.input, Moments)
+    weight_mean, weight_var = (op.weight, None) if weight is None else weight
+    bias_mean, bias_var = (op.bias, None) if bias is None else bias
     settings = x.settings
-    # What is new here: the weights' own variances, met by the second moment of the input.
-    own: Any = None
-    if spread is not None:
-        second = x.loc.square() if certain else x.loc.square() + x.var
-        own = op(second, spread, jitter)
-    elif jitter is not None:
-        own = op(torch.zeros_like(x.loc), torch.zeros_like(op.weight), jitter)
-    if mean is None:
-        loc = torch.zeros_like(own) if shift is None else torch.zeros_like(own) + shift.reshape(-1, *[1] * op.spatial)
+    # The variance that weights and bias add: their variances times the second moment of the input.
+    added_var: Any = None
+    if weight_var is not None:
+        second = x.loc.square() if fixed_input else x.loc.square() + x.var
+        added_var = op(second, weight_var, bias_var)
+    elif bias_var is not None:
+        added_var = op(torch.zeros_like(x.loc), torch.zeros_like(op.weight), bias_var)
+    if weight_mean is None:
+        loc = torch.zeros_like(added_var)
+        if bias_mean is not None:
+            loc = loc + bias_mean.reshape(-1, *[1] * op.spatial)
     else:
-        loc = op(x.loc, mean, shift)
-    passed = None if certain or mean is None else op(x.var, mean.square(), None)
-    parts = [part for part in (passed, own) if part is not None]
+        loc = op(x.loc, weight_mean, bias_mean)
+    input_var = None if fixed_input or weight_mean is None else op(x.var, weight_mean.square(), None)
+    parts = [part for part in (input_var, added_var) if part is not None]
     var = sum(parts[1:], parts[0]) if parts else torch.zeros_like(loc)
-    links = () if certain or mean is None else (Link(x, lambda rows: _rows(op, rows, mean)),)
+    links = () if fixed_input or weight_mean is None else (Link(x, lambda rows: _apply_to_rows(op, rows, weight_mean)),)
     cov = None
     if settings.full:
         size = loc[0].numel()
         cov = pushed(links[0], x.covariance()) if links else loc.new_zeros(len(loc), size, size)
-        if own is not None:
-            cov = cov + _weights_covariance(op, x, spread, jitter, own)
+        if added_var is not None:
+            cov = cov + _added_covariance(op, x, weight_var, bias_var, added_var)
         var = cov.diagonal(dim1=1, dim2=2).reshape(loc.shape)
         return Moments(loc, var, cov, settings, links)
-    late = None
+    lazy_covariance = None
     if op.spatial == 0 and loc.dim() == 2:
 
-        def late() -> Tensor:
-            """Covariance of the outputs, the inputs taken as uncorrelated."""
-            extra = torch.zeros_like(loc) if own is None else own
-            if mean is None or certain:
-                return torch.diag_embed(extra)
-            # (B, out, in) at a time; the number of outputs is small where this is asked for.
-            return torch.einsum("oi,bi,pi->bop", mean, x.var, mean) + torch.diag_embed(extra)
+        def lazy_covariance() -> Tensor:
+            """Covariance of the outputs, with the inputs taken as uncorrelated."""
+            diagonal = torch.zeros_like(loc) if added_var is None else added_var
+            if weight_mean is None or fixed_input:
+                return torch.diag_embed(diagonal)
+            # Needs (B, out, in) numbers; the number of outputs is small where this is called.
+            return torch.einsum("oi,bi,pi->bop", weight_mean, x.var, weight_mean) + torch.diag_embed(diagonal)
 
-    return Moments(loc, var, None, settings, links, late)
+    return Moments(loc, var, None, settings, links, lazy_covariance)
 
 
 def pushed(link: Link, cov: Tensor) -> Tensor:
-    """J C J' for the linear map J of a link.
+    """Covariance after the Jacobian J of a link, J C J'.
 
     Args:
         link: The link.
-        cov: Covariance of the parent, (B, n, n).
+        cov: Covariance C of the parent, (B, n, n).
     """
     shape = link.parent.loc.shape[1:]
     half = rows_of(link.push(rows_of(cov, shape)))
     return rows_of(link.push(rows_of(half.mT, shape)))
 
 
-def _rows(op: LinearOp, rows: Tensor, weight: Tensor) -> Tensor:
+def _apply_to_rows(op: LinearOp, rows: Tensor, weight: Tensor) -> Tensor:
     return op(rows.flatten(0, 1), weight, None).unflatten(0, rows.shape[:2])
 
 
-def _weights_covariance(op: LinearOp, x: Moments, spread: Tensor | None, jitter: Tensor | None, own: Tensor) -> Tensor:
-    """Covariance from the weights: one weight met at many positions makes the outputs there correlated."""
-    positions = op.applications(own)
+def _added_covariance(
+    op: LinearOp, x: Moments, weight_var: Tensor | None, bias_var: Tensor | None, added_var: Tensor
+) -> Tensor:
+    """The covariance that weights and bias add: a weight used at several positions makes outputs there correlated."""
+    positions = op.applications(added_var)
     if positions == 1:
-        return torch.diag_embed(per_example(own))
-    outs = own.shape[1] if op.spatial else own.shape[-1]
-    count = len(own)
-    total = own.new_zeros(count, outs, positions, positions)
-    if jitter is not None:
-        total = total + jitter.reshape(1, -1, 1, 1)
-    if spread is not None:
+        return torch.diag_embed(per_example(added_var))
+    outs = added_var.shape[1] if op.spatial else added_var.shape[-1]
+    count = len(added_var)
+    total = added_var.new_zeros(count, outs, positions, positions)
+    if bias_var is not None:
+        total = total + bias_var.reshape(1, -1, 1, 1)
+    if weight_var is not None:
         flat = per_example(x.loc)
         second = F.pad(x.covariance() + flat.unsqueeze(2) * flat.unsqueeze(1), (1, 0, 1, 0))
-        for index, variances in zip(_patches(op, x.loc), spread.flatten(1).T, strict=True):
+        for index, variances in zip(_patches(op, x.loc), weight_var.flatten(1).T, strict=True):
             total = total + variances.reshape(1, -1, 1, 1) * second[:, index][:, :, index].unsqueeze(1)
     full = torch.diag_embed(total.movedim(1, -1), dim1=1, dim2=3)  # (B, out, position, out, position)
     if not op.spatial:
@@ -125,17 +132,17 @@ def _weights_covariance(op: LinearOp, x: Moments, spread: Tensor | None, jitter:
 
 
 def _patches(op: LinearOp, x: Tensor) -> Tensor:
-    """For each weight of an output, the entry of an example it meets at each position, from 1; 0 for padding."""
+    """For each weight of an output, the input entry that it multiplies at each position, from 1; 0 for padding."""
     index = entries_of(x)
     if op.spatial == 0:
         return index.reshape(-1, x.shape[-1]).T.round().long()
     rest = op.rest
     if op.func is not torch.conv2d or rest.get("groups", 1) != 1 or isinstance(rest.get("padding", 0), str):
         raise ValueError(
-            f"moments: a full covariance with random weights in {op.func.__name__} is known for linear layers and for "
-            "conv2d with one group and numbers for padding; use diagonal moments"
+            f"moments: no rule for a full covariance with random weights in {op.func.__name__}: expected a linear "
+            "layer, or conv2d with one group and padding given as numbers; use 'moments', which carries variances only"
         )
-    settings = {name: rest.get(name, usual) for name, usual in (("dilation", 1), ("padding", 0), ("stride", 1))}
+    settings = {name: rest.get(name, default) for name, default in (("dilation", 1), ("padding", 0), ("stride", 1))}
     return F.unfold(index, op.weight.shape[2:], **settings)[0].round().long()
 
 
@@ -147,13 +154,13 @@ def _fixed(func: Callable[..., Any], *args: Any, **kwargs: Any) -> Moments:
 
 
 def affine(x: Moments, loc: Tensor, var: Tensor, push: Callable[[Tensor], Tensor]) -> Moments:
-    """Moments after a linear operation without randomness of its own.
+    """Moments after a fixed linear operation.
 
     Args:
         x: The moments.
         loc: Mean of the result.
-        var: Variance of the result, the entries of `x` taken as uncorrelated; not read with a full covariance.
-        push: The linear map, `(B, r, *in) -> (B, r, *out)`.
+        var: Variance of the result for uncorrelated entries of `x`; not used with a full covariance.
+        push: The linear map, applied to rows: `(B, r, *in) -> (B, r, *out)`.
     """
     link = Link(x, push)
     if x.cov is None:
@@ -163,12 +170,15 @@ def affine(x: Moments, loc: Tensor, var: Tensor, push: Callable[[Tensor], Tensor
 
 
 def scaled(x: Moments, loc: Tensor, gain: Tensor | float) -> Moments:
-    """Moments after each entry was multiplied by a number of its own, and shifted.
+    """Moments after each entry is multiplied by a number and shifted.
 
     Args:
         x: The moments.
-        loc: Mean of the result.
+        loc: Mean of the result, which includes the shift.
         gain: The factors, broadcast to the shape of `x`.
+
+    Raises:
+        ValueError: The result is larger than `x`.
     """
     factor = torch.as_tensor(gain, dtype=x.loc.dtype, device=x.loc.device).expand(loc.shape)
     if loc.shape != x.loc.shape:
@@ -177,13 +187,14 @@ def scaled(x: Moments, loc: Tensor, gain: Tensor | float) -> Moments:
         )
     flat = per_example(factor)
     cov = None if x.cov is None else x.cov * flat.unsqueeze(1) * flat.unsqueeze(2)
-    before = x.late
+    input_covariance = x.lazy_covariance
 
-    def late() -> Tensor:
-        return before() * flat.unsqueeze(1) * flat.unsqueeze(2)  # type: ignore[misc]
+    def lazy_covariance() -> Tensor:
+        return input_covariance() * flat.unsqueeze(1) * flat.unsqueeze(2)  # type: ignore[misc]
 
     link = Link(x, lambda rows: rows * factor.unsqueeze(1), lambda: factor)
-    return Moments(loc, x.var * factor.square(), cov, x.settings, (link,), None if before is None else late)
+    lazy = None if input_covariance is None else lazy_covariance
+    return Moments(loc, x.var * factor.square(), cov, x.settings, (link,), lazy)
 
 
 @rule(F.batch_norm, torch.batch_norm)
@@ -199,7 +210,7 @@ def _batch_norm(
     eps: float = 1e-5,
     *rest: Any,
 ) -> Moments:
-    """Batch statistics, in training, are those of the mixture of the examples' distributions."""
+    """In training the batch statistics are mean and variance of the mixture of the examples' distributions."""
     x = input
     if training or running_mean is None or running_var is None:
         axes = [axis for axis in range(x.loc.dim()) if axis != 1]
@@ -229,15 +240,15 @@ def _layer_norm(
     eps: float = 1e-5,
     *rest: Any,
 ) -> Moments:
-    r"""An approximation: the factor $f$ by which an example is multiplied is taken at the mean variance over features.
+    r"""An approximation: the normalizing factor $f$ of an example is computed from the mean of its sample variance.
 
-    What it does to the variances is kept to first order: with the normalized means $z$, the derivative is
+    Variances and covariances are propagated to first order: with the normalized means $z$ the Jacobian is
     $f (I - 1/n - z z^\top / n)$.
     """
     x, axes = input, tuple(range(-len(normalized_shape), 0))
     count = math.prod(normalized_shape)
     center = x.loc.mean(axes, keepdim=True)
-    # E of the sample variance: that of the means, and the variances that do not cancel with the mean's own.
+    # Mean of the sample variance: sample variance of the means plus (1 - 1/n) times the average variance.
     spread = x.var.mean(axes, keepdim=True) * (1.0 - 1.0 / count)
     factor = torch.rsqrt((x.loc - center).square().mean(axes, keepdim=True) + spread + eps)
     gain = factor if weight is None else factor * weight
@@ -251,8 +262,8 @@ def _layer_norm(
     var = (x.var * (1.0 - 2.0 * (1.0 + z.square()) / count) + others / count) * gain.square()
 
     def push(rows: Tensor) -> Tensor:
-        turned = z.unsqueeze(1)
-        return (rows - average(rows) - turned * average(rows * turned)) * gain.unsqueeze(1)
+        z_rows = z.unsqueeze(1)
+        return (rows - average(rows) - z_rows * average(rows * z_rows)) * gain.unsqueeze(1)
 
     return affine(x, loc, var, push)
 
@@ -270,12 +281,14 @@ def _reduce(
     x, dim = input, axis if dim is None else dim
     axes = {axis % x.loc.dim() for axis in ((dim,) if isinstance(dim, int) else dim or range(x.loc.dim()))}
     if 0 in axes:
-        raise ValueError("moments: the first axis counts examples, whose mean or sum has no moments of its own here")
-    over = sorted(axes)
-    count = math.prod(x.loc.shape[axis] for axis in over)
+        raise ValueError(
+            "moments: the first axis counts examples, and a mean or sum over examples has no rule; reduce other axes"
+        )
+    reduced_axes = sorted(axes)
+    count = math.prod(x.loc.shape[axis] for axis in reduced_axes)
     mean = func in (torch.mean, Tensor.mean)
 
     def reduced(values: Tensor, skip: int = 0) -> Tensor:
-        return func(values, [axis + skip for axis in over], keepdim, dtype=dtype)
+        return func(values, [axis + skip for axis in reduced_axes], keepdim, dtype=dtype)
 
     return affine(x, reduced(x.loc), reduced(x.var) / (count if mean else 1), lambda rows: reduced(rows, 1))

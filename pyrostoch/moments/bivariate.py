@@ -1,11 +1,12 @@
-r"""Integrals of the bivariate normal density over its correlation: what all piecewise-polynomial units share.
+r"""Integrals of the bivariate normal density over its correlation, from which covariances of units are computed.
 
 With $\varphi_2(a, b; r)$ the density at $(a, b)$ of two standard normal variables with correlation $r$,
 
 $$ I_n(a, b, \rho) = \int_0^\rho (\rho - r)^n\, \varphi_2(a, b; r)\, dr. $$
 
-By Price's theorem the covariance of two threshold units is $I_0$, and that of two rectified units needs $I_1$ besides
-(`pyrostoch.moments.units`). $I_0$ is what a bivariate distribution function adds to the product of its margins.
+By Price's theorem the covariance of two threshold units is $I_0$, and that of two rectified units is computed from
+$I_1$ (`pyrostoch.moments.units`). $I_0$ is the difference between a bivariate distribution function and the product of
+its marginals.
 """
 
 from __future__ import annotations
@@ -19,27 +20,28 @@ from torch import Tensor
 
 __all__ = ["bivariate_cdf", "density_integral", "normal_cdf", "normal_parts", "normal_pdf", "rectified_mean"]
 
-# Gauss-Legendre on (0, 1): with 20 nodes the integral is exact to 1e-15 up to the correlation at which the other
-# expansion takes over, with 10 to 1e-9, which single precision does not see.
+# Gauss-Legendre nodes and weights on (0, 1). Up to the correlation _SWITCH the error is 1e-15 with 20 nodes and 1e-9
+# with 10, below single precision.
 _NODES = {
     dtype: tuple(
         (0.5 * (x + 1.0), 0.5 * w) for x, w in zip(*map(list, np.polynomial.legendre.leggauss(n)), strict=True)
     )
     for dtype, n in ((torch.float64, 20), (torch.float32, 10))
 }
-_NEAR = 0.925
+# Above this correlation the integral is taken from correlation 1 downwards.
+_SWITCH = 0.925
 
-# Beyond this many standard deviations both densities are zero in double precision.
-_FAR = 38.0
+# Beyond this many standard deviations the normal density is zero in double precision.
+_MAX_THRESHOLD = 38.0
 
 
 def normal_pdf(x: Tensor) -> Tensor:
     """Density of the standard normal distribution.
 
     Args:
-        x: Where.
+        x: Argument.
     """
-    # Two passes over the values instead of four.
+    # addcmul and exp_ make two passes over memory instead of four.
     return torch.addcmul(x.new_full((), -0.5 * math.log(2.0 * math.pi)), x, x, value=-0.5).exp_()
 
 
@@ -47,9 +49,9 @@ def normal_cdf(x: Tensor) -> Tensor:
     """Distribution function of the standard normal distribution.
 
     Args:
-        x: Where.
+        x: Argument.
     """
-    # By erfc, which keeps its digits in the tail.
+    # erfc is accurate in the tail.
     return 0.5 * torch.special.erfc(-math.sqrt(0.5) * x)
 
 
@@ -69,20 +71,20 @@ def normal_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         x: Mean in standard deviations.
     """
     above = x > 0
-    size = torch.where(above, x, -x)  # not abs, whose derivative at 0 is 0
+    size = torch.where(above, x, -x)  # not abs, whose derivative at 0 is 0 in torch
     tail = normal_cdf(-size)
-    # The smaller mean; the larger one is it and the distance, so that nothing cancels on either side.
+    # The smaller of the two means; the larger one is small + size, so that nothing cancels.
     small = normal_pdf(size) - size * tail
     large = small + size
     return torch.where(above, 1.0 - tail, tail), torch.where(above, large, small), torch.where(above, small, large)
 
 
 def density_integral(a: Tensor, b: Tensor, rho: Tensor, order: int = 0) -> Tensor:
-    r"""$I_n(a, b, \rho)$ for n = 0 or 1, with exact derivatives.
+    r"""The integral $I_n(a, b, \rho)$ of the module for n = 0 or 1, with exact derivatives.
 
     Gauss-Legendre quadrature in the arc sine of the correlation up to $|\rho| = 0.925$; beyond that the integral from
-    $\rho$ to 1, whose singular part is taken out in closed form. The nodes are looped over, so that memory is that of a
-    few tensors of the result's shape. In float64 the error is below 1e-12, in float32 below 1e-6.
+    $\rho$ to 1, of which the singular part is integrated in closed form. A loop over the nodes keeps memory at a few
+    tensors of the result's shape. In float64 the error is below 1e-12, in float32 below 1e-6.
 
     Args:
         a: First threshold, in standard deviations.
@@ -102,16 +104,18 @@ def density_integral(a: Tensor, b: Tensor, rho: Tensor, order: int = 0) -> Tenso
         tensor(0.)
 
     References:
-        Sheppard 1899; Drezner, Wesolowsky, "On the computation of the bivariate normal integral", 1990; Genz,
-        "Numerical computation of rectangular bivariate and trivariate normal and t probabilities", 2004.
+        Sheppard, "On the application of the theory of error to cases of normal distribution and normal correlation",
+        1899; Drezner, Wesolowsky, "On the computation of the bivariate normal integral", 1990; Genz, "Numerical
+        computation of rectangular bivariate and trivariate normal and t probabilities", 2004.
     """
     if order not in (0, 1):
         raise ValueError(f"density_integral: expected order 0 or 1, got {order}")
     dtype = torch.promote_types(torch.promote_types(a.dtype, b.dtype), rho.dtype)
     dtype = dtype if dtype in _NODES else torch.float32
     a, b, rho = torch.broadcast_tensors(a.to(dtype), b.to(dtype), rho.to(dtype))
-    found: Tensor = _DensityIntegral.apply(a.clamp(-_FAR, _FAR), b.clamp(-_FAR, _FAR), rho.clamp(-1.0, 1.0), order)
-    return found
+    a, b = a.clamp(-_MAX_THRESHOLD, _MAX_THRESHOLD), b.clamp(-_MAX_THRESHOLD, _MAX_THRESHOLD)
+    integral: Tensor = _DensityIntegral.apply(a, b, rho.clamp(-1.0, 1.0), order)
+    return integral
 
 
 def bivariate_cdf(a: Tensor, b: Tensor, rho: Tensor) -> Tensor:
@@ -137,12 +141,13 @@ class _DensityIntegral(torch.autograd.Function):
 
     @staticmethod
     def forward(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
-        # I_n(a, b, -rho) = (-1)^(n+1) I_n(a, -b, rho): the density is the same with one sign turned.
+        # I_n(a, b, -rho) = (-1)^(n+1) I_n(a, -b, rho), as phi_2(a, b; -r) = phi_2(a, -b; r).
         negative = rho < 0
         b = torch.where(negative, -b, b)
         rho = rho.abs()
-        found = torch.where(rho > _NEAR, _near(a, b, rho, order), _away(a, b, rho.clamp_max(_NEAR), order))
-        return torch.where(negative, -found, found) if order == 0 else found
+        high, low = _from_correlation_one(a, b, rho, order), _from_correlation_zero(a, b, rho.clamp_max(_SWITCH), order)
+        integral = torch.where(rho > _SWITCH, high, low)
+        return torch.where(negative, -integral, integral) if order == 0 else integral
 
     @staticmethod
     def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
@@ -154,7 +159,7 @@ class _DensityIntegral(torch.autograd.Function):
     def backward(ctx: Any, *grads: Tensor) -> Any:
         a, b, rho = ctx.saved_tensors
         (grad,) = grads
-        # The derivatives stay finite where the correlation is 1 within rounding.
+        # The clamp keeps the derivatives finite where the correlation is 1 up to rounding.
         tiny = torch.finfo(rho.dtype).eps
         q2 = ((1.0 - rho) * (1.0 + rho)).clamp_min(tiny**1.5)
         q = q2.sqrt()
@@ -162,16 +167,16 @@ class _DensityIntegral(torch.autograd.Function):
         over_b = normal_cdf((a - rho * b) / q) - normal_cdf(a)
         if ctx.order == 0:
             exponent = -0.5 * (a.square() + b.square() - 2.0 * a * b * rho).clamp_min(0.0) / q2
-            along = exponent.exp() / (2.0 * math.pi * q)
-            return grad * normal_pdf(a) * over_a, grad * normal_pdf(b) * over_b, grad * along, None
-        along = density_integral(a, b, rho)
-        da = b * along + normal_pdf(b) * over_b + rho * normal_pdf(a) * over_a
-        db = a * along + normal_pdf(a) * over_a + rho * normal_pdf(b) * over_b
-        return grad * da, grad * db, grad * along, None
+            by_rho = exponent.exp() / (2.0 * math.pi * q)
+            return grad * normal_pdf(a) * over_a, grad * normal_pdf(b) * over_b, grad * by_rho, None
+        by_rho = density_integral(a, b, rho)
+        da = b * by_rho + normal_pdf(b) * over_b + rho * normal_pdf(a) * over_a
+        db = a * by_rho + normal_pdf(a) * over_a + rho * normal_pdf(b) * over_b
+        return grad * da, grad * db, grad * by_rho, None
 
 
-def _away(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
-    """By r = sin t, from 0 to arcsin(rho)."""
+def _from_correlation_zero(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
+    """The integral from 0 to rho, with the substitution r = sin t."""
     angle = torch.asin(rho)
     squares, product = a.square() + b.square(), 2.0 * a * b
     total = torch.zeros_like(angle)
@@ -182,11 +187,12 @@ def _away(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
     return total * angle / (2.0 * math.pi)
 
 
-def _near(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
-    r"""From the value at correlation 1 backwards, by $x = \sqrt{1 - r^2}$ from 0 to $q = \sqrt{1 - \rho^2}$.
+def _from_correlation_one(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
+    r"""The value at correlation 1 minus the integral from rho to 1.
 
-    The density is there $\exp(-d^2 / 2x^2 - ab / (1 + r)) / (2 \pi x)$ with d = a - b and dr = -x dx / r; the factor
-    with d has a closed integral against powers of x², the smooth rest is left to quadrature.
+    With $x = \sqrt{1 - r^2}$ from 0 to $q = \sqrt{1 - \rho^2}$, d = a - b and dr = -x dx / r, the density is
+    $\exp(-d^2 / 2x^2 - ab / (1 + r)) / (2 \pi x)$. The factor with d times powers of x² has a closed integral; the
+    smooth remainder is integrated by quadrature.
     """
     q2 = (1.0 - rho) * (1.0 + rho)
     q = q2.clamp_min(torch.finfo(rho.dtype).tiny).sqrt()
@@ -205,12 +211,12 @@ def _near(a: Tensor, b: Tensor, rho: Tensor, order: int) -> Tensor:
         x2 = q2 * (node * node)
         r = (1.0 - x2).sqrt()
         pole = -0.5 * (d / (q * node)).square()
-        exact = torch.exp(pole - product / (1.0 + r)) / r
-        known = torch.exp(pole - 0.5 * product)
+        integrand = torch.exp(pole - product / (1.0 + r)) / r
+        singular = torch.exp(pole - 0.5 * product)
         if order == 0:
-            total = total + weight * (exact - known * (1.0 + x2 * (c1 + x2 * c2)))
+            total = total + weight * (integrand - singular * (1.0 + x2 * (c1 + x2 * c2)))
         else:
-            total = total + weight * (q2 - x2) * (exact / (r + rho) - known * (g0 + x2 * g1))
+            total = total + weight * (q2 - x2) * (integrand / (r + rho) - singular * (g0 + x2 * g1))
     low, high = torch.minimum(a, b), torch.maximum(a, b)
     at_one = normal_cdf(low) * normal_cdf(-high)
     if order == 0:

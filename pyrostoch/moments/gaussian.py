@@ -1,9 +1,9 @@
-"""The object that flows through a network in place of a tensor: a mean with a variance, or with a covariance."""
+"""`Moments`, which takes the place of a tensor of activations: a mean with variances, or with a covariance."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,8 +14,8 @@ from pyrostoch.moments.table import apply, refuse
 
 __all__ = [
     "Link",
-    "Moments",
     "MomentSettings",
+    "Moments",
     "cross_covariance",
     "elementwise_covariance",
     "entries_of",
@@ -24,23 +24,30 @@ __all__ = [
     "rows_of",
 ]
 
-# With a diagonal covariance, branches with mixing layers between them have their correlation worked out up to this many
-# entries an example; beyond, they are taken as uncorrelated.
-_LARGEST = 1024
+# Where only variances are carried and layers that mix entries lie between two branches, the covariance of the branches
+# is computed for up to this many entries of an example; larger branches are taken as uncorrelated.
+_MAX_ENTRIES = 1024
 
-_numbers = itertools.count()
+_counter = itertools.count()
 
 
 @dataclass(frozen=True)
 class MomentSettings:
-    """How moments are carried through a network.
+    """Options of moment propagation, attached to every `Moments` object.
+
+    To carry moments is to compute them for the result of each operation from those of its arguments.
 
     Args:
-        full: Whether a full covariance goes along, over all entries of an example, and not only variances.
-        sampled: Whether operations without a rule are sampled through, instead of raising an error.
-        draws: Draws for such an operation.
-        closed: Whether a closed approximation reads the output, where there is one, and not points of its Gaussian.
-        points: How many points.
+        full: Whether the full covariance of all entries of an example is carried, not only variances.
+        sampled: Whether operations without a rule are approximated by Monte Carlo, instead of raising an error.
+        draws: Number of draws for such an operation.
+        closed: Whether predictions use the closed-form approximation of the likelihood (an error if it has none),
+            instead of averages over points of the output's Gaussian.
+        points: Number of these points.
+
+    Example:
+        >>> MomentSettings(full=True).points
+        64
     """
 
     full: bool = False
@@ -51,43 +58,47 @@ class MomentSettings:
 
 
 def per_example(values: Tensor) -> Tensor:
-    """Entries of each example in a row, (B, n).
+    """The entries of each example flattened, (B, n).
 
     Args:
-        values: (B, ...).
+        values: Shape (B, ...).
     """
     return values.reshape(len(values), -1)
 
 
 def entries_of(x: Tensor) -> Tensor:
-    """The entries of one example, counted from 1 in the shape of an example, (1, ...): where an operation puts each.
+    """The numbers 1 to n in the shape of one example, (1, ...).
+
+    An operation that rearranges entries, applied to them, shows where each entry goes; 0 marks padding.
 
     Args:
         x: A batch, (B, ...).
     """
     count = x[0].numel()
-    # In double precision, since not every operation takes whole numbers.
+    # In double precision, since not all operations accept integers.
     return torch.arange(1, count + 1, device=x.device, dtype=torch.float64).reshape(1, *x.shape[1:])
 
 
 def rows_of(rows: Tensor, shape: torch.Size | tuple[int, ...] = (-1,)) -> Tensor:
-    """Rows `(B, r, ...)` with their entries in another shape; flat by default.
+    """Reshape each of the rows `(B, r, ...)`; flattens them by default.
 
     Args:
-        rows: Rows of an example's covariance.
-        shape: Shape of one row.
+        rows: r rows of each example's covariance, (B, r, ...).
+        shape: New shape of one row.
     """
     return rows.reshape(*rows.shape[:2], *shape)
 
 
 @dataclass(frozen=True)
 class Link:
-    """Where moments come from: how a covariance with the parent becomes one with the child.
+    """One argument (parent) of the operation that made some moments (child), with the operation's expected Jacobian.
+
+    The Jacobian maps the covariance of any variable with the parent to its covariance with the child.
 
     Args:
-        parent: The moments an operation was given.
-        push: The expected derivative of the operation as a linear map, `(B, r, *parent) -> (B, r, *child)`.
-        gain: Gives the same as a factor, in the child's shape, where the operation acts on each entry alone.
+        parent: The moments that the operation was given.
+        push: Multiplication with the expected Jacobian, applied to rows: `(B, r, *parent) -> (B, r, *child)`.
+        gain: For an elementwise operation a function that returns the diagonal of that Jacobian, in the child's shape.
     """
 
     parent: Moments
@@ -95,29 +106,31 @@ class Link:
     gain: Callable[[], Tensor] | None = None
 
     def __post_init__(self) -> None:
-        # What the parent is now: an operation in place may change the object later.
+        # The values of the parent at this time: an operation in place may change the object later.
         object.__setattr__(self, "parent", self.parent.node)
 
 
 class Moments:
     r"""Mean and variance, or mean and full covariance, of a batch of activations taken as Gaussian.
 
-    Torch's functions take it as they take a tensor: each is answered by its rule in `pyrostoch.moments.table`, and one
-    without a rule raises an error that names it. The first axis counts examples, which are independent.
+    Torch functions accept it in place of a tensor: each is answered by its rule in `pyrostoch.moments.table`, and a
+    function without a rule raises an error that names it. The first axis counts examples, which are independent.
 
-    It remembers what it was made from, so that branches of a network that meet again are added with their covariance:
-    for jointly Gaussian $u$ and $x$, $\mathrm{Cov}(u, f(x)) = \mathrm{Cov}(u, x)\, E[f'(x)]$ (Stein's lemma).
+    It stores links to the moments that it was computed from, so that the covariance of branches that meet again (a
+    residual link) is known: for jointly Gaussian $u$ and $x$,
+    $\mathrm{Cov}(u, f(x)) = \mathrm{Cov}(u, x)\, E[f'(x)]$ (Stein's lemma).
 
     Args:
         loc: Mean, (B, ...).
-        var: Variance, of the same shape.
-        cov: Covariance of an example's entries, (B, n, n), n the product of the other axes; or `None`.
-        settings: How the moments are carried on.
-        links: Where they come from.
-        late: Gives the covariance where only variances are carried and one operation back is taken into account.
+        var: Variance, in the same shape.
+        cov: Covariance of the entries of each example, (B, n, n), n the product of the other axes; or `None`.
+        settings: Options of the propagation; by default `full` if `cov` is given.
+        links: The arguments of the operation that made it.
+        lazy_covariance: Function that computes the covariance (B, n, n) on demand, where only variances are carried:
+            outputs of a linear layer are correlated even if its inputs are not.
 
     Attributes:
-        order: Rises from each object to the next, so that a child has a higher one than its parents.
+        order: Increases with every new object, so that a child has a higher order than its parents.
 
     Example:
         >>> x = Moments(torch.zeros(2, 3), torch.ones(2, 3))
@@ -127,7 +140,8 @@ class Moments:
         (0.0, torch.Size([2, 3]))
 
     References:
-        Stein 1981; Frey, Hinton, "Variational learning in nonlinear Gaussian belief networks", 1999, for the idea.
+        Frey, Hinton, "Variational learning in nonlinear Gaussian belief networks", 1999; Stein, "Estimation of the mean
+        of a multivariate normal distribution", 1981.
     """
 
     def __init__(
@@ -137,50 +151,54 @@ class Moments:
         cov: Tensor | None = None,
         settings: MomentSettings | None = None,
         links: tuple[Link, ...] = (),
-        late: Callable[[], Tensor] | None = None,
+        lazy_covariance: Callable[[], Tensor] | None = None,
     ) -> None:
         self.loc, self.var, self.cov = loc, var, cov
         self.settings = MomentSettings(full=cov is not None) if settings is None else settings
-        self.links, self.late = links, late
-        self.order = next(_numbers)
+        self.links, self.lazy_covariance = links, lazy_covariance
+        self.order = next(_counter)
         self._node: Moments | None = None
 
     @classmethod
     def certain(cls, x: Tensor, settings: MomentSettings) -> Moments:
-        """A tensor as moments without variance.
+        """A tensor that is not random as moments: its values are the mean, and variances are zero.
 
         Args:
             x: The tensor, (B, ...).
-            settings: How moments are carried.
+            settings: Options of the propagation.
         """
         size = x[0].numel() if len(x) else 0
         return cls(x, torch.zeros_like(x), x.new_zeros(len(x), size, size) if settings.full else None, settings)
 
     @property
     def node(self) -> Moments:
-        """The values as they are now, in an object that no operation in place changes."""
+        """A copy with the present values, which later operations in place do not change."""
         if self._node is None:
-            node = Moments(self.loc, self.var, self.cov, self.settings, self.links, self.late)
+            node = Moments(self.loc, self.var, self.cov, self.settings, self.links, self.lazy_covariance)
             node.order = self.order
             self._node = node._node = node
         return self._node
 
     @classmethod
     def __torch_function__(
-        cls, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+        cls,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: dict[str, Any] | None = None,
     ) -> Any:
         return apply(func, args, kwargs or {})
 
     def __getattr__(self, name: str) -> Any:
-        # Asked for only where the object has no such attribute: whatever a tensor has.
-        found = None if name.startswith("_") else getattr(Tensor, name, None)
-        if found is None:
+        # Methods and attributes of tensors that are not defined here are answered by their rules.
+        attribute = None if name.startswith("_") else getattr(Tensor, name, None)
+        if attribute is None:
             raise AttributeError(f"Moments has no attribute {name!r}, and neither has a tensor")
-        if name in _ABOUT:
+        if name in _METADATA:
             return getattr(self.loc, name)
-        if not callable(found):  # such as `mT`: torch's functions know it by its getter
-            return apply(found.__get__, (self,), {})
-        return lambda *args, **kwargs: apply(found, (self, *args), kwargs)
+        if not callable(attribute):  # a property such as `mT`, which torch passes to __torch_function__ as its getter
+            return apply(attribute.__get__, (self,), {})
+        return lambda *args, **kwargs: apply(attribute, (self, *args), kwargs)
 
     def __len__(self) -> int:
         return len(self.loc)
@@ -188,7 +206,7 @@ class Moments:
     def __bool__(self) -> bool:
         refuse(Tensor.__bool__)
 
-    # Two of them are never equal as objects: the comparison is one of entries, which has no rule.
+    # Hashed by identity: `==` compares entries, as for tensors, and has no rule.
     __hash__ = object.__hash__
 
     def __repr__(self) -> str:
@@ -196,28 +214,29 @@ class Moments:
         return f"Moments(shape={tuple(self.loc.shape)}, {kind}, dtype={self.loc.dtype}, device={self.loc.device})"
 
     def become(self, other: Moments) -> Moments:
-        """Take over another's values, as an operation in place does; what was made before keeps the old ones.
+        """Take the values of another object, for an operation in place; earlier results keep the old values.
 
         Args:
-            other: The result.
+            other: The result of the operation.
         """
-        self.loc, self.var, self.cov, self.late = other.loc, other.var, other.cov, other.late
+        self.loc, self.var, self.cov = other.loc, other.var, other.cov
+        self.lazy_covariance = other.lazy_covariance
         self.order, self.links, self._node = other.order, other.links, other._node
         return self
 
     def covariance(self) -> Tensor:
-        """The covariance of each example's entries, (B, n, n), as far as it is known."""
+        """The covariance of each example's entries, (B, n, n); diagonal where only variances are known."""
         if self.cov is not None:
             return self.cov
-        return torch.diag_embed(per_example(self.var)) if self.late is None else self.late()
+        return torch.diag_embed(per_example(self.var)) if self.lazy_covariance is None else self.lazy_covariance()
 
     def stddev(self) -> Tensor:
-        """Standard deviations."""
+        """Standard deviations, in the shape of the mean."""
         return self.var.clamp_min(0.0).sqrt()
 
 
-# What only asks about a tensor's form.
-_ABOUT = {
+# Attributes and methods about shape, type and storage, which are answered by the mean.
+_METADATA = {
     "shape",
     "dtype",
     "device",
@@ -246,7 +265,7 @@ _ABOUT = {
     "is_complex",
     "is_contiguous",
 }
-_ABOUT |= {"element_size", "data_ptr", "storage_offset", "get_device", "is_signed", "has_names", "untyped_storage"}
+_METADATA |= {"element_size", "data_ptr", "storage_offset", "get_device", "is_signed", "has_names", "untyped_storage"}
 
 
 def _operator(name: str) -> Callable[..., Any]:
@@ -261,11 +280,11 @@ for _name in ("neg", "abs", "pow", "rpow", "matmul", "rmatmul", "getitem", "lt",
 
 
 def cross_covariance(one: Moments, other: Moments) -> Tensor:
-    """Covariance of two moments' entries, (B, n, m): by their own covariance where they are the same, else by descent.
+    """Covariance between the entries of two moments, (B, n, m), by recursion over the links of the later one.
 
     Args:
-        one: The first.
-        other: The second.
+        one: The first, n entries for each example.
+        other: The second, m entries.
     """
     one, other = one.node, other.node
     if one is other:
@@ -282,14 +301,14 @@ def cross_covariance(one: Moments, other: Moments) -> Tensor:
 
 
 def elementwise_covariance(one: Moments, other: Moments) -> Tensor | None:
-    """Covariance of entries at the same place, in the common shape, where only variances are carried.
+    """Covariance of corresponding entries of two moments of the same shape, where only variances are carried.
 
     Args:
         one: The first.
-        other: The second, of the same shape.
+        other: The second, in the same shape.
 
     Returns:
-        The covariances; `None` where the two have nothing in common, or too many entries to work it out.
+        The covariances, in that shape; `None` where the two are unrelated or have too many entries to compute them.
     """
     one, other = one.node, other.node
     if one is other:
@@ -303,19 +322,19 @@ def elementwise_covariance(one: Moments, other: Moments) -> Tensor | None:
     for link in links:
         if link.gain is None or link.parent.loc.shape != one.loc.shape:
             break
-        part = elementwise_covariance(one, link.parent)
-        if part is not None:
-            moved = part * link.gain()
-            total = moved if total is None else total + moved
+        with_parent = elementwise_covariance(one, link.parent)
+        if with_parent is not None:
+            term = with_parent * link.gain()
+            total = term if total is None else total + term
     else:
         return total
-    if one.loc[0].numel() > _LARGEST:
+    if one.loc[0].numel() > _MAX_ENTRIES:
         return None
     return cross_covariance(one, other).diagonal(dim1=1, dim2=2).reshape(one.loc.shape)
 
 
 def related(one: Moments, other: Moments) -> bool:
-    """Whether two moments have an ancestor in common, or one descends from the other.
+    """Whether two moments have a common ancestor, or one was computed from the other.
 
     Args:
         one: The first.
@@ -325,11 +344,12 @@ def related(one: Moments, other: Moments) -> bool:
 
 
 def _ancestors(moments: Moments) -> set[int]:
-    found: set[int] = set()
-    waiting = [moments]
-    while waiting:
-        latest = waiting.pop()
-        if id(latest) not in found:
-            found.add(id(latest))
-            waiting += [link.parent for link in latest.links]
-    return found
+    """Identities of the moments and of all that they were computed from."""
+    visited: set[int] = set()
+    stack = [moments]
+    while stack:
+        current = stack.pop()
+        if id(current) not in visited:
+            visited.add(id(current))
+            stack += [link.parent for link in current.links]
+    return visited

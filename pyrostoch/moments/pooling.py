@@ -1,4 +1,4 @@
-"""Pooling: averages exactly, maxima by Clark's formulas in a tournament within each window."""
+"""Rules of pooling: averages are exact, maxima of a window are taken pair by pair with Clark's formulas."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ def maximum(loc: tuple[Tensor, Tensor], var: tuple[Tensor, Tensor], cov: Tensor 
 
 
 def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Tensor, Tensor, Callable[[], Tensor]]:
-    """Mean and variance of the largest of k Gaussian variables, two and two at a time, each winner taken as Gaussian.
+    """Mean and variance of the largest of k Gaussian variables, by rounds of pairwise maxima taken as Gaussian.
 
     Args:
         loc: Means, (..., k).
@@ -57,8 +57,8 @@ def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Ten
         cov: Covariances, (..., k, k); without them the variables are independent.
 
     Returns:
-        Mean and variance of the largest, (...), and a function that tells how much each variable counts in its
-        covariance with others, (..., k), which add up to 1.
+        Mean and variance of the largest, (...), and a function that returns weights (..., k) with sum 1: the covariance
+        of the largest with any other variable is the weighted sum of those of the k variables.
     """
     rounds: list[Tensor] = []
     while loc.shape[-1] > 1:
@@ -70,29 +70,30 @@ def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Ten
         mean, variance, first = maximum((loc[..., one], loc[..., other]), (var[..., one], var[..., other]), between)
         rounds.append(first)
         if cov is not None:
-            share = first.unsqueeze(-1)
-            rows = share * cov[..., one, :] + (1.0 - share) * cov[..., other, :]
+            row_weight = first.unsqueeze(-1)
+            rows = row_weight * cov[..., one, :] + (1.0 - row_weight) * cov[..., other, :]
             rows = torch.cat([rows, cov[..., 2 * pairs :, :]], dim=-2)
-            kept = first.unsqueeze(-2)
-            columns = kept * rows[..., one] + (1.0 - kept) * rows[..., other]
+            column_weight = first.unsqueeze(-2)
+            columns = column_weight * rows[..., one] + (1.0 - column_weight) * rows[..., other]
             cov = torch.cat([columns, rows[..., 2 * pairs :]], dim=-1)
         odd = slice(2 * pairs, count)
         loc, var = torch.cat([mean, loc[..., odd]], dim=-1), torch.cat([variance, var[..., odd]], dim=-1)
         if cov is not None:
             cov = torch.diagonal_scatter(cov, var, dim1=-2, dim2=-1)
-    return loc[..., 0], var[..., 0], lambda: _counts(rounds, torch.ones_like(loc))
+    return loc[..., 0], var[..., 0], lambda: _weights(rounds, torch.ones_like(loc))
 
 
-def _counts(rounds: list[Tensor], found: Tensor) -> Tensor:
-    """How much each variable counts, from what the last winner does, and the probabilities of each round's winners."""
+def _weights(rounds: list[Tensor], weights: Tensor) -> Tensor:
+    """The weights of all variables, from the probabilities in each round that the first of a pair is the larger."""
     for first in reversed(rounds):
         pairs = first.shape[-1]
-        both = torch.stack([first, 1.0 - first], dim=-1) * found[..., :pairs].unsqueeze(-1)
-        found = torch.cat([both.flatten(-2), found[..., pairs:]], dim=-1)
-    return found
+        both = torch.stack([first, 1.0 - first], dim=-1) * weights[..., :pairs].unsqueeze(-1)
+        weights = torch.cat([both.flatten(-2), weights[..., pairs:]], dim=-1)
+    return weights
 
 
-def _pair(value: Any, count: int) -> tuple[int, ...]:
+def _per_axis(value: Any, count: int) -> tuple[int, ...]:
+    """A setting of pooling for each of the spatial axes."""
     return (value,) * count if isinstance(value, int) else tuple(value) * (count if len(value) == 1 else 1)
 
 
@@ -108,35 +109,36 @@ def _max_pool(
     return_indices: bool = False,
 ) -> Moments:
     count = 1 if func in (F.max_pool1d, torch.max_pool1d) else 2
-    if ceil_mode or return_indices or set(_pair(dilation, count)) != {1} or input.loc.dim() != count + 2:
+    if ceil_mode or return_indices or set(_per_axis(dilation, count)) != {1} or input.loc.dim() != count + 2:
         raise ValueError(
-            "moments: max pooling is known for batches of 1 or 2 spatial axes, without dilation, ceil_mode or indices"
+            "moments: max pooling has a rule for 1 or 2 spatial axes behind batch and channels, without dilation, "
+            "ceil_mode or indices"
         )
-    size, pad = _pair(kernel_size, count), _pair(padding, count)
-    step = _pair(stride, count) if stride else size
+    size, pad = _per_axis(kernel_size, count), _per_axis(padding, count)
+    step = _per_axis(stride, count) if stride else size
 
     def windows(values: Tensor, fill: float) -> Tensor:
-        """(..., *space) as (..., *positions, k)."""
+        """The k values of each window: (..., *space) to (..., *positions, k)."""
         if any(pad):
             values = F.pad(values, [side for width in reversed(pad) for side in (width, width)], value=fill)
-        for width, every in zip(size, step, strict=True):
-            values = values.unfold(-count, width, every)  # the spatial axes come to stand first, one by one
+        for width, width_step in zip(size, step, strict=True):
+            values = values.unfold(-count, width, width_step)  # appends the window, so -count is the next spatial axis
         return values.flatten(-count)
 
     locs = windows(input.loc, 0.0)
     if any(pad):
-        # What lies outside never wins: it is twelve deviations below everything.
+        # Padding never is the maximum: its mean is twelve standard deviations below the smallest mean.
         low = input.loc.detach().amin() - 12.0 * input.var.detach().amax().sqrt() - 1e-6
         locs = torch.where(windows(torch.ones_like(input.loc[:1]), 0.0) > 0.5, locs, low)
-    within = None
+    window_cov = None
     if input.cov is not None:
-        places = windows(entries_of(input.loc), 0.0)[0].round().long()
+        index = windows(entries_of(input.loc), 0.0)[0].round().long()
         padded = F.pad(input.cov, (1, 0, 1, 0))
-        within = padded[:, places.unsqueeze(-1), places.unsqueeze(-2)]
-    loc, var, counts = tournament(locs, windows(input.var, 0.0), within)
+        window_cov = padded[:, index.unsqueeze(-1), index.unsqueeze(-2)]
+    loc, var, weights = tournament(locs, windows(input.var, 0.0), window_cov)
 
     def push(rows: Tensor) -> Tensor:
-        return (windows(rows, 0.0) * counts().unsqueeze(1)).sum(-1)
+        return (windows(rows, 0.0) * weights().unsqueeze(1)).sum(-1)
 
     link = Link(input, push)
     cov = None
@@ -157,9 +159,9 @@ def _avg_pool(
     divisor_override: int | None = None,
 ) -> Moments:
     if ceil_mode or divisor_override is not None:
-        raise ValueError("moments: average pooling is known without ceil_mode and divisor_override")
+        raise ValueError("moments: average pooling has no rule with ceil_mode or divisor_override")
     count = {F.avg_pool1d: 1, F.avg_pool2d: 2, F.avg_pool3d: 3}[func]
-    size = math.prod(_pair(kernel_size, count))
+    size = math.prod(_per_axis(kernel_size, count))
 
     def pooled(values: Tensor) -> Tensor:
         return func(values, kernel_size, stride, padding, False, count_include_pad)
@@ -167,7 +169,7 @@ def _avg_pool(
     def push(rows: Tensor) -> Tensor:
         return pooled(rows.flatten(0, 1)).unflatten(0, rows.shape[:2])
 
-    # How many entries are averaged: fewer at the border, where padding does not count.
+    # The variance of an average of n entries is their average variance over n; n is smaller where padding is left out.
     inside = func(torch.ones_like(input.loc[:1]), kernel_size, stride, padding, False, True)
     divisor = size if count_include_pad else inside * size
     return affine(input, pooled(input.loc), pooled(input.var) / divisor, push)
@@ -179,7 +181,10 @@ def _adaptive_avg_pool(func: Callable[..., Any], input: Moments, output_size: An
     count = loc.dim() - 2
     sizes = list(zip(input.loc.shape[-count:], loc.shape[-count:], strict=True))
     if any(before % after for before, after in sizes):
-        raise ValueError(f"moments: adaptive average pooling is known where sizes divide, got {sizes}")
+        raise ValueError(
+            f"moments: adaptive average pooling has a rule only where each output size divides the input size, got "
+            f"(input, output) sizes {sizes}"
+        )
     divisor = math.prod(before // after for before, after in sizes)
 
     def push(rows: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
-r"""What moments of a network's output say of the observations: by points of a Gaussian, or in closed form.
+r"""The distribution of observations, given moments of a network's output: by points of a Gaussian, or in closed form.
 
 With output $z \sim N(m, C)$ an observation has the density $p(y) = E_z\,p(y \mid z)$, and an ELBO needs
-$E_z \log p(y \mid z)$. Both are averages over a few fixed points (randomized Sobol points through the Gaussian's
-quantiles, the same for every example), which costs nothing beside the network; a likelihood may know a closed form.
+$E_z \log p(y \mid z)$. Both are averages over a few fixed points (scrambled Sobol points mapped to the Gaussian, the
+same for every example), which costs little beside the network; a likelihood may have a closed form instead.
 """
 
 from __future__ import annotations
@@ -17,25 +17,26 @@ import torch
 from pyro.distributions import TorchDistribution
 from torch import Tensor
 from torch.distributions import Distribution, constraints
+from torch.types import _size
 
 from pyrostoch.moments.gaussian import Moments, per_example, rows_of
 
 __all__ = ["Closed", "OutputDistribution", "gaussian_points", "noisy_gaussian", "softmax_under_gaussian"]
 
-# Up to this many outputs their covariance is used; its root costs as much as the cube of their number.
-_MOST_OUTPUTS = 256
-_MOST_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
+# With more outputs only variances are used: the cost of a root of the covariance grows with the cube of their number.
+_MAX_OUTPUTS = 256
+_MAX_SOBOL_DIMENSIONS = torch.quasirandom.SobolEngine.MAXDIM
 
 
 @dataclass(frozen=True)
 class Closed:
-    """A reading of output moments in closed form.
+    """The closed reading of an output: prediction and log densities by formulas in its moments, not from points.
 
     Args:
         fields: The prediction: `log_probs`, or `mean` and `variance`, with `total`, `aleatoric` and `epistemic`.
-        log_density: Log predictive density of targets, an entry an example.
-        expected: Mean log density of targets, an entry an example.
-        exact: Whether both are exact for a Gaussian output.
+        log_density: Log predictive density of targets, one value for each example: log of the mean density.
+        expected: Mean log density of targets, one value for each example.
+        exact: Whether both are exact for a Gaussian output; if not, they are used only where `settings.closed` is set.
     """
 
     fields: dict[str, Tensor]
@@ -45,15 +46,18 @@ class Closed:
 
 
 class OutputDistribution(TorchDistribution):
-    """The distribution of the observations where a network's output is known by its moments.
+    """The distribution of the observations, given the moments of a network's output.
 
     Args:
         output: Moments of the output.
-        distribution: The distribution of the observations for one value of the output.
-        closed: Makes the closed reading, where the likelihood has one.
+        distribution: Function from a value of the output to the distribution of the observations.
+        closed: Function that returns the likelihood's closed-form formulas, or `None` if it has none.
 
     Attributes:
         base_dist: The distribution at the mean output.
+
+    Raises:
+        ValueError: `output.settings.closed` is set, and the likelihood has no closed form.
 
     Example:
         >>> output = Moments(torch.zeros(3, 2), torch.ones(3, 2))
@@ -72,33 +76,33 @@ class OutputDistribution(TorchDistribution):
         closed: Callable[[], Closed | None] = lambda: None,
     ) -> None:
         self.output, self._distribution = output, distribution
-        found = closed()
-        if found is None and output.settings.closed:
+        formulas = closed()
+        if formulas is None and output.settings.closed:
             raise ValueError(
-                "moments: this likelihood has no closed reading of output moments (Categorical and Gaussian have); "
-                "leave ':closed' out"
+                "moments: this likelihood has no closed form for moments of the output (Categorical and Gaussian have "
+                "one); leave out ':closed'"
             )
-        self.closed = found if found is not None and (found.exact or output.settings.closed) else None
+        self.closed = formulas if formulas is not None and (formulas.exact or output.settings.closed) else None
         at_mean = distribution(output.loc)
         self.base_dist: Any = getattr(at_mean, "base_dist", at_mean)
         super().__init__(at_mean.batch_shape, at_mean.event_shape, validate_args=False)
 
-    def expand(self, batch_shape: Any, _instance: Any = None) -> Any:
-        """The distribution itself, for the shape that it has: a plate asks for it, and must not hide what it is."""
+    def expand(self, batch_shape: _size, _instance: OutputDistribution | None = None) -> Any:
+        """Itself if `batch_shape` is its own, so that a plate does not wrap it in an expanded distribution."""
         return self if torch.Size(batch_shape) == self.batch_shape else super().expand(batch_shape, _instance)
 
     @property
     def support(self) -> Any:
-        """Where the observations lie."""
+        """Support of the observations."""
         return getattr(self.base_dist, "support", constraints.real)
 
     def members(self) -> Iterator[Distribution]:
-        """The distribution of the observations at each of the points, all of one weight."""
+        """The distribution of the observations at each of the points of the output, which have equal weights."""
         for z in gaussian_points(self.output):
             yield self._distribution(z)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log of the mean density over the output.
+        """Log predictive density: the log of the density averaged over the output.
 
         Args:
             value: Observations.
@@ -109,7 +113,7 @@ class OutputDistribution(TorchDistribution):
         return logs.logsumexp(0) - math.log(len(logs))
 
     def expected_log_prob(self, value: Tensor) -> Tensor:
-        """Mean of the log density over the output, the data term of an ELBO.
+        """The log density averaged over the output, the data term of an ELBO.
 
         Args:
             value: Observations.
@@ -118,104 +122,107 @@ class OutputDistribution(TorchDistribution):
             return self.closed.expected(value)
         return torch.stack([distribution.log_prob(value) for distribution in self.members()]).mean(0)
 
-    def sample(self, sample_shape: Any = ()) -> Tensor:
-        """An observation for an output drawn anew.
+    def sample(self, sample_shape: _size = ()) -> Tensor:
+        """One draw of the output, then one draw of the observations.
 
         Args:
-            sample_shape: Shape of independent draws; one only.
+            sample_shape: Must be empty.
         """
         if tuple(sample_shape):
-            raise ValueError("OutputDistribution: one draw at a time")
+            raise ValueError(
+                f"OutputDistribution.sample: expected an empty sample_shape, got {tuple(sample_shape)}; draw one by one"
+            )
         noise = torch.randn(1, *self.output.loc.shape, dtype=self.output.loc.dtype, device=self.output.loc.device)
-        drawn: Tensor = self._distribution(_at(self.output, noise)[0]).sample()
+        drawn: Tensor = self._distribution(_from_standard_normal(self.output, noise)[0]).sample()
         return drawn
 
 
 def gaussian_points(output: Moments) -> Tensor:
-    """Points of the output's Gaussian, (K, B, ...), all of one weight.
+    """Points of the output's Gaussian with equal weights, (K, B, ...).
 
     Args:
-        output: Moments of the output; `output.settings.points` says how many.
+        output: Moments of the output, (B, ...); `output.settings.points` is K.
     """
     size = output.loc[0].numel()
-    unit = _unit_points(output.settings.points, size).to(output.loc)
-    return _at(output, unit.reshape(len(unit), 1, *output.loc.shape[1:]))
+    standard = _standard_points(output.settings.points, size).to(output.loc)
+    return _from_standard_normal(output, standard.reshape(len(standard), 1, *output.loc.shape[1:]))
 
 
-def _at(output: Moments, noise: Tensor) -> Tensor:
-    """Outputs at standard normal points, (K, 1 or B, ...)."""
+def _from_standard_normal(output: Moments, noise: Tensor) -> Tensor:
+    """Points of the output's Gaussian, (K, B, ...), from standard normal ones, (K, 1 or B, ...)."""
     loc = output.loc
-    if loc[0].numel() > _MOST_OUTPUTS or (output.cov is None and output.late is None):
+    if loc[0].numel() > _MAX_OUTPUTS or (output.cov is None and output.lazy_covariance is None):
         return loc + output.stddev() * noise
-    moved = torch.einsum("bij,kbj->kbi", _cholesky(output.covariance()), rows_of(noise).expand(-1, len(loc), -1))
-    return loc + moved.reshape(len(noise), *loc.shape)
+    offsets = torch.einsum("bij,kbj->kbi", _cholesky(output.covariance()), rows_of(noise).expand(-1, len(loc), -1))
+    return loc + offsets.reshape(len(noise), *loc.shape)
 
 
 def _cholesky(cov: Tensor) -> Tensor:
-    """A root of covariances that may be singular, lifted by what rounding leaves unknown."""
+    """Cholesky factors of covariances that may be singular: a number of the size of rounding errors is added first."""
     scale = cov.diagonal(dim1=1, dim2=2).amax(1).clamp_min(torch.finfo(cov.dtype).tiny ** 0.5)
-    lift = scale * (1e-10 if cov.dtype == torch.float64 else 1e-5)
-    found: Tensor = torch.linalg.cholesky_ex(cov + torch.diag_embed(lift.unsqueeze(1).expand(cov.shape[:2])))[0]
-    return found
+    jitter = scale * (1e-10 if cov.dtype == torch.float64 else 1e-5)
+    factor: Tensor = torch.linalg.cholesky_ex(cov + torch.diag_embed(jitter.unsqueeze(1).expand(cov.shape[:2])))[0]
+    return factor
 
 
 @lru_cache(maxsize=16)
-def _unit_points(count: int, size: int) -> Tensor:
-    """Standard normal points that fill the space evenly, the same every time."""
-    if size > _MOST_DIMENSIONS:
+def _standard_points(count: int, size: int) -> Tensor:
+    """Standard normal points that fill the space evenly, the same in every call."""
+    if size > _MAX_SOBOL_DIMENSIONS:
         return torch.randn(count, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     uniform = torch.quasirandom.SobolEngine(size, scramble=True, seed=0).draw(count, dtype=torch.float64)
     points = torch.special.ndtri(uniform.clamp(1e-9, 1.0 - 1e-9))
-    # Mean 0 and variance 1 in each direction, as the Gaussian has them: linear and quadratic terms come out exact.
+    # Mean 0 and variance 1 in each dimension, as for the Gaussian, so that linear and squared terms are exact.
     points = points - points.mean(0)
     return points / points.square().mean(0).sqrt()
 
 
 def softmax_under_gaussian(output: Moments) -> Closed:
-    r"""Class probabilities and expected log-likelihood for Gaussian logits, by closed approximations.
+    r"""Class probabilities and expected log-likelihood for Gaussian logits, by closed-form approximations.
 
     $$ p_c \propto \Bigl[\sum_j \exp\Bigl(-\frac{m_c - m_j}{\sqrt{1 + \pi \mathrm{Var}(z_c - z_j) / 8}}\Bigr)
     \Bigr]^{-1}, \qquad E \log \mathrm{softmax}_c \approx m_c - \mathrm{lse}(m) -
     \tfrac12 \bigl(p^\top \mathrm{diag}\,C - p^\top C p\bigr), $$
 
-    the second with p = softmax(m), to second order, which is also the epistemic part of the entropy.
+    the second with p = softmax(m), to second order; its last term is also used as the epistemic part of the entropy.
 
     Args:
         output: Moments of the logits, (B, C).
 
     References:
-        MacKay 1992; Lu, Ie, Sha, "Mean-field approximation to Gaussian-softmax integral", 2020 (arXiv 2006.07584); Wu
-        et al., "Deterministic variational inference for robust Bayesian neural networks", 2019.
+        MacKay, "The evidence framework applied to classification networks", 1992; Lu, Ie, Sha, "Mean-field
+        approximation to Gaussian-softmax integral", 2020 (arXiv 2006.07584); Wu et al., "Deterministic variational
+        inference for robust Bayesian neural networks", 2019.
     """
     if output.loc.dim() != 2:
         raise ValueError(
-            f"moments: the closed reading of classes is for logits of shape (batch, classes), got "
-            f"{tuple(output.loc.shape)}; leave ':closed' out"
+            f"moments: the closed form for classes needs logits of shape (batch, classes), got "
+            f"{tuple(output.loc.shape)}; leave out ':closed'"
         )
     m, cov = output.loc, output.covariance()
     v = cov.diagonal(dim1=1, dim2=2)
-    apart = (v.unsqueeze(2) + v.unsqueeze(1) - 2.0 * cov).clamp_min(0.0)
-    narrowed = (m.unsqueeze(2) - m.unsqueeze(1)) * (1.0 + math.pi / 8.0 * apart).rsqrt()
-    log_probs = (-torch.logsumexp(-narrowed, dim=2)).double().log_softmax(-1)
+    difference_var = (v.unsqueeze(2) + v.unsqueeze(1) - 2.0 * cov).clamp_min(0.0)
+    scaled_difference = (m.unsqueeze(2) - m.unsqueeze(1)) * (1.0 + math.pi / 8.0 * difference_var).rsqrt()
+    log_probs = (-torch.logsumexp(-scaled_difference, dim=2)).double().log_softmax(-1)
     p = m.softmax(-1)
-    half = 0.5 * ((p * v).sum(-1) - torch.einsum("bi,bij,bj->b", p, cov, p)).clamp_min(0.0)
+    second_order = 0.5 * ((p * v).sum(-1) - torch.einsum("bi,bij,bj->b", p, cov, p)).clamp_min(0.0)
     at_mean = m.log_softmax(-1)
     total = -(log_probs.exp() * log_probs).sum(-1)
-    epistemic = torch.minimum(half.double(), total)
+    epistemic = torch.minimum(second_order.double(), total)
     fields = {"log_probs": log_probs, "total": total, "aleatoric": total - epistemic, "epistemic": epistemic}
 
     def expected(y: Tensor) -> Tensor:
-        return at_mean.gather(1, y.unsqueeze(1)).squeeze(1) - half
+        return at_mean.gather(1, y.unsqueeze(1)).squeeze(1) - second_order
 
     return Closed(fields, lambda y: log_probs.gather(1, y.unsqueeze(1)).squeeze(1), expected, exact=False)
 
 
 def noisy_gaussian(output: Moments, scale: Tensor) -> Closed:
-    """Real targets with Gaussian noise around a Gaussian output: exact.
+    """Real-valued targets with Gaussian noise around a Gaussian output; exact.
 
     Args:
         output: Moments of the output.
-        scale: Standard deviation of the noise.
+        scale: Standard deviation of the noise, broadcast to the output.
     """
     noise = scale.square()
     var = output.var.clamp_min(0.0)
@@ -227,9 +234,10 @@ def noisy_gaussian(output: Moments, scale: Tensor) -> Closed:
         return per_example(distribution.log_prob(y) - 0.5 * var / noise).sum(1)
 
     def log_density(y: Tensor) -> Tensor:
-        if y.dim() == 1 or output.cov is None and output.late is None or y[0].numel() > _MOST_OUTPUTS:
-            apart = torch.distributions.Normal(output.loc, total.sqrt(), validate_args=False).log_prob(y)
-            return per_example(apart).sum(1)
+        diagonal = output.cov is None and output.lazy_covariance is None
+        if y.dim() == 1 or diagonal or y[0].numel() > _MAX_OUTPUTS:
+            marginals = torch.distributions.Normal(output.loc, total.sqrt(), validate_args=False)
+            return per_example(marginals.log_prob(y)).sum(1)
         noisy = output.covariance() + noise * torch.eye(y[0].numel(), dtype=y.dtype, device=y.device)
         joint = torch.distributions.MultivariateNormal(per_example(output.loc), noisy, validate_args=False)
         return joint.log_prob(per_example(y))

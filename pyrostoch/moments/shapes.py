@@ -1,4 +1,4 @@
-"""Operations that only arrange entries: views, permutations, slices, padding, copies, and joining."""
+"""Rules of operations that only rearrange entries: views, permutations, slices, padding, copies, concatenation."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from pyrostoch.moments.table import caller, refuse, rule
 
 __all__ = ["rearranged"]
 
-_NAMES = (
+_FUNCTIONS = (  # torch functions that are also methods of tensors
     "flatten",
     "reshape",
     "squeeze",
@@ -27,23 +27,23 @@ _NAMES = (
     "flip",
 )
 _METHODS = ("view", "view_as", "reshape_as", "contiguous", "clone", "expand", "expand_as", "__getitem__", "swapaxes")
-_PARTS = ("chunk", "split", "unbind", "tensor_split")
-# Those after which the entries stand in the same order.
-_KEEPING = {"clone", "contiguous", "flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze"}
-_KEEPING |= {"view", "view_as"}
+_SPLITS = ("chunk", "split", "unbind", "tensor_split")
+# Those that keep the order of the entries.
+_ORDER_PRESERVING = {"clone", "contiguous", "flatten", "reshape", "reshape_as", "squeeze", "unflatten", "unsqueeze"}
+_ORDER_PRESERVING |= {"view", "view_as"}
 _CASTS = ("to", "float", "double", "half", "bfloat16", "type_as", "type", "detach", "cpu", "cuda")
 
 
 def rearranged(x: Moments, func: Callable[[Tensor], Any], *, keep: bool = False) -> Any:
-    """Moments after an operation that puts each entry somewhere, or a zero where none comes from.
+    """Moments after an operation whose results are entries of the input or zeros.
 
     Args:
         x: The moments.
-        func: The operation on a tensor of their shape, the axis of examples kept first.
-        keep: Whether the entries stay in their order, so that nothing but the shape changes.
+        func: The operation on a tensor in their shape; it keeps the axis of examples first.
+        keep: Whether the order of the entries is kept, so that only the shape changes.
 
     Returns:
-        The moments, in a tuple where the operation returns several tensors.
+        The moments, or a tuple of them if the operation returns several tensors.
 
     Raises:
         ValueError: The operation changes the number of examples.
@@ -61,14 +61,14 @@ def _arranged(
 ) -> Moments:
     if loc.dim() == 0 or len(loc) != len(x.loc):
         raise ValueError(
-            f"moments: the first axis counts examples, {len(x.loc)} of them, and an operation has made shape "
-            f"{tuple(loc.shape)} of {tuple(x.loc.shape)}; keep the examples in front"
+            f"moments: the first axis counts examples, which are independent: an operation turned shape "
+            f"{tuple(x.loc.shape)} into {tuple(loc.shape)}; keep the {len(x.loc)} examples on the first axis"
         )
 
     def source() -> Tensor:
-        """For each entry of a result, the entry of an example it is, counted from 1; 0 for none."""
-        made = func(entries_of(x.loc).expand(x.loc.shape).contiguous())
-        return (made if part is None else made[part])[0].reshape(-1).round().long()
+        """For each entry of a result its position in the input example, counted from 1; 0 for a zero."""
+        result = func(entries_of(x.loc).expand(x.loc.shape).contiguous())
+        return (result if part is None else result[part])[0].reshape(-1).round().long()
 
     def push(rows: Tensor) -> Tensor:
         flat = rows_of(rows)
@@ -81,11 +81,11 @@ def _arranged(
         index = source()
         cov = F.pad(cov, (1, 0, 1, 0))[:, index][:, :, index]
     gain = (lambda: torch.ones_like(loc)) if keep and loc.shape == x.loc.shape else None
-    return Moments(loc, var, cov, x.settings, (Link(x, push, gain),), x.late if keep else None)
+    return Moments(loc, var, cov, x.settings, (Link(x, push, gain),), x.lazy_covariance if keep else None)
 
 
 def _check_examples(name: str, x: Moments, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuse what moves or picks examples: they are independent, and stay in front."""
+    """Refuse operations that move or select examples, as the first axis must count independent examples."""
     count = x.loc.dim()
 
     def axes(*values: Any) -> set[int]:
@@ -103,8 +103,8 @@ def _check_examples(name: str, x: Moments, args: tuple[Any, ...], kwargs: dict[s
         ends = dict(zip((s % count for s in source), (t % count for t in target), strict=True))
         moved = ends.get(0, 0) != 0 or any(t == 0 and s != 0 for s, t in ends.items())
     elif name in ("narrow", "unbind", "chunk", "split", "tensor_split"):
-        place = 0 if name in ("narrow", "unbind") else 1
-        axis = kwargs.get("dim", args[place] if len(args) > place else 0)
+        position = 0 if name in ("narrow", "unbind") else 1
+        axis = kwargs.get("dim", args[position] if len(args) > position else 0)
         moved = axis % count == 0
     elif name == "__getitem__":
         index = args[0] if isinstance(args[0], tuple) else (args[0],)
@@ -115,27 +115,25 @@ def _check_examples(name: str, x: Moments, args: tuple[Any, ...], kwargs: dict[s
         return
     if moved:
         if isinstance(caller(), nn.MultiheadAttention):
-            sampled = (
-                "it moves the examples from the front, and is not sampled through alone" if x.settings.sampled else ""
-            )
-            refuse(torch.nn.functional.multi_head_attention_forward, sampled)
+            reason = "it moves the examples from the first axis, so it cannot be done by Monte Carlo alone"
+            refuse(torch.nn.functional.multi_head_attention_forward, reason if x.settings.sampled else "")
         raise ValueError(
             f"moments: the first axis counts examples, which are independent: {name} on shape {tuple(x.loc.shape)} "
-            "would move or pick them; keep the examples in front"
+            "would move or select them; keep the examples on the first axis"
         )
 
 
-@rule(*(getattr(torch, name) for name in (*_NAMES, *_PARTS)), *(getattr(Tensor, name) for name in (*_NAMES, *_PARTS)))
+@rule(*(getattr(owner, name) for owner in (torch, Tensor) for name in (*_FUNCTIONS, *_SPLITS)))
 @rule(*(getattr(Tensor, name) for name in _METHODS), torch.clone)
 def _arrange(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Any:
     args = tuple(other.loc if isinstance(other, Moments) else other for other in args)
     name = getattr(func, "__name__", "")
     _check_examples(name, x, args, kwargs)
-    return rearranged(x, lambda values: func(values, *args, **kwargs), keep=name in _KEEPING)
+    return rearranged(x, lambda values: func(values, *args, **kwargs), keep=name in _ORDER_PRESERVING)
 
 
 @rule(Tensor.mT.__get__)  # type: ignore[attr-defined]
-def _matrices(func: Callable[..., Any], x: Moments) -> Any:
+def _transposed(func: Callable[..., Any], x: Moments) -> Any:
     return x.transpose(-2, -1)
 
 
@@ -154,9 +152,10 @@ def _cast(func: Callable[..., Any], x: Moments, *args: Any, **kwargs: Any) -> Mo
     args = tuple(other.loc if isinstance(other, Moments) else other for other in args)
     loc, var = func(x.loc, *args, **kwargs), func(x.var, *args, **kwargs)
     cov = None if x.cov is None else func(x.cov, *args, **kwargs)
-    late = x.late
+    input_covariance = x.lazy_covariance
     link = Link(x, lambda rows: func(rows, *args, **kwargs), lambda: torch.ones_like(loc))
-    return Moments(loc, var, cov, x.settings, (link,), None if late is None else lambda: func(late(), *args, **kwargs))
+    lazy_covariance = None if input_covariance is None else lambda: func(input_covariance(), *args, **kwargs)
+    return Moments(loc, var, cov, x.settings, (link,), lazy_covariance)
 
 
 @rule(F.pad)
@@ -172,7 +171,7 @@ def _pad(
 @rule(F.interpolate)
 def _interpolate(func: Callable[..., Any], input: Moments, *args: Any, **kwargs: Any) -> Moments:
     if kwargs.get("mode", args[2] if len(args) > 2 else "nearest") not in ("nearest", "nearest-exact"):
-        raise ValueError("moments: interpolation mixes entries in every mode but 'nearest' and 'nearest-exact'")
+        raise ValueError("moments: interpolation has a rule only for the modes 'nearest' and 'nearest-exact'")
     return rearranged(input, lambda values: func(values, *args, **kwargs))
 
 
@@ -185,10 +184,10 @@ def _join(func: Callable[..., Any], tensors: Sequence[Any], dim: int = 0, *, axi
     variances = [part.var if isinstance(part, Moments) else torch.zeros_like(part) for part in tensors]
     loc, var = func(locs, dim), func(variances, dim)
     if dim % (locs[0].dim() + (func is torch.stack)) == 0:
-        raise ValueError("moments: the first axis counts examples; join along another one")
+        raise ValueError("moments: the first axis counts examples, which cannot be joined; use another dim")
 
-    def place(part: int) -> Callable[[Tensor], Tensor]:
-        """Rows of one part, with zeros where the others stand."""
+    def push_of(part: int) -> Callable[[Tensor], Tensor]:
+        """The Jacobian with respect to one part: its rows, joined with zeros for the other parts."""
 
         def push(rows: Tensor) -> Tensor:
             flat = [
@@ -199,12 +198,12 @@ def _join(func: Callable[..., Any], tensors: Sequence[Any], dim: int = 0, *, axi
 
         return push
 
-    links = tuple(Link(part, place(at)) for at, part in enumerate(tensors) if isinstance(part, Moments))
-    return Moments(loc, var, _joint(links, loc) if first.settings.full else None, first.settings, links)
+    links = tuple(Link(part, push_of(at)) for at, part in enumerate(tensors) if isinstance(part, Moments))
+    return Moments(loc, var, _joined_covariance(links, loc) if first.settings.full else None, first.settings, links)
 
 
-def _joint(links: tuple[Link, ...], loc: Tensor) -> Tensor:
-    """Covariance of what was joined, blocks between related parts included."""
+def _joined_covariance(links: tuple[Link, ...], loc: Tensor) -> Tensor:
+    """Covariance of the joined parts, with the blocks between related parts."""
     total: Any = 0.0
     for one in links:
         for other in links:

@@ -1,4 +1,4 @@
-"""The table of rules: what each torch function does to moments, and what is said where it has no rule."""
+"""The table of rules: what each torch function does to moments, and the errors for functions without a rule."""
 
 from __future__ import annotations
 
@@ -14,17 +14,25 @@ __all__ = ["RULES", "MissingRuleError", "apply", "caller", "moments_in", "refuse
 
 Rule = Callable[..., Any]
 
-#: The rule of each torch function: called with the function's own arguments.
-RULES: dict[Any, Rule] = {}
+#: The rule of each torch function, called with the function and its arguments; "fallback" is for those without one.
+RULES: dict[Callable[..., Any] | str, Rule] = {}
 
 
 class MissingRuleError(TypeError):
     """A network uses a function for which there is no moment rule.
 
     Args:
-        message: What is wrong.
+        message: The error message.
         function: Name of the function.
-        module: The module that called it, if one did.
+        module: The module that called it, or `None`.
+
+    Example:
+        >>> from pyrostoch.moments import Moments
+        >>> try:
+        ...     torch.cumsum(Moments(torch.zeros(1, 2), torch.ones(1, 2)), 1)
+        ... except MissingRuleError as error:
+        ...     error.function
+        'torch.cumsum'
     """
 
     def __init__(self, message: str, function: str, module: nn.Module | None) -> None:
@@ -32,16 +40,16 @@ class MissingRuleError(TypeError):
         self.function, self.module = function, module
 
 
-def rule(*functions: Any) -> Callable[[Rule], Rule]:
-    """Register a rule for torch functions, in place of any that they have.
+def rule(*functions: Callable[..., Any]) -> Callable[[Rule], Rule]:
+    """Register a rule for torch functions, in place of any existing rule.
 
     The rule is called as `rule(func, *args, **kwargs)` with the torch function that was called and its arguments, of
-    which some are `Moments`: `.loc` and `.var`, and `.cov` where covariances are carried, the examples in front. It
-    returns `Moments`. Best made of functions that have rules, which then do covariances too; a rule that returns
-    `Moments(loc, var)` alone carries variances only, under `"moments:full"` as well.
+    which some are `Moments` with `.loc`, `.var` and (where covariances are carried) `.cov`; their first axis counts
+    examples. It returns `Moments`. A rule composed of functions that have rules gets covariances from these; a rule
+    that returns `Moments(loc, var)` carries variances only, under `"moments:full"` as well.
 
     Args:
-        functions: Functions and methods of tensors.
+        functions: Torch functions and methods of tensors.
 
     Example:
         >>> from pyrostoch.effects import MomentPropagation
@@ -54,16 +62,16 @@ def rule(*functions: Any) -> Callable[[Rule], Rule]:
         >>> _ = RULES.pop(torch.flipud)
     """
 
-    def register(made: Rule) -> Rule:
+    def register(new_rule: Rule) -> Rule:
         for function in functions:
-            RULES[function] = made
-        return made
+            RULES[function] = new_rule
+        return new_rule
 
     return register
 
 
 def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-    """Answer a torch function that was given moments.
+    """Apply a torch function to arguments of which some are moments, by its rule.
 
     Args:
         func: The function.
@@ -71,26 +79,26 @@ def apply(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any
         kwargs: Its keyword arguments.
 
     Returns:
-        What the function returns, with moments in place of tensors.
+        The result of the function, with moments in place of tensors.
 
     Raises:
-        MissingRuleError: There is no rule, and the moments do not allow to sample through the function.
+        MissingRuleError: There is no rule, and the settings of the moments do not allow Monte Carlo instead.
     """
-    found = RULES.get(func)
-    if found is not None:
-        return found(func, *args, **kwargs)
+    registered = RULES.get(func)
+    if registered is not None:
+        return registered(func, *args, **kwargs)
     given = list(moments_in((args, kwargs)))
     if given and given[0].settings.sampled:
         return RULES["fallback"](func, *args, **kwargs)
     refuse(func)
 
 
-def refuse(func: Callable[..., Any], always: str = "") -> NoReturn:
-    """Say that a function has no rule, and where it was called.
+def refuse(func: Callable[..., Any], reason: str = "") -> NoReturn:
+    """Raise the error that a function has no rule, with the module that called it.
 
     Args:
         func: The function.
-        always: Why it can have none and cannot be sampled through alone either, if that is so.
+        reason: Why it can neither have a rule nor be approximated by Monte Carlo on its own, if that is so.
 
     Raises:
         MissingRuleError: Always.
@@ -98,36 +106,36 @@ def refuse(func: Callable[..., Any], always: str = "") -> NoReturn:
     name = resolve_name(func) or getattr(func, "__name__", repr(func))
     module = caller()
     where = "" if module is None else f", called in {type(module).__name__}"
-    if always:
+    if reason:
         raise MissingRuleError(
-            f"moments: no rule for {name}{where}: {always}. Predict with mode='mc', which draws the whole network",
+            f"moments: no rule for {name}{where}: {reason}. Predict with mode='mc', which draws the whole network",
             name,
             module,
         )
-    why = REFUSED.get(name.rpartition(".")[2], "")
+    note = NOTES.get(name.rpartition(".")[2], "")
     raise MissingRuleError(
-        f"moments: no rule for {name}{where}{why}. Predict with mode='mc', or sample through such operations alone "
-        "with mode='moments:mc'; a rule is added by pyrostoch.moments.rule",
+        f"moments: no rule for {name}{where}{note}. Predict with mode='mc', or with mode='moments:mc' (Monte Carlo for "
+        "such operations only), or add a rule with pyrostoch.moments.rule",
         name,
         module,
     )
 
 
-#: Why some functions have no rule.
-REFUSED: dict[str, str] = {
+#: Why some functions have no rule, for the error message.
+NOTES: dict[str, str] = {
     **dict.fromkeys(
         ("multi_head_attention_forward", "scaled_dot_product_attention", "softmax", "_native_multi_head_attention"),
         " (attention: products of softmax and values have no usable moments)",
     ),
-    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), " (a recurrent network in one function; unroll its cell)"),
+    **dict.fromkeys(("lstm", "gru", "rnn_tanh", "rnn_relu"), " (a recurrent network in one function: unroll its cell)"),
 }
 
 
-def moments_in(tree: Any) -> Iterator[Any]:
-    """The moments in nested tuples, lists and dictionaries.
+def moments_in(tree: object) -> Iterator[Any]:
+    """The `Moments` in nested tuples, lists and dictionaries.
 
     Args:
-        tree: Arguments of a function.
+        tree: Arguments or result of a function.
     """
     if isinstance(tree, (tuple, list)):
         for item in tree:
@@ -140,7 +148,7 @@ def moments_in(tree: Any) -> Iterator[Any]:
 
 
 def caller() -> nn.Module | None:
-    """The innermost module on the stack: it runs the function at hand."""
+    """The innermost module on the stack, which called the present function; `None` outside of any module."""
     frame: Any = sys._getframe(1)
     while frame is not None:
         owner = frame.f_locals.get("self")

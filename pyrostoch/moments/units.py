@@ -1,7 +1,8 @@
-r"""Units made of steps and kinks: threshold, k states, ReLU, leaky ReLU, clamps, absolute value. All exact.
+r"""Piecewise linear units: threshold, k states, ReLU, leaky ReLU, clamps, absolute value. All moments are exact.
 
-Any such function is $f(x) = c\,x + \sum_k J_k\,[x > \theta_k] + K_k\,(x - \theta_k)^+$ up to a constant, so its mean,
-variance and covariance are sums over pairs of the same few integrals of Gaussians.
+Up to a constant any such function is $f(x) = c\,x + \sum_k J_k\,[x > \theta_k] + K_k\,(x - \theta_k)^+$ with jumps
+$J_k$ of the value and kinks $K_k$ of the slope. Its mean is a sum over the knots $\theta_k$, its variance and its
+covariance are sums over pairs of knots, and each term is one of a few Gaussian integrals.
 """
 
 from __future__ import annotations
@@ -19,25 +20,25 @@ from pyrostoch.moments.gaussian import Link, Moments, per_example
 
 __all__ = ["Knot", "Piecewise", "Unit", "activate", "correlation", "root"]
 
-# Below this variance the deviation is held: derivatives by it stay finite, and nothing visible moves.
+# Smallest variance of which a root is taken, so that the derivative of the root is finite.
 _FLOOR = {torch.float64: 1e-24}
 
 
 class Unit(Protocol):
-    """A function of one Gaussian variable, as moments see it; all arguments broadcast."""
+    """An activation function f together with the moments of f(x) for Gaussian x; all arguments broadcast."""
 
     def mean_variance(self, loc: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance of f(x)."""
+        """Mean and variance of f(x) for x with the given mean and variance."""
 
     def slope(self, loc: Tensor, var: Tensor) -> Tensor:
-        """Mean of f'(x)."""
+        """Mean of f'(x) for x with the given mean and variance."""
 
     def covariance(self, loc: tuple[Tensor, Tensor], var: tuple[Tensor, Tensor], cov: Tensor) -> Tensor:
         """Covariance of f(x) and f(y) for x and y with the given means, variances and covariance."""
 
 
 def root(var: Tensor) -> Tensor:
-    """The standard deviation, kept off zero so that its derivative is finite.
+    """The standard deviation, bounded away from zero so that its derivative is finite.
 
     Args:
         var: Variance.
@@ -46,7 +47,7 @@ def root(var: Tensor) -> Tensor:
 
 
 def correlation(var: tuple[Tensor, Tensor], cov: Tensor) -> Tensor:
-    """Correlation from variances and covariance, within -1 and 1.
+    """Correlation from variances and covariance, clipped to [-1, 1].
 
     Args:
         var: The two variances.
@@ -56,23 +57,23 @@ def correlation(var: tuple[Tensor, Tensor], cov: Tensor) -> Tensor:
 
 
 def activate(x: Moments, unit: Unit) -> Moments:
-    """Moments after a function of each entry.
+    """Moments after an activation function is applied to each entry.
 
     Args:
         x: The moments.
-        unit: The function.
+        unit: The activation function.
 
     Example:
         >>> activate(Moments(torch.zeros(1, 2), torch.ones(1, 2)), Piecewise.threshold()).var
         tensor([[0.2500, 0.2500]])
     """
     loc, var = unit.mean_variance(x.loc, x.var)
-    given, before = unit, (x.loc, x.var)
+    original_unit, inputs = unit, (x.loc, x.var)
 
     @functools.cache
     def gain() -> Tensor:
-        # Only branches that meet again ask for it.
-        return given.slope(*before)
+        # Evaluated only where branches of the network meet again.
+        return original_unit.slope(*inputs)
 
     cov = None
     if x.cov is not None:
@@ -86,12 +87,17 @@ def activate(x: Moments, unit: Unit) -> Moments:
 
 @dataclass(frozen=True)
 class Knot:
-    """A place where a unit jumps or bends.
+    """A point at which a piecewise linear function jumps or bends.
 
     Args:
-        at: Where.
-        jump: By how much its value rises there.
-        kink: By how much its slope rises there.
+        at: The point.
+        jump: Increase of the function's value there.
+        kink: Increase of the function's slope there.
+
+    Example:
+        >>> step = Piecewise((Knot(0.5, jump=2.0),))  # 0 below 0.5, 2 above
+        >>> activate(Moments(torch.full((1, 1), 0.5), torch.ones(1, 1)), step).loc
+        tensor([[1.]])
     """
 
     at: Tensor | float = 0.0
@@ -101,13 +107,15 @@ class Knot:
 
 @dataclass(frozen=True)
 class Piecewise:
-    r"""$f(x) = \mathrm{offset} + \mathrm{slant}\,x + \sum_k J_k [x > \theta_k] + K_k (x - \theta_k)^+$.
+    r"""A piecewise linear function with exact moments for Gaussian inputs, given by its jumps and bends.
+
+    $$ f(x) = \mathrm{offset} + \mathrm{slant}\,x + \sum_k J_k [x > \theta_k] + K_k (x - \theta_k)^+ $$
 
     Args:
-        knots: The places where it jumps or bends.
+        knots: The points where it jumps ($J_k$) or bends ($K_k$).
         offset: A constant.
-        slant: Slope left of all knots.
-        across: The unit on the other side of a covariance, where it is another one.
+        slant: Slope to the left of all knots.
+        across: The function of the second variable in a covariance, if it is not the same function.
 
     Example:
         >>> zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
@@ -116,8 +124,8 @@ class Piecewise:
         [0.398942, 0.340845]
 
     References:
-        Price 1958; Macke, Berens, Ecker, Tolias, Bethge, "Generating spike trains with specified correlation
-        coefficients", 2009, for the threshold.
+        Price, "A useful theorem for nonlinear devices having Gaussian inputs", 1958; for the threshold: Macke, Berens,
+        Ecker, Tolias, Bethge, "Generating spike trains with specified correlation coefficients", 2009.
     """
 
     knots: tuple[Knot, ...]
@@ -127,7 +135,7 @@ class Piecewise:
 
     @classmethod
     def threshold(cls, at: Tensor | float = 0.0) -> Piecewise:
-        """1 above a threshold, 0 below.
+        """The step function: 1 above a threshold, 0 below.
 
         Args:
             at: The threshold.
@@ -136,70 +144,72 @@ class Piecewise:
 
     @classmethod
     def states(cls, values: Sequence[Tensor | float], thresholds: Sequence[Tensor | float]) -> Piecewise:
-        """The k-th of a row of values between the k-th and the next threshold.
+        """A step function with several states: each threshold separates two successive values.
 
         Args:
             values: The values of the states, one more than thresholds.
-            thresholds: Where the unit changes from one state to the next, rising.
+            thresholds: The points at which it changes from one state to the next, increasing.
         """
         steps = zip(values[:-1], values[1:], thresholds, strict=True)
         return cls(tuple(Knot(at, jump=high - low) for low, high, at in steps), offset=values[0])
 
     def mean_variance(self, loc: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
-        """Mean and variance, the sums over pairs of knots taken at correlation 1."""
+        """Mean and variance; the variance is the covariance at correlation 1."""
         s = root(var)
         if len(self.knots) == 1:
-            return self._of_one_knot(loc, var, s)
+            return self._mean_variance_of_one_knot(loc, var, s)
         mean = self.offset + self.slant * loc
         for knot in self.knots:
             a = (loc - knot.at) / s
-            if _there(knot.jump):
+            if _nonzero(knot.jump):
                 mean = mean + knot.jump * normal_cdf(a)
-            if _there(knot.kink):
+            if _nonzero(knot.kink):
                 mean = mean + knot.kink * s * rectified_mean(a)
-        variance = self._pairs((loc, loc), (s, s), var, _at_one)
+        variance = self._sum_over_pairs((loc, loc), (s, s), var, _integrals_at_correlation_one)
         return mean, variance.clamp_min(0.0)
 
-    def _of_one_knot(self, loc: Tensor, var: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
-        """The same with one tail and one density for everything: thresholds and ReLUs are most of what there is."""
+    def _mean_variance_of_one_knot(self, loc: Tensor, var: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance with fewer evaluations, for the most frequent functions (threshold, ReLU)."""
         (knot,) = self.knots
         a = (loc - knot.at) / s
         above, over, under = normal_parts(a)
         mean, variance = self.offset + self.slant * loc, self.slant * self.slant * var
-        if _there(self.slant):
+        if _nonzero(self.slant):
             variance = variance + 2.0 * self.slant * s * (knot.jump * normal_pdf(a) + knot.kink * s * above)
-        if _there(knot.jump):
+        if _nonzero(knot.jump):
             below = normal_cdf(-a)
             mean = mean + knot.jump * above
             variance = variance + knot.jump * below * (knot.jump * above + 2.0 * knot.kink * s * over)
-        if _there(knot.kink):
+        if _nonzero(knot.kink):
             mean = mean + knot.kink * s * over
             variance = variance + knot.kink * knot.kink * s.square() * (above - over * under)
         return mean, variance.clamp_min(0.0)
 
     def slope(self, loc: Tensor, var: Tensor) -> Tensor:
-        """Mean derivative: a jump counts with the density at its place."""
+        """Mean derivative; the derivative of a jump is a delta function, whose mean is the density at the knot."""
         s = root(var)
         total = torch.zeros_like(loc) + self.slant
         for knot in self.knots:
             a = (loc - knot.at) / s
-            if _there(knot.jump):
+            if _nonzero(knot.jump):
                 total = total + knot.jump * normal_pdf(a) / s
-            if _there(knot.kink):
+            if _nonzero(knot.kink):
                 total = total + knot.kink * normal_cdf(a)
         return total
 
     def covariance(self, loc: tuple[Tensor, Tensor], var: tuple[Tensor, Tensor], cov: Tensor) -> Tensor:
-        """Exact covariance, by one integral for each pair of jumps and one more for each pair of kinks."""
+        """Exact covariance: one integral for each pair of knots, and one more for each pair of kinks."""
         rho = correlation(var, cov)
 
         def integrals(a: Tensor, b: Tensor, jumps: bool, kinks: bool) -> tuple[Tensor, ...]:
-            return _general(a, b, rho, jumps, kinks)
+            return _integrals(a, b, rho, jumps, kinks)
 
-        return self._pairs(loc, (root(var[0]), root(var[1])), cov, integrals)
+        return self._sum_over_pairs(loc, (root(var[0]), root(var[1])), cov, integrals)
 
     def placed(self, shape: torch.Size) -> Piecewise:
-        """The unit for a covariance of all entries with all: numbers of single entries go along rows and columns.
+        """The function in a form that broadcasts against full covariances (B, n, n).
+
+        Parameters that differ between entries vary along the rows, and along the columns in `across`.
 
         Args:
             shape: Shape of the moments, (B, ...).
@@ -220,69 +230,77 @@ class Piecewise:
         knots = tuple(Knot(place(knot.at), place(knot.jump), place(knot.kink)) for knot in self.knots)
         return Piecewise(knots, place(self.offset), place(self.slant), across)
 
-    def _pairs(
+    def _sum_over_pairs(
         self,
         loc: tuple[Tensor, Tensor],
         deviation: tuple[Tensor, Tensor],
         cov: Tensor,
         integrals: Callable[[Tensor, Tensor, bool, bool], tuple[Tensor, ...]],
     ) -> Tensor:
-        """The covariance as a sum over the two units' parts."""
+        """The covariance as a sum over pairs of terms: one of this function, one of `across`."""
         (m1, m2), (s1, s2) = loc, deviation
         across = self if self.across is None else self.across
         total = self.slant * across.slant * cov
-        for one, twin in zip(self.knots, across.knots, strict=True):
+        for one, counterpart in zip(self.knots, across.knots, strict=True):
             a = (m1 - one.at) / s1
-            if _there(self.slant):
-                b = (m2 - twin.at) / s2
-                total = total + across.slant * cov * (one.jump * normal_pdf(a) / s1 + one.kink * normal_cdf(a))
-                total = total + self.slant * cov * (twin.jump * normal_pdf(b) / s2 + twin.kink * normal_cdf(b))
+            if _nonzero(self.slant):
+                b = (m2 - counterpart.at) / s2
+                slope_1 = one.jump * normal_pdf(a) / s1 + one.kink * normal_cdf(a)
+                slope_2 = counterpart.jump * normal_pdf(b) / s2 + counterpart.kink * normal_cdf(b)
+                total = total + across.slant * cov * slope_1
+                total = total + self.slant * cov * slope_2
             for other in across.knots:
                 b = (m2 - other.at) / s2
-                jumps, kinks = _there(one.jump) and _there(other.jump), _there(one.kink) and _there(other.kink)
-                mixed = _there(one.jump) and _there(other.kink), _there(one.kink) and _there(other.jump)
-                steps, bends, step_bend, bend_step = integrals(a, b, jumps or any(mixed), kinks)
+                jumps = _nonzero(one.jump) and _nonzero(other.jump)
+                kinks = _nonzero(one.kink) and _nonzero(other.kink)
+                mixed = _nonzero(one.jump) and _nonzero(other.kink), _nonzero(one.kink) and _nonzero(other.jump)
+                step_step, ramp_ramp, step_ramp, ramp_step = integrals(a, b, jumps or any(mixed), kinks)
                 if jumps:
-                    total = total + one.jump * other.jump * steps
+                    total = total + one.jump * other.jump * step_step
                 if kinks:
-                    total = total + one.kink * other.kink * s1 * s2 * bends
+                    total = total + one.kink * other.kink * s1 * s2 * ramp_ramp
                 if mixed[0]:
-                    total = total + one.jump * other.kink * s2 * step_bend
+                    total = total + one.jump * other.kink * s2 * step_ramp
                 if mixed[1]:
-                    total = total + one.kink * other.jump * s1 * bend_step
+                    total = total + one.kink * other.jump * s1 * ramp_step
         return total
 
 
-def _there(value: Tensor | float) -> bool:
+def _nonzero(value: Tensor | float) -> bool:
+    """Whether a parameter can be other than zero; a tensor is not read, since that would synchronize a GPU."""
     return isinstance(value, Tensor) or value != 0.0
 
 
-def _general(a: Tensor, b: Tensor, rho: Tensor, jumps: bool, kinks: bool) -> tuple[Tensor, ...]:
-    """Covariances of steps and ramps of x + a and y + b, standard normal: two steps, two ramps, one of each."""
-    none = torch.zeros_like(rho)
+def _integrals(a: Tensor, b: Tensor, rho: Tensor, jumps: bool, kinks: bool) -> tuple[Tensor, ...]:
+    """Covariances of steps [x + a > 0] and ramps (x + a)^+ with those of y + b, for standard normal x and y.
+
+    Returns:
+        The covariances of step and step, ramp and ramp, step and ramp, ramp and step.
+    """
+    zero = torch.zeros_like(rho)
     pa, pb = normal_cdf(a), normal_cdf(b)
-    bends = rho * pa * pb + density_integral(a, b, rho, 1) if kinks else none
+    ramp_ramp = rho * pa * pb + density_integral(a, b, rho, 1) if kinks else zero
     if not jumps:
-        return none, bends, none, none
-    steps = density_integral(a, b, rho)
+        return zero, ramp_ramp, zero, zero
+    step_step = density_integral(a, b, rho)
     q = ((1.0 - rho) * (1.0 + rho)).clamp_min(torch.finfo(rho.dtype).eps ** 1.5).sqrt()
     beyond_a, beyond_b = normal_cdf((a - rho * b) / q), normal_cdf((b - rho * a) / q)
     da, db = normal_pdf(a), normal_pdf(b)
-    step_bend = b * steps + db * (beyond_a - pa) + rho * da * beyond_b
-    bend_step = a * steps + da * (beyond_b - pb) + rho * db * beyond_a
-    return steps, bends, step_bend, bend_step
+    step_ramp = b * step_step + db * (beyond_a - pa) + rho * da * beyond_b
+    ramp_step = a * step_step + da * (beyond_b - pb) + rho * db * beyond_a
+    return step_step, ramp_ramp, step_ramp, ramp_step
 
 
-def _at_one(a: Tensor, b: Tensor, jumps: bool, kinks: bool) -> tuple[Tensor, ...]:
-    """The same for y = x."""
+def _integrals_at_correlation_one(a: Tensor, b: Tensor, jumps: bool, kinks: bool) -> tuple[Tensor, ...]:
+    """The covariances of `_integrals` for y = x."""
     low, high = torch.minimum(a, b), torch.maximum(a, b)
-    steps = normal_cdf(low) * normal_cdf(-high)
+    step_step = normal_cdf(low) * normal_cdf(-high)
     over, under = rectified_mean(low), rectified_mean(-high)
-    bends = normal_cdf(low) - over * under
+    ramp_ramp = normal_cdf(low) - over * under
 
-    # The step at the higher offset contains the ramp's range, or lies within it.
-    def step_bend(step: Tensor, bend: Tensor) -> Tensor:
-        inside = normal_pdf(step) - normal_cdf(step) * rectified_mean(-bend)
-        return torch.where(step <= bend, inside, normal_cdf(-step) * rectified_mean(bend))
+    # Where the ramp has the larger offset it is positive wherever the step is 1, else the step is 1 on all of the ramp.
+    def step_ramp(step: Tensor, ramp: Tensor) -> Tensor:
+        inside = normal_pdf(step) - normal_cdf(step) * rectified_mean(-ramp)
+        return torch.where(step <= ramp, inside, normal_cdf(-step) * rectified_mean(ramp))
 
-    return steps, bends, step_bend(a, b), step_bend(b, a)
+    return step_step, ramp_ramp, step_ramp(a, b), step_ramp(b, a)

@@ -1,4 +1,4 @@
-"""Reading a Bayesian network: predictions, comparisons of them, and the ELBO split into its terms."""
+"""Predictions of a Bayesian network, their scores under several modes, and its ELBO split into terms."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a look at few examples tells of how to run many: the sizes of activations, and where randomness begins."""
+"""How to run many draws through a network, and the sizes of its activations, on which that depends."""
 
 from __future__ import annotations
 
@@ -14,101 +14,117 @@ from pyrostoch._ops import bind
 from pyrostoch.effects.usage import tensors_in
 from pyrostoch.moments.table import moments_in
 
-__all__ = ["Plan", "Watch", "growth", "size_of"]
+__all__ = ["SamplingPlan", "SizeRecorder", "bytes_per_example", "is_out_of_memory", "tensor_bytes"]
 
 
 @dataclass
-class Plan:
-    """How a network is run.
+class SamplingPlan:
+    """How to run the draws of a prediction through a network.
 
     Args:
-        folded: Whether draws go through it side by side.
-        shared: Sites of which each draw has a value of its own, before the network runs.
-        replaces: Whether other sites are replaced by their distributions.
-        channels_last: Whether images are laid out channel by channel.
-        before: Bytes an example of the largest activation that no draw changes.
-        after: Bytes an example and draw of the largest one that draws change.
-        weights: Bytes of one draw of the shared sites.
+        vectorized: Whether several draws run through the network at a time, by `torch.vmap`.
+        sampled_sites: Sites whose values are drawn before the network runs, anew for each draw.
+        replaces_sites: Whether other sites are replaced by their distributions.
+        channels_last: Whether images are given to the network in the memory format `torch.channels_last`.
+        shared_bytes: Bytes per example of the largest activation that is the same for all draws.
+        draw_bytes: Bytes per example and draw of the largest activation that differs between draws.
+        weight_bytes: Bytes of the values of `sampled_sites` for one draw.
     """
 
-    folded: bool = False
-    shared: tuple[str, ...] = ()
-    replaces: bool = False
+    vectorized: bool = False
+    sampled_sites: tuple[str, ...] = ()
+    replaces_sites: bool = False
     channels_last: bool = False
-    before: int = 0
-    after: int = 0
-    weights: int = 0
+    shared_bytes: int = 0
+    draw_bytes: int = 0
+    weight_bytes: int = 0
 
 
-class Watch(TorchFunctionMode):
-    """Notes the size of every tensor made, and whether kernels of convolutions differ between draws.
+class SizeRecorder(TorchFunctionMode):
+    """Records the size of every tensor that torch's functions return, and whether it differs between draws.
+
+    Within `torch.vmap` over draws, a tensor that depends on the draw has one value for each of them.
 
     Attributes:
-        alike: Bytes of each result that no draw has a part in, in order; 0 for the others.
-        apart: Bytes, for one draw, of each result that draws have a part in; 0 for the others.
-        own_kernels: Whether a convolution has a kernel of each draw's own.
+        shared: Bytes of each result that is the same for all draws, in order of execution; 0 for the others.
+        per_draw: Bytes for one draw of each result that differs between draws, in the same order; 0 for the others.
+        per_draw_kernels: Whether a convolution has another kernel for each draw.
 
     Example:
-        >>> with Watch() as watch:
+        >>> with SizeRecorder() as recorder:
         ...     _ = torch.vmap(lambda draw: draw + torch.zeros(4).exp())(torch.ones(3))
-        >>> watch.apart[-1], max(watch.alike)
+        >>> recorder.per_draw[-1], max(recorder.shared)
         (16, 16)
     """
 
     def __init__(self) -> None:
         super().__init__()
-        self.alike: list[int] = []
-        self.apart: list[int] = []
-        self.own_kernels = False
+        self.shared: list[int] = []
+        self.per_draw: list[int] = []
+        self.per_draw_kernels = False
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         result = func(*args, **(kwargs or {}))
         for moments in moments_in(result):
-            self.alike.append(
-                sum(size_of(part) for part in (moments.loc, moments.var, moments.cov) if part is not None)
+            self.shared.append(
+                sum(tensor_bytes(part) for part in (moments.loc, moments.var, moments.cov) if part is not None)
             )
-            self.apart.append(0)
+            self.per_draw.append(0)
         for tensor in tensors_in(result):
-            size, apart = size_of(tensor), _differs(tensor)
-            self.alike.append(0 if apart else size)
-            self.apart.append(size if apart else 0)
+            size, differs = tensor_bytes(tensor), _differs_between_draws(tensor)
+            self.shared.append(0 if differs else size)
+            self.per_draw.append(size if differs else 0)
         op = bind(func, args, kwargs or {})
-        if op is not None and op.spatial and _differs(op.weight):
-            self.own_kernels = True
+        if op is not None and op.spatial and _differs_between_draws(op.weight):
+            self.per_draw_kernels = True
         return result
 
 
-def _differs(tensor: Tensor) -> bool:
-    """Whether a tensor within `torch.vmap` stands for one a draw."""
+def _differs_between_draws(tensor: Tensor) -> bool:
+    """Whether a tensor within `torch.vmap` has a value for each draw."""
     return bool(torch._C._functorch.is_batchedtensor(tensor))
 
 
-def size_of(tensor: Tensor) -> int:
+def tensor_bytes(tensor: Tensor) -> int:
     """Bytes of a tensor's entries.
 
     Args:
-        tensor: The tensor; within `torch.vmap`, that of one draw.
+        tensor: The tensor; within `torch.vmap`, the bytes of one draw are counted.
 
     Example:
-        >>> size_of(torch.zeros(3, 2))
+        >>> tensor_bytes(torch.zeros(3, 2))
         24
     """
     return tensor.numel() * tensor.element_size()
 
 
-def growth(few: list[int], more: list[int]) -> int:
-    """Bytes that the largest result grows by with each example; weights, which do not grow, do not count.
+def bytes_per_example(sizes: list[int], sizes_of_more: list[int]) -> int:
+    """Bytes that one more example adds to the result that grows most; weights, whose size is fixed, do not count.
 
     Args:
-        few: Sizes of the results, in order, for some examples.
-        more: Those for one example more; or the same where there is only one.
+        sizes: Bytes of the results for some examples, in order of execution.
+        sizes_of_more: Bytes of the same results for one example more, or for the same ones where there is a single
+            example: the largest size is then returned.
 
     Example:
-        >>> growth([800, 16, 40], [800, 24, 60])
+        >>> bytes_per_example([800, 16, 40], [800, 24, 60])
         20
     """
-    if few == more or len(few) != len(more):
-        return max(more, default=0)
-    return max(there - here for here, there in zip(few, more, strict=True))
+    if sizes == sizes_of_more or len(sizes) != len(sizes_of_more):
+        return max(sizes_of_more, default=0)
+    return max(more - some for some, more in zip(sizes, sizes_of_more, strict=True))
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether memory ran out, on a GPU or a CPU.
+
+    Args:
+        error: The exception that was raised.
+
+    Example:
+        >>> is_out_of_memory(torch.OutOfMemoryError()), is_out_of_memory(ValueError("shape"))
+        (True, False)
+    """
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,8 +1,9 @@
-"""Many posterior draws for less than their number of passes.
+"""Predictions of many posterior draws, at less than the cost of one pass per draw.
 
-What no draw changes is computed once, and the draws go through the rest side by side (`torch.vmap`), as many at a time
-as fit a fixed amount of memory. A network is looked at first, on up to three examples: whether it can be run so, where
-its randomness begins, and how large its activations are.
+Activations that are the same for all draws are computed once; the draws run through the rest of the network together,
+vectorized by `torch.vmap`, in chunks that fit a fixed amount of memory. Before that, the network runs on up to three
+examples, to find out whether its draws can be vectorized, which sites are drawn before it runs, and how large its
+activations are: that makes the `SamplingPlan`.
 """
 
 from __future__ import annotations
@@ -17,313 +18,331 @@ import pyro
 import torch
 from pyro import poutine
 from pyro.infer.autoguide import AutoGuide
+from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyrostoch import guides
 from pyrostoch._seeds import forked
-from pyrostoch.effects import Interpretation, SharedSample, base_distribution
-from pyrostoch.guides import Guide, PerSite
+from pyrostoch.effects import Interpretation, SharedSample
+from pyrostoch.effects.interpretation import SiteDraw
 from pyrostoch.model import latent_sites
-from pyrostoch.prediction.activation_sizes import Plan, Watch, growth, size_of
-from pyrostoch.prediction.readouts import MODES, observe
-from pyrostoch.staging import put_back, undisturbed, unique
+from pyrostoch.prediction.activation_sizes import (
+    SamplingPlan,
+    SizeRecorder,
+    bytes_per_example,
+    is_out_of_memory,
+    tensor_bytes,
+)
+from pyrostoch.prediction.readouts import MODES, has_valid_arguments, observation_distribution
+from pyrostoch.protocols import Guide, Inputs, Model
+from pyrostoch.staging import restore_modules, restore_tensors, unique
 
-__all__ = ["Chunk", "Drawing"]
+__all__ = ["DrawChunk", "PosteriorSampler"]
 
-# Bytes of the largest activation of a pass. On a CPU small pieces stay in its caches, and blocks of more than some
-# 32 MiB are asked of the system anew each time, which costs more than the arithmetic.
-_BUDGET = {"cpu": 8 * 2**20, "cuda": 2**29}
+# Largest number of bytes of an activation. On a CPU small activations stay in its caches; and blocks of more than about
+# 32 MiB are requested from the operating system each time, which costs more than the arithmetic.
+_MAX_BYTES = {"cpu": 8 * 2**20, "cuda": 2**29}
 
-# Examples that a pass should have at least.
-_FEWEST = 16
+# Smallest number of examples that a pass should have.
+_MIN_EXAMPLES = 16
 
-# Name, among the statistics, of whether a distribution's arguments are where they may be.
-_FITS = "fits"
+# Name among the statistics that tells whether the arguments of a distribution are within their constraints.
+_VALID = "valid"
 
 Statistics = Callable[[Distribution], dict[str, Tensor]]
 
 
 @dataclass
-class Chunk:
-    """Some draws from the guide, to be run on one batch after another.
+class DrawChunk:
+    """Some draws from the guide, to run on one batch after another.
 
     Args:
-        drawing: Where it belongs.
-        trace: A trace of the guide.
-        known: What the interpretation knows of each site.
-        values: For each draw, the values of the sites that have one of its own.
+        sampler: The sampler that made them.
+        guide_trace: A trace of the guide.
+        draws: The draw of each site, from `Interpretation.export_draws`.
+        values: For each draw, the values of the sites in `SamplingPlan.sampled_sites`.
     """
 
-    drawing: Drawing
-    trace: Any
-    known: dict[str, Any]
+    sampler: PosteriorSampler
+    guide_trace: Trace
+    draws: dict[str, SiteDraw]
     values: list[dict[str, Tensor]]
 
-    def on(self, x: Any, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
-        """What is wanted of the distribution of the observations, for each draw in turn.
+    def run(self, x: Inputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+        """Run the network and compute statistics of the observations, for each draw in turn.
 
         Args:
             x: Inputs of one batch.
-            statistics: Reads tensors from a distribution.
+            statistics: Computes tensors from the distribution of the observations.
         """
-        plan = self.drawing.plan
-        if plan.folded and len(self.values) > 1:
+        plan = self.sampler.plan
+        if plan.vectorized and len(self.values) > 1:
             results: dict[str, Tensor] | None = None
             try:
-                results = self._folded(x, statistics)
-            except Exception as error:  # whatever a network does that cannot be done side by side
-                plan.folded = is_out_of_memory(error)
-            # Outside the handler, whose error holds on to what has filled the memory.
+                results = self._run_vectorized(x, statistics)
+            except Exception as error:  # a network may do anything that cannot be vectorized
+                plan.vectorized = is_out_of_memory(error)
+            # Outside the except block, since the exception keeps alive the tensors that have filled the memory.
             if results is not None:
                 yield from ({name: value[k] for name, value in results.items()} for k in range(len(self.values)))
                 return
-            if plan.folded:
+            if plan.vectorized:
                 gc.collect()
-                yield from self._halves(x, statistics)
+                yield from self._run_halves(x, statistics)
                 return
         for values in self.values:
-            yield self._run(x, values, statistics)
+            yield self._run_draw(x, values, statistics)
 
-    def _halves(self, x: Any, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+    def _run_halves(self, x: Inputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
         half = len(self.values) // 2
-        self.drawing.most = half
+        self.sampler.max_chunk_size = half
         for part in (slice(None, half), slice(half, None)):
-            yield from Chunk(self.drawing, self.trace, self.known, self.values[part]).on(x, statistics)
+            yield from DrawChunk(self.sampler, self.guide_trace, self.draws, self.values[part]).run(x, statistics)
 
-    def _folded(self, x: Any, statistics: Statistics) -> dict[str, Tensor]:
+    def _run_vectorized(self, x: Inputs, statistics: Statistics) -> dict[str, Tensor]:
         values = {site: torch.stack([draw[site] for draw in self.values]) for site in self.values[0]}
-        index = torch.empty(len(self.values))  # at least one tensor to run over, also where no site is shared
-        checked = pyro.settings.get("validate_distributions_pyro")
+        index = torch.empty(len(self.values))  # vmap needs a tensor to map over, even if no site is sampled beforehand
+        check = pyro.settings.get("validate_distributions_pyro")
 
-        def one(values: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
-            def read(distribution: Distribution) -> dict[str, Tensor]:
-                fits = _has_valid_arguments(distribution) if checked else torch.ones((), dtype=torch.bool)
-                return {**statistics(distribution), _FITS: fits}
+        def run_draw(values: dict[str, Tensor], index: Tensor) -> dict[str, Tensor]:
+            def checked_statistics(distribution: Distribution) -> dict[str, Tensor]:
+                valid = has_valid_arguments(distribution) if check else torch.ones((), dtype=torch.bool)
+                return {**statistics(distribution), _VALID: valid}
 
-            return self._run(x, values, read)
+            return self._run_draw(x, values, checked_statistics)
 
-        # A batch of draws has no truth value for Pyro's checks to ask: they are asked of all draws at the end.
+        # Pyro's checks need the truth value of a tensor, which vmap does not allow: all draws are checked at the end.
         with pyro.validation_enabled(False):
-            found = torch.vmap(one, randomness="different")(values, index)
-        if not bool(found.pop(_FITS).all()):
-            raise ValueError(
-                "a distribution of the observations has arguments out of range"
-            )  # one by one, the distribution tells which
-        return found
+            results = torch.vmap(run_draw, randomness="different")(values, index)
+        if not bool(results.pop(_VALID).all()):
+            # The draws are then run one by one, and Pyro's own check names the argument.
+            raise ValueError("a distribution of the observations has arguments outside their constraints")
+        return results
 
-    def _run(self, x: Any, values: dict[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
-        if self.drawing.joint:
-            # Copies, since a draw serves several batches and a network may write into its weights.
+    def _run_draw(self, x: Inputs, values: dict[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
+        if self.sampler.joint:
+            # Copies, since a draw is used for several batches and a network may write into its weights.
             values = {site: value.clone() for site, value in values.items()}
-        known = {site: draw.with_value(values.get(site, draw.value)) for site, draw in self.known.items()}
-        trace = self.trace.copy()
-        for site, draw in known.items():
+        draws = {site: _copy_draw(draw, values.get(site, draw.value)) for site, draw in self.draws.items()}
+        trace = self.guide_trace.copy()
+        for site, draw in draws.items():
             trace.nodes[site] = {**trace.nodes[site], "value": draw.value}
-        with self.drawing.interpretation() as how:
-            how.import_draws(known)
-            distribution = observe(self.drawing.model, trace, x)
+        with self.sampler.interpretation() as interpretation:
+            interpretation.import_draws(draws)
+            distribution = observation_distribution(self.sampler.model, trace, x)
         trace.nodes.clear()
-        self.drawing.treatments = how.treatments
+        self.sampler.treatments = interpretation.treatments
         return statistics(distribution)
 
 
 @dataclass
-class Drawing:
-    """The draws of one prediction.
+class PosteriorSampler:
+    """Runs the draws of one prediction through a network.
 
     Args:
         model: A Pyro model with a method `observation(x)`.
         guide: Its guide.
-        name: A name in `MODES`.
-        draws: Number of draws.
-        joint: Whether each draw serves all examples.
+        mode: A name in `MODES`.
+        num_samples: Number of draws.
+        joint: Whether each draw is used for all examples.
 
     Attributes:
-        treatments: The way each site took in the latest pass.
+        treatments: How the network treated each site in the latest pass, in words.
+        max_chunk_size: Largest number of draws that run together; it is lowered when memory runs out.
+        plan: How the draws are run; made when the first batch is split.
 
     Example:
         >>> import pyrostoch as ps
         >>> model = ps.BayesianModel(torch.nn.Linear(2, 3), prior=ps.priors.Normal(),
         ...                          likelihood=ps.likelihoods.Categorical(), num_data=10)
-        >>> drawing = Drawing(model, ps.guides.Additive(model), "mc", 5)
+        >>> sampler = PosteriorSampler(model, ps.guides.Additive(model), "mc", 5)
         >>> with torch.no_grad():
-        ...     found = [row["logits"] for x, _ in drawing.parts(torch.ones(4, 2))
-        ...              for row in drawing.each(x, lambda distribution: {"logits": distribution.logits})]
-        >>> len(found), found[0].shape, drawing.plan.folded
+        ...     rows = [row["logits"] for x, _ in sampler.split_batch(torch.ones(4, 2))
+        ...             for row in sampler.run(x, lambda distribution: {"logits": distribution.logits})]
+        >>> len(rows), rows[0].shape, sampler.plan.vectorized
         (5, torch.Size([4, 3]), True)
     """
 
-    model: Any
-    guide: Any
-    name: str
-    draws: int
+    model: Model
+    guide: Guide
+    mode: str
+    num_samples: int
     joint: bool = False
     treatments: dict[str, str] = field(default_factory=dict)
-    most: int = 2**31
-    plan: Plan = field(default_factory=Plan)
-    _looked: bool = False
+    max_chunk_size: int = 2**31
+    plan: SamplingPlan = field(default_factory=SamplingPlan)
+    _has_plan: bool = False
 
     def interpretation(self) -> Interpretation:
-        """A fresh interpretation of the mode."""
-        return SharedSample() if self.joint else MODES[self.name].interpretation(self.model)
+        """A new interpretation for the mode."""
+        return SharedSample() if self.joint else MODES[self.mode].interpretation(self.model)
 
-    def parts(self, x: Any, y: Any = None) -> Iterator[tuple[Any, Any]]:
-        """A batch in pieces, none with larger activations than there is memory set aside.
+    def split_batch(self, x: Inputs) -> Iterator[tuple[Inputs, slice]]:
+        """Split a batch into pieces whose activations are within the limit of memory.
 
         Args:
             x: Inputs.
-            y: Targets.
+
+        Returns:
+            The pieces, and the rows of the batch that each has.
         """
         inputs = x if isinstance(x, tuple) else (x,)
-        if not self._looked:
-            self._looked, self.plan = True, self._look(x)
-        size = max(1, self._budget(inputs) // max(self.plan.before, 1)) if self._sees_no_data else len(inputs[0])
-        if self.plan.folded and self._sees_no_data:
-            # Rather fewer examples with all draws at once than many with some: what is alike is then computed once. But
-            # weights are drawn anew for each piece, which should be worth it.
-            half, weights, after = self._budget(inputs) // 2, self.plan.weights, max(self.plan.after, 1)
-            at_once = min(self.draws, max(1, half // max(weights, 1)))
-            size = min(size, max(_FEWEST, half // (after * at_once), min(4 * weights, 8 * half) // after))
-        if self.plan.channels_last:
+        if not self._has_plan:
+            self._has_plan, self.plan = True, self._make_plan(x)
+        plan, limit = self.plan, self._max_bytes(inputs)
+        size = max(1, limit // max(plan.shared_bytes, 1)) if self._guide_ignores_data else len(inputs[0])
+        if plan.vectorized and self._guide_ignores_data:
+            # Few examples with all draws are better than many examples with some of the draws, since activations shared
+            # by all draws are then computed once. But sampled sites are drawn anew for each piece, so a piece should
+            # not be much smaller than their values.
+            half, draw_bytes = limit // 2, max(plan.draw_bytes, 1)
+            chunk_size = min(self.num_samples, max(1, half // max(plan.weight_bytes, 1)))
+            enough = max(_MIN_EXAMPLES, half // (draw_bytes * chunk_size))
+            size = min(size, max(enough, min(4 * plan.weight_bytes, 8 * half) // draw_bytes))
+        if plan.channels_last:
             inputs = tuple(_channels_last(part) for part in inputs)
         count = len(inputs[0])
-        # Pieces of equal size: a short last one would cost as much Python as a whole one.
+        # Pieces of equal size: a small last one would take Python as long as any other.
         size = -(-count // -(-count // size))
         for start in range(0, count, size):
             rows = slice(start, start + size)
             piece = tuple(part[rows] for part in inputs)
-            yield piece if isinstance(x, tuple) else piece[0], None if y is None else y[rows]
+            yield piece if isinstance(x, tuple) else piece[0], rows
 
-    def chunks(self, x: Any) -> Iterator[Chunk]:
-        """All draws, some at a time.
+    def draw_chunks(self, x: Inputs) -> Iterator[DrawChunk]:
+        """All draws from the guide, in chunks.
 
         Args:
-            x: Inputs of the batch, or of one of them where draws are joint.
+            x: Inputs of the batch; of any batch where draws are joint.
         """
         inputs = x if isinstance(x, tuple) else (x,)
-        left = self.draws
+        left = self.num_samples
         while left:
-            each = max(self.plan.after * len(inputs[0]), self.plan.weights, 1)
-            # Half of it: several such tensors live at once, where elsewhere one is the largest.
-            size = min(left, self.most, max(1, self._budget(inputs) // 2 // each) if self.plan.folded else 1)
-            chunk = self._draw(x, size)
+            bytes_per_draw = max(self.plan.draw_bytes * len(inputs[0]), self.plan.weight_bytes, 1)
+            # Half the limit, since several tensors of this size exist at a time, where elsewhere there is one.
+            fitting = max(1, self._max_bytes(inputs) // 2 // bytes_per_draw) if self.plan.vectorized else 1
+            size = min(left, self.max_chunk_size, fitting)
+            chunk = self._draw_chunk(x, size)
             yield chunk
-            # A trace refers to itself, so its tensors would stay until Python collects circles.
-            chunk.trace.nodes.clear()
+            # A trace refers to itself: without this, its tensors would live until Python's garbage collector runs.
+            chunk.guide_trace.nodes.clear()
             left -= size
 
-    def each(self, x: Any, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
-        """What is wanted of the distribution of the observations, for each draw in turn.
+    def run(self, x: Inputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+        """Run the network and compute statistics of the observations, for each draw in turn.
 
         Args:
             x: Inputs of one batch.
-            statistics: Reads tensors from a distribution.
+            statistics: Computes tensors from the distribution of the observations.
         """
-        for chunk in self.chunks(x):
-            yield from chunk.on(x, statistics)
+        for chunk in self.draw_chunks(x):
+            yield from chunk.run(x, statistics)
 
-    def _budget(self, inputs: tuple[Tensor, ...]) -> int:
-        return _BUDGET.get(inputs[0].device.type, _BUDGET["cuda"])
+    def _max_bytes(self, inputs: tuple[Tensor, ...]) -> int:
+        return _MAX_BYTES.get(inputs[0].device.type, _MAX_BYTES["cuda"])
 
-    def _draw(self, x: Any, count: int) -> Chunk:
-        trace: Any = None
-        known: dict[str, Any] = {}
+    def _draw_chunk(self, x: Inputs, count: int) -> DrawChunk:
+        first_trace: Any = None
+        first_draws: dict[str, SiteDraw] = {}
         values: list[dict[str, Tensor]] = []
         while len(values) < count:
-            if trace is not None and not self.plan.shared:
-                # The draws differ by the noise within the network only.
+            if first_trace is not None and not self.plan.sampled_sites:
+                # The draws differ only by noise that is drawn while the network runs.
                 values += [{}] * (count - len(values))
                 break
-            with self.interpretation() as how:
-                latest = poutine.trace(self.guide).get_trace(x)
-                drawn = how.export_draws(self.plan.shared)
-            values.append({site: drawn[site].value for site in self.plan.shared if site in drawn})
-            if trace is None:
-                trace, known = latest, drawn
+            with self.interpretation() as interpretation:
+                trace = poutine.trace(self.guide).get_trace(x)
+                draws = interpretation.export_draws(self.plan.sampled_sites)
+            values.append({site: draws[site].value for site in self.plan.sampled_sites if site in draws})
+            if first_trace is None:
+                first_trace, first_draws = trace, draws
             else:
-                latest.nodes.clear()
-        return Chunk(self, trace, known, values)
+                trace.nodes.clear()
+        return DrawChunk(self, first_trace, first_draws, values)
 
-    def _look(self, x: Any) -> Plan:
-        """Run few draws on few examples, side by side if that can be done, and see."""
-        inputs = x if isinstance(x, tuple) else (x,)
-        most = min(3, len(inputs[0]))
-        some = [_first(x, max(1, most - 1)), _first(x, most)]
-        plan = Plan()
+    def _make_plan(self, x: Inputs) -> SamplingPlan:
+        """Run few draws on few examples, vectorized if that is possible, and record the sizes of the activations."""
+        count = min(3, len((x if isinstance(x, tuple) else (x,))[0]))
+        examples = [_first(x, max(1, count - 1)), _first(x, count)]
+        plan = SamplingPlan()
         modules = [module for module in (self.model, self.guide) if isinstance(module, nn.Module)]
         parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
         buffers = unique([buffer for module in modules for buffer in module.buffers()])
-        # Few examples may be used otherwise than many: what has been seen of the weights' uses is forgotten again.
+        # A network may use its weights differently with few examples, so the cached weight usage is restored.
         cache = getattr(self.model, "_usage_cache", {})
         before = dict(cache)
-        with forked(inputs[0].device), undisturbed(buffers):
+        with forked((x[0] if isinstance(x, tuple) else x).device), restore_tensors(buffers):
             try:
-                with put_back(parts, caches=False):
-                    # A first call runs more than the next ones: the analysis of weight usage goes before it.
-                    self._look_at(plan, some[0])
-                    seen = [self._look_at(plan, few) for few in some]
-                    plan.before = growth(seen[0].alike, seen[1].alike)
-                    plan.channels_last = most > 1 and self._bears_channels_last(plan, some[1])
-                    if self.draws > 1 and MODES[self.name].sampled and self._same_distribution(plan):
-                        self._look_side_by_side(plan, some)
-            except Exception:  # what is wrong shows when the whole batch is run; few examples may just be too few
-                plan.folded = False
+                with restore_modules(parts, caches=False):
+                    # The first pass includes the analysis of weight usage, so its sizes are not used.
+                    self._record_pass(plan, examples[0])
+                    some, more = (self._record_pass(plan, few) for few in examples)
+                    plan.shared_bytes = bytes_per_example(some.shared, more.shared)
+                    plan.channels_last = count > 1 and self._accepts_channels_last(plan, examples[1])
+                    if self.num_samples > 1 and MODES[self.mode].sampled and self._distributions_are_fixed(plan):
+                        self._try_vectorized(plan, examples)
+            except Exception:  # the whole batch will raise it again, unless there were just too few examples
+                plan.vectorized = False
             finally:
                 cache.clear()
                 cache.update(before)
         return plan
 
-    def _same_distribution(self, plan: Plan) -> bool:
-        """Whether a site that is replaced by its distribution has the same distribution at each draw."""
-        return isinstance(self.guide, (Guide, PerSite)) or not plan.replaces
+    def _distributions_are_fixed(self, plan: SamplingPlan) -> bool:
+        """Whether each site that is replaced by its distribution has the same one in every draw from the guide."""
+        return isinstance(self.guide, (guides.Guide, guides.PerSite)) or not plan.replaces_sites
 
     @property
-    def _sees_no_data(self) -> bool:
-        """Whether the guide's draws are the same for any batch, so that one may be cut into pieces."""
-        return isinstance(self.guide, (Guide, PerSite, AutoGuide))
+    def _guide_ignores_data(self) -> bool:
+        """Whether the guide's draws do not depend on the batch, so that the batch may be split."""
+        return isinstance(self.guide, (guides.Guide, guides.PerSite, AutoGuide))
 
-    def _look_at(self, plan: Plan, few: Any) -> Watch:
-        with self.interpretation() as how, Watch() as watch:
-            trace = poutine.trace(self.guide).get_trace(few)
-            model_trace = poutine.trace(poutine.replay(self.model.observation, trace=trace)).get_trace(few)
+    def _record_pass(self, plan: SamplingPlan, x: Inputs) -> SizeRecorder:
+        """Record the sizes of one pass, and enter into the plan which sites it replaces."""
+        with self.interpretation() as interpretation, SizeRecorder() as recorder:
+            trace = poutine.trace(self.guide).get_trace(x)
+            model_trace = poutine.trace(poutine.replay(self.model.observation, trace=trace)).get_trace(x)
         latents = dict(latent_sites(model_trace))
-        plan.shared = tuple(site for site in latents if site not in how.replaced)
-        plan.replaces = len(plan.shared) < len(latents)
-        plan.weights = sum(size_of(latents[site]["value"]) for site in plan.shared)
-        return watch
+        plan.sampled_sites = tuple(site for site in latents if site not in interpretation.replaced)
+        plan.replaces_sites = len(plan.sampled_sites) < len(latents)
+        plan.weight_bytes = sum(tensor_bytes(latents[site]["value"]) for site in plan.sampled_sites)
+        return recorder
 
-    def _look_side_by_side(self, plan: Plan, some: list[Any]) -> None:
-        """See whether draws can go side by side, and whether that would help."""
-        seen = []
-        with self._following(plan):
+    def _try_vectorized(self, plan: SamplingPlan, examples: list[Inputs]) -> None:
+        """Find out whether draws can be vectorized, and whether that would be faster; enter it into the plan."""
+        recorders = []
+        with self._use_plan(plan):
             try:
-                for few in some:
-                    with Watch() as watch:
-                        self._draw(few, 2)._folded(few, lambda distribution: {"nothing": torch.zeros(())})
-                    seen.append(watch)
-            except Exception:  # a network may do anything that cannot be done side by side
+                for few in examples:
+                    with SizeRecorder() as recorder:
+                        self._draw_chunk(few, 2)._run_vectorized(few, lambda distribution: {"none": torch.zeros(())})
+                    recorders.append(recorder)
+            except Exception:  # a network may do anything that cannot be vectorized
                 return
-        # Convolutions with a kernel of each draw's own run faster one by one.
-        if not seen[0].own_kernels:
-            plan.folded = True
-            plan.before, plan.after = growth(seen[0].alike, seen[1].alike), growth(seen[0].apart, seen[1].apart)
+        some, more = recorders
+        # Convolutions with another kernel for each draw are faster one by one.
+        if not some.per_draw_kernels:
+            plan.vectorized = True
+            plan.shared_bytes = bytes_per_example(some.shared, more.shared)
+            plan.draw_bytes = bytes_per_example(some.per_draw, more.per_draw)
 
-    def _bears_channels_last(self, plan: Plan, few: Any) -> bool:
-        """Whether the network takes images laid out channel by channel, on which a CPU's convolutions run faster."""
-        inputs = few if isinstance(few, tuple) else (few,)
+    def _accepts_channels_last(self, plan: SamplingPlan, x: Inputs) -> bool:
+        """Whether the network runs on images in the format `channels_last`, where a CPU's convolutions are faster."""
+        inputs = x if isinstance(x, tuple) else (x,)
         if inputs[0].device.type != "cpu" or not any(part.dim() == 4 for part in inputs):
             return False
-        laid = tuple(_channels_last(part) for part in inputs)
-        few = laid if isinstance(few, tuple) else laid[0]
-        with self._following(plan):
+        converted = tuple(_channels_last(part) for part in inputs)
+        x = converted if isinstance(x, tuple) else converted[0]
+        with self._use_plan(plan):
             try:
-                list(self._draw(few, 1).on(few, lambda distribution: {}))
-            except Exception:  # a .view() of what is no longer contiguous, most likely
+                list(self._draw_chunk(x, 1).run(x, lambda distribution: {}))
+            except Exception:  # most likely .view() of a tensor that is no longer contiguous
                 return False
         return True
 
     @contextlib.contextmanager
-    def _following(self, plan: Plan) -> Iterator[None]:
+    def _use_plan(self, plan: SamplingPlan) -> Iterator[None]:
         before, self.plan = self.plan, plan
         try:
             yield
@@ -331,33 +350,14 @@ class Drawing:
             self.plan = before
 
 
-def _has_valid_arguments(distribution: Distribution) -> Tensor:
-    """Whether all of a distribution's arguments are where they may be, without asking for the answer."""
-    base = base_distribution(distribution)
-    good = torch.ones((), dtype=torch.bool)
-    for name, constraint in base.arg_constraints.items():
-        # An argument that is derived from another one on demand is as good as that.
-        if name in vars(base) and not constraint.is_discrete:
-            good = good & constraint.check(getattr(base, name)).all().cpu()
-    return good
+def _copy_draw(draw: SiteDraw, value: Tensor) -> SiteDraw:
+    """The draw with this value, not used by any network call yet."""
+    return SiteDraw(value, draw.distribution, draw.independent, draw.pending and value is draw.value)
 
 
-def _first(x: Any, count: int) -> Any:
+def _first(x: Inputs, count: int) -> Inputs:
     return tuple(part[:count] for part in x) if isinstance(x, tuple) else x[:count]
 
 
 def _channels_last(part: Tensor) -> Tensor:
     return part.contiguous(memory_format=torch.channels_last) if part.dim() == 4 else part
-
-
-def is_out_of_memory(error: Exception) -> bool:
-    """Whether memory ran out, on a GPU or a CPU.
-
-    Args:
-        error: What was raised.
-
-    Example:
-        >>> is_out_of_memory(torch.OutOfMemoryError()), is_out_of_memory(ValueError("shape"))
-        (True, False)
-    """
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)

@@ -1,4 +1,4 @@
-"""Scores of one network on held-out data under several ways to predict."""
+"""Scores of one network on held-out data, under several modes of prediction."""
 
 from __future__ import annotations
 
@@ -12,8 +12,10 @@ from torch import Tensor
 
 from pyrostoch.infer.batches import as_batches
 from pyrostoch.metrics import Classification, Regression, Reliability, RunningMean
-from pyrostoch.prediction.batched_sampling import Drawing
-from pyrostoch.prediction.readouts import DrawAverage, evaluating, home_of, parse_mode, seeded, visit
+from pyrostoch.prediction.batched_sampling import PosteriorSampler
+from pyrostoch.prediction.draw_average import DrawAverage
+from pyrostoch.prediction.readouts import batches_on_device, device_of, evaluating, parse_mode, seeded
+from pyrostoch.protocols import Data, Guide, Model
 from pyrostoch.records import Record, number, table
 
 __all__ = ["Comparison", "ComparisonRow", "accuracy_by_samples", "compare"]
@@ -25,16 +27,16 @@ class ComparisonRow(Record):
 
     Args:
         mode: The mode, `"mean"`, `"mc:20"`, ...
-        num_samples: Draws averaged; 1 for a mode that draws nothing.
+        num_samples: Number of draws averaged; 1 for a mode that draws nothing.
         seconds: Wall time of predicting all examples.
-        nll: Mean negative log predictive probability or density, nats an example.
-        nll_stderr: Its standard error.
-        accuracy: Fraction of labels hit.
-        accuracy_stderr: Its binomial standard error.
+        nll: Mean negative log predictive probability or density, in nats per example.
+        nll_stderr: Standard error of `nll`.
+        accuracy: Fraction of labels predicted correctly.
+        accuracy_stderr: Binomial standard error of `accuracy`.
         brier: Brier score, squares summed over classes.
         ece: Expected calibration error.
         rmse: Root mean squared error of the predictive mean.
-        rmse_stderr: Its standard error.
+        rmse_stderr: Standard error of `rmse`.
     """
 
     mode: str
@@ -60,7 +62,7 @@ class Comparison(Record):
 
     Args:
         num_examples: Number of examples scored.
-        rows: One row a mode.
+        rows: One row per mode.
         reliability: For classes: confidence and accuracy by bin, by mode.
     """
 
@@ -73,7 +75,7 @@ class Comparison(Record):
         for row in self.rows:
             if row.mode == mode:
                 return row
-        raise KeyError(f"{mode!r}: compared were {', '.join(repr(row.mode) for row in self.rows)}")
+        raise KeyError(f"{mode!r}: expected one of the modes {', '.join(repr(row.mode) for row in self.rows)}")
 
     def to_dict(self) -> dict[str, Any]:
         """`num_examples`, `rows` and `reliability` as plain data."""
@@ -106,11 +108,11 @@ class Comparison(Record):
                 )
                 for row in self.rows
             ]
-        return f"{self.num_examples} examples; NLL in nats an example\n" + table(head, cells)
+        return f"{self.num_examples} examples; NLL in nats per example\n" + table(head, cells)
 
 
 class _Scores:
-    """Scores of one mode over a stream of batches, of classes or of numbers as the first batch shows."""
+    """Scores of one mode, accumulated over batches, for classes or for numbers."""
 
     def __init__(self) -> None:
         self.classes: Classification | None = None
@@ -127,7 +129,7 @@ class _Scores:
         if self.classes is None:
             self.classes = Classification(log_probs.shape[-1])
         self.classes.update(log_probs, y.reshape(-1).long())
-        if average.log_probs.dim() > 2:  # many labels an example, which share its draws: no mean over single labels
+        if average.log_probs.dim() > 2:  # several labels per example depend on the same draws: average over examples
             self.examples = self.examples or RunningMean()
             self.examples.update(-average.log_density)
 
@@ -162,34 +164,35 @@ class _Scores:
 
 
 def compare(
-    model: Any,
-    guide: Any,
-    data: Any,
+    model: Model,
+    guide: Guide,
+    data: Data,
     *,
     modes: Sequence[str] = ("mean", "mc:1", "mc:20"),
     batch_size: int = 1000,
     device: str | torch.device | None = None,
     seed: int | None = None,
 ) -> Comparison:
-    """Score a network on data under several ways to predict: accuracy, NLL, Brier score, calibration, or RMSE and NLL.
+    """Score a network under several modes of prediction: accuracy, NLL, Brier score and calibration, or RMSE and NLL.
 
-    Every score is accumulated batch by batch, so no prediction is kept. Where the mean's accuracy differs from that of
-    many samples, the information lies in the variances.
+    The scores are accumulated batch by batch, and no prediction is kept. Where the accuracy of `"mean"` differs from
+    that of many samples, the network has stored information in the variances of its weights.
 
     Args:
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)`.
         guide: Its guide.
         data: Held-out data: `(x, y)`, a `Dataset` or a `DataLoader`.
         modes: Modes as for `predict`: `"mean"`, `"moments"`, `"mc:K"`.
-        batch_size: Examples run through the network at a time, at most: fewer where activations are large.
-        device: Where the data are moved, batch by batch: the model's own device, which is also the default.
-        seed: Seed of every mode's draws; torch's random state is left as it was. Without it the draws go on from there.
+        batch_size: Largest number of examples that run through the network at a time; fewer if activations are large.
+        device: The model's device, to which the data are moved batch by batch; found by default.
+        seed: Seed of the draws, the same for every mode; torch's random state is restored afterwards. Without it, draws
+            continue from the present random state.
 
     Returns:
-        A row for each mode, and the reliability diagram's bins.
+        A row for each mode, and the bins of the reliability diagrams.
 
     Raises:
-        ValueError: A mode is unknown or given twice, the data are empty, not finite or do not fit the model.
+        ValueError: A mode is unknown or given twice; or the data are empty, not finite or do not fit the model.
 
     Example:
         >>> import pyrostoch as ps
@@ -202,27 +205,28 @@ def compare(
         (['mean', 'mc:5'], True)
 
     References:
-        Guo, Pleiss, Sun, Weinberger 2017, on calibration; Brier 1950.
+        Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", 2017; Brier, "Verification of
+        forecasts expressed in terms of probability", 1950.
     """
     names = [modes] if isinstance(modes, str) else list(modes)
     if not names or len(set(names)) < len(names):
-        raise ValueError(f"modes: expected at least one, and each once, got {names}")
+        raise ValueError(f"modes: expected at least one, and each only once, got {names}")
     parsed = {mode: parse_mode(mode) for mode in names}
-    home = home_of(model, guide, device)
+    device = device_of(model, guide, device)
     batches = as_batches(data, batch_size)
     rows, reliability, count = [], {}, 0
     for mode, (name, draws) in parsed.items():
         scores, count = _Scores(), 0
-        drawing = Drawing(model, guide, name, draws)
-        with seeded(seed, home), evaluating(model, guide):
-            for batch, targets in visit(batches, home):
+        sampler = PosteriorSampler(model, guide, name, draws)
+        with seeded(seed, device), evaluating(model, guide):
+            for batch, targets in batches_on_device(batches, device):
                 start = time.perf_counter()
-                for x, y in drawing.parts(batch, targets):
-                    average = DrawAverage(model, y)
-                    for statistics in drawing.each(x, average.statistics):
+                for x, examples in sampler.split_batch(batch):
+                    average = DrawAverage(model, targets[examples])
+                    for statistics in sampler.run(x, average.statistics):
                         average.add(statistics)
-                    scores.update(average, y)
-                _wait(home)
+                    scores.update(average, targets[examples])
+                _synchronize(device)
                 scores.seconds += time.perf_counter() - start
                 count += len(targets)
         rows.append(scores.row(mode, draws))
@@ -232,31 +236,31 @@ def compare(
 
 
 def accuracy_by_samples(
-    model: Any,
-    guide: Any,
-    data: Any,
+    model: Model,
+    guide: Guide,
+    data: Data,
     samples: Sequence[int] = (1, 2, 5, 10, 20),
     *,
     batch_size: int = 1000,
     device: str | torch.device | None = None,
     seed: int | None = None,
 ) -> Comparison:
-    """Scores against the number of samples averaged, from one pass: fewer samples are a prefix of more.
+    """Scores as a function of the number of samples averaged, from one set of draws: K samples are the first K draws.
 
     Args:
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)`.
         guide: Its guide.
         data: Held-out data: `(x, y)`, a `Dataset` or a `DataLoader`.
         samples: Numbers of samples.
-        batch_size: Examples run through the network at a time, at most: fewer where activations are large.
+        batch_size: Largest number of examples that run through the network at a time; fewer if activations are large.
         device: As in `compare`.
         seed: As in `compare`.
 
     Returns:
-        A row `"mc:K"` for each K in rising order, its seconds those of the first K draws.
+        A row `"mc:K"` for each K in rising order; its seconds are those of the first K draws.
 
     Raises:
-        ValueError: `samples` is empty or holds other than positive whole numbers; the data do not fit.
+        ValueError: `samples` is empty or has entries that are not positive whole numbers; or the data do not fit.
 
     Example:
         >>> import pyrostoch as ps
@@ -270,31 +274,31 @@ def accuracy_by_samples(
     wanted = sorted(set(samples))
     if not wanted or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in wanted):
         raise ValueError(f"samples: expected whole numbers from 1 up, got {tuple(samples)}")
-    home = home_of(model, guide, device)
+    device = device_of(model, guide, device)
     batches = as_batches(data, batch_size)
     scores = {k: _Scores() for k in wanted}
     count = 0
-    drawing = Drawing(model, guide, "mc", wanted[-1])
-    with seeded(seed, home), evaluating(model, guide):
-        for batch, targets in visit(batches, home):
-            for x, y in drawing.parts(batch, targets):
-                average, spent = DrawAverage(model, y), 0.0
+    sampler = PosteriorSampler(model, guide, "mc", wanted[-1])
+    with seeded(seed, device), evaluating(model, guide):
+        for batch, targets in batches_on_device(batches, device):
+            for x, examples in sampler.split_batch(batch):
+                average, spent = DrawAverage(model, targets[examples]), 0.0
                 start = time.perf_counter()
-                for k, statistics in enumerate(drawing.each(x, average.statistics), 1):
+                for k, statistics in enumerate(sampler.run(x, average.statistics), 1):
                     average.add(statistics)
                     if k in scores:
-                        _wait(home)
+                        _synchronize(device)
                         spent += time.perf_counter() - start
-                        scores[k].update(average, y)
+                        scores[k].update(average, targets[examples])
                         scores[k].seconds += spent
                         start = time.perf_counter()
             count += len(targets)
     modes = {k: f"mc:{k}" for k in wanted}
     rows = tuple(scores[k].row(mode, k) for k, mode in modes.items())
-    bins = {mode: scores[k].classes for k, mode in modes.items()}
-    return Comparison(count, rows, {mode: found.reliability() for mode, found in bins.items() if found is not None})
+    classes = {mode: scores[k].classes for k, mode in modes.items()}
+    return Comparison(count, rows, {mode: found.reliability() for mode, found in classes.items() if found is not None})
 
 
-def _wait(device: torch.device | None) -> None:
+def _synchronize(device: torch.device | None) -> None:
     if device is not None and device.type == "cuda":
         torch.cuda.synchronize(device)

@@ -1,4 +1,4 @@
-"""The ELBO of a trained network, split into its terms, site by site."""
+"""The ELBO of a network, split into the data term and the KL of each site."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from torch import Tensor
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._seeds import generator_states
@@ -16,12 +17,19 @@ from pyrostoch.effects import SharedSample
 from pyrostoch.infer.batches import as_batches
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
 from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
-from pyrostoch.prediction.readouts import check_targets, evaluating, home_of, observe, visit
+from pyrostoch.prediction.readouts import (
+    batches_on_device,
+    check_targets,
+    device_of,
+    evaluating,
+    observation_distribution,
+)
+from pyrostoch.protocols import Data, Guide, Inputs, Model
 from pyrostoch.records import Record, number, table
 
 __all__ = ["Decomposition", "SiteRow", "decompose"]
 
-# Draws of the guide, without data, that estimate the KLs which have no closed form.
+# Smallest number of draws from the guide, made without data, for KLs that have no closed form.
 _KL_SAMPLES = 10
 
 
@@ -31,12 +39,12 @@ class SiteRow(Record):
 
     Args:
         site: Name of the site.
-        kl: KL(q || p) in nats, summed over its weights.
-        method: `"exact"`, or `"monte carlo"` where there is no closed form or it depends on another site's draw.
+        kl: KL(q || p) in nats, summed over the site's weights.
+        method: `"exact"`, or `"monte carlo"` where there is no closed form or the KL depends on another site's draw.
         stderr: Standard error of `kl`; 0 where it is exact.
         weights: Number of weights.
-        treatment: The way the site took through the network, in words.
-        improper: Whether its prior is improper.
+        treatment: How the network treated the site, in words.
+        improper: Whether the site's prior is improper.
     """
 
     site: str
@@ -61,11 +69,11 @@ class Decomposition(Record):
         kl_stderr: Standard error of `kl`; 0 where every site is exact.
         improper: Whether a prior is improper: the ELBO is then defined up to a constant per weight.
         num_data: Number of examples.
-        num_samples: Draws for the data term; 0 where nothing is drawn, as by moments: the term is then read once.
-        kl_samples: Draws for the KLs that are not exact; 0 where there are none.
-        sites: The KL by site.
+        num_samples: Number of draws for the data term; 0 where nothing is drawn, as with moments.
+        kl_samples: Number of draws for the KLs that are not exact; 0 if all of them are.
+        sites: The KL of each site.
         penalty: The user's penalties by name.
-        estimator: How random weights were treated, which need not be how they were in training.
+        estimator: How random weights were treated here, which may differ from the training.
     """
 
     elbo: float
@@ -107,9 +115,9 @@ class Decomposition(Record):
 
 
 def decompose(
-    model: Any,
-    guide: Any,
-    data: Any,
+    model: Model,
+    guide: Guide,
+    data: Data,
     *,
     num_samples: int = 1,
     batch_size: int = 1000,
@@ -120,27 +128,28 @@ def decompose(
 
     $$ \mathrm{ELBO} = \sum_{i=1}^N E_q[\log p(y_i \mid x_i, w)] - \sum_s \mathrm{KL}(q_s \| p_s) - \mathrm{penalty}. $$
 
-    Every example enters once a draw, in batches, with the network in evaluation mode. A KL with a closed form is
-    computed once and has no error; any other is averaged over at least ten draws of the guide, which cost no pass over
-    the data.
+    Each draw uses every example once, in batches, with the network in evaluation mode. A KL with a closed form is
+    computed once and has no error; any other is averaged over at least ten draws from the guide, which need no pass
+    over the data.
 
     Args:
-        model: A `BayesianModel`.
+        model: A `BayesianModel`, or another Pyro model with `num_data` and `observation(x)`.
         guide: Its guide.
-        data: The training set, `(x, y)`, a `Dataset` or a `DataLoader`: all `num_data` examples of it.
-        num_samples: Draws for each batch, where the estimator draws at all; with two or more the data term has a
+        data: The whole training set of `num_data` examples: `(x, y)`, a `Dataset` or a `DataLoader`.
+        num_samples: Number of draws for each batch, if the estimator draws at all; with two or more the data term has a
             standard error.
-        batch_size: Examples run through the network at a time.
-        estimator: How weights are drawn for the data term. The default, `"marginal"`, has the right expectation and
-            little variance; `"local"` gives what training by it optimizes, a factorized approximation for convolutions.
-        device: Where the data are moved, batch by batch: the model's own device, which is also the default.
+        batch_size: Number of examples that run through the network at a time.
+        estimator: How weights are treated for the data term. The default, `"marginal"`, is unbiased and has little
+            variance; `"local"` gives the objective of a training with `"local"`, which for convolutions is a factorized
+            approximation.
+        device: The model's device, to which the data are moved batch by batch; found by default.
 
     Returns:
         The terms, in nats.
 
     Raises:
-        ValueError: The data are not `model.num_data` examples, are not finite, or do not fit the model; sites of model
-            and guide do not match; `estimator` is unknown.
+        ValueError: The data are not `model.num_data` examples, are not finite, or do not fit the model; the sites of
+            model and guide do not match; or `estimator` is unknown.
 
     Example:
         >>> import pyrostoch as ps
@@ -152,44 +161,45 @@ def decompose(
         (True, ['exact'])
 
     References:
-        Graves 2011; Blundell, Cornebise, Kavukcuoglu, Wierstra 2015.
+        Graves, "Practical variational inference for neural networks", 2011; Blundell, Cornebise, Kavukcuoglu, Wierstra,
+        "Weight uncertainty in neural networks", 2015.
     """
     check_choice("estimator", estimator, ESTIMATORS)
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
         raise ValueError(f"num_samples: expected a whole number from 1 up, got {num_samples!r}")
     batches = as_batches(data, batch_size)
     _check_size(model, batches.num_data)
-    home = home_of(model, guide, device)
-    readings: list[list[float]] = []  # of each batch: its data term by each draw, or the one there is
-    drawing = False
+    device = device_of(model, guide, device)
+    data_terms: list[list[float]] = []  # for each batch its data term in each draw, or a single one if nothing is drawn
+    sampled = False
     treatments: dict[str, str] = {}
-    first: Any = None
+    example: tuple[Inputs, Tensor] | None = None
     count = 0
     with evaluating(model, guide):
-        for x, y in visit(batches, home):
-            if first is None:
-                first = (tuple(part[:1] for part in x) if isinstance(x, tuple) else x[:1], y[:1])
+        for x, y in batches_on_device(batches, device):
+            if example is None:
+                example = (tuple(part[:1] for part in x) if isinstance(x, tuple) else x[:1], y[:1])
             values: list[float] = []
             while len(values) < num_samples:
-                how, before = interpretation(estimator, model), generator_states(home)
-                with how:
-                    distribution = observe(model, poutine.trace(guide).get_trace(x), x)
+                handler, before = interpretation(estimator, model), generator_states(device)
+                with handler:
+                    distribution = observation_distribution(model, poutine.trace(guide).get_trace(x), x)
                 if not values:
                     check_targets(model, distribution, y)
                 values.append(expected_log_prob(distribution, y).sum(dtype=torch.float64).item())
-                treatments = how.treatments
-                if estimator in MOMENTS and all(map(torch.equal, before, generator_states(home))):
-                    break  # nothing was drawn, so every other reading of this batch would be the same
-                drawing = True
-            readings.append(values)
+                treatments = handler.treatments
+                if estimator in MOMENTS and all(map(torch.equal, before, generator_states(device))):
+                    break  # nothing was drawn, so the batch would have the same data term again
+                sampled = True
+            data_terms.append(values)
             count += len(y)
         _check_size(model, count)
-        drawn = _draw_kls(model, guide, first, num_samples)
-    sites, kl_stderr = _site_rows(drawn, treatments)
-    totals = [math.fsum(values[min(k, len(values) - 1)] for values in readings) for k in range(num_samples)]
-    data_mean, data_stderr = _mean_and_error(totals) if drawing else (totals[0], 0.0)
+        draws = _kl_draws(model, guide, example or (), num_samples)
+    sites, kl_stderr = _site_rows(draws, treatments)
+    totals = [math.fsum(values[min(k, len(values) - 1)] for values in data_terms) for k in range(num_samples)]
+    data_mean, data_stderr = _mean_and_error(totals) if sampled else (totals[0], 0.0)
     kl = math.fsum(row.kl for row in sites)
-    penalty = _penalties(drawn[0])
+    penalty = _penalties(draws[0])
     return Decomposition(
         elbo=data_mean - kl - math.fsum(penalty.values()),
         data=data_mean,
@@ -199,54 +209,54 @@ def decompose(
         kl_stderr=kl_stderr,
         improper=any(row.improper for row in sites),
         num_data=count,
-        num_samples=num_samples if drawing else 0,
-        kl_samples=len(drawn) if any(row.method != "exact" for row in sites) else 0,
+        num_samples=num_samples if sampled else 0,
+        kl_samples=len(draws) if any(row.method != "exact" for row in sites) else 0,
         sites=sites,
         penalty=penalty,
         estimator=estimator,
     )
 
 
-def _check_size(model: Any, count: int) -> None:
+def _check_size(model: Model, count: int) -> None:
     expected = getattr(model, "num_data", None)
     if expected is None:
-        raise ValueError(f"model {type(model).__name__}: expected a BayesianModel, which knows its num_data")
+        raise ValueError(f"model {type(model).__name__}: expected a BayesianModel, or a model that has num_data")
     if count != expected:
         raise ValueError(
-            f"data: expected the model's num_data={expected} examples, the training set, got {count}; the ELBO is that "
-            "of the whole training set (for held-out data use compare; a DataLoader must not drop its last batch)"
+            f"data: expected the model's num_data={expected} examples, the training set, got {count}; the ELBO is "
+            "about the whole training set (for held-out data use compare; a DataLoader must not drop its last batch)"
         )
 
 
-def _draw_kls(model: Any, guide: Any, example: Any, num_samples: int) -> list[Terms]:
-    """Terms of some draws on a single example, for their KLs: two draws tell whether all of them are exact."""
-    drawn = [draw_terms(model, guide, example, {}, SharedSample()) for _ in range(2)]
-    if not all(_is_exact(drawn, site) for site in drawn[0].sites):
-        more = max(_KL_SAMPLES, num_samples) - len(drawn)
-        drawn += [draw_terms(model, guide, example, {}, SharedSample()) for _ in range(more)]
-    return drawn
+def _kl_draws(model: Model, guide: Guide, example: tuple[Any, ...], num_samples: int) -> list[Terms]:
+    """Terms of some draws on a single example, for their KLs: two draws, and more if a KL turns out not to be exact."""
+    draws = [draw_terms(model, guide, example, {}, SharedSample()) for _ in range(2)]
+    if not all(_is_exact(draws, site) for site in draws[0].sites):
+        more = max(_KL_SAMPLES, num_samples) - len(draws)
+        draws += [draw_terms(model, guide, example, {}, SharedSample()) for _ in range(more)]
+    return draws
 
 
-def _is_exact(drawn: Sequence[Terms], site: str) -> bool:
-    """Whether a KL is a closed form that does not move with other sites' draws, as under a random prior scale."""
-    terms = [draw.sites[site] for draw in drawn[:2]]
+def _is_exact(draws: Sequence[Terms], site: str) -> bool:
+    """Whether a KL is a closed form that is the same in every draw, as it is not if the prior has a random scale."""
+    terms = [draw.sites[site] for draw in draws[:2]]
     return all(term.exact for term in terms) and bool(terms[0].kl == terms[1].kl)
 
 
-def _site_rows(drawn: Sequence[Terms], treatments: dict[str, str]) -> tuple[tuple[SiteRow, ...], float]:
+def _site_rows(draws: Sequence[Terms], treatments: dict[str, str]) -> tuple[tuple[SiteRow, ...], float]:
     """A row for each site, and the standard error of the sum of their KLs."""
     rows = []
-    moving = [0.0] * len(drawn)
-    for site, term in drawn[0].sites.items():
-        exact = _is_exact(drawn, site)
-        values = [draw.sites[site].kl.item() for draw in drawn]
+    inexact = [0.0] * len(draws)
+    for site, term in draws[0].sites.items():
+        exact = _is_exact(draws, site)
+        values = [draw.sites[site].kl.item() for draw in draws]
         kl, stderr = (values[0], 0.0) if exact else _mean_and_error(values)
         if not exact:
-            moving = [total + value for total, value in zip(moving, values, strict=True)]
+            inexact = [total + value for total, value in zip(inexact, values, strict=True)]
         method = "exact" if exact else "monte carlo"
         rows.append(SiteRow(site, kl, method, stderr or 0.0, term.size, treatments.get(site, ""), term.improper))
-    # Of the sum in each draw, not of independent sites: under a random prior scale they move together.
-    return tuple(rows), _mean_and_error(moving)[1] or 0.0
+    # From the sum in each draw, since under a random prior scale the KLs of the sites are correlated.
+    return tuple(rows), _mean_and_error(inexact)[1] or 0.0
 
 
 def _penalties(terms: Terms) -> dict[str, float]:
@@ -258,7 +268,7 @@ def _penalties(terms: Terms) -> dict[str, float]:
 def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
     mean = math.fsum(values) / len(values)
     if len(values) > 1 and min(values) == max(values):
-        return values[0], 0.0  # the mean of equal numbers may differ from them in its last bit
+        return values[0], 0.0  # a computed mean of equal numbers may differ from them in its last bit
     if len(values) < 2:
         return mean, None
     squares = math.fsum((value - mean) ** 2 for value in values)

@@ -20,12 +20,13 @@ __all__ = ["Homeostasis", "NeuronStatistics", "noise_scaled"]
 
 @dataclass(frozen=True, eq=False)
 class NeuronStatistics:
-    """What each neuron, or channel, of a layer does over many inputs.
+    """Statistics of each neuron, or channel, of a layer over many inputs.
 
     Args:
         rate: Mean of its state.
-        variance: Variance across inputs of its mean state: how strongly it follows its input. A binary draw's own
-            variance is r (1 - r) whatever the input, so this is the covariance of two independent draws an input.
+        variance: Variance across inputs of its mean state, which tells how strongly it follows its input. The variance
+            of a binary draw is r (1 - r) whatever the input, so this is estimated as the covariance of two independent
+            draws for each input.
     """
 
     rate: Tensor
@@ -33,25 +34,25 @@ class NeuronStatistics:
 
 
 class Homeostasis:
-    r"""A local rule on the gain and the bias of every binary neuron.
+    r"""A local learning rule for the gain and the bias of every binary neuron.
 
-    From a running mean $\bar r$ of a neuron's state and a running variance $v$ across inputs of its rate,
+    With a running mean $\bar r$ of a neuron's state, and a running variance $v$ across inputs of its rate,
 
     $$ b \leftarrow b - \eta_b\,(\bar r - r^*), \qquad \log g \leftarrow \log g + \eta_g\,(v^* - v). $$
 
-    Noise that grows flattens the transfer function; the bias alone restores the mean but not the slope. No labels, no
-    weights, and nothing of other neurons takes part. Weights stay frozen.
+    Stronger noise flattens a neuron's transfer function; the bias alone restores the mean rate but not the slope. The
+    rule uses neither labels, nor weights, nor other neurons' states, and changes no weights.
 
     Args:
         net: A network with `ThresholdNeuron` layers.
-        rate: Target $r^*$ of every neuron; by default what `calibrate` finds for each.
-        variance: Target $v^*$ of every neuron; by default what `calibrate` finds for each.
+        rate: Target $r^*$ of all neurons; by default `calibrate` measures the target of each.
+        variance: Target $v^*$ of all neurons; by default `calibrate` measures the target of each.
         learning_rate: $\eta_b$ in units of a neuron's noise, and $\eta_g$; both fall linearly to 0 over a call of
-            `adapt`. A gain's rate of 0 leaves the bias alone.
+            `adapt`. With $\eta_g = 0$ only the bias adapts.
         momentum: Weight of the past in the running statistics.
 
     Attributes:
-        targets: The targets, by the layer's name.
+        targets: The targets by layer name.
 
     Raises:
         ValueError: The network has no such layer, or a setting is out of range.
@@ -70,7 +71,9 @@ class Homeostasis:
         True
 
     References:
-        Rule, "Training stochastic neural networks", 2019 (note); Marder, Prinz 2002; O'Leary, Marder 2016.
+        Rule, "Training stochastic neural networks", 2019 (note); Marder, Prinz, "Modeling stability in neuron and
+        network function: the role of activity in homeostasis", 2002; O'Leary, Marder, "Temperature-robust neural
+        function from activity-dependent ion channel regulation", 2016.
     """
 
     def __init__(
@@ -101,10 +104,11 @@ class Homeostasis:
         """Take the neurons' present statistics as their targets, where no target was given.
 
         Args:
-            x: Inputs; no labels.
-            repeats: Pairs of draws an input.
-            batch_size: Examples run at a time.
-            seed: Seed of the draws; torch's random state is left as it was.
+            x: Inputs, without labels.
+            repeats: Number of pairs of draws for each input.
+            batch_size: Number of examples that run at a time.
+            seed: Seed of the draws, with which torch's random state is restored afterwards; without it, draws continue
+                from the present random state.
         """
         for name, found in self.statistics(x, repeats=repeats, batch_size=batch_size, seed=seed).items():
             rate = found.rate if self.rate is None else torch.full_like(found.rate, self.rate)
@@ -114,26 +118,33 @@ class Homeostasis:
     def statistics(
         self, x: Tensor, *, repeats: int = 4, batch_size: int = 1000, seed: int | None = None
     ) -> dict[str, NeuronStatistics]:
-        """The neurons' statistics over some inputs, by the layer's name; arguments as in `calibrate`."""
+        """The neurons' statistics over some inputs, by layer name.
+
+        Args:
+            x: Inputs.
+            repeats: As in `calibrate`.
+            batch_size: As in `calibrate`.
+            seed: As in `calibrate`.
+        """
         check_count("Homeostasis repeats", repeats)
         sums: dict[str, list[Tensor]] = {}
-        with self._drawing(x, seed):
+        with self._evaluating(x, seed):
             for _ in range(repeats):
                 for part in x.split(batch_size):
-                    for name, pair in self._pairs(part).items():
+                    for name, pair in self._draw_pairs(part).items():
                         one, other = (states.double() for states in pair)
-                        found = [(one * other).sum(1), one.sum(1), other.sum(1)]
-                        found.append(torch.full_like(found[0], one.shape[1]))
-                        known = sums.get(name)
-                        sums[name] = found if known is None else [a + b for a, b in zip(known, found, strict=True)]
-        made = {}
+                        terms = [(one * other).sum(1), one.sum(1), other.sum(1)]
+                        terms.append(torch.full_like(terms[0], one.shape[1]))
+                        past = sums.get(name)
+                        sums[name] = terms if past is None else [a + b for a, b in zip(past, terms, strict=True)]
+        result = {}
         for name, (product, one, other, count) in sums.items():
             variance = (product / count - one * other / count.square()).clamp_min(0.0)
-            made[name] = NeuronStatistics(((one + other) / (2.0 * count)).float(), variance.float())
-        return made
+            result[name] = NeuronStatistics(((one + other) / (2.0 * count)).float(), variance.float())
+        return result
 
     def distance(self, x: Tensor, *, repeats: int = 4, batch_size: int = 1000, seed: int | None = None) -> float:
-        """Root mean squared distance of rates and of their deviations across inputs from the targets.
+        """Root mean squared distance from the targets of all rates and their standard deviations across inputs.
 
         Args:
             x: Inputs.
@@ -142,21 +153,21 @@ class Homeostasis:
             seed: As in `calibrate`.
         """
         self._check_calibrated()
-        now = self.statistics(x, repeats=repeats, batch_size=batch_size, seed=seed)
+        present = self.statistics(x, repeats=repeats, batch_size=batch_size, seed=seed)
         squares = [
-            torch.cat([found.rate - want.rate, found.variance.sqrt() - want.variance.sqrt()]).square()
-            for found, want in ((now[name], self.targets[name]) for name in self.targets)
+            torch.cat([found.rate - target.rate, found.variance.sqrt() - target.variance.sqrt()]).square()
+            for found, target in ((present[name], self.targets[name]) for name in self.targets)
         ]
         return torch.cat(squares).mean().sqrt().item()
 
     def adapt(self, x: Tensor, *, epochs: int = 10, batch_size: int = 200, seed: int | None = None) -> None:
-        """Let every neuron adapt its gain and bias, batch by batch.
+        """Adapt the gain and the bias of every neuron, batch by batch.
 
         Args:
-            x: Inputs under the new conditions; no labels.
-            epochs: Passes over them.
-            batch_size: Examples between two updates.
-            seed: Seed of the draws; torch's random state is left as it was.
+            x: Inputs under the new conditions, without labels.
+            epochs: Number of passes over them.
+            batch_size: Number of examples for one update.
+            seed: As in `calibrate`.
 
         Raises:
             ValueError: `calibrate` has not been called.
@@ -166,19 +177,19 @@ class Homeostasis:
         running: dict[str, tuple[Tensor, Tensor]] = {}
         steps = epochs * len(x.split(batch_size))
         step = 0
-        with self._drawing(x, seed):
+        with self._evaluating(x, seed):
             for _ in range(epochs):
                 for index in torch.randperm(len(x)).to(x.device).split(batch_size):
-                    share = 1.0 - step / steps
-                    for name, pair in self._pairs(x[index]).items():
-                        running[name] = self._update(name, pair, running.get(name), share)
+                    decay = 1.0 - step / steps
+                    for name, pair in self._draw_pairs(x[index]).items():
+                        running[name] = self._update(name, pair, running.get(name), decay)
                     step += 1
 
     def oracle(self, factor: float) -> None:
-        r"""The exact answer for threshold units: weights and thresholds scaled as the noise is, $\sigma'/\sigma$.
+        r"""Set the exact solution for threshold units: scale weights and thresholds as the noise, by $\sigma'/\sigma$.
 
         Args:
-            factor: By how much the noise has grown since the targets were taken.
+            factor: The factor $\sigma'/\sigma$ by which the noise has grown since `calibrate`.
         """
         check_positive("Homeostasis oracle factor", factor)
         for neuron in self.neurons.values():
@@ -186,15 +197,15 @@ class Homeostasis:
             neuron.bias.fill_(neuron.threshold * (1.0 - factor))
 
     def reset(self) -> None:
-        """Gains of 1 and biases of 0 again."""
+        """Set all gains to 1 and all biases to 0."""
         for neuron in self.neurons.values():
             neuron.gain.fill_(1.0)
             neuron.bias.zero_()
 
     def _update(
-        self, name: str, pair: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None, share: float
+        self, name: str, pair: tuple[Tensor, Tensor], past: tuple[Tensor, Tensor] | None, decay: float
     ) -> tuple[Tensor, Tensor]:
-        """One step of the rule; returns the running mean and variance."""
+        """Make one step of the rule, and return the running mean and variance."""
         neuron, target = self.neurons[name], self.targets[name]
         one, other = pair
         rate = (one.mean(1) + other.mean(1)) / 2
@@ -203,48 +214,50 @@ class Homeostasis:
             rate, variance = past[0].lerp(rate, 1.0 - self.momentum), past[1].lerp(variance, 1.0 - self.momentum)
         if neuron.gain.dim() == 0:
             neuron.gain, neuron.bias = neuron.gain.expand_as(rate).clone(), neuron.bias.expand_as(rate).clone()
-        by_bias, by_gain = self.learning_rate
-        neuron.bias -= share * by_bias * neuron.noise * (rate - target.rate)
-        neuron.gain *= (share * by_gain * (target.variance - variance)).exp()
+        bias_rate, gain_rate = self.learning_rate
+        neuron.bias -= decay * bias_rate * neuron.noise * (rate - target.rate)
+        neuron.gain *= (decay * gain_rate * (target.variance - variance)).exp()
         return rate, variance
 
-    def _pairs(self, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
+    def _draw_pairs(self, x: Tensor) -> dict[str, tuple[Tensor, Tensor]]:
         """Two independent draws of all states for each input, (neurons, inputs), by layer."""
-        one, other = self._states(x), self._states(x)
+        one, other = self._draw_states(x), self._draw_states(x)
         return {name: (one[name], other[name]) for name in self.neurons}
 
-    def _states(self, x: Tensor) -> dict[str, Tensor]:
+    def _draw_states(self, x: Tensor) -> dict[str, Tensor]:
         found: dict[str, Tensor] = {}
 
-        def note(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        def record(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
             return lambda module, inputs, states: found.update({name: states.transpose(0, 1).flatten(1)})
 
         with contextlib.ExitStack() as stack:
             for name, neuron in self.neurons.items():
-                stack.callback(neuron.register_forward_hook(note(name)).remove)
+                stack.callback(neuron.register_forward_hook(record(name)).remove)
             self.net(x)
         return found
 
     @contextlib.contextmanager
-    def _drawing(self, x: Tensor, seed: int | None) -> Iterator[None]:
+    def _evaluating(self, x: Tensor, seed: int | None) -> Iterator[None]:
         with evaluating(self.net), forked(x.device, seed) if seed is not None else contextlib.nullcontext():
             yield
 
     def _check_calibrated(self) -> None:
         if not self.targets:
-            raise ValueError("Homeostasis: there are no targets yet; call calibrate(x) under the conditions to be kept")
+            raise ValueError(
+                "Homeostasis: there are no targets yet; call calibrate(x) under the conditions to be restored"
+            )
 
 
 @contextlib.contextmanager
 def noise_scaled(net: nn.Module, factor: float) -> Iterator[None]:
-    """Multiply the noise of every neuron with thresholds in a network, for as long as the block lasts.
+    """Multiply the noise of every neuron with thresholds in a network, inside a `with` block.
 
     Args:
         net: The network.
         factor: The factor; a very small one removes the noise.
 
     Raises:
-        ValueError: The factor is not positive, or there are no such neurons.
+        ValueError: The factor is not positive, or the network has no such neurons.
 
     Example:
         >>> neuron = ThresholdNeuron(0.5)
@@ -260,9 +273,9 @@ def noise_scaled(net: nn.Module, factor: float) -> Iterator[None]:
         raise ValueError(f"noise_scaled: {type(net).__name__} has no neurons with thresholds")
     before = [neuron.noise_factor for neuron in neurons]
     try:
-        for neuron, own in zip(neurons, before, strict=True):
-            neuron.noise_factor = own * factor
+        for neuron, noise_factor in zip(neurons, before, strict=True):
+            neuron.noise_factor = noise_factor * factor
         yield
     finally:
-        for neuron, own in zip(neurons, before, strict=True):
-            neuron.noise_factor = own
+        for neuron, noise_factor in zip(neurons, before, strict=True):
+            neuron.noise_factor = noise_factor

@@ -1,4 +1,4 @@
-"""How far moments can be trusted in one network: their error against Monte Carlo, layer by layer, with error bars."""
+"""The error of propagated moments in one network, measured by Monte Carlo layer by layer, with error bars."""
 
 from __future__ import annotations
 
@@ -16,27 +16,29 @@ from pyrostoch.effects.active import active_call, inside_network
 from pyrostoch.infer.batches import to_device
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.moments import Moments
-from pyrostoch.prediction.readouts import MODES, evaluating, home_of, observe, seeded
+from pyrostoch.prediction.readouts import MODES, device_of, evaluating, observation_distribution, seeded
+from pyrostoch.protocols import Guide, Inputs, Model
 from pyrostoch.records import Record, number, table
 
 __all__ = ["LayerError", "MomentsError", "moments_error"]
 
-_GROUPS = 8
+# The draws are divided into groups, whose spread gives the error bars.
+_NUM_GROUPS = 8
 
 
 @dataclass(frozen=True)
 class LayerError(Record):
-    """Error of one module's output moments.
+    """Error of the moments of one module's output.
 
     Args:
-        module: Its name in the network; `#2` and so on where it is called again.
-        kind: Its type.
-        entries: Outputs an example.
-        mean: Squared error of the means over the variance, both summed over outputs and examples; an estimate without
-            the noise of the draws, which may be negative.
-        mean_stderr: Its Monte-Carlo standard error.
-        variance: Relative error of the variances, summed over outputs and examples: 0.1 where they are 10 % too large.
-        variance_stderr: Its Monte-Carlo standard error.
+        module: Name of the module in the network; with `#2` and so on for later calls of the same module.
+        kind: Type of the module.
+        entries: Number of outputs per example.
+        mean: Squared error of the means divided by the variance, both summed over outputs and examples. The noise of
+            the draws is subtracted, so the estimate may be negative.
+        mean_stderr: Monte-Carlo standard error of `mean`.
+        variance: Relative error of the variances, summed over outputs and examples: 0.1 if they are 10 % too large.
+        variance_stderr: Monte-Carlo standard error of `variance`.
     """
 
     module: str
@@ -50,13 +52,13 @@ class LayerError(Record):
 
 @dataclass(frozen=True)
 class MomentsError(Record):
-    """Errors of moments, module by module in the order they run.
+    """Errors of propagated moments, module by module in the order of execution.
 
     Args:
         mode: How moments were propagated.
-        num_examples: Inputs that were looked at.
-        num_samples: Draws that they were compared with.
-        layers: A row a module.
+        num_examples: Number of examples.
+        num_samples: Number of draws that the moments were compared with.
+        layers: One row per call of a module.
     """
 
     mode: str
@@ -88,9 +90,9 @@ class MomentsError(Record):
 
 
 def moments_error(
-    model: Any,
-    guide: Any,
-    x: Any,
+    model: Model,
+    guide: Guide,
+    x: Inputs,
     *,
     mode: str = "moments",
     num_samples: int = 200,
@@ -98,23 +100,25 @@ def moments_error(
 ) -> MomentsError:
     r"""Compare propagated moments with Monte Carlo, for the output of every module of a network.
 
-    With $\hat m$, $\hat v$ from draws and $m$, $v$ propagated, a row gives $\sum (\hat m - m)^2 / \sum \hat v$,
-    the noise of the draws taken off, and $\sum v / \sum \hat v - 1$. A squared error of 0.01 is a tenth of a standard
-    deviation. Modules whose output does not vary are left out.
+    With mean $\hat m$ and variance $\hat v$ from draws and $m$, $v$ propagated, a row gives
+    $\sum (\hat m - m)^2 / \sum \hat v$, corrected for the noise of the draws, and $\sum v / \sum \hat v - 1$. A squared
+    error of 0.01 is a tenth of a standard deviation. Modules whose output does not vary are left out, as are modules
+    that contain others.
 
     Args:
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)`.
         guide: Its guide.
-        x: Inputs, or a tuple of inputs; a hundred examples are plenty.
-        mode: `"moments"` or `"moments:full"`.
-        num_samples: Number of draws.
-        seed: Seed of the draws; torch's random state is left as it was. Without it the draws go on from there.
+        x: Inputs, or a tuple of inputs; a hundred examples are enough.
+        mode: `"moments"`, `"moments:full"`, or another variant of `"moments"`.
+        num_samples: Number of draws, at least 16; they are divided into 8 groups of equal size.
+        seed: Seed of the draws; torch's random state is restored afterwards. Without it, draws continue from the
+            present random state.
 
     Returns:
         The errors.
 
     Raises:
-        ValueError: The mode is none of moments, or there are fewer than two draws a group.
+        ValueError: The mode is not a variant of moments, or there are too few draws.
 
     Example:
         >>> import pyrostoch as ps
@@ -130,96 +134,98 @@ def moments_error(
     """
     if mode not in MOMENTS:
         raise ValueError(f"mode: expected one of {', '.join(map(repr, MOMENTS))}, got {mode!r}")
-    if not isinstance(num_samples, int) or num_samples < 2 * _GROUPS:
-        raise ValueError(f"num_samples: expected a whole number from {2 * _GROUPS} up, got {num_samples!r}")
+    if not isinstance(num_samples, int) or num_samples < 2 * _NUM_GROUPS:
+        raise ValueError(f"num_samples: expected a whole number from {2 * _NUM_GROUPS} up, got {num_samples!r}")
     check_finite("inputs x", x)
-    home = home_of(model, guide)
-    x = x if home is None else to_device(tuple(x) if isinstance(x, list) else x, home)
-    net = getattr(model, "net", model)
-    with evaluating(model, guide), seeded(seed, home):
-        known = _outputs(net, lambda: _run(mode, model, guide, x))
-        wanted = {name: found for name, found in known.items() if isinstance(found[1], Moments)}
+    device = device_of(model, guide)
+    x = tuple(x) if isinstance(x, list) else x
+    x = x if device is None else to_device(x, device)
+    net: Any = getattr(model, "net", model)
+    with evaluating(model, guide), seeded(seed, device):
+        outputs = _record_outputs(net, lambda: _run(mode, model, guide, x))
+        expected = {name: found for name, found in outputs.items() if isinstance(found[1], Moments)}
         groups = [
-            _group(net, wanted, lambda: _run("mc", model, guide, x), num_samples // _GROUPS) for _ in range(_GROUPS)
+            _group_statistics(net, expected, lambda: _run("mc", model, guide, x), num_samples // _NUM_GROUPS)
+            for _ in range(_NUM_GROUPS)
         ]
     rows = []
-    for name, (kind, moments) in wanted.items():
-        row = _row(name, kind, moments, [group[name] for group in groups], num_samples // _GROUPS)
+    for name, (kind, moments) in expected.items():
+        row = _layer_error(name, kind, moments, [group[name] for group in groups])
         if row is not None:
             rows.append(row)
     count = len(x[0] if isinstance(x, tuple) else x)
-    return MomentsError(mode, count, num_samples // _GROUPS * _GROUPS, tuple(rows))
+    return MomentsError(mode, count, num_samples // _NUM_GROUPS * _NUM_GROUPS, tuple(rows))
 
 
-def _run(mode: str, model: Any, guide: Any, x: Any) -> None:
+def _run(mode: str, model: Model, guide: Guide, x: Inputs) -> None:
     with MODES[mode].interpretation(model):
-        observe(model, poutine.trace(guide).get_trace(x), x)
+        observation_distribution(model, poutine.trace(guide).get_trace(x), x)
 
 
-def _outputs(net: nn.Module, run: Callable[[], None]) -> dict[str, tuple[str, Any]]:
-    """The output of each call of a module without parts, by name, in one pass."""
-    found: dict[str, tuple[str, Any]] = {}
+def _record_outputs(net: nn.Module, run: Callable[[], None]) -> dict[str, tuple[str, Any]]:
+    """Type and output of each call of a module without submodules, by name, in one pass."""
+    outputs: dict[str, tuple[str, Any]] = {}
     calls: dict[str, int] = {}
 
-    def hook(name: str) -> Callable[..., None]:
-        def note(module: nn.Module, inputs: Any, output: Any) -> None:
+    def make_hook(name: str) -> Callable[..., None]:
+        def hook(module: nn.Module, inputs: Any, output: Any) -> None:
             if inside_network() and active_call() is None:
-                return  # the analysis of weight usage, which runs the network before its first call
+                return  # this is the analysis of weight usage, which runs the network before its first call
             calls[name] = calls.get(name, 0) + 1
             if isinstance(output, (Moments, Tensor)):
                 key = name if calls[name] == 1 else f"{name}#{calls[name]}"
-                # Copies: what follows may work in place.
-                kept = Moments(output.loc, output.var) if isinstance(output, Moments) else output.clone()
-                found[key] = type(module).__name__, kept
+                # Copies, since the operations that follow may work in place.
+                copy = Moments(output.loc, output.var) if isinstance(output, Moments) else output.clone()
+                outputs[key] = type(module).__name__, copy
 
-        return note
+        return hook
 
     with contextlib.ExitStack() as stack:
         for name, module in net.named_modules():
             if next(module.children(), None) is None:
-                stack.callback(module.register_forward_hook(hook(name)).remove)
+                stack.callback(module.register_forward_hook(make_hook(name)).remove)
         run()
-    return found
+    return outputs
 
 
-def _group(
-    net: nn.Module, wanted: dict[str, tuple[str, Any]], run: Callable[[], None], draws: int
+def _group_statistics(
+    net: nn.Module, expected: dict[str, tuple[str, Any]], run: Callable[[], None], draws: int
 ) -> dict[str, tuple[Tensor, Tensor]]:
-    """Mean and variance of each output over some draws, about the propagated mean."""
-    sums = {name: (torch.zeros_like(of.loc), torch.zeros_like(of.loc)) for name, (_, of) in wanted.items()}
+    """Mean of each output's deviation from its propagated mean, and variance of each output, over some draws."""
+    sums = {name: (torch.zeros_like(of.loc), torch.zeros_like(of.loc)) for name, (_, of) in expected.items()}
     for _ in range(draws):
-        found = _outputs(net, run)
-        for name, (_, of) in wanted.items():
-            apart = found[name][1] - of.loc
+        outputs = _record_outputs(net, run)
+        for name, (_, of) in expected.items():
+            deviation = outputs[name][1] - of.loc
             total, squares = sums[name]
-            total += apart
-            squares += apart.square()
+            total += deviation
+            squares += deviation.square()
     return {
         name: (total / draws, (squares - total.square() / draws) / (draws - 1))
         for name, (total, squares) in sums.items()
     }
 
 
-def _row(name: str, kind: str, moments: Moments, groups: list[tuple[Tensor, Tensor]], draws: int) -> LayerError | None:
-    shifts = torch.stack([shift.double() for shift, _ in groups])
-    spreads = torch.stack([spread.double() for _, spread in groups])
-    total = spreads.mean(0).sum()
+def _layer_error(name: str, kind: str, moments: Moments, groups: list[tuple[Tensor, Tensor]]) -> LayerError | None:
+    deviations = torch.stack([mean.double() for mean, _ in groups])
+    variances = torch.stack([variance.double() for _, variance in groups])
+    total = variances.mean(0).sum()
     if not bool(total > 0):
         return None
-    # Products of two groups' means, which are independent, have no noise of their own; leaving out one group at a time
-    # gives the error bar, since the products share groups.
-    products = torch.einsum("gi,hi->gh", shifts.flatten(1), shifts.flatten(1)) / total
+    # The product of two groups' mean deviations is an unbiased estimate of the squared error, since their noise is
+    # independent. The products share groups, so the error bar comes from leaving out one group at a time (jackknife).
+    products = torch.einsum("gi,hi->gh", deviations.flatten(1), deviations.flatten(1)) / total
     products.fill_diagonal_(0.0)
     count = len(groups)
-    whole = products.sum()
-    without = (whole - 2.0 * products.sum(1)) / ((count - 1) * (count - 2))
-    ratios = moments.var.double().sum() / spreads.flatten(1).sum(1) - 1.0
+    total_products = products.sum()
+    left_out = (total_products - 2.0 * products.sum(1)) / ((count - 1) * (count - 2))
+    ratios = moments.var.double().sum() / variances.flatten(1).sum(1) - 1.0
     return LayerError(
         name,
         kind,
         moments.loc[0].numel(),
-        (whole / (count * (count - 1))).item(),
-        without.std(correction=0).item() * (count - 1) ** 0.5,
+        (total_products / (count * (count - 1))).item(),
+        left_out.std(correction=0).item() * (count - 1) ** 0.5,
         ratios.mean().item(),
         ratios.std().item() / count**0.5,
     )

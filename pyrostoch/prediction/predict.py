@@ -1,4 +1,4 @@
-"""Predictions: read through the mean, or averaged over posterior draws."""
+"""Predictions: from the mean of the weights, averaged over posterior draws, or from propagated moments."""
 
 from __future__ import annotations
 
@@ -9,18 +9,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrostoch._checks import batch_size as count_of
+from pyrostoch._checks import batch_size as num_examples
 from pyrostoch._checks import check_finite
 from pyrostoch.infer.batches import to_device
-from pyrostoch.prediction.batched_sampling import Drawing
-from pyrostoch.prediction.readouts import (
-    MODES,
-    DrawAverage,
-    evaluating,
-    home_of,
-    parse_mode,
-    same_device,
-)
+from pyrostoch.prediction.batched_sampling import PosteriorSampler
+from pyrostoch.prediction.draw_average import DrawAverage
+from pyrostoch.prediction.readouts import MODES, device_of, evaluating, parse_mode, same_device
+from pyrostoch.protocols import Guide, Inputs, Model
 from pyrostoch.records import Record, table
 
 __all__ = ["Prediction", "predict"]
@@ -30,22 +25,23 @@ __all__ = ["Prediction", "predict"]
 class Prediction(Record):
     """What a Bayesian network predicts for n examples, in float64.
 
-    For classes (a `Categorical` likelihood, or one `Bernoulli` an example: no and yes) it holds `probs` and
-    `log_probs`, and the uncertainties are entropies in nats; otherwise it holds `mean` and `variance`, and they are
-    variances.
+    For classes (a `Categorical` likelihood, or a single `Bernoulli` per example, whose classes are no and yes) it holds
+    `probs` and `log_probs`, and the uncertainties are entropies in nats. Otherwise it holds `mean` and `variance`, and
+    the uncertainties are variances.
 
     Args:
         mode: The mode's name.
         num_samples: Number of draws averaged.
-        total: Uncertainty of the prediction, one value an example (and output).
-        aleatoric: Its part that more data would not remove: the mean over draws of each draw's own.
-        epistemic: Its part that comes from not knowing the weights: mutual information of label and weights, or the
-            variance of the draws' means.
+        total: Uncertainty of the prediction, one value per example (and output).
+        aleatoric: The part of `total` that more data would not remove: the mean of each draw's uncertainty.
+        epistemic: The part of `total` that comes from not knowing the weights: the mutual information of label and
+            weights, or the variance of the draws' means.
         log_probs: For classes: log of the mean probabilities, (n, C).
         mean: Otherwise: the predictive mean, (n, ...).
         variance: Otherwise: the predictive variance, (n, ...).
-        log_density: Log predictive density of the targets, if they were given: log of the mean over draws, nats, (n,).
-        treatments: The way each site took through the network.
+        log_density: If targets were given: their log predictive density, the log of the mean density over draws, in
+            nats, (n,).
+        treatments: How the network treated each site, in words: `Interpretation.treatments`.
     """
 
     mode: str
@@ -74,19 +70,19 @@ class Prediction(Record):
         """Log probability of the labels under the averaged prediction.
 
         Args:
-            y: Labels, (n,): class indices, or 0 and 1 in any dtype and also of shape (n, 1) for a Bernoulli.
+            y: Labels, (n,): class indices; for a Bernoulli 0 and 1, in any dtype and also of shape (n, 1).
 
         Returns:
             Nats, (n,).
 
         Raises:
-            ValueError: The prediction is no plain classification (the density then needs the draws: give the targets
-                to `predict(..., y=y)` and read `log_density`), or the labels do not fit.
+            ValueError: The prediction is not one class per example (the density is then an average over the draws:
+                call `predict(..., y=y)` and read `log_density`), or the labels do not fit.
         """
         if self.log_probs is None or self.log_probs.dim() != 2:
             raise ValueError(
-                "log_prob: the density of these targets is an average over the draws, which are not kept; call "
-                "predict(..., y=y) and read .log_density"
+                "log_prob: the density of targets that are not one class per example is an average over the draws, "
+                "which are not kept; call predict(..., y=y) and read .log_density"
             )
         count, classes = self.log_probs.shape
         if y.shape not in ((count,), (count, 1)):
@@ -120,9 +116,9 @@ class Prediction(Record):
 
 
 def predict(
-    model: Any,
-    guide: Any,
-    x: Any,
+    model: Model,
+    guide: Guide,
+    x: Inputs,
     *,
     y: Tensor | None = None,
     mode: str = "mc",
@@ -133,37 +129,38 @@ def predict(
 ) -> Prediction:
     r"""Predict with a Bayesian network.
 
-    Mode `"mc"` averages over draws, $p(y \mid x) \approx \frac1K \sum_k p(y \mid x, w_k)$, probabilities and not
-    logits; mode `"mean"` replaces every weight by its mean and runs once; mode `"moments"` runs once too, while every
-    activation carries its mean and variance, and averages over the output's Gaussian (`moments_error` says how far that
-    can be trusted). The network is in evaluation mode throughout,
-    so drawing weights switches neither BatchNorm nor dropout, and every submodule is put back into its own mode. Draws
-    go side by side as far as a fixed amount of memory allows: it does not grow with K.
+    Mode `"mc"` averages probabilities (not logits) over draws, $p(y \mid x) \approx \frac1K \sum_k p(y \mid x, w_k)$.
+    Mode `"mean"` replaces every weight by its mean and runs once. Mode `"moments"` also runs once, but propagates the
+    mean and the variance of every activation, and averages over a Gaussian of the output (`moments_error` tells how far
+    that can be trusted). The network is in evaluation mode throughout, whether weights are drawn or not, and every
+    submodule is put back into its own mode afterwards. Several draws run at a time, in a fixed amount of memory that
+    does not grow with K.
 
     Args:
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)` that returns the observations'
             distribution.
         guide: A Pyro guide of that model.
         x: Inputs, or a tuple of inputs that share their first axis, the examples.
-        y: Targets, to have their `log_density`.
-        mode: `"mean"`, `"mc"` or `"mc:K"`, or `"moments"`: with variances and a Gaussian's fixed points at the output;
-            `"moments:closed"` reads classes by a closed approximation, `"moments:full"` carries full covariances
-            (memory grows with the square of a layer's width), `"moments:mc"` samples through operations without a
-            rule; `"moments:full:mc:closed"` does all of it. `"noise-free"` is the mean with neurons that lose their
-            noise.
+        y: Targets, for their `log_density`.
+        mode: `"mean"`; `"mc"` or `"mc:K"`; or `"moments"`, which propagates variances and averages over fixed points of
+            the output's Gaussian. `"moments:closed"` uses a closed approximation for the class probabilities instead,
+            `"moments:full"` propagates full covariances (memory grows with the square of a layer's width),
+            `"moments:mc"` samples through operations without a rule; they can be combined, as in
+            `"moments:full:mc:closed"`. `"noise-free"` is `"mean"` without the noise of stochastic neurons.
         num_samples: The K of `"mc"`; 20 by default.
-        joint: Draw each weight once per sample for all examples. Otherwise a layer that can draws afresh for each
-            example, which keeps each example's prediction exact and makes its Monte-Carlo error independent.
-        batch_size: Examples run through the network at a time, at most: fewer where activations are large.
-        device: Where the inputs are moved, batch by batch: the model's own device. Without it they must be there.
+        joint: Whether each draw of the weights is used for all examples. Otherwise, a layer draws anew for each example
+            where it can (local reparameterization), which leaves the distribution of each example's prediction exact
+            and makes the Monte-Carlo errors of the examples independent.
+        batch_size: Largest number of examples that run through the network at a time; fewer if activations are large.
+        device: The model's device, to which the inputs are moved batch by batch. By default they must be there already.
 
     Returns:
         The prediction.
 
     Raises:
-        TypeError: Inputs are no tensors, the guide is none, or the model has no `observation`.
-        ValueError: The mode is unknown or contradicts `num_samples`; inputs are empty, not finite, or elsewhere than
-            the model; targets do not fit; or the guide lacks a site.
+        TypeError: Inputs are not tensors, the guide is not callable, or the model has no method `observation`.
+        ValueError: The mode is unknown or contradicts `num_samples`; inputs are empty, not finite, or on another device
+            than the model; targets do not fit; or the guide lacks a site.
 
     Example:
         >>> import pyrostoch as ps
@@ -174,7 +171,9 @@ def predict(
         (torch.Size([5, 3]), 4)
 
     References:
-        Neklyudov, Molchanov, Ashukha, Vetrov 2018 (arXiv 1803.03764), on when the mean is no substitute for averaging.
+        Neklyudov, Molchanov, Ashukha, Vetrov, "Variance networks: when expectation does not meet your expectations",
+        2018, on networks for which `"mean"` fails; Wu et al., "Deterministic variational inference for robust Bayesian
+        neural networks", 2019, on moments.
     """
     if not callable(guide):
         raise TypeError(
@@ -183,42 +182,42 @@ def predict(
         )
     name, draws = parse_mode(mode, num_samples)
     x = tuple(x) if isinstance(x, list) else x
-    parts = _split(x, y, batch_size)
-    where = _placed(x, model, guide, device)
+    batches = _split(x, y, batch_size)
+    target = _compute_device(x, model, guide, device)
     check_finite("inputs x", x)
-    drawing = Drawing(model, guide, name, draws, joint=joint and MODES[name].sampled)
+    sampler = PosteriorSampler(model, guide, name, draws, joint=joint and MODES[name].sampled)
 
-    def pieces() -> Iterator[tuple[Any, DrawAverage]]:
-        for part, targets in parts:
-            moved = None if targets is None else targets.to(where)
-            for piece, y_piece in drawing.parts(to_device(part, where), moved):
-                yield piece, DrawAverage(model, y_piece)
+    def pieces() -> Iterator[tuple[Inputs, DrawAverage]]:
+        for x_batch, y_batch in batches:
+            y_batch = None if y_batch is None else y_batch.to(target)
+            for x_piece, rows in sampler.split_batch(to_device(x_batch, target)):
+                yield x_piece, DrawAverage(model, None if y_batch is None else y_batch[rows])
 
     with evaluating(model, guide):
-        if drawing.joint:
-            # Inputs are moved again for each few draws, so that only one batch of them is on the device.
+        if sampler.joint:
+            # Inputs are moved to the device again for each chunk of draws, so that only one batch of them is there.
             averages: list[DrawAverage] = []
-            for chunk in drawing.chunks(next(pieces())[0]):
+            for chunk in sampler.draw_chunks(next(pieces())[0]):
                 for index, (piece, average) in enumerate(pieces()):
                     averages += [average] if index == len(averages) else []
-                    for statistics in chunk.on(piece, averages[index].statistics):
+                    for statistics in chunk.run(piece, averages[index].statistics):
                         averages[index].add(statistics)
             results = [average.results() for average in averages]
         else:
             results = []
             for piece, average in pieces():
-                for statistics in drawing.each(piece, average.statistics):
+                for statistics in sampler.run(piece, average.statistics):
                     average.add(statistics)
                 results.append(average.results())
     fields: dict[str, Any] = {field: torch.cat([result[field] for result in results]) for field in results[0]}
-    return Prediction(mode=name, num_samples=draws, treatments=dict(drawing.treatments), **fields)
+    return Prediction(mode=name, num_samples=draws, treatments=dict(sampler.treatments), **fields)
 
 
-def _split(x: Any, y: Tensor | None, size: int) -> list[tuple[Any, Tensor | None]]:
-    """Views of the inputs and targets, `size` examples each, after checking them."""
+def _split(x: Inputs, y: Tensor | None, size: int) -> list[tuple[Inputs, Tensor | None]]:
+    """Check inputs and targets, and return views of them with `size` examples each."""
     if not isinstance(size, int) or size < 1:
         raise ValueError(f"batch_size: expected a whole number from 1 up, got {size!r}")
-    count = count_of(x)
+    count = num_examples(x)
     if count == 0:
         raise ValueError("inputs x: expected at least one example, got none")
     lengths = [len(part) for part in x] if isinstance(x, tuple) else [count]
@@ -226,7 +225,7 @@ def _split(x: Any, y: Tensor | None, size: int) -> list[tuple[Any, Tensor | None
         raise ValueError(f"inputs x: expected as many examples in each input, got {lengths}")
     if y is not None and (not isinstance(y, Tensor) or y.dim() == 0 or len(y) != count):
         found = len(y) if isinstance(y, Tensor) and y.dim() else type(y).__name__
-        raise ValueError(f"targets y: expected a tensor of {count} targets, one an example, got {found}")
+        raise ValueError(f"targets y: expected a tensor of {count} targets, one per example, got {found}")
     starts = [slice(i, i + size) for i in range(0, count, size)]
     return [
         (tuple(part[rows] for part in x) if isinstance(x, tuple) else x[rows], None if y is None else y[rows])
@@ -234,10 +233,10 @@ def _split(x: Any, y: Tensor | None, size: int) -> list[tuple[Any, Tensor | None
     ]
 
 
-def _placed(x: Any, model: Any, guide: Any, device: str | torch.device | None) -> torch.device:
-    """The device to compute on: the one asked for, else that of the inputs; the model must be there."""
-    given: torch.device = (x[0] if isinstance(x, tuple) else x).device
-    home = home_of(model, guide, device)
-    if device is None and home is not None and not same_device(home, given):
-        raise ValueError(f"inputs x are on {given}, the model is on {home}: give device={str(home)!r} to move them")
-    return given if home is None else home
+def _compute_device(x: Inputs, model: Model, guide: Guide, device: str | torch.device | None) -> torch.device:
+    """The device to compute on: that of the model, where the inputs must be unless `device` is given."""
+    given = (x[0] if isinstance(x, tuple) else x).device
+    found = device_of(model, guide, device)
+    if device is None and found is not None and not same_device(found, given):
+        raise ValueError(f"inputs x are on {given}, the model is on {found}: give device={str(found)!r} to move them")
+    return given if found is None else found

@@ -1,4 +1,4 @@
-"""Looking at a model without changing it: its modes, and its loss on held-out data."""
+"""Training and evaluation mode of modules, and a model's predictive loss on held-out data."""
 
 from __future__ import annotations
 
@@ -14,16 +14,17 @@ from pyrostoch._seeds import forked
 from pyrostoch.infer.batches import Batches, to_device
 from pyrostoch.infer.elbo import interpretation
 from pyrostoch.model import BayesianModel
+from pyrostoch.protocols import Inputs
 
 __all__ = ["training_mode", "predictive_loss"]
 
 
 @contextmanager
 def training_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
-    """Put modules into training or evaluation mode, and every part of them back into its own afterwards.
+    """Put modules into training or evaluation mode, and every submodule back into its own mode afterwards.
 
     Args:
-        training: Whether to train.
+        training: `True` for training mode, `False` for evaluation mode.
         modules: The modules.
 
     Example:
@@ -40,32 +41,33 @@ def training_mode(training: bool, *modules: nn.Module) -> Iterator[None]:
             module.train(training)
         yield
     finally:
-        for part, was in before:
-            part.training = was
+        for part, mode in before:
+            part.training = mode
 
 
 @torch.no_grad()
 def predictive_loss(
     model: BayesianModel, guide: nn.Module, held_out: Batches, device: torch.device, *, estimator: str, draws: int = 8
 ) -> float:
-    r"""The mean negative log predictive density on held-out data, in nats an example.
+    r"""The mean negative log predictive density on held-out data, in nats per example.
 
     $$ -\frac{1}{n} \sum_i \log \frac{1}{K} \sum_{k=1}^{K} p(y_i \mid x_i, w_k), \qquad w_k \sim q. $$
 
-    The network is in evaluation mode meanwhile. The noise is the same at every call and leaves torch's generators as
-    they were, so that epochs are compared on equal terms and looking does not change the run.
+    The network is in evaluation mode. The noise is the same at every call, so that epochs can be compared, and torch's
+    generators are left as they were, so that the evaluation does not change the training run.
 
     Args:
         model: The model.
         guide: Its guide.
         held_out: The data.
-        device: Where the model lives.
-        estimator: That of the training: where it is `"shared"`, one draw serves a batch; else the output of a layer is
-            drawn wherever this keeps the distribution of each example's prediction exact.
+        device: The device of model and guide.
+        estimator: The estimator of the training. With `"shared"`, all examples of a batch share each draw; with any
+            other, the outputs of a layer are drawn instead of its weights wherever this keeps the distribution of each
+            example's prediction exact (`"marginal"`).
         draws: Number K of posterior draws; one where the model has no random sites.
 
     Returns:
-        The loss.
+        The loss, in nats.
 
     Example:
         >>> import pyrostoch as ps
@@ -80,7 +82,7 @@ def predictive_loss(
     name = "shared" if estimator == "shared" else "marginal"
     draws = draws if model.sites else 1
     total, count = torch.zeros((), device=device), 0
-    # The same order at every call, as the same noise, also where the loader has a generator of its own.
+    # A loader's own generator is restored, so that the order of the examples is the same at every call, too.
     generators = [(generator, generator.get_state()) for generator in held_out.generators()]
     with training_mode(False, model, guide), forked(device, seed=0):
         for x, y in held_out.epoch(None, 0):
@@ -93,8 +95,8 @@ def predictive_loss(
     return total.item() / count
 
 
-def _log_prob(model: BayesianModel, guide: nn.Module, x: object, y: Tensor, name: str) -> Tensor:
-    """The log density of each example under one draw of the weights."""
+def _log_prob(model: BayesianModel, guide: nn.Module, x: Inputs, y: Tensor, name: str) -> Tensor:
+    """The log density of each example's target under one draw of the weights."""
     with interpretation(name, model):
         trace = poutine.trace(guide).get_trace(x)
         distribution = poutine.replay(model.observation, trace=trace)(x)

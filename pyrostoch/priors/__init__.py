@@ -1,15 +1,15 @@
-"""Priors of weights: fixed, learned or random scale, improper, and the rules that hand them out.
+"""Priors of weights, with a fixed, fitted or random scale or improper, and the rules that assign them to parameters.
 
 | prior | what it is |
 | --- | --- |
-| `Normal`, `Laplace`, `StudentT`, `ScaleMixture` | fixed numbers |
-| `EmpiricalBayes` | N(0, s^2) with s fitted |
-| `Hierarchical` | N(0, s^2) with s random |
+| `Normal`, `Laplace`, `StudentT`, `ScaleMixture` | a distribution with fixed parameters |
+| `EmpiricalBayes` | N(0, s^2), s fitted by maximum likelihood |
+| `Hierarchical` | N(0, s^2), s a random variable |
 | `LogUniform`, `ARD` | improper: the ELBO is defined up to a constant per weight |
-| `Grid` | for weights on a grid: no level is favored |
+| `Grid` | uniform over the levels of a weight on a grid, at any scale of the grid |
 | `None` | no prior: the parameter is fitted by maximum likelihood |
 
-Any Pyro distribution over single weights serves too.
+Any Pyro distribution of a single weight can be used as well.
 """
 
 from __future__ import annotations

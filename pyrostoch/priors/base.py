@@ -1,4 +1,4 @@
-"""What a prior is: a module that gives the distribution of each weight of a site."""
+"""The base class of priors: modules that return the elementwise distribution of a parameter's weights."""
 
 from __future__ import annotations
 
@@ -14,22 +14,30 @@ __all__ = ["FromDistribution", "Prior", "PriorSpec", "as_prior"]
 
 
 class Prior(nn.Module):
-    """The prior of a site's weights.
+    """Base class of the priors of weights.
 
-    Each site holds a copy of its own, so numbers that belong to a prior move with the model (`.to`), are saved with it,
-    and a learned or random scale is the site's own. A subclass implements `distribution`.
+    Each parameter gets a copy of its prior. The copy's buffers and parameters move with the model (`.to`) and are saved
+    with it, and a fitted or random scale is not shared between parameters. A subclass implements `distribution`.
 
     Attributes:
-        improper: Whether the prior has no finite integral, so that an ELBO is defined up to a constant per weight.
+        improper: Whether the density has no finite integral, so that the ELBO is defined up to a constant per weight.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> class Cauchy(Prior):
+        ...     def distribution(self, name, shape):
+        ...         return dist.Cauchy(0.0, 1.0).expand(shape)
+        >>> Cauchy().distribution("weight", torch.Size([2, 3])).batch_shape
+        torch.Size([2, 3])
     """
 
     improper = False
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """The elementwise distribution of a site's weights, with batch shape `shape`.
+        """The elementwise distribution of a site's weights.
 
         Args:
-            name: The site's name; a random scale is a site named after it.
+            name: The site's name; a random scale becomes the site `<name>_prior_scale`.
             shape: Shape of the weights.
 
         Returns:
@@ -38,18 +46,24 @@ class Prior(nn.Module):
         raise TypeError(f"{type(self).__name__} must implement distribution(name, shape)")
 
     def for_parameter(self, parameter: Tensor) -> Prior:
-        """A copy for one parameter, on its device and in its dtype."""
+        """A copy for one parameter, on its device and in its dtype.
+
+        Args:
+            parameter: The parameter.
+        """
         return copy.deepcopy(self).to(device=parameter.device, dtype=parameter.dtype)
 
     def extra_repr(self) -> str:
-        """The prior's numbers, for its text."""
+        """The prior's parameters, for `repr`."""
         return ", ".join(f"{name}={_text(value)}" for name, value in self.named_buffers(recurse=False))
 
     def __repr__(self) -> str:
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
-PriorSpec = Prior | Distribution | Callable[[str, Tensor], Any] | dict[str, Any] | None
+#: What a user may give as the prior of a network: one prior, a function of each parameter's name and value, or a
+#: dictionary from name patterns to priors or functions; see `pyrostoch.priors.assign`.
+PriorSpec = Prior | Distribution | Callable[[str, Tensor], Prior | Distribution | None] | dict[str, Any] | None
 
 
 def _text(value: Tensor) -> str:
@@ -59,13 +73,13 @@ def _text(value: Tensor) -> str:
 class FromDistribution(Prior):
     """Any Pyro distribution as the prior of every weight of a site.
 
-    Its numbers move with the model, whatever the distribution is made of.
+    The tensors in it move with the model (`.to`).
 
     Args:
-        distribution: A distribution whose shape broadcasts to that of the weights.
+        distribution: A distribution whose batch shape broadcasts to the shape of the weights.
 
     Raises:
-        TypeError: It is no Pyro distribution, or not one over single real weights.
+        TypeError: It is not a Pyro distribution, or not the distribution of a single real weight.
 
     Example:
         >>> import pyro.distributions as dist
@@ -77,57 +91,73 @@ class FromDistribution(Prior):
         super().__init__()
         if not hasattr(distribution, "to_event"):
             raise TypeError(
-                f"prior: expected a Pyro distribution, got torch's {type(distribution).__name__}; take "
+                f"prior: expected a Pyro distribution, got torch's {type(distribution).__name__}; use "
                 f"pyro.distributions.{type(distribution).__name__}"
             )
         while isinstance(distribution, Independent):
             distribution = distribution.base_dist
         if distribution.event_shape or distribution.support is constraints.boolean:
-            raise TypeError(f"prior: expected a distribution over single weights, got {distribution}")
+            raise TypeError(f"prior: expected a distribution of single real weights, got {distribution}")
         self.base = distribution
         self.improper = bool(getattr(distribution, "improper", False))
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """The distribution, expanded to the weights."""
+        """The distribution, expanded to the shape of the weights."""
         return self.base.expand(shape)
 
     def __repr__(self) -> str:
-        numbers = [name for name in self.base.arg_constraints if hasattr(self.base, name)]
-        if not numbers:
+        names = [name for name in self.base.arg_constraints if hasattr(self.base, name)]
+        if not names:
             return repr(self.base)
-        texts = (f"{name}={_text(torch.as_tensor(getattr(self.base, name)))}" for name in numbers)
+        texts = (f"{name}={_text(torch.as_tensor(getattr(self.base, name)))}" for name in names)
         return f"{type(self.base).__name__}({', '.join(texts)})"
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.base = _mapped(self.base, fn)
+        self.base = _map_tensors(self.base, fn)
         return super()._apply(fn, recurse)
 
 
-def _mapped(part: Any, fn: Callable[[Tensor], Tensor]) -> Any:
-    """A copy of a distribution, or of a part of one, with every tensor in it mapped."""
+def _map_tensors(part: Any, fn: Callable[[Tensor], Tensor], copies: dict[int, Any] | None = None) -> Any:
+    """A copy of a distribution, or of a part of one, with `fn` applied to every tensor in it.
+
+    Args:
+        part: The distribution or the part.
+        fn: Maps a tensor.
+        copies: Copies made so far, by the original's id: a transform and its inverse refer to each other.
+    """
+    copies = {} if copies is None else copies
     if isinstance(part, Tensor):
         return fn(part)
     if isinstance(part, (list, tuple)) and not isinstance(part, torch.Size):
-        return type(part)(_mapped(item, fn) for item in part)
+        return type(part)(_map_tensors(item, fn, copies) for item in part)
     if isinstance(part, (Distribution, Transform)):
-        twin = copy.copy(part)
-        twin.__dict__.update({name: _mapped(value, fn) for name, value in vars(part).items()})
-        return twin
+        if id(part) not in copies:
+            mapped = copies[id(part)] = copy.copy(part)
+            mapped.__dict__.update({name: _map_tensors(value, fn, copies) for name, value in vars(part).items()})
+        return copies[id(part)]
     return part
 
 
-def as_prior(spec: Any) -> Prior | None:
-    """A prior from what a user may give for one: a `Prior`, a distribution, or `None`.
+def as_prior(spec: Prior | Distribution | None) -> Prior | None:
+    """Convert what a user may give as a single prior: a `Prior`, a Pyro distribution, or `None`.
+
+    Args:
+        spec: The prior.
 
     Raises:
         TypeError: It is none of these.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> as_prior(dist.Normal(0.0, 2.0))
+        Normal(loc=0, scale=2)
     """
     if spec is None or isinstance(spec, Prior):
         return spec
     if isinstance(spec, Distribution):
         return FromDistribution(spec)
     if isinstance(spec, type):
-        raise TypeError(f"prior: expected a prior, got the class {spec.__name__}; make one of it: {spec.__name__}()")
+        raise TypeError(f"prior: expected a prior, got the class {spec.__name__}; use an instance: {spec.__name__}()")
     raise TypeError(
         f"prior: expected a prior (pyrostoch.priors.*), a Pyro distribution or None, got {type(spec).__name__}"
     )

@@ -1,4 +1,4 @@
-"""Priors with fixed numbers."""
+"""Priors without parameters to fit and without random variables of their own, proper and improper."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ __all__ = ["ARD", "Grid", "Laplace", "LogUniform", "Normal", "ScaleMixture", "St
 
 
 class _Fixed(Prior):
-    """A prior whose numbers are buffers, checked once by its distribution's own constraints."""
+    """A prior whose parameters are buffers; creating its distribution once checks their values."""
 
     df: Tensor
     loc: Tensor
@@ -24,10 +24,10 @@ class _Fixed(Prior):
     scale1: Tensor
     scale2: Tensor
 
-    def __init__(self, **numbers: float | Tensor) -> None:
+    def __init__(self, **values: float | Tensor) -> None:
         super().__init__()
-        for name, value in numbers.items():
-            # Full precision here; each site's copy takes its parameter's dtype.
+        for name, value in values.items():
+            # Double precision here; the copy for a network's parameter takes that parameter's dtype.
             self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
         self.distribution("", torch.broadcast_shapes(*(b.shape for b in self.buffers())))
 
@@ -48,7 +48,7 @@ class Normal(_Fixed):
         super().__init__(loc=loc, scale=scale)
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """N(loc, scale^2), expanded."""
+        """N(loc, scale^2), expanded to the shape of the weights."""
         return dist.Normal(self.loc, self.scale).expand(shape)
 
 
@@ -68,12 +68,12 @@ class Laplace(_Fixed):
         super().__init__(loc=loc, scale=scale)
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """Laplace(loc, scale), expanded."""
+        """Laplace(loc, scale), expanded to the shape of the weights."""
         return dist.Laplace(self.loc, self.scale).expand(shape)
 
 
 class StudentT(_Fixed):
-    """Student's t prior: heavier tails than a Gaussian. Its KL to a Gaussian guide is estimated by Monte Carlo.
+    """Student's t prior, with heavier tails than a Gaussian. The KL of a guide to it is estimated by Monte Carlo.
 
     Args:
         df: Degrees of freedom, positive.
@@ -89,17 +89,17 @@ class StudentT(_Fixed):
         super().__init__(df=df, loc=loc, scale=scale)
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """StudentT(df, loc, scale), expanded."""
+        """StudentT(df, loc, scale), expanded to the shape of the weights."""
         return dist.StudentT(self.df, self.loc, self.scale).expand(shape)
 
 
 class ScaleMixture(_Fixed):
-    """Mixture of two Gaussians of mean zero, a soft spike and slab. Its KL is estimated by Monte Carlo.
+    """Mixture of two Gaussians of mean zero, a smooth spike and slab. The KL to it is estimated by Monte Carlo.
 
     Args:
-        mix: Weight of the first Gaussian, in (0, 1).
-        scale1: Standard deviation of the first.
-        scale2: Standard deviation of the second.
+        mix: Probability of the first Gaussian, in (0, 1).
+        scale1: Standard deviation of the first Gaussian.
+        scale2: Standard deviation of the second Gaussian.
 
     References:
         Blundell, Cornebise, Kavukcuoglu, Wierstra, "Weight uncertainty in neural networks", 2015.
@@ -115,21 +115,23 @@ class ScaleMixture(_Fixed):
         super().__init__(mix=mix, scale1=scale1, scale2=scale2)
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """The mixture, expanded."""
+        """The mixture, expanded to the shape of the weights."""
         return distributions.ScaleMixture(self.mix, self.scale1, self.scale2).expand(shape)
 
 
 class LogUniform(Prior):
-    """The improper prior p(|w|) ~ 1/|w| of variational dropout: it favors no scale.
+    """The improper prior p(|w|) ~ 1/|w| of variational dropout: uniform in log |w|, so it favors no scale.
 
-    With a Gaussian guide N(mu, alpha mu^2) its KL depends on alpha alone, and is exact here. It cannot be sampled, and
-    has no proper posterior: NUTS is refused.
+    The KL of a Gaussian guide N(mu, alpha mu^2) to it depends on alpha alone and is exact here. The prior cannot be
+    sampled, and it has no proper posterior, so NUTS raises an error.
 
     Args:
         approximation: `None` for the exact KL, or `"molchanov"` for the sigmoid fit of Molchanov et al. (2017).
 
     References:
-        Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017; Hron, Matthews, Ghahramani 2018.
+        Kingma, Salimans, Welling, "Variational dropout and the local reparameterization trick", 2015; Molchanov,
+        Ashukha, Vetrov, "Variational dropout sparsifies deep neural networks", 2017; Hron, Matthews, Ghahramani,
+        "Variational Bayesian dropout: pitfalls and fixes", 2018.
 
     Example:
         >>> LogUniform().improper
@@ -144,16 +146,18 @@ class LogUniform(Prior):
         self.distribution("", torch.Size())
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """The log-uniform distribution, expanded."""
+        """The log-uniform distribution, expanded to the shape of the weights."""
         return distributions.LogUniform(approximation=self.approximation).expand(shape)
 
     def extra_repr(self) -> str:
-        """The approximation, where the KL is not exact."""
+        """The approximation, if there is one."""
         return "" if self.approximation is None else f"approximation={self.approximation!r}"
 
 
 class Grid(Prior):
-    """No level of a weight on a grid is favored, whatever the grid's scale: KL = log k - H, for `CategoricalWeights`.
+    """Uniform over the k levels of a weight on a grid, at any scale of the grid.
+
+    For the guide `CategoricalWeights`, whose KL to it is log k minus the entropy of the distribution over levels.
 
     Example:
         >>> Grid().improper
@@ -163,18 +167,21 @@ class Grid(Prior):
     improper = True
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """The distribution, expanded."""
+        """The distribution, expanded to the shape of the weights."""
         return distributions.Grid().expand(shape)
 
 
 class ARD(Prior):
-    """Automatic relevance determination: N(0, tau^2), each weight's tau at its optimum, KL = log(1 + 1/alpha) / 2.
+    """Automatic relevance determination: N(0, tau^2), with each weight's tau at the optimum of the ELBO.
 
-    Only the closed KL to a Gaussian guide is defined, so it serves with `pyrostoch.ELBO` and not with `Trace_ELBO` or
+    The KL of a Gaussian guide N(mu, alpha mu^2) to it is log(1 + 1/alpha) / 2. The prior has no density, only
+    closed-form KLs of Gaussian and uniform guides, so it works with `pyrostoch.ELBO`, but not with `Trace_ELBO` or
     NUTS.
 
     References:
-        MacKay 1994; Tipping 2001; Kharitonov, Molchanov, Vetrov, "Variational dropout via empirical Bayes", 2018.
+        MacKay, "Bayesian non-linear modeling for the prediction competition", 1994; Tipping, "Sparse Bayesian learning
+        and the relevance vector machine", 2001; Kharitonov, Molchanov, Vetrov, "Variational dropout via empirical
+        Bayes", 2018.
 
     Example:
         >>> ARD()
@@ -184,5 +191,5 @@ class ARD(Prior):
     improper = True
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """The ARD distribution, expanded."""
+        """The ARD distribution, expanded to the shape of the weights."""
         return distributions.ARD().expand(shape)

@@ -1,9 +1,9 @@
-"""Which parameter of a network gets which prior."""
+"""Rules that assign priors to the parameters of a network."""
 
 from __future__ import annotations
 
 import fnmatch
-from typing import Any
+from typing import Any, cast
 
 from torch import nn
 from torch.distributions import Distribution
@@ -11,7 +11,7 @@ from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
 from pyrostoch._checks import name_list
-from pyrostoch.priors.base import Prior, as_prior
+from pyrostoch.priors.base import Prior, PriorSpec, as_prior
 
 __all__ = ["assign", "clean_name", "is_bias", "owners"]
 
@@ -19,40 +19,68 @@ _NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def clean_name(name: str) -> str:
-    """A parameter's name without the prefix that `torch.compile` puts in."""
+    """A parameter's name without the prefix `_orig_mod.` that `torch.compile` inserts.
+
+    Args:
+        name: The parameter's name.
+
+    Example:
+        >>> clean_name("_orig_mod.fc1.weight")
+        'fc1.weight'
+    """
     return name.replace("_orig_mod.", "")
 
 
 def is_bias(name: str) -> bool:
-    """Whether a parameter's name is that of a bias (`bias`, `bias_ih_l0`, `in_proj_bias`, ...)."""
+    """Whether a parameter's name is that of a bias (`bias`, `bias_ih_l0`, `in_proj_bias`, ...).
+
+    Args:
+        name: The parameter's name.
+
+    Example:
+        >>> is_bias("rnn.bias_ih_l0"), is_bias("fc.weight")
+        (True, False)
+    """
     last = name.rsplit(".", 1)[-1]
     return last.startswith("bias") or last.endswith("bias")
 
 
 def owners(net: nn.Module) -> dict[str, nn.Module]:
-    """The module that holds each parameter, by the parameter's (first) name."""
-    modules = dict(net.named_modules(remove_duplicate=False))  # scripted modules have no get_submodule
+    """The module that holds each parameter, by the parameter's first name.
+
+    Args:
+        net: The network.
+
+    Example:
+        >>> owners(nn.Sequential(nn.Linear(2, 3, bias=False)))
+        {'0.weight': Linear(in_features=2, out_features=3, bias=False)}
+    """
+    # Not get_submodule, which scripted modules do not have.
+    modules = dict(net.named_modules(remove_duplicate=False))
     return {name: modules[name.rpartition(".")[0]] for name, _ in net.named_parameters(remove_duplicate=True)}
 
 
-def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:
-    """Give each parameter its prior.
+def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
+    """Assign priors to the parameters of a network.
 
-    A single prior goes to every parameter except biases and those of normalization layers. A dictionary maps name
-    patterns (shell wildcards) to priors; the last match wins; a pattern that matches a bias by name asks for it, while
-    a normalization layer is reached only by a pattern that spells out its module (`"bn1.weight"`, `"bn1.*"`). A
-    callable gets each parameter's name and value and returns a prior or `None`. A layer's own `prior=` (see
-    `pyrostoch.layers`) holds where `spec` is `None` or does not reach it.
+    - A single prior applies to all parameters except biases and the parameters of normalization layers.
+    - A dictionary maps name patterns (shell wildcards) to priors, distributions, callables or `None`; the last match
+      wins. A pattern may match biases. The parameters of a normalization layer are matched only by a pattern that
+      writes out the layer's name (`"bn1.weight"`, `"bn1.*"`).
+    - A callable gets each parameter's name and value, and returns a prior, a distribution or `None`.
+    - The `prior=` of a layer from `pyrostoch.layers` applies where `spec` is `None`, a single prior, or a dictionary
+      without a matching pattern.
 
     Args:
         net: The network.
         spec: Prior, distribution, dictionary, callable or `None`.
 
     Returns:
-        A prior for each random parameter, by the name in `net.named_parameters()`.
+        A prior for each random parameter, by its name in `net.named_parameters()`.
 
     Raises:
-        ValueError: A pattern matches nothing, or a chosen parameter cannot be made random.
+        ValueError: A pattern matches nothing, or a parameter with a prior cannot be made random.
+        TypeError: `spec`, or a value in it, is not a prior.
 
     Example:
         >>> from pyrostoch import priors
@@ -64,8 +92,8 @@ def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:
     """
     parameters = dict(net.named_parameters(remove_duplicate=True))
     holders = owners(net)
-    own = _own_priors(net)
-    chosen: dict[str, Prior | None] = {name: own.get(id(parameter)) for name, parameter in parameters.items()}
+    of_layers = _layer_priors(net)
+    chosen: dict[str, Prior | None] = {name: of_layers.get(id(parameter)) for name, parameter in parameters.items()}
     if isinstance(spec, dict):
         _by_pattern(spec, parameters, holders, chosen)
     elif isinstance(spec, (Prior, Distribution)):
@@ -76,22 +104,22 @@ def assign(net: nn.Module, spec: Any) -> dict[str, Prior]:
         for name, parameter in parameters.items():
             chosen[name] = as_prior(spec(clean_name(name), parameter))
     elif spec is not None:
-        as_prior(spec)  # raises
+        as_prior(cast(Any, spec))  # raises a TypeError
     random = {name: prior for name, prior in chosen.items() if prior is not None}
     for name in random:
         _check_can_be_random(name, parameters[name], holders[name])
     return {name: prior.for_parameter(parameters[name]) for name, prior in random.items()}
 
 
-def _own_priors(net: nn.Module) -> dict[int, Prior]:
-    """The priors that layers bring, by the identity of the parameter: a tied one may be held by several modules."""
-    found: dict[int, Prior] = {}
+def _layer_priors(net: nn.Module) -> dict[int, Prior]:
+    """The priors given to layers, by the parameter's id, since several modules may hold a tied parameter."""
+    priors: dict[int, Prior] = {}
     for module in net.modules():
         for last, prior in getattr(module, "priors", {}).items():
             parameter = getattr(module, last, None)
             if isinstance(parameter, nn.Parameter) and isinstance(prior, Prior):
-                found.setdefault(id(parameter), prior)
-    return found
+                priors.setdefault(id(parameter), prior)
+    return priors
 
 
 def _by_pattern(
@@ -115,25 +143,25 @@ def _by_pattern(
         if not matched:
             raise ValueError(
                 f"prior rule {pattern!r} matches no parameter; the network has "
-                f"{name_list(clean_name(n) for n in parameters)} (a normalization layer must be spelled out)"
+                f"{name_list(clean_name(n) for n in parameters)} (for a normalization layer, write out its name)"
             )
 
 
 def _is_rule(value: Any) -> bool:
-    return callable(value) and not isinstance(value, (Prior, Distribution))
+    return callable(value) and not isinstance(value, (Prior, Distribution, type))
 
 
-def _check_can_be_random(name: str, parameter: nn.Parameter, owner: nn.Module) -> None:
+def _check_can_be_random(name: str, parameter: nn.Parameter, holder: nn.Module) -> None:
     reason = None
     if isinstance(parameter, UninitializedParameter):
         reason = "it has no shape yet: run the network once on an example first"
     elif not parameter.is_floating_point():
-        reason = f"its dtype is {parameter.dtype}; real floating-point parameters can be random"
+        reason = f"its dtype is {parameter.dtype}; only real floating-point parameters can be random"
     elif "/" in name:
-        reason = "its name holds a '/', which stands for a dot in names of priors and guides; rename it"
+        reason = "its name contains a '/', which replaces the dot in the names of priors and guides; rename it"
     elif parameter.numel() == 0:
         reason = f"it is empty, of shape {tuple(parameter.shape)}"
-    elif type(owner).__module__.startswith("torch.jit"):
-        reason = "it lives in a scripted module, which does not accept a drawn weight"
+    elif type(holder).__module__.startswith("torch.jit"):
+        reason = "it belongs to a scripted module, which does not accept a drawn weight"
     if reason:
-        raise ValueError(f"parameter {clean_name(name)!r} of {type(owner).__name__} cannot be made random: {reason}")
+        raise ValueError(f"parameter {clean_name(name)!r} of {type(holder).__name__} cannot be made random: {reason}")

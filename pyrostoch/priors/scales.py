@@ -1,4 +1,4 @@
-"""Priors whose scale is found from the data: by maximum likelihood, or as a random variable of its own."""
+"""Gaussian priors whose scale is learned from the data: fitted by maximum likelihood, or a random variable."""
 
 from __future__ import annotations
 
@@ -18,13 +18,14 @@ __all__ = ["EmpiricalBayes", "Hierarchical"]
 
 
 class EmpiricalBayes(Prior):
-    """N(0, s^2) with one s a site, fitted together with the guide (type-II maximum likelihood).
+    """N(0, s^2) with one s per site, fitted together with the guide (type-II maximum likelihood).
 
     Args:
-        scale: Where s starts.
+        scale: Initial value of s.
 
     References:
-        MacKay 1992; Wu et al., "Deterministic variational inference for robust Bayesian neural networks", 2019.
+        MacKay, "A practical Bayesian framework for backpropagation networks", 1992; Wu et al., "Deterministic
+        variational inference for robust Bayesian neural networks", 2019.
 
     Example:
         >>> EmpiricalBayes(0.5)
@@ -36,19 +37,22 @@ class EmpiricalBayes(Prior):
         self.log_scale = nn.Parameter(torch.tensor(math.log(check_positive("EmpiricalBayes scale", scale))))
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """N(0, s^2), expanded."""
+        """N(0, s^2), expanded to the shape of the weights."""
         return dist.Normal(torch.zeros_like(self.log_scale), self.log_scale.exp()).expand(shape)
 
     def extra_repr(self) -> str:
-        """The scale as it stands."""
+        """The current scale."""
         return f"scale={self.log_scale.exp().item():.6g}"
 
 
 class Hierarchical(Prior):
-    """N(0, s^2) with one random s a site, `<site>_prior_scale`, under a prior of its own.
+    """N(0, s^2) with one random s per site, which is the Pyro site `<site>_prior_scale`.
 
     Args:
         scale: Prior of s, a distribution on the positive numbers; half-Cauchy(1) by default.
+
+    Raises:
+        ValueError: `scale` is not a distribution on the positive numbers.
 
     References:
         Gelman, "Prior distributions for variance parameters in hierarchical models", 2006.
@@ -66,7 +70,7 @@ class Hierarchical(Prior):
             raise ValueError(f"Hierarchical scale: expected a distribution on the positive numbers, got {self.scale!r}")
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
-        """N(0, s^2) given a draw of s, expanded."""
+        """N(0, s^2) given a draw of s, expanded to the shape of the weights."""
         scale = pyro.sample(f"{name}_prior_scale", self.scale.distribution(name, torch.Size()))
         return dist.Normal(torch.zeros_like(scale), scale).expand(shape)
 

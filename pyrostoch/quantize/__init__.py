@@ -1,12 +1,12 @@
-"""Numbers of few values: gradients and weights on a grid, and networks of integers.
+"""Quantization: gradients and weights on a grid, and networks of integers.
 
-| file | what it does |
+| file | contents |
 | --- | --- |
-| `gradients` | ternary, binary and k-bit gradients, drawn so that their mean is the gradient |
-| `grid` | weights that an optimizer moves by whole states |
-| `export` | a trained network as integers, checked against it |
-| `integer` | their layers |
-| `costs` | what these take in bits and operations |
+| `gradients` | ternary, binary and k-bit gradients by stochastic rounding, whose mean is the gradient |
+| `grid` | training of weights that stay on a grid |
+| `export` | conversion of a trained network to integers, checked against the network |
+| `integer` | layers and networks of integers |
+| `costs` | their bits and operations |
 """
 
 from pyrostoch.quantize.costs import LayerCost, NetworkCost

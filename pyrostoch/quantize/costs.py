@@ -1,4 +1,4 @@
-"""What a network of integers takes for one example: bits of its weights, and operations."""
+"""The cost of a network of integers: bits of its weights, and operations for one example."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ __all__ = ["LayerCost", "NetworkCost"]
 
 @dataclass(frozen=True)
 class LayerCost(Record):
-    """What a layer takes for one example.
+    """The cost of a layer: bits of its weights, and operations for one example.
 
     Args:
-        name: The layer.
-        weights: Number of its weights.
-        weight_bits: Bits in which they can be kept, each as the number of a level.
-        float_bits: Bits of the same weights in single precision.
-        additions: Sums of a product of weight and input where the weight is not 0.
-        active: Those of them in which the input is not 0 either, a mean over the examples looked at.
-        multiplications: Products that are more than a sign.
-        comparisons: Comparisons of a sum with a threshold.
+        name: Name of the layer.
+        weights: Number of weights.
+        weight_bits: Bits to store the weights, each as the index of its level.
+        float_bits: Bits to store the same weights in single precision.
+        additions: Number of products of a nonzero weight and an input that are summed.
+        active: Number of those products in which the input is nonzero too, a mean over examples.
+        multiplications: Number of products that are not just a change of sign.
+        comparisons: Number of comparisons of a sum with a threshold.
     """
 
     name: str
@@ -36,7 +36,7 @@ class LayerCost(Record):
 
     def __str__(self) -> str:
         """A table of one row."""
-        return _rows([self])
+        return _cost_table([self])
 
 
 _COUNTS = tuple(field.name for field in fields(LayerCost))[1:]
@@ -44,10 +44,10 @@ _COUNTS = tuple(field.name for field in fields(LayerCost))[1:]
 
 @dataclass(frozen=True)
 class NetworkCost(Record):
-    """What the layers of a network take for one example; it runs over them.
+    """The cost of a network: that of each layer, over which it iterates.
 
     Args:
-        layers: The layers' costs, in their order.
+        layers: The costs of the layers, in the order in which they run.
     """
 
     layers: tuple[LayerCost, ...]
@@ -62,10 +62,10 @@ class NetworkCost(Record):
         return iter(self.layers)
 
     def __str__(self) -> str:
-        """A table of a row for each layer, and their sums."""
-        return _rows([*self.layers, self.total])
+        """A table with one row for each layer, and their sums."""
+        return _cost_table([*self.layers, self.total])
 
 
-def _rows(costs: list[LayerCost]) -> str:
+def _cost_table(costs: list[LayerCost]) -> str:
     headings = ("layer", *(name.replace("_", " ") for name in _COUNTS))
     return table(headings, [(cost.name, *(f"{getattr(cost, name):,.0f}" for name in _COUNTS)) for cost in costs])

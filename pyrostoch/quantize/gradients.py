@@ -1,13 +1,14 @@
-"""Gradients of few values: ternary, binary or of some bits, drawn so that their mean is the gradient."""
+"""Quantized gradients: ternary, binary or k-bit, stochastically rounded so that their mean is the gradient."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
-from typing import Any, Literal
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import FunctionCtx
 from torch.utils.hooks import RemovableHandle
 
 from pyrostoch._checks import check_choice, check_count, check_positive
@@ -19,22 +20,25 @@ Per = Literal["tensor", "neuron"]
 
 
 def rounded(values: Tensor, step: Tensor | float, start: Tensor | float = 0.0) -> Tensor:
-    r"""Values on a grid, each on one of its two neighbors with the chance that keeps its mean.
+    r"""Stochastic rounding to a grid: each value moves to one of its two neighbors, and its mean is the value.
 
     $$ \mathrm{start} + \mathrm{step}\,(\lfloor r \rfloor + [u < r - \lfloor r \rfloor]), \qquad
     r = (g - \mathrm{start}) / \mathrm{step},\; u \sim U[0, 1), $$
 
-    so that what is on the grid stays there.
+    A value on the grid does not move.
 
     Args:
         values: Values g.
-        step: Distance of neighbors; where it is 0 the values stay.
+        step: Spacing of the grid; where it is 0, values do not move.
         start: A point of the grid.
+
+    Returns:
+        The rounded values, in the shape of `values`.
 
     Example:
         >>> _ = torch.manual_seed(0)
-        >>> found = rounded(torch.full((10000,), 0.3), 1.0)
-        >>> sorted(set(found.tolist())), round(found.mean().item(), 1)
+        >>> values = rounded(torch.full((10000,), 0.3), 1.0)
+        >>> sorted(set(values.tolist())), round(values.mean().item(), 1)
         ([0.0, 1.0], 0.3)
     """
     scaled = (values - start) / step
@@ -44,15 +48,16 @@ def rounded(values: Tensor, step: Tensor | float, start: Tensor | float = 0.0) -
 
 
 class DiscreteGradient(nn.Module, ABC):
-    """Puts gradients on a grid: a module that leaves what passes through it, and changes what comes back.
+    """A module that returns its input unchanged, and quantizes the gradient in the backward pass.
 
-    Between two layers it makes the error signal discrete; `attach` does the same to the gradients of parameters.
+    Between two layers it quantizes the backpropagated gradient of the activations; `attach` quantizes the gradients of
+    parameters. Subclasses implement `discrete`.
 
     Args:
-        per: The scale is the largest absolute gradient of the whole `"tensor"`, or of each `"neuron"`: each output of a
-            layer (axis 1 of an error signal, axis 0 of a parameter).
-        clip: Gradients are first limited to so many standard deviations, which makes scale and noise smaller and
-            brings a bias; without it the mean is exact.
+        per: The scale of the grid is the largest absolute gradient of the whole `"tensor"`, or of each `"neuron"`: axis
+            1 of an activation, axis 0 of a parameter.
+        clip: Gradients are first clipped to this number of standard deviations, which makes scale and noise smaller but
+            introduces a bias. Without it, the mean of the quantized gradient is the gradient.
     """
 
     def __init__(self, per: Per = "tensor", clip: float | None = None) -> None:
@@ -64,26 +69,26 @@ class DiscreteGradient(nn.Module, ABC):
 
     @abstractmethod
     def discrete(self, gradient: Tensor, scale: Tensor) -> Tensor:
-        """A gradient's discrete values.
+        """Quantize a gradient.
 
         Args:
             gradient: The gradient.
-            scale: The scale s, which broadcasts with it; no gradient is larger.
+            scale: The scale s, which broadcasts with the gradient and bounds its absolute values.
         """
 
     def forward(self, x: Tensor) -> Tensor:
-        """The input itself."""
-        found: Tensor = _Passed.apply(x, lambda gradient: self.quantized(gradient, 1))
-        return found
+        """Return `x`, with a gradient that is quantized in the backward pass."""
+        out: Tensor = _ChangeGradient.apply(x, lambda gradient: self.quantized(gradient, 1))
+        return out
 
     def attach(self, parameters: Iterable[Tensor] | nn.Module) -> list[RemovableHandle]:
-        """Make the gradients of parameters discrete, from now on.
+        """Quantize the gradients of parameters in every backward pass from now on.
 
         Args:
-            parameters: Parameters, or a module whose parameters are meant; those that take no gradient are passed over.
+            parameters: Parameters, or a module with all its parameters; those without `requires_grad` are skipped.
 
         Returns:
-            Handles whose `remove()` ends it.
+            Handles, one for each parameter, whose `remove()` ends the quantization.
 
         Example:
             >>> _ = torch.manual_seed(0)
@@ -101,18 +106,18 @@ class DiscreteGradient(nn.Module, ABC):
         ]
 
     def quantized(self, gradient: Tensor, axis: int) -> Tensor:
-        """A gradient on its grid.
+        """Clip a gradient if `clip` is given, and quantize it.
 
         Args:
             gradient: The gradient.
-            axis: Its axis of neurons.
+            axis: The axis of the neurons.
         """
         wide = at_least_single(gradient)
         axis = min(axis, wide.dim() - 1)
         others = [other for other in range(wide.dim()) if self.per == "tensor" or other != axis]
         if self.clip is not None:
-            most = self.clip * _spread(wide, others)
-            wide = torch.minimum(torch.maximum(wide, -most), most)
+            bound = self.clip * _standard_deviation(wide, others)
+            wide = torch.minimum(torch.maximum(wide, -bound), bound)
         scale = wide.abs().amax(others, keepdim=True) if others else wide.abs()
         return self.discrete(wide, scale).to(gradient.dtype)
 
@@ -124,7 +129,7 @@ class DiscreteGradient(nn.Module, ABC):
 class TernaryGradient(DiscreteGradient):
     r"""Gradients of -s, 0 and s: $s\,\mathrm{sign}(g)$ with probability $|g| / s$, else 0, with $s = \max |g|$.
 
-    Unbiased, unless `clip` is given. A zero stays zero.
+    Unbiased, unless `clip` is given. A gradient of zero stays zero.
 
     Args:
         per: As in `DiscreteGradient`.
@@ -147,18 +152,18 @@ class TernaryGradient(DiscreteGradient):
 
 
 class KBitGradient(DiscreteGradient):
-    r"""Gradients on $2^b$ values between -s and s, evenly spaced, each on a neighbor of its own; $s = \max |g|$.
+    r"""Gradients rounded stochastically to $2^b$ evenly spaced values from -s to s, with $s = \max |g|$.
 
-    Unbiased, unless `clip` is given. One bit is `BinaryGradient`.
+    Unbiased, unless `clip` is given. `BinaryGradient` is the case of one bit.
 
     Args:
-        bits: b.
+        bits: Number b of bits.
         per: As in `DiscreteGradient`.
         clip: As in `DiscreteGradient`.
 
     References:
         Zhou et al., "DoReFa-Net: training low bitwidth convolutional neural networks with low bitwidth gradients",
-        2016; Alistarh et al., "QSGD", 2017.
+        2016; Alistarh et al., "QSGD: communication-efficient SGD via gradient quantization and encoding", 2017.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -173,7 +178,7 @@ class KBitGradient(DiscreteGradient):
         self.bits = check_count("KBitGradient bits", bits)
 
     def discrete(self, gradient: Tensor, scale: Tensor) -> Tensor:
-        """One of the values."""
+        """The nearest value above or below, chosen at random."""
         step = 2.0 * scale / (2**self.bits - 1)
         return torch.minimum(torch.maximum(rounded(gradient, step, -scale), -scale), scale)
 
@@ -183,9 +188,10 @@ class KBitGradient(DiscreteGradient):
 
 
 class BinaryGradient(KBitGradient):
-    r"""Gradients of -s and s, with probability $(1 \pm g / s) / 2$, and $s = \max |g|$: never the plain sign of g.
+    r"""Gradients of -s and s: $\pm s$ with probability $(1 \pm g / s) / 2$, with $s = \max |g|$.
 
-    Unbiased, unless `clip` is given, and noisier than three values: a zero becomes -s or s.
+    Unlike the sign of g, this is unbiased, unless `clip` is given. It is noisier than `TernaryGradient`: a gradient of
+    zero becomes -s or s.
 
     Args:
         per: As in `DiscreteGradient`.
@@ -203,21 +209,21 @@ class BinaryGradient(KBitGradient):
         super().__init__(1, per, clip)
 
 
-def _spread(values: Tensor, axes: list[int]) -> Tensor:
-    """Standard deviation over some axes."""
+def _standard_deviation(values: Tensor, axes: list[int]) -> Tensor:
+    """Standard deviation over the given axes; without any, the absolute values."""
     if not axes:
         return values.abs()
     return values.std(axes, correction=0, keepdim=True)
 
 
-class _Passed(torch.autograd.Function):
-    """The input; what comes back is changed."""
+class _ChangeGradient(torch.autograd.Function):
+    """The identity, whose backward pass applies a function to the gradient."""
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
-        ctx.change = change
+    def forward(ctx: FunctionCtx, x: Tensor, change: Callable[[Tensor], Tensor]) -> Tensor:
+        ctx.change = change  # type: ignore[attr-defined]
         return x.view_as(x)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> Any:
-        return ctx.change(gradient), None
+    def backward(ctx: FunctionCtx, gradient: Tensor) -> tuple[Tensor, None]:
+        return ctx.change(gradient), None  # type: ignore[attr-defined]

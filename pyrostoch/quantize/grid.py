@@ -1,4 +1,4 @@
-"""Weights that never leave their grid: what an optimizer proposes becomes a draw of whole states."""
+"""Training of weights on a grid: every step of an optimizer is rounded stochastically to levels of the grid."""
 
 from __future__ import annotations
 
@@ -17,30 +17,30 @@ from pyrostoch.quantize.gradients import rounded
 
 __all__ = ["GridUpdates"]
 
+# Differences of spacings up to this fraction count as even.
 _TOLERANCE = 1e-3
 
 
 class GridUpdates:
-    r"""Keeps parameters on evenly spaced levels, through every step of any torch optimizer.
+    r"""Keeps parameters on evenly spaced levels through every step of any torch optimizer.
 
-    The optimizer moves a weight w to w + d, as it would; the weight then takes one of the two states beside that point,
-    with the chance that keeps the mean, $E\,w' = w + d$ within the grid: the whole states of d are taken, and the rest
-    is the chance of one more. The weights carry no hidden copy in full precision. With `TernaryGradient.attach` the
-    steps are driven by discrete gradients.
+    The optimizer moves a weight w to w + d. The weight is then rounded stochastically to one of the two nearest levels,
+    so that its mean is $E\,w' = w + d$, limited to the outermost levels. No copy of the weights in full precision is
+    kept. With `TernaryGradient.attach` the steps come from quantized gradients.
 
     Args:
-        levels: The levels, rising, evenly spaced.
-        scale: What levels are multiplied with, for each tensor; by default that at which evenly likely levels have the
-            mean square of the weights, or the present one where the weights already lie on such a grid and are on
-            levels of every size: so a run that goes on finds its grid again. Otherwise give it.
+        levels: The levels, increasing and evenly spaced.
+        scale: The factor that multiplies the levels, for all tensors. By default it is chosen for each tensor: if the
+            weights already lie on such a grid and use levels of every size, the present scale, so that a continued run
+            keeps its grid; otherwise the scale at which equally probable levels have the weights' mean square.
 
     Raises:
-        ValueError: The levels are not finite and evenly spaced, or the scale is not positive.
+        ValueError: The levels are not finite, increasing and evenly spaced, or the scale is not positive.
 
     References:
         Deng et al., "GXNOR-Net: training deep neural networks with ternary weights and activations without
-        full-precision memory", 2018, whose chance of a jump is tanh(3 r) for a rest r of a step, and so about that of
-        a rate three times as high.
+        full-precision memory", 2018. There the probability of moving one level further is tanh(3 r) for the remainder r
+        of a step, here it is r; a learning rate three times as high gives about the same.
 
     Example:
         >>> _ = torch.manual_seed(0)
@@ -59,39 +59,39 @@ class GridUpdates:
         steps = [high - low for low, high in zip(self.levels, self.levels[1:], strict=False)]
         finite = all(map(math.isfinite, self.levels))
         if not steps or not finite or not is_rising(self.levels) or max(steps) - min(steps) > _TOLERANCE * steps[0]:
-            raise ValueError(f"GridUpdates levels: expected rising, evenly spaced numbers, got {self.levels}")
+            raise ValueError(f"GridUpdates levels: expected increasing, evenly spaced numbers, got {self.levels}")
         self.step = steps[0]
         self.scale = None if scale is None else check_positive("GridUpdates scale", scale)
 
     def attach(self, optimizer: torch.optim.Optimizer, parameters: Iterable[Tensor] | nn.Module) -> RemovableHandle:
-        """Put parameters on their grid, each on a neighbor of where it is, and keep them there from now on.
+        """Round parameters stochastically to their grid, now and after every step of their optimizer.
 
         Args:
-            optimizer: Their optimizer.
-            parameters: Parameters, or a module whose parameters are meant.
+            optimizer: The optimizer of the parameters.
+            parameters: Parameters, or a module with all its parameters.
 
         Returns:
-            A handle whose `remove()` ends it. A deep copy of the optimizer has no such hook.
+            A handle whose `remove()` ends this. A deep copy of the optimizer does not round.
 
         Raises:
-            TypeError: A tensor is given in place of a list of them.
-            ValueError: A parameter is not among the optimizer's, or is 0 throughout and no scale is given.
+            TypeError: A single tensor is given instead of a list.
+            ValueError: A parameter is not among the optimizer's, or all its values are 0 and no scale is given.
         """
         if isinstance(parameters, Tensor):
             raise TypeError("GridUpdates: expected a list of parameters or a module, got a tensor; put it into a list")
         chosen = list(parameters.parameters() if isinstance(parameters, nn.Module) else parameters)
-        its = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        missing = [tuple(parameter.shape) for parameter in chosen if id(parameter) not in its]
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = [tuple(parameter.shape) for parameter in chosen if id(parameter) not in known]
         if missing:
             raise ValueError(f"GridUpdates: parameter(s) of shape {missing} are not among the optimizer's")
         scales = [self._scale_of(parameter) for parameter in chosen]
 
-        def put(*_: Any) -> None:
+        def round_all(*_: Any) -> None:
             for parameter, scale in zip(chosen, scales, strict=True):
-                self._put(parameter, scale)
+                self._round(parameter, scale)
 
-        put()
-        return optimizer.register_step_post_hook(put)
+        round_all()
+        return optimizer.register_step_post_hook(round_all)
 
     def _scale_of(self, parameter: Tensor) -> Tensor:
         """The scale of a parameter's grid."""
@@ -100,33 +100,34 @@ class GridUpdates:
             return weights.new_tensor(self.scale)
         if not weights.any():
             raise ValueError(
-                f"GridUpdates: a parameter of shape {tuple(weights.shape)} is 0 throughout and has no size to take a "
-                "scale from; give scale="
+                f"GridUpdates: all values of a parameter of shape {tuple(weights.shape)} are 0, so that no scale can "
+                "be chosen from them; give scale="
             )
         largest = weights.abs().max() / max(map(abs, self.levels))
-        states = (weights / largest - self.levels[0]) / self.step
-        on_grid = bool(((states - states.round()).abs() <= _tolerance(parameter) * len(self.levels)).all())
+        positions = (weights / largest - self.levels[0]) / self.step
+        on_grid = bool(((positions - positions.round()).abs() <= _tolerance(parameter) * len(self.levels)).all())
         sizes = {round(abs(level), 9) for level in self.levels} - {0.0}
-        # An outermost level that nothing is on would be missed, and the grid taken for a smaller one.
-        occupied = (states.round() * self.step + self.levels[0]).abs().round(decimals=6).unique()
+        # If no weight were on an outermost level, the present scale would be underestimated.
+        occupied = (positions.round() * self.step + self.levels[0]).abs().round(decimals=6).unique()
         if on_grid and len(occupied) >= len(sizes):
             return largest
         return matching_scale(weights, weights.new_tensor(self.levels))
 
     @torch.no_grad()
-    def _put(self, parameter: Tensor, scale: Tensor) -> None:
-        """Each weight on a state beside it, the outermost ones where it lies beyond."""
-        at = (at_least_single(parameter) / scale - self.levels[0]) / self.step
-        near = at.round()
-        # A weight that has not moved is on its state but for the last digits, and stays there.
-        at = torch.where((at - near).abs() <= _tolerance(parameter) * (1.0 + near.abs()), near, at)
-        state = rounded(at, 1.0).clamp(0, len(self.levels) - 1)
-        parameter.copy_(scale * (self.levels[0] + self.step * state))
+    def _round(self, parameter: Tensor, scale: Tensor) -> None:
+        """Round each weight stochastically to one of the two nearest levels, or to the outermost one beyond it."""
+        position = (at_least_single(parameter) / scale - self.levels[0]) / self.step
+        nearest = position.round()
+        # A weight that the optimizer did not move equals its level up to rounding errors, and stays there.
+        unmoved = (position - nearest).abs() <= _tolerance(parameter) * (1.0 + nearest.abs())
+        position = torch.where(unmoved, nearest, position)
+        index = rounded(position, 1.0).clamp(0, len(self.levels) - 1)
+        parameter.copy_(scale * (self.levels[0] + self.step * index))
 
     def __repr__(self) -> str:
         return f"GridUpdates(levels={self.levels}, scale={self.scale})"
 
 
 def _tolerance(parameter: Tensor) -> float:
-    """How far a weight may be from its state by rounding, in states."""
+    """How far rounding errors may put a weight from its level, in steps of the grid."""
     return 4.0 * torch.finfo(parameter.dtype).eps

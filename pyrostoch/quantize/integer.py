@@ -1,4 +1,4 @@
-"""Layers and networks of integers: int8 weights, sums compared with thresholds, states handed on."""
+"""Layers and networks of integers: int8 weights, and states found by comparing sums with thresholds."""
 
 from __future__ import annotations
 
@@ -13,31 +13,31 @@ from torch import Tensor, nn
 from pyrostoch.layers.noise import NOISE_DISTRIBUTIONS
 from pyrostoch.quantize.costs import LayerCost, NetworkCost
 
-__all__ = ["IntegerLayer", "IntegerNetwork", "whole_steps"]
+__all__ = ["IntegerLayer", "IntegerNetwork", "integer_steps"]
 
-# Whole numbers up to here are exact in single precision.
+# Integers up to this one are exact in single precision.
 _EXACT = 2**24
 
 
 class IntegerLayer(nn.Module):
-    """A linear or convolutional layer of int8 weights, and the neurons with states that stand behind it.
+    """A linear or convolutional layer of int8 weights, followed by neurons with k states or giving scores.
 
-    The sums of weights times inputs, whole numbers, are compared with thresholds, into which biases, scales and batch
-    normalization have gone. Torch has no integer convolution: the whole numbers are carried in floating point, where
-    all of them are exact.
+    The sums of weights times inputs are integers. They are compared with thresholds, which include the effect of
+    biases, scales and batch normalization. Torch has no integer convolution: the sums are computed in a floating point
+    type in which all of them are exact.
 
     Args:
         weight: int8 weights, (out, ...).
-        options: Stride, padding, dilation and groups of a convolution; none for a linear layer.
-        pool: A maximum over sums before they are compared.
-        states: States, whole numbers, int8; none for a layer of scores.
-        sign: int8, -1 where a larger sum is a lower state, (out,).
-        thresholds: Where the signed sum passes to the next state, (k - 1, out).
-        noise: Deviation of the noise on the signed sum, (out,).
-        noise_distribution: Distribution of the noise.
-        scale: What a sum is multiplied with for a score.
-        bias: What is added to a score, (out,).
-        largest: The largest absolute whole number that comes in; none for real inputs.
+        options: Stride, padding, dilation and groups of a convolution; `None` for a linear layer.
+        pool: Max pooling of the sums before they are compared, or `None`.
+        states: The states as int8, (k,), increasing; `None` for a layer that gives scores.
+        sign: int8, (out,): -1 where a larger sum gives a lower state, else 1.
+        thresholds: The thresholds of the signed sum between neighboring states, (k - 1, out).
+        noise: Standard deviation of the noise on the signed sum, (out,).
+        noise_distribution: Distribution of the noise: `"gaussian"`, `"logistic"`, `"uniform"` or `"laplace"`.
+        scale: The factor that makes a score from a sum, (out,).
+        bias: The term added to a score, (out,).
+        largest: The largest absolute input, an integer; `None` for real inputs.
     """
 
     weight: Tensor
@@ -70,17 +70,17 @@ class IntegerLayer(nn.Module):
         self.register_buffer("weight", weight)
         self.register_buffer("states", states)
         self.register_buffer("sign", sign)
-        whole = None if thresholds is None else thresholds.floor()
-        # A whole sum is above a threshold where it is above its whole part; the rest matters to noisy sums only.
-        self.register_buffer("rest", None if thresholds is None or whole is None else (thresholds - whole).float())
-        if whole is not None and largest is not None:
+        floor = None if thresholds is None else thresholds.floor()
+        # An integer exceeds a threshold if and only if it exceeds its floor; the rest matters only with noise.
+        self.register_buffer("rest", None if thresholds is None or floor is None else (thresholds - floor).float())
+        if floor is not None and largest is not None:
             limits = torch.iinfo(torch.int32)
-            whole = whole.clamp(limits.min + 128, limits.max - 128).to(torch.int32)
-        self.register_buffer("thresholds", whole if largest is not None else thresholds)
+            floor = floor.clamp(limits.min + 128, limits.max - 128).to(torch.int32)
+        self.register_buffer("thresholds", floor if largest is not None else thresholds)
         self.register_buffer("noise", noise)
         self.register_buffer("scale", scale)
         self.register_buffer("bias", bias)
-        # In the state dict too, so that thresholds do not come to inputs or noise that they were not made for.
+        # Saved too, so that loading can refuse thresholds that were made for other inputs or another noise.
         kind = torch.tensor(
             [list(NOISE_DISTRIBUTIONS).index(noise_distribution), -1 if largest is None else largest],
             device=weight.device,
@@ -89,9 +89,9 @@ class IntegerLayer(nn.Module):
         self._choose_dtype()
 
     def _choose_dtype(self) -> None:
-        """The precision in which the sums of these weights are exact."""
-        most = int(self.weight.long().abs().flatten(1).sum(1).max())
-        exact = self.largest is not None and self.largest * most < _EXACT
+        """Choose the floating point type in which the sums with these weights are exact."""
+        largest_sum = int(self.weight.long().abs().flatten(1).sum(1).max())
+        exact = self.largest is not None and self.largest * largest_sum < _EXACT
         self.dtype = torch.float32 if exact else torch.float64
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
@@ -102,8 +102,8 @@ class IntegerLayer(nn.Module):
                 (names[distribution], largest) for distribution, largest in (given.tolist(), self.kind.tolist())
             )
             raise ValueError(
-                f"IntegerLayer {prefix}: the state dict is of {theirs[0]} noise and inputs up to {theirs[1]}, this "
-                f"layer of {mine[0]} noise and inputs up to {mine[1]} (-1: real inputs)"
+                f"IntegerLayer {prefix}: the state dict is for {theirs[0]} noise and inputs up to {theirs[1]}, this "
+                f"layer for {mine[0]} noise and inputs up to {mine[1]} (-1: real inputs)"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
         self._choose_dtype()
@@ -112,8 +112,8 @@ class IntegerLayer(nn.Module):
         """States as int8, or scores in single precision.
 
         Args:
-            x: Inputs: whole numbers in any dtype, or real ones for a first layer that takes them.
-            draw: Whether noise is added.
+            x: Inputs: integers in any dtype, or real numbers for a first layer without `largest`.
+            draw: Whether noise is added to the sums.
         """
         sums = self._sums(x.to(self.dtype), self.weight.to(self.dtype))
         sums = sums if self.pool is None else self.pool(sums)
@@ -124,45 +124,50 @@ class IntegerLayer(nn.Module):
             signed = signed + self._by_output(self.noise, sums) * NOISE_DISTRIBUTIONS[self.noise_distribution].draw(
                 signed
             )
-        found = self.states[0].expand(signed.shape)
+        states = self.states[0].expand(signed.shape)
         for index, (low, high) in enumerate(zip(self.states[:-1], self.states[1:], strict=True)):
-            at = self._by_output(self.thresholds[index], sums)
+            threshold = self._by_output(self.thresholds[index], sums)
             if draw and self.largest is not None:
-                at = at + self._by_output(self.rest[index], sums)
-            found = found + (high - low) * (signed > at)
-        return found
+                threshold = threshold + self._by_output(self.rest[index], sums)
+            states = states + (high - low) * (signed > threshold)
+        return states
 
-    def near(self, x: Tensor, share: float) -> Tensor:
-        """Where a sum is so near to a threshold that rounding of its parts decides.
+    def near(self, x: Tensor, tolerance: float) -> Tensor:
+        """Where a sum is so near to a threshold that rounding errors decide the state.
 
         Args:
             x: Inputs.
-            share: Rounding, as a share of the sum of the parts' sizes.
+            tolerance: The rounding error of a sum, relative to the sum of the absolute values of its terms.
+
+        Returns:
+            A boolean tensor in the shape of the states.
         """
         x, weight = x.double(), self.weight.double()
         sums, sizes = self._sums(x, weight), self._sums(x.abs(), weight.abs())
         if self.pool is not None:
             sums, sizes = self.pool(sums), self.pool(sizes)
         signed = sums * self._by_output(self.sign, sums).double()
-        found = torch.zeros_like(signed, dtype=torch.bool)
-        for whole, rest in zip(self.thresholds, self.rest, strict=True):
-            at = self._by_output(whole.double() + (rest.double() if self.largest is not None else 0.0), sums).double()
-            found |= (signed - at).abs() <= share * (sizes + at.abs()) + 1e-9
-        return found
+        near = torch.zeros_like(signed, dtype=torch.bool)
+        for floor, rest in zip(self.thresholds, self.rest, strict=True):
+            exact = floor.double() + (rest.double() if self.largest is not None else 0.0)
+            threshold = self._by_output(exact, sums).double()
+            near |= (signed - threshold).abs() <= tolerance * (sizes + threshold.abs()) + 1e-9
+        return near
 
     def cost(self, name: str, x: Tensor) -> LayerCost:
-        """What one example takes.
+        """The layer's cost for one example.
 
         Args:
             name: Name of the layer.
-            x: Its inputs for some examples.
+            x: The layer's inputs for some examples, over which active additions are averaged.
         """
-        there = self._sums((x != 0).double(), (self.weight != 0).double())
-        every = self._sums(torch.ones_like(x, dtype=torch.float64)[:1], (self.weight != 0).double())
+        nonzero = (self.weight != 0).double()
+        active = self._sums((x != 0).double(), nonzero)
+        possible = self._sums(torch.ones_like(x, dtype=torch.float64)[:1], nonzero)
         levels = len(self.weight.unique())
-        outputs = there if self.pool is None else self.pool(there)
-        signs = int(self.weight.abs().max()) <= 1 or (self.largest is not None and self.largest <= 1)
-        additions = int(every.sum())
+        outputs = active if self.pool is None else self.pool(active)
+        only_signs = int(self.weight.abs().max()) <= 1 or (self.largest is not None and self.largest <= 1)
+        additions = int(possible.sum())
         scores = outputs[0].numel() if self.states is None else 0
         return LayerCost(
             name=name,
@@ -170,8 +175,8 @@ class IntegerLayer(nn.Module):
             weight_bits=self.weight.numel() * max(1, math.ceil(math.log2(levels))),
             float_bits=self.weight.numel() * 32,
             additions=additions,
-            active=float(there.sum()) / len(x),
-            multiplications=scores if signs else scores + additions,
+            active=float(active.sum()) / len(x),
+            multiplications=scores if only_signs else scores + additions,
             comparisons=0 if self.states is None else outputs[0].numel() * (len(self.states) - 1),
         )
 
@@ -180,59 +185,64 @@ class IntegerLayer(nn.Module):
             flat = x.flatten(1)
             if flat.shape[1] != weight.shape[1]:
                 raise ValueError(
-                    f"IntegerLayer: expected {weight.shape[1]} values an example, got inputs of shape {tuple(x.shape)}"
+                    f"IntegerLayer: expected {weight.shape[1]} values per example, got inputs of shape {tuple(x.shape)}"
                 )
             return F.linear(flat, weight)
         return F.conv2d(x, weight, **self.options)
 
     def _by_output(self, value: Tensor, sums: Tensor) -> Tensor:
-        """A value for each output, in the shape of sums."""
+        """Values, one for each output or one for all, reshaped to broadcast with the sums."""
         return value.to(self.dtype).reshape(-1, *[1] * (sums.dim() - 2)) if value.dim() else value.to(self.dtype)
 
     def extra_repr(self) -> str:
-        """What it holds."""
+        """Kind, shape of the weights, and states."""
         kind = "linear" if self.options is None else "convolution"
         ends = "scores" if self.states is None else f"states {self.states.tolist()}"
         return f"{kind}, weights {tuple(self.weight.shape)}, {ends}"
 
 
 class IntegerNetwork(nn.Module):
-    """Layers of integers, one behind the other; made by `export_integer`, loaded from the state dict of another export.
+    """Layers of integers that run one after the other.
+
+    `export_integer` makes it. It can load the state dict of another export of the same architecture.
 
     Args:
-        layers: The layers by name; the last one gives scores.
-        input_step: The inputs are whole multiples of it; none where they are real.
+        layers: The layers by the names they had in the original network; the last one gives scores.
+        input_step: A step of which all inputs are integer multiples; `None` for real inputs.
+
+    Attributes:
+        ties: Number of states in the comparison by `export_integer` that differ from the network's, since the sum
+            equals a threshold up to rounding.
     """
 
     step: Tensor
 
     def __init__(self, layers: dict[str, IntegerLayer], input_step: float | None) -> None:
         super().__init__()
-        # With a slash in front, since a module's name may not be that of a method.
+        # A slash in front, since the name of a module may not be that of a method; dots are not allowed either.
         self.layers = nn.ModuleDict({"/" + name.replace(".", "/"): layer for name, layer in layers.items()})
         self.input_step = input_step
-        # In the state dict too, so that weights do not come to thresholds that were meant for other inputs.
+        # Saved too, so that loading can refuse thresholds that were made for other inputs.
         self.register_buffer("step", torch.tensor(math.nan if input_step is None else input_step, dtype=torch.float64))
-        #: States of the examples that the network was checked on which were on a threshold but for rounding.
         self.ties = 0
 
     def forward(self, x: Tensor, draw: bool = False) -> Tensor:
         """Scores, (batch, ...).
 
         Args:
-            x: Inputs as the original network takes them.
-            draw: Whether the neurons are drawn, as the original ones are; by default they are run without noise.
+            x: Inputs as for the original network.
+            draw: Whether the neurons' states are random as in the original network; by default there is no noise.
         """
         *_, (_, _, _, scores) = self._run(x, draw)
         return scores
 
     def states(self, x: Tensor) -> dict[str, Tensor]:
-        """The states of each layer of neurons without noise, int8, by the name of its linear layer.
+        """The noise-free states of each layer of neurons, int8, by the name of its linear layer or convolution.
 
         Args:
-            x: Inputs.
+            x: Inputs as for the original network.
         """
-        return {name: made for name, layer, _, made in self._run(x, False) if layer.states is not None}
+        return {name: states for name, layer, _, states in self._run(x, False) if layer.states is not None}
 
     def costs(self, x: Tensor) -> NetworkCost:
         """Bits and operations of each layer for one example.
@@ -241,22 +251,22 @@ class IntegerNetwork(nn.Module):
             x: Examples, over which active additions are averaged.
 
         Raises:
-            ValueError: There are none.
+            ValueError: There are no examples.
         """
         if len(x) == 0:
             raise ValueError("IntegerNetwork.costs: expected examples to count active additions on, got none")
-        return NetworkCost(tuple(layer.cost(name, given) for name, layer, given, _ in self._run(x, False)))
+        return NetworkCost(tuple(layer.cost(name, inputs) for name, layer, inputs, _ in self._run(x, False)))
 
     def _run(self, x: Tensor, draw: bool) -> Iterator[tuple[str, IntegerLayer, Tensor, Tensor]]:
-        """Each layer with its name, what comes into it and what it makes of it."""
-        h = self.whole(x)
+        """Run the layers, and yield the name of each, the layer, its inputs and its outputs."""
+        inputs = self.to_steps(x)
         for name, layer in self.named_layers():
-            made = layer(h, draw)
-            yield name, layer, h, made
-            h = made
+            outputs = layer(inputs, draw)
+            yield name, layer, inputs, outputs
+            inputs = outputs
 
     def named_layers(self) -> Iterator[tuple[str, IntegerLayer]]:
-        """The layers by their names in the original network."""
+        """The layers with their names in the original network."""
         for name, layer in self.layers.items():
             yield name[1:].replace("/", "."), layer  # type: ignore[misc]
 
@@ -264,45 +274,45 @@ class IntegerNetwork(nn.Module):
         given = state_dict.get(prefix + "step")
         if given is not None and not torch.equal(given.nan_to_num(-1.0).cpu(), self.step.nan_to_num(-1.0).cpu()):
             raise ValueError(
-                f"IntegerNetwork: the state dict is of inputs in steps of {float(given):g}, this network of "
+                f"IntegerNetwork: the state dict is for inputs in steps of {float(given):g}, this network for steps of "
                 f"{float(self.step):g} (nan: real inputs)"
             )
         super()._load_from_state_dict(state_dict, prefix, *args)
 
-    def whole(self, x: Tensor) -> Tensor:
-        """Inputs as the first layer takes them: whole numbers of steps, or as they are.
+    def to_steps(self, x: Tensor) -> Tensor:
+        """Convert inputs for the first layer: to integer numbers of steps, or unchanged if there is no `input_step`.
 
         Args:
-            x: Inputs.
+            x: Inputs as for the original network.
 
         Raises:
-            ValueError: They are no whole multiples of the step, or larger than sums were planned for.
+            ValueError: An input is not an integer multiple of the step, or is larger than the export allows.
         """
         if self.input_step is None:
             return x
-        whole = whole_steps(x, self.input_step)
+        steps = integer_steps(x, self.input_step)
         largest: Any = next(iter(self.named_layers()))[1].largest
-        if bool((whole.abs() > largest).any()):
+        if bool((steps.abs() > largest).any()):
             raise ValueError(
-                f"IntegerNetwork: expected inputs of at most {largest} steps of {self.input_step:g}, as those of the "
-                f"export, got {float(x.abs().max()):g}"
+                f"IntegerNetwork: expected inputs of at most {largest} steps of {self.input_step:g}, as at export, got "
+                f"{float(x.abs().max()):g}"
             )
-        return whole
+        return steps
 
 
-def whole_steps(x: Tensor, step: float) -> Tensor:
-    """Inputs as whole numbers of steps, in double precision.
+def integer_steps(x: Tensor, step: float) -> Tensor:
+    """Inputs as integer numbers of steps, in double precision.
 
     Args:
         x: Inputs.
         step: The step.
 
     Raises:
-        ValueError: They are no whole multiples of it.
+        ValueError: An input is not an integer multiple of the step.
     """
     steps = x.double() / step
-    whole = steps.round()
-    digit = 4.0 * torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
-    if bool(((steps - whole).abs() > 1e-6 + digit * whole.abs()).any()):
-        raise ValueError(f"integers: the inputs are no whole multiples of input_step={step:g}")
-    return whole
+    nearest = steps.round()
+    tolerance = 4.0 * torch.finfo(x.dtype).eps if x.is_floating_point() else 0.0
+    if bool(((steps - nearest).abs() > 1e-6 + tolerance * nearest.abs()).any()):
+        raise ValueError(f"integers: the inputs are not integer multiples of input_step={step:g}")
+    return nearest

@@ -1,4 +1,4 @@
-"""Pictures and a self-contained HTML page from the record of a run (`results.json`)."""
+"""Figures and a self-contained HTML report from the record of a run (`results.json`)."""
 
 from __future__ import annotations
 

@@ -1,49 +1,100 @@
-"""Figures of benchmarks: the toy problem of the variance networks, and the phase transition towards one."""
+"""Figures of the benchmarks: the toy problem of variance networks, and the transition to one during training."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
 from statistics import median
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pyrostoch.report.plots import COLORS, GRAY, name_axes, panels
+import numpy as np
+from numpy.typing import NDArray
+
+from pyrostoch.report.plots import COLORS, GRAY, label_axes, panels
 from pyrostoch.report.record import floats, mode_title
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+    from matplotlib.lines import Line2D
 
-__all__ = ["phase_transition", "toy"]
+__all__ = ["DecisionRegions", "ToyData", "phase_transition", "toy"]
 
-# One for each color, so that print in gray tells series and classes apart.
+# One marker per color, so that series and classes can be told apart in grayscale.
 MARKERS = ("o", "s", "^", "D", "v", "P")
-# Share of a class's color in a region: what is left at the confidence of a guess, and at full confidence.
+# Weight of a class's color, against white, in a decision region: at the confidence of a guess, and at confidence 1.
 PALE, FULL = 0.06, 0.7
-# Points of each class drawn in a panel of regions, and markers along a line: more hide what is below.
+# Points of each class drawn in a panel of regions, and markers along a line; more would hide what is below them.
 POINTS_SHOWN = 60
 MARKS_SHOWN = 8
-# A line joins neighbors up to this many times the usual distance of its points, and is broken beyond.
+# A line is broken between points that are further apart than this many times the median distance.
 GAP = 1.5
-# Room for a label along an axis, in units of half the axis.
+# Width of a tick label, as a fraction of half the axis.
 LABEL_WIDTH = 0.25
-# Of accuracies by averaging, beside the solid ones by mean weights.
+# Line style of accuracies by averaging; those by mean weights are solid.
 DASHED = (0, (4, 2))
 
 
-def toy(result: Any) -> Figure:
-    """Decision regions of a variance network by its mean and by averaging, and the outputs of its variance layer.
+class DecisionRegions(Protocol):
+    """Predictions of a network on a square grid of inputs."""
 
-    Confidence shades the regions, from white at that of a guess. The third panel shows each class as a cloud that is
-    symmetric about zero, so that only its width tells it from the others; its axes are linear near zero and logarithmic
-    far from it, for the widths differ by orders of magnitude.
+    @property
+    def label(self) -> NDArray[np.integer[Any]]:
+        """Most probable class, shape (n, n); the first axis is the second input."""
+
+    @property
+    def confidence(self) -> NDArray[np.floating[Any]]:
+        """Its probability, shape (n, n)."""
+
+
+class ToyData(Protocol):
+    """What `toy` draws; `pyrostoch.bench.published.toy.ToyResult` has these fields."""
+
+    @property
+    def x(self) -> NDArray[np.floating[Any]]:
+        """Test points, shape (n, 2)."""
+
+    @property
+    def y(self) -> NDArray[np.integer[Any]]:
+        """Classes of the test points, shape (n,)."""
+
+    @property
+    def axis(self) -> NDArray[np.floating[Any]]:
+        """Coordinates of the grid of the decision regions, the same along both axes."""
+
+    @property
+    def by_mean(self) -> DecisionRegions:
+        """Decision regions of the network with mean weights."""
+
+    @property
+    def by_averaging(self) -> DecisionRegions:
+        """Decision regions of the probabilities averaged over draws of the weights."""
+
+    @property
+    def activations(self) -> NDArray[np.floating[Any]]:
+        """Outputs of the variance layer for each draw and test point, shape (draws, n, 2)."""
+
+    @property
+    def accuracy(self) -> Mapping[str, float]:
+        """Test accuracy by predictive mode."""
+
+
+#: Keyword arguments for the style of a line or of points.
+Style = dict[str, Any]
+
+
+def toy(result: ToyData) -> Figure:
+    """Decision regions of a variance network with mean weights and by averaging, and outputs of its variance layer.
+
+    The regions are shaded by confidence, from white at the confidence of a guess. In the third panel each class is a
+    cloud that is symmetric about zero, so that classes differ only in the width of their cloud. Its axes are linear
+    near zero and logarithmic far from it, because the widths differ by orders of magnitude.
 
     Args:
-        result: What `pyrostoch.bench.published.toy.train` returns, or an object with its fields `x`, `y`, `axis`,
-            `by_mean`, `by_averaging`, `activations` and its `accuracy` by mode.
+        result: What `pyrostoch.bench.published.toy.train` returns, or any object with the same fields.
 
     Returns:
-        A figure of three axes, and a fourth that explains the shades.
+        A figure of three axes, and a fourth for the scale of the confidence.
 
     Example:
         >>> import numpy as np
@@ -57,58 +108,54 @@ def toy(result: Any) -> Figure:
     References:
         Neklyudov, Molchanov, Ashukha, Vetrov 2018 (arXiv 1803.03764).
     """
-    import numpy as np
-
     figure, grid = panels(3, 3, 3.5, 3.7)
     classes = np.unique(result.y).tolist()
     averaged = max((name for name in result.accuracy if name.startswith("mc:")), key=lambda name: int(name[3:]))
-    shown = [(result.by_mean, "Mean weights", "mean"), (result.by_averaging, _averaging(averaged), averaged)]
+    shown = [(result.by_mean, "Mean weights", "mean"), (result.by_averaging, _averaged_title(averaged), averaged)]
     for axes, (regions, title, mode) in zip(grid, shown, strict=False):
-        _regions(axes, result, regions, classes)
-        name_axes(
+        _draw_regions(axes, result, regions, classes)
+        label_axes(
             axes,
             f"{title}: accuracy {100 * result.accuracy[mode]:.1f} %",
             "first input",
             "second input" if mode == "mean" else "",
         )
-    _activations(grid[2], result, classes)
-    name_axes(grid[2], "Activations of the variance layer", "first activation", "second activation")
-    _shades(figure, grid[:2], 1.0 / len(classes))
-    handles = [_handle(label, f"class {label}") for label in classes]
+    _draw_activations(grid[2], result, classes)
+    label_axes(grid[2], "Activations of the variance layer", "first activation", "second activation")
+    _add_confidence_bar(figure, grid[:2], 1.0 / len(classes))
+    handles = [_point_handle(label, f"class {label}") for label in classes]
     figure.legend(handles=handles, loc="outside lower center", ncols=len(classes), frameon=False, fontsize=9)
     return figure
 
 
-def _averaging(mode: str) -> str:
+def _averaged_title(mode: str) -> str:
     return "1 sample" if mode == "mc:1" else f"{mode_title(mode)} averaged"
 
 
-def _averages(curve: Mapping[str, Any]) -> list[str]:
-    """The modes with samples whose accuracy a curve follows."""
+def _sampled_modes(curve: Mapping[str, Any]) -> list[str]:
+    """The sampled predictive modes whose accuracies a curve holds."""
     return [key.removeprefix("accuracy/") for key in curve if key.startswith("accuracy/mc:")]
 
 
-def _look(index: int) -> dict[str, Any]:
+def _style(index: int) -> Style:
     return {"color": COLORS[index % len(COLORS)], "marker": MARKERS[index % len(MARKERS)]}
 
 
-def _handle(index: int, label: str) -> Any:
+def _point_handle(index: int, label: str) -> Line2D:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], linestyle="none", markersize=6, markeredgecolor="white", label=label, **_look(index))
+    return Line2D([], [], linestyle="none", markersize=6, markeredgecolor="white", label=label, **_style(index))
 
 
-def _tint(color: Any, confidence: Any, guess: float) -> Any:
-    """Colors mixed with white: (..., 3) from colors (..., 3) and confidences (...)."""
-    import numpy as np
+def _tint(color: NDArray[Any], confidence: NDArray[Any], guess: float) -> NDArray[Any]:
+    """Colors (..., 3) mixed with white according to confidences (...); `guess` is the confidence of a guess."""
+    above = np.clip((confidence - guess) / (1.0 - guess), 0.0, 1.0)
+    weight = (PALE + (FULL - PALE) * above)[..., None]
+    mixed: NDArray[Any] = 1.0 - weight * (1.0 - color)
+    return mixed
 
-    above = np.clip((np.asarray(confidence) - guess) / (1.0 - guess), 0.0, 1.0)
-    share = (PALE + (FULL - PALE) * above)[..., None]
-    return 1.0 - share * (1.0 - np.asarray(color))
 
-
-def _regions(axes: Axes, result: Any, regions: Any, classes: list[int]) -> None:
-    import numpy as np
+def _draw_regions(axes: Axes, result: ToyData, regions: DecisionRegions, classes: list[int]) -> None:
     from matplotlib.colors import to_rgb
 
     palette = np.array([to_rgb(COLORS[label % len(COLORS)]) for label in range(max(classes) + 1)])
@@ -122,23 +169,21 @@ def _regions(axes: Axes, result: Any, regions: Any, classes: list[int]) -> None:
     )
     axes.grid(False)
     for label in classes:
-        some = result.x[result.y == label][:POINTS_SHOWN]
-        axes.scatter(some[:, 0], some[:, 1], s=13, edgecolors="white", linewidths=0.5, **_look(label))
+        points = result.x[result.y == label][:POINTS_SHOWN]
+        axes.scatter(points[:, 0], points[:, 1], s=13, edgecolors="white", linewidths=0.5, **_style(label))
     axes.set_xlim(low, high)
     axes.set_ylim(low, high)
 
 
-def _activations(axes: Axes, result: Any, classes: list[int]) -> None:
-    import numpy as np
-
+def _draw_activations(axes: Axes, result: ToyData, classes: list[int]) -> None:
     clouds = {label: result.activations[:, result.y == label].reshape(-1, 2) for label in classes}
     widths = {label: float(np.median(np.abs(cloud))) for label, cloud in clouds.items()}
-    for label in sorted(classes, key=lambda label: -widths[label]):  # the narrowest on top
+    for label in sorted(classes, key=lambda label: -widths[label]):  # the narrowest is drawn last, on top
         cloud = clouds[label]
-        axes.scatter(cloud[:, 0], cloud[:, 1], s=2.5, alpha=0.6, linewidths=0, rasterized=True, **_look(label))
+        axes.scatter(cloud[:, 0], cloud[:, 1], s=2.5, alpha=0.6, linewidths=0, rasterized=True, **_style(label))
     linear = max(min(widths.values()), 1e-6 * max(widths.values()), 1e-12)
     reach = 1.5 * max(float(np.abs(result.activations).max()), linear)
-    ticks = _decades(linear, reach)
+    ticks = _decade_ticks(linear, reach)
     names = [f"${'-' if tick < 0 else ''}10^{{{round(math.log10(abs(tick)))}}}$" if tick else "0" for tick in ticks]
     for set_scale, set_ticks, limit in (
         (axes.set_xscale, axes.set_xticks, axes.set_xlim),
@@ -151,21 +196,20 @@ def _activations(axes: Axes, result: Any, classes: list[int]) -> None:
     axes.set_aspect("equal", adjustable="box")
 
 
-def _decades(linear: float, reach: float) -> list[float]:
-    """Zero and powers of ten on each side of it, as far apart on an asinh axis as their labels need."""
+def _decade_ticks(linear: float, limit: float) -> list[float]:
+    """Ticks at zero and at powers of ten on both sides, far enough apart on an asinh axis for their labels."""
     powers: list[float] = []
-    place = math.inf
-    for exponent in range(math.floor(math.log10(reach)), math.floor(math.log10(linear)) - 1, -1):
-        here = math.asinh(10.0**exponent / linear) / math.asinh(reach / linear)
-        if min(place - here, here) >= LABEL_WIDTH:
+    last = math.inf
+    for exponent in range(math.floor(math.log10(limit)), math.floor(math.log10(linear)) - 1, -1):
+        position = math.asinh(10.0**exponent / linear) / math.asinh(limit / linear)
+        if min(last - position, position) >= LABEL_WIDTH:
             powers.insert(0, 10.0**exponent)
-            place = here
+            last = position
     return [-power for power in powers[::-1]] + [0.0] + powers
 
 
-def _shades(figure: Figure, panels: Sequence[Axes], guess: float) -> None:
-    """A bar that says how confidence shades a color."""
-    import numpy as np
+def _add_confidence_bar(figure: Figure, panels: Sequence[Axes], guess: float) -> None:
+    """Add a color bar for the shading by confidence."""
     from matplotlib.cm import ScalarMappable
     from matplotlib.colors import ListedColormap, Normalize
     from matplotlib.ticker import PercentFormatter
@@ -182,23 +226,22 @@ def _shades(figure: Figure, panels: Sequence[Axes], guess: float) -> None:
 def phase_transition(
     curves: Sequence[Mapping[str, Any]], *, chance: float | None = 0.1, title: str = "Accuracy"
 ) -> Figure:
-    """How training turns a network into a variance network: accuracy, log alpha and KL over the epochs.
+    """The transition of a network to a variance network in training: accuracy, log alpha and KL over the epochs.
 
     A curve is a dictionary of lists over the same epochs: `epoch`, `accuracy/mean`, `accuracy/mc:K` (dashed),
-    `log_alpha` with `log_alpha/lower` and `log_alpha/upper` (a band), and `kl` in nats; beside them a text `label`.
-    Each but `epoch` may be missing. `None` is a gap: a line is broken where its points lie further apart than they
-    usually do.
+    `log_alpha` with `log_alpha/lower` and `log_alpha/upper` (a band), and `kl` in nats; and a string `label`. Each list
+    but `epoch` may be missing. A value may be `None`; a line is broken where its points are further apart than usual.
 
     Args:
-        curves: One for each line: a parametrization, or a seed.
+        curves: One dictionary per line, such as a parametrization or a seed.
         chance: Accuracy of a guess, drawn as a dotted line; `None` leaves it out.
-        title: What the accuracy is one of.
+        title: Title of the accuracy panel.
 
     Returns:
         A figure of three axes.
 
     Raises:
-        ValueError: There is no curve, or a list is not as long as its epochs.
+        ValueError: There is no curve, or a list has another length than `epoch`.
 
     Example:
         >>> curve = {"label": "layer", "epoch": [1, 2, 3], "accuracy/mean": [0.9, 0.5, 0.1], "kl": [30.0, 3.0, 0.3]}
@@ -212,25 +255,25 @@ def phase_transition(
         raise ValueError("phase_transition: expected at least one curve, got none")
     figure, grid = panels(3, 3, 3.5, 3.1)
     accuracy, alpha, kl = grid
-    kinds = list(dict.fromkeys(name for curve in curves for name in _averages(curve)))
+    kinds = list(dict.fromkeys(name for curve in curves for name in _sampled_modes(curve)))
     for index, curve in enumerate(curves):
-        _curve(accuracy, curve, "accuracy/mean", index, "-")
-        for name in _averages(curve):
-            _curve(accuracy, curve, f"accuracy/{name}", index, DASHED)
-        _curve(alpha, curve, "log_alpha", index, "-")
-        _band(alpha, curve, index)
-        _curve(kl, curve, "kl", index, "-", positive=True)
+        _draw_curve(accuracy, curve, "accuracy/mean", index, "-")
+        for name in _sampled_modes(curve):
+            _draw_curve(accuracy, curve, f"accuracy/{name}", index, DASHED)
+        _draw_curve(alpha, curve, "log_alpha", index, "-")
+        _draw_band(alpha, curve, index)
+        _draw_curve(kl, curve, "kl", index, "-", positive=True)
     if chance is not None:
         accuracy.axhline(chance, color=GRAY, linestyle=":", linewidth=1.3)
-    _explain(figure, kinds, chance)
-    name_axes(accuracy, title, "epoch", "accuracy")
-    name_axes(alpha, "log α (band: quartiles)" if alpha.collections else "log α", "epoch", "log α")
-    name_axes(kl, "KL", "epoch", "nats")
-    _percent(accuracy)
+    _add_line_legend(figure, kinds, chance)
+    label_axes(accuracy, title, "epoch", "accuracy")
+    label_axes(alpha, "log α (band: quartiles)" if alpha.collections else "log α", "epoch", "log α")
+    label_axes(kl, "KL", "epoch", "nats")
+    _percent_axis(accuracy)
     kl.set_yscale("log")
     for axes in grid:
         axes.xaxis.set_major_locator(MaxNLocator(nbins=7, steps=[1, 2, 5, 10], integer=True))
-    handles = [_line(index, str(curve["label"])) for index, curve in enumerate(curves)]
+    handles = [_line_handle(index, str(curve["label"])) for index, curve in enumerate(curves)]
     columns = min(len(handles), 4)
     legend = figure.legend(handles=handles, loc="outside lower center", ncols=columns, frameon=False, fontsize=9)
     for text in legend.get_texts():
@@ -238,14 +281,14 @@ def phase_transition(
     return figure
 
 
-def _line(index: int, label: str) -> Any:
+def _line_handle(index: int, label: str) -> Line2D:
     from matplotlib.lines import Line2D
 
-    return Line2D([], [], linewidth=1.5, markersize=5, label=label, **_look(index))
+    return Line2D([], [], linewidth=1.5, markersize=5, label=label, **_style(index))
 
 
 def _series(curve: Mapping[str, Any], key: str) -> tuple[list[float], list[float]]:
-    """Epochs and values of one line, with a NaN where it is to be broken; empty where there are none."""
+    """Epochs and values of one line, with NaN for missing values; empty if the curve lacks the quantity."""
     if curve.get(key) is None:
         return [], []
     epochs, values = floats(curve["epoch"]), floats(curve[key])
@@ -257,14 +300,14 @@ def _series(curve: Mapping[str, Any], key: str) -> tuple[list[float], list[float
     return epochs, values
 
 
-def _joined(epochs: list[float], values: list[float]) -> tuple[list[float], list[float]]:
-    """The points that are there, with a NaN between those that are further apart than usual."""
+def _break_gaps(epochs: list[float], values: list[float]) -> tuple[list[float], list[float]]:
+    """The finite points, with a NaN inserted between points that are further apart than usual."""
     points = [(x, y) for x, y in zip(epochs, values, strict=True) if math.isfinite(y)]
     steps = [after - before for (before, _), (after, _) in zip(points, points[1:], strict=False)]
-    far = GAP * median(steps) if steps else math.inf
+    longest = GAP * median(steps) if steps else math.inf
     xs, ys = [x for x, _ in points[:1]], [y for _, y in points[:1]]
     for step, (x, y) in zip(steps, points[1:], strict=True):
-        if step > far:
+        if step > longest:
             xs.append(x - step / 2)
             ys.append(math.nan)
         xs.append(x)
@@ -272,37 +315,39 @@ def _joined(epochs: list[float], values: list[float]) -> tuple[list[float], list
     return xs, ys
 
 
-def _curve(axes: Axes, curve: Mapping[str, Any], key: str, index: int, dashes: Any, *, positive: bool = False) -> None:
+def _draw_curve(
+    axes: Axes, curve: Mapping[str, Any], key: str, index: int, dashes: Any, *, positive: bool = False
+) -> None:
     epochs, values = _series(curve, key)
-    if positive:  # a logarithmic axis has no place for the others
+    if positive:  # a logarithmic axis cannot show zero and negative values
         values = [y if y > 0.0 else math.nan for y in values]
-    xs, ys = _joined(epochs, values)
+    xs, ys = _break_gaps(epochs, values)
     every = max(1, len(xs) // MARKS_SHOWN)
-    hollow: dict[str, Any] = {} if dashes == "-" else {"markerfacecolor": "white"}
-    axes.plot(xs, ys, linestyle=dashes, linewidth=1.5, markersize=4, markevery=every, **_look(index), **hollow)
+    hollow: Style = {} if dashes == "-" else {"markerfacecolor": "white"}
+    axes.plot(xs, ys, linestyle=dashes, linewidth=1.5, markersize=4, markevery=every, **_style(index), **hollow)
 
 
-def _band(axes: Axes, curve: Mapping[str, Any], index: int) -> None:
-    """The range between the quartiles, where there is one that is wider than a line."""
-    lower, upper = (_joined(*_series(curve, f"log_alpha/{end}")) for end in ("lower", "upper"))
+def _draw_band(axes: Axes, curve: Mapping[str, Any], index: int) -> None:
+    """Fill the range between the quartiles, if it is wider than a line."""
+    lower, upper = (_break_gaps(*_series(curve, f"log_alpha/{end}")) for end in ("lower", "upper"))
     if lower[0] == upper[0] and lower[1] != upper[1]:
-        axes.fill_between(lower[0], lower[1], upper[1], color=_look(index)["color"], alpha=0.2, linewidth=0)
+        axes.fill_between(lower[0], lower[1], upper[1], color=_style(index)["color"], alpha=0.2, linewidth=0)
 
 
-def _explain(figure: Figure, kinds: Sequence[str], chance: float | None) -> None:
-    """Above the panels: what the lines of the first one mean, whatever their color."""
+def _add_line_legend(figure: Figure, kinds: Sequence[str], chance: float | None) -> None:
+    """Add a legend above the panels for the line styles of the first one."""
     from matplotlib.lines import Line2D
 
     handles = [Line2D([], [], color="black", linewidth=1.5, label="accuracy by mean weights")]
     if kinds:
-        text = "by " + ", ".join(map(_averaging, kinds))
+        text = "by " + ", ".join(map(_averaged_title, kinds))
         handles.append(Line2D([], [], color="black", linewidth=1.5, linestyle=DASHED, label=text))
     if chance is not None:
         handles.append(Line2D([], [], color=GRAY, linewidth=1.3, linestyle=":", label="chance"))
     figure.legend(handles=handles, loc="outside upper left", ncols=len(handles), frameon=False, fontsize=8)
 
 
-def _percent(axes: Axes) -> None:
+def _percent_axis(axes: Axes) -> None:
     from matplotlib.ticker import PercentFormatter
 
     axes.set_ylim(0.0, 1.05)

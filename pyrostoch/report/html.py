@@ -1,4 +1,4 @@
-"""The report of a run: one HTML page that needs nothing but itself."""
+"""The report of a run: one self-contained HTML page."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
 
 __all__ = ["render", "write"]
 
-# A gap this wide between the mean network and the averaged one is no noise on any test set worth having.
-LESSON_GAP = 0.1
-# The same for a regression, whose RMSE has a unit.
-LESSON_RATIO = 2.0
+# Differences between mean weights and averaging that are larger than the noise of any test set of useful size: of the
+# accuracy, and as a ratio of the RMSE.
+ACCURACY_GAP = 0.1
+RMSE_RATIO = 2.0
 
 
 def render(results: Mapping[str, Any]) -> str:
-    """The report as a page of HTML with its style and pictures inside; it loads nothing.
+    """The report as an HTML page that contains its style sheet and figures, and loads no other files.
 
     Parts that the record lacks are left out; NaN and infinite numbers are shown as such.
 
@@ -53,9 +53,9 @@ def render(results: Mapping[str, Any]) -> str:
             _section(
                 "training",
                 "Training",
-                "The ELBO is the data term minus the KL. All three are sums over the whole training set, in nats; the "
-                "first fifth of the epochs may lie outside the panels, and so do spikes where a panel says that they "
-                "are cut off.",
+                "The ELBO is the data term minus the KL. All three are sums over the whole training set, in nats. The "
+                "axes are chosen without the first fifth of the epochs, and without the spikes where a panel says that "
+                "they are cut off.",
                 _plot(plots.training, results, "training", "The ELBO, its data term and its KL over the epochs"),
             )
         )
@@ -65,8 +65,8 @@ def render(results: Mapping[str, Any]) -> str:
             _section(
                 "samples",
                 f"{score[0].upper()}{score[1:]} against the number of samples",
-                f"Test {score} when predictions are averaged over draws of the weights, with one standard error; the "
-                "dashed line is the network with every weight at its mean. Each panel has its own scale.",
+                f"Test {score} of predictions averaged over draws of the weights, with one standard error. The dashed "
+                "line is the network with every weight at its mean. Each panel has its own scale.",
                 _plot(plots.accuracy_by_samples, results, "samples", f"Test {score} against the number of samples"),
             )
         )
@@ -81,17 +81,17 @@ def render(results: Mapping[str, Any]) -> str:
 
 
 def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
-    """Write the report, whole or not at all: a failure leaves a former file as it was.
+    """Write the report atomically: after a failure, an existing file is unchanged.
 
     Args:
         results: The record read from `results.json`.
-        path: The file to write; its folder is made if need be.
+        path: The file to write; its folder is created if missing.
 
     Returns:
         The path.
 
     Raises:
-        ValueError: The record is not readable.
+        ValueError: The schema or kind of the record is unknown, or there is no guide.
         OSError: The folder cannot be written, or the disk is full.
 
     Example:
@@ -104,7 +104,7 @@ def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     path = Path(path)
     page = render(results)
     path.parent.mkdir(parents=True, exist_ok=True)
-    # In the same folder, because a rename is atomic within one file system only.
+    # In the same folder, because a rename is atomic only within one file system.
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         with temporary.open("w", encoding="utf-8") as file:
@@ -134,20 +134,20 @@ def _head(results: Mapping[str, Any], title: str) -> str:
     sizes = [f"{format_number(data[key], 0)} {key}" for key in ("train", "test") if key in data]
     random = ", ".join(f"<code>{escape(str(name))}</code>" for name in model.get("random") or [])
     parameters = f"{format_number(model['parameters'], 0)} parameters" if "parameters" in model else ""
-    facts = {
+    rows = {
         "Data": [escape(str(data.get("title") or data.get("name") or "")), *sizes, escape(task)],
         "Network": [escape(str(model.get("name") or "")), escape(str(model.get("description") or "")), parameters],
         "Random": [random],
         "Prior": [escape(str((results.get("prior") or {}).get("text") or ""))],
         "Estimator": [escape(str(results.get("estimator") or ""))],
         "Training": [
-            f"{escape(str(results[key]))} {words}" if key != "batch_size" else f"batches of {escape(str(results[key]))}"
-            for key, words in (("epochs", "epochs"), ("batch_size", ""))
+            text.format(escape(str(results[key])))
+            for key, text in (("epochs", "{} epochs"), ("batch_size", "batches of {}"))
             if key in results
         ],
     }
-    rows = ((name, ", ".join(part for part in values if part)) for name, values in facts.items())
-    listing = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in rows if value)
+    joined = ((name, ", ".join(part for part in values if part)) for name, values in rows.items())
+    listing = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in joined if value)
     command = f'<p class="command"><code>{escape(str(results["command"]))}</code></p>' if results.get("command") else ""
     links = "".join(
         f'<a href="#guide-{i}">{escape(str(guide.get("title") or guide["name"]))}</a>'
@@ -157,9 +157,9 @@ def _head(results: Mapping[str, Any], title: str) -> str:
     return f"<header><h1>{escape(title)}</h1>{command}<dl>{listing}</dl>{nav}</header>"
 
 
-def _section(key: str, title: str, words: str, *content: str) -> str:
-    words = f"<p>{words}</p>" if words else ""
-    return f'<section id="{key}"><h2>{escape(title)}</h2>\n{words}\n{"".join(content)}</section>'
+def _section(key: str, title: str, text: str, *content: str) -> str:
+    text = f"<p>{text}</p>" if text else ""
+    return f'<section id="{key}"><h2>{escape(title)}</h2>\n{text}\n{"".join(content)}</section>'
 
 
 def _plot(draw: Callable[[Any], Figure], record: Mapping[str, Any], key: str, label: str) -> str:
@@ -169,13 +169,14 @@ def _plot(draw: Callable[[Any], Figure], record: Mapping[str, Any], key: str, la
 def _comparison(results: Mapping[str, Any]) -> str:
     used = modes(results)
     several = len(results["guides"]) > 1
-    words = (
-        "ELBO, data term and KL are sums over the whole training set (higher ELBO is better, within one prior); test "
-        "scores are read out through the mean of the weights or by averaging the predictions of several draws"
+    text = (
+        "ELBO, data term and KL are sums over the whole training set; a higher ELBO is better, among guides with the "
+        "same prior. Test scores are for the network with every weight at its mean (mean), for means and variances "
+        "propagated through the network (moments), or for predictions averaged over draws of the weights (samples)."
     )
-    words += "; the best of a column is bold." if several else "."
+    text += " The best value of a column is bold." if several else ""
     if is_regression(results):
-        words += (
+        text += (
             " The ELBO and its data term are those of the standardized target; RMSE and NLL are in the target's "
             "original units, so they cannot be compared with the data term."
         )
@@ -183,11 +184,11 @@ def _comparison(results: Mapping[str, Any]) -> str:
     if _improper(results):
         content.append(
             '<p class="note"><strong>The prior is improper.</strong> It has no normalizing constant, so the ELBO is '
-            "defined up to a constant per weight: compare it between guides over the same random weights and the same "
-            "prior, never between networks or priors, and do not read it as a bound on the evidence.</p>"
+            "defined up to a constant per weight. Compare it only between guides with the same random weights and the "
+            "same prior, not between networks or priors, and do not read it as a bound on the evidence.</p>"
         )
-    content += _lessons(results, used)
-    return _section("comparison", "Comparison" if several else "Result", words, *content)
+    content += _variance_notes(results, used)
+    return _section("comparison", "Comparison" if several else "Result", text, *content)
 
 
 def _improper(results: Mapping[str, Any]) -> bool:
@@ -195,62 +196,63 @@ def _improper(results: Mapping[str, Any]) -> bool:
     return any(part.get("improper") for part in parts)
 
 
-def _lessons(results: Mapping[str, Any], used: list[str]) -> list[str]:
-    """A sentence for each guide whose mean network knows much less than its average."""
+def _variance_notes(results: Mapping[str, Any], used: list[str]) -> list[str]:
+    """A sentence for each guide that scores much worse with mean weights than with averaged predictions."""
     averaged = next((mode for mode in reversed(used) if mode.startswith("mc")), None)
     if averaged is None:
         return []
-    regression, lessons = is_regression(results), []
+    regression, notes = is_regression(results), []
     classes = number((results.get("data") or {}).get("classes"))
     for guide in results["guides"]:
         mean, average = (number(row_of(guide, m).get("rmse" if regression else "accuracy")) for m in ("mean", averaged))
         if mean is None or average is None:
             continue
-        if not (mean > LESSON_RATIO * average if regression else average - mean > LESSON_GAP):
+        if not (mean > RMSE_RATIO * average if regression else average - mean > ACCURACY_GAP):
             continue
         chance = f" (chance is {format_number(1 / classes, 1, 100.0)} %)" if classes else ""
         if regression:
             first, last = f"an RMSE of {format_number(mean, 4)}", format_number(average, 4)
         else:
             first, last = f"{format_number(mean, 1, 100.0)} %", f"{format_number(average, 1, 100.0)} %"
-        lessons.append(
-            f"<p><strong>{escape(str(guide.get('title') or guide['name']))}</strong> scores {first} through its mean"
-            f"{chance} and {last} by {escape(mode_title(averaged))}: what it has learned is in the variances of its "
-            "weights, not in their means.</p>"
+        notes.append(
+            f"<p><strong>{escape(str(guide.get('title') or guide['name']))}</strong> scores {first} with mean "
+            f"weights{chance} and {last} with {escape(mode_title(averaged))}: what it has learned is in the variances "
+            "of its weights, not in their means.</p>"
         )
-    return lessons
+    return notes
 
 
 def _guide(results: Mapping[str, Any], guide: Mapping[str, Any], index: int) -> str:
     key = f"guide-{index}"
     decomposition = guide.get("decomposition") or {}
-    words = []
+    text = []
     if decomposition:
-        words.append(
+        text.append(
             f"ELBO {format_number(decomposition.get('elbo'), 1)} nats = data term "
             f"{format_number(decomposition.get('data'), 1)} − KL {format_number(decomposition.get('kl'), 1)}"
             + (f" over {format_number(decomposition['num_data'], 0)} examples" if "num_data" in decomposition else "")
             + "."
         )
     if guide.get("checkpoint"):
-        words.append(f"Checkpoint: <code>{escape(str(guide['checkpoint']))}</code>.")
+        text.append(f"Checkpoint: <code>{escape(str(guide['checkpoint']))}</code>.")
     content = []
     if scores := mode_table(results, guide):
-        content.append(f"<h3>Test scores by way of prediction</h3>{scores}")
+        content.append(f"<h3>Test scores by predictive mode</h3>{scores}")
     if sites := site_table(decomposition):
         estimator = escape(str(results.get("estimator") or ""))
-        trained = f" The training itself used the estimator <code>{estimator}</code>." if estimator else ""
+        trained = f" Training used the estimator <code>{estimator}</code>." if estimator else ""
         content.append(
-            "<h3>KL site by site</h3><p>An exact KL is a closed form; a Monte Carlo one carries its standard error. "
-            "The treatment is how the weight was drawn when the terms above were measured after training: locally, "
-            "that is through the outputs it makes, where this is exact, else shared by all examples."
+            "<h3>KL by site</h3><p>An exact KL is in closed form; a Monte Carlo estimate has a standard error. The "
+            "treatment is how the weights were sampled when the terms above were estimated after training: local "
+            "means by local reparameterization, which samples the outputs of the layer for each example, where this "
+            "is exact; shared means one draw of the weights for all examples."
             f"{trained}</p>{sites}"
         )
     if guide.get("reliability"):
         content.append(
-            "<h3>Calibration</h3><p>Points on the diagonal: a confidence of 80 % comes true 80 % of the time. Below it "
-            "the network is overconfident. Beneath: test examples a bin, on a logarithmic scale.</p>"
-            + _plot(plots.reliability, guide, f"{key}-reliability", "Accuracy against confidence")
+            "<h3>Calibration</h3><p>For points on the diagonal, the accuracy equals the confidence; below it the "
+            "network is overconfident. The lower panels show the number of test examples per bin, on a logarithmic "
+            "scale.</p>" + _plot(plots.reliability, guide, f"{key}-reliability", "Accuracy against confidence")
         )
     if plots.histograms(guide):
         content.append(
@@ -258,7 +260,7 @@ def _guide(results: Mapping[str, Any], guide: Mapping[str, Any], index: int) -> 
             "standard deviation; logarithms are natural.</p>"
             + _plot(plots.posterior, guide, f"{key}-posterior", "Histograms of the posterior noise by layer")
         )
-    return _section(key, str(guide.get("title") or guide["name"]), " ".join(words), *content)
+    return _section(key, str(guide.get("title") or guide["name"]), " ".join(text), *content)
 
 
 def _footer(results: Mapping[str, Any]) -> str:

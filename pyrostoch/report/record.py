@@ -1,4 +1,4 @@
-"""The record of a run, as `results.json` holds it: its checks, and how the report reads it."""
+"""Reading the record of a run, the content of `results.json`, for the report."""
 
 from __future__ import annotations
 
@@ -13,17 +13,17 @@ KINDS = ("compare", "train")
 
 
 def check(results: Mapping[str, Any]) -> None:
-    """Refuse a record that the report cannot read.
+    """Raise an error if the report cannot read a record.
 
     Args:
         results: The record.
 
     Raises:
-        TypeError: It is no dictionary.
-        ValueError: Its schema or kind is unknown, or it holds no named guide.
+        TypeError: The record is not a dictionary.
+        ValueError: Its schema or kind is unknown, or it has no guides, or a guide has no name.
     """
     if not isinstance(results, Mapping):
-        raise TypeError(f"a record is the dictionary read from results.json, got {type(results).__name__}")
+        raise TypeError(f"record: expected the dictionary read from results.json, got {type(results).__name__}")
     if results.get("schema") != SCHEMA:
         raise ValueError(
             f"the record has schema {results.get('schema')!r}, this version of pyrostoch reads schema {SCHEMA}: "
@@ -36,17 +36,17 @@ def check(results: Mapping[str, Any]) -> None:
         raise ValueError("the record holds no guides: expected a list 'guides' of at least one")
     for index, guide in enumerate(guides):
         if not isinstance(guide, Mapping) or not isinstance(guide.get("name"), str):
-            raise ValueError(f"guide {index} of the record has no name: expected a dictionary with a text 'name'")
+            raise ValueError(f"guide {index} of the record has no name: expected a dictionary with a string 'name'")
 
 
-def number(value: Any) -> float | None:
-    """A number of the record as a float; JSON without NaN writes it as null or as text.
+def number(value: float | str | None) -> float | None:
+    """A number of the record as a float; in JSON, NaN and infinite numbers are strings or null.
 
     Args:
-        value: A number, a text such as `"nan"` or `"-inf"`, or `None`.
+        value: A number, a string such as `"nan"` or `"-inf"`, or `None`.
 
     Returns:
-        The float, or `None` where there is none.
+        The float, or `None` if the value is not a number.
     """
     if isinstance(value, bool) or value is None:
         return None
@@ -57,20 +57,20 @@ def number(value: Any) -> float | None:
 
 
 def floats(values: Iterable[Any]) -> list[float]:
-    """A series to draw: everything that is no finite number becomes NaN, which a plot leaves out.
+    """The values of a line to draw; every value that is not a finite number becomes NaN, which matplotlib leaves out.
 
     Args:
-        values: Numbers, texts and `None`s.
+        values: Numbers, strings and `None`.
 
     Returns:
-        One float each.
+        One float per value.
     """
     numbers = (number(value) for value in values)
     return [x if x is not None and math.isfinite(x) else math.nan for x in numbers]
 
 
 def is_regression(results: Mapping[str, Any]) -> bool:
-    """Whether the run predicts numbers rather than classes."""
+    """Whether the run is a regression rather than a classification."""
     task = (results.get("data") or {}).get("task")
     if task is not None:
         return str(task) == "regression"
@@ -84,7 +84,7 @@ def modes(results: Mapping[str, Any]) -> list[str]:
 
 
 def mode_title(mode: str) -> str:
-    """A predictive mode in words: `mc:20` is `20 samples`."""
+    """The display name of a predictive mode: `mc:20` is `20 samples`."""
     name, _, count = mode.partition(":")
     if name == "mc" and count:
         return "1 sample" if count == "1" else f"{count} samples"
@@ -92,5 +92,5 @@ def mode_title(mode: str) -> str:
 
 
 def row_of(guide: Mapping[str, Any], mode: str) -> Mapping[str, Any]:
-    """The scores of one guide in one mode; empty where it was not run."""
+    """The scores of one guide in one mode; empty if there are none."""
     return next((row for row in guide.get("rows") or [] if str(row.get("mode")) == mode), {})

@@ -1,4 +1,4 @@
-"""The style sheet of the report: one column, light or dark as the reader's system is, wide tables scroll."""
+"""Style sheet of the report: one column, light or dark as set in the reader's system, wide tables scroll."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A matplotlib figure as an SVG element that lives inside a page and takes its color of ink from it."""
+"""A matplotlib figure as an SVG element inside an HTML page, in the text color of the page."""
 
 from __future__ import annotations
 
@@ -17,18 +17,18 @@ FONT = "system-ui, sans-serif"
 
 
 def inline_svg(figure: Figure, key: str, label: str) -> str:
-    """Render a figure as one `<svg>` element without outside references.
+    """Render a figure as one `<svg>` element without external references.
 
-    Black becomes the page's own color of text, so that the picture is readable on a dark page; identifiers begin with
-    `key`, so that several pictures share a page; text stays text.
+    Black becomes the text color of the page, so that the figure is readable on a dark page. Identifiers begin with
+    `key`, so that one page can hold several figures. Text is not converted to paths.
 
     Args:
         figure: The figure.
         key: Letters and digits, unique in the page.
-        label: What the picture shows, for readers who do not see it.
+        label: Description of the figure, for screen readers.
 
     Returns:
-        The element.
+        The element, as HTML.
 
     Example:
         >>> from matplotlib.figure import Figure
@@ -40,11 +40,11 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     buffer = io.StringIO()
     settings: dict[Any, Any] = {"svg.fonttype": "none", "svg.hashsalt": "pyrostoch"}
     with matplotlib.rc_context(settings), warnings.catch_warnings():
-        # The browser draws the text with its own fonts.
+        # A glyph that matplotlib's font lacks does not matter, since the browser renders the text with its own fonts.
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from")
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
     text = buffer.getvalue()
-    # The metadata links to vocabularies, and the style sheet would reach the whole page.
+    # The metadata has links to other sites, and the style sheet would apply to the whole page.
     text = re.sub(r"<(metadata|style)\b.*?</\1>|<!--.*?-->", "", text[text.index("<svg ") :], flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]*)"', rf'id="{key}-\1"', text)
     text = re.sub(r"url\(#([^)]*)\)", rf"url(#{key}-\1)", text)
@@ -53,7 +53,7 @@ def inline_svg(figure: Figure, key: str, label: str) -> str:
     text = text.replace("#000000", "currentColor")
     view = re.search(r'viewBox="0 0 ([\d.]+) ([\d.]+)"', text)
     width = float(view.group(1)) if view else 0.0
-    # Points to the pixels of a browser; wide pictures scroll on a phone and keep their text legible.
+    # From points to CSS pixels. With a minimum width, a wide figure scrolls on a phone and its text stays legible.
     style = f"max-width:{width * 4 / 3:.0f}px;min-width:{min(width, 720):.0f}px"
     head = f'<svg role="img" aria-label="{html.escape(label)}" style="{style}" {view.group(0) if view else ""}'
     return re.sub(r"\s*\n\s*", "\n", f"{head}{text[text.index('>') :]}").strip()

@@ -1,4 +1,4 @@
-"""The tables of the report: the guides side by side, one guide's scores by mode, and its ELBO site by site."""
+"""Tables of the report: all guides, the scores of one guide by predictive mode, and its KL by site."""
 
 from __future__ import annotations
 
@@ -11,16 +11,20 @@ from pyrostoch.report.record import is_regression, mode_title, modes, number, ro
 
 __all__ = ["comparison_table", "format_number", "mode_table", "site_table"]
 
+#: `min` or `max`.
+Best = Callable[[list[float]], float]
+
+#: Shown in place of a missing number.
 ABSENT = "–"
 
 
-def format_number(value: Any, digits: int, scale: float = 1.0) -> str:
-    """A number for a reader, as HTML: digits in groups, a true minus sign, NaN and infinity marked, a dash for nothing.
+def format_number(value: float | str | None, digits: int, scale: float = 1.0) -> str:
+    """A number as HTML: thousands separators, a minus sign, NaN and infinity in red, a dash for a missing number.
 
     Args:
-        value: A number of the record.
-        digits: Digits after the point.
-        scale: Factor, 100 for per cent.
+        value: A number of the record, a string such as `"nan"`, or `None`.
+        digits: Digits after the decimal point.
+        scale: Factor, such as 100 for percent.
 
     Returns:
         HTML.
@@ -37,38 +41,38 @@ def format_number(value: Any, digits: int, scale: float = 1.0) -> str:
     if math.isinf(x):
         return f'<span class="bad">{"−" if x < 0 else ""}∞</span>'
     text = f"{scale * x:,.{digits}f}"
-    # A rounded zero has no sign.
+    # No sign for a number that is rounded to zero.
     if not text.strip("-0.,"):
         text = text.lstrip("-")
     return text.replace("-", "−")
 
 
-def _with_error(value: Any, error: Any, digits: int, scale: float = 1.0) -> str:
+def _with_error(value: float | str | None, error: float | str | None, digits: int, scale: float = 1.0) -> str:
     text, x = format_number(value, digits, scale), number(error)
     if number(value) is None or x is None or x == 0.0:
         return text
     return f'{text}<span class="err">± {format_number(x, digits, scale)}</span>'
 
 
-def _table(head: Sequence[str], body: Sequence[str], name: str) -> str:
-    heads = "".join(f"<tr>{row}</tr>" for row in head)
+def _table(header: Sequence[str], body: Sequence[str], name: str) -> str:
+    heads = "".join(f"<tr>{row}</tr>" for row in header)
     rows = "\n".join(f"<tr>{row}</tr>" for row in body)
     table = f'<table class="{name}"><thead>{heads}</thead>\n<tbody>{rows}</tbody></table>'
     return f'<div class="scroll" tabindex="0">{table}</div>'
 
 
-def _heads(titles: Sequence[str]) -> str:
+def _header_cells(titles: Sequence[str]) -> str:
     return "".join(f'<th scope="col">{html.escape(title)}</th>' for title in titles)
 
 
-def _span(title: str, columns: int) -> str:
+def _spanning_cell(title: str, columns: int) -> str:
     return f'<th scope="colgroup" colspan="{columns}">{html.escape(title)}</th>'
 
 
 class _Column:
-    """A column of scores of which the best is set in bold."""
+    """A column of scores; with several guides, the best one is bold."""
 
-    def __init__(self, title: str, values: list[Any], errors: list[Any], digits: int, scale: float, better: Callable):
+    def __init__(self, title: str, values: list[Any], errors: list[Any], digits: int, scale: float, better: Best):
         finite = [round(scale * x, digits) for x in map(number, values) if x is not None and math.isfinite(x)]
         best = better(finite) if len(values) > 1 and finite else None
         self.title = title
@@ -81,13 +85,13 @@ class _Column:
 
 
 def comparison_table(results: Mapping[str, Any]) -> str:
-    """The guides side by side: the ELBO and its terms, the score in each predictive mode, NLL, calibration, seconds.
+    """One row per guide: the ELBO and its terms, the score in each predictive mode, NLL, ECE, seconds of training.
 
     Args:
         results: The record.
 
     Returns:
-        HTML; the best score of a column is bold where there are several guides.
+        HTML; with several guides, the best score of a column is bold.
 
     Example:
         >>> guide = {"name": "additive", "rows": [{"mode": "mean", "accuracy": 0.5}]}
@@ -98,7 +102,7 @@ def comparison_table(results: Mapping[str, Any]) -> str:
     regression = is_regression(results)
     key, digits, scale, better = ("rmse", 4, 1.0, min) if regression else ("accuracy", 2, 100.0, max)
 
-    def column(title: str, mode: str, key: str, digits: int, scale: float, better: Callable) -> _Column:
+    def column(title: str, mode: str, key: str, digits: int, scale: float, better: Best) -> _Column:
         rows = [row_of(guide, mode) for guide in guides]
         errors = [row.get(f"{key}_stderr") for row in rows]
         return _Column(title, [row.get(key) for row in rows], errors, digits, scale, better)
@@ -109,11 +113,11 @@ def comparison_table(results: Mapping[str, Any]) -> str:
         quality = [column("NLL", used[-1], "nll", 4, 1.0, min)]
         if not regression:
             quality.append(column("ECE", used[-1], "ece", 4, 1.0, min))
-    top = '<th rowspan="2" scope="col">Guide</th>' + _span("Whole training set, nats", 3)
+    top = '<th rowspan="2" scope="col">Guide</th>' + _spanning_cell("Whole training set, nats", 3)
     if used:
-        top += _span("Test RMSE" if regression else "Test accuracy, %", len(scores))
-        last = "By mean" if used[-1] == "mean" else f"By {mode_title(used[-1])}"
-        top += _span(last, len(quality))
+        top += _spanning_cell("Test RMSE" if regression else "Test accuracy, %", len(scores))
+        mode = "mean weights" if used[-1] == "mean" else mode_title(used[-1])
+        top += _spanning_cell(f"With {mode}", len(quality))
     top += '<th rowspan="2" scope="col">Training, s</th>'
     titles = ["ELBO", "Data term", "KL", *(c.title for c in scores), *(c.title for c in quality)]
     body = []
@@ -129,18 +133,18 @@ def comparison_table(results: Mapping[str, Any]) -> str:
             f"<td>{format_number(guide.get('seconds'), 1)}</td>",
         ]
         body.append("".join(cells))
-    return _table([top, _heads(titles)], body, "all comparison")
+    return _table([top, _header_cells(titles)], body, "all comparison")
 
 
 def mode_table(results: Mapping[str, Any], guide: Mapping[str, Any]) -> str:
-    """All scores of one guide, a row for each predictive mode.
+    """All scores of one guide, one row per predictive mode.
 
     Args:
         results: The record.
-        guide: The guide's part of it.
+        guide: The part of the record that describes the guide.
 
     Returns:
-        HTML, empty where the guide has no scores.
+        HTML; empty if the guide has no scores.
 
     Example:
         >>> guide = {"name": "additive", "rows": [{"mode": "mc:20", "accuracy": 0.5, "nll": 0.7}]}
@@ -168,17 +172,17 @@ def mode_table(results: Mapping[str, Any], guide: Mapping[str, Any]) -> str:
         )
         title = html.escape(mode_title(str(row.get("mode"))))
         body.append(f'<th scope="row">{title}</th>{cells}<td>{format_number(row.get("seconds"), 2)}</td>')
-    return _table([_heads(["Prediction", *(title for title, *_ in columns), "Seconds"])], body, "modes")
+    return _table([_header_cells(["Prediction", *(title for title, *_ in columns), "Seconds"])], body, "modes")
 
 
 def site_table(decomposition: Mapping[str, Any]) -> str:
-    """The ELBO of one guide term by term: data, the KL of each site, and penalties.
+    """The KL of one guide, one row per site, and its penalties.
 
     Args:
-        decomposition: The guide's `decomposition`.
+        decomposition: The guide's `decomposition` in the record.
 
     Returns:
-        HTML.
+        HTML; empty if there are no sites and penalties.
 
     Example:
         >>> "fc1.weight" in site_table({"kl": 3.0, "sites": [{"site": "fc1.weight", "kl": 3.0, "method": "exact"}]})
@@ -187,14 +191,14 @@ def site_table(decomposition: Mapping[str, Any]) -> str:
     body = []
     for site in decomposition.get("sites") or []:
         kl, weights = number(site.get("kl")), number(site.get("weights"))
-        each = kl / weights if kl is not None and weights else None
+        per_weight = kl / weights if kl is not None and weights else None
         error = site.get("stderr") if site.get("method") != "exact" else None
         method = str(site.get("method") or ABSENT).replace("monte carlo", "Monte Carlo")
         treatment = str(site.get("treatment") or ABSENT)
         body.append(
             f'<th scope="row"><code>{html.escape(str(site.get("site")))}</code></th>'
             f"<td>{format_number(weights, 0)}</td><td>{_with_error(kl, error, 1)}</td>"
-            f"<td>{format_number(each, 3)}</td>"
+            f"<td>{format_number(per_weight, 3)}</td>"
             f'<td class="text">{html.escape(method)}</td><td class="text">{html.escape(treatment)}</td>'
         )
     penalty = decomposition.get("penalty")
@@ -203,6 +207,6 @@ def site_table(decomposition: Mapping[str, Any]) -> str:
             f'<th scope="row"><code>{html.escape(str(name))}</code></th><td></td><td>{format_number(value, 1)}</td>'
             '<td></td><td class="text">penalty</td><td></td>'
         )
-    heads = _heads(["Site", "Weights", "KL, nats", "KL a weight"])
-    heads += '<th scope="col" class="text">KL by</th><th scope="col" class="text">Route</th>'
+    heads = _header_cells(["Site", "Weights", "KL, nats", "KL per weight"])
+    heads += '<th scope="col" class="text">KL method</th><th scope="col" class="text">Treatment</th>'
     return _table([heads], body, "sites") if body else ""

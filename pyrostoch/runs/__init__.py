@@ -1,20 +1,20 @@
-"""Whole runs: from settings to a folder with a record, checkpoints and posterior draws, and back.
+"""Complete runs: train and score guides as the settings say, save the results in a folder, and load them again.
 
-A run trains one guide or several from the same initial network, scores each once on test data, and writes
+A run trains one or more guides from the same initial network, scores each once on the test data, and writes
 
-| file | what |
+| file | content |
 | --- | --- |
-| `results.json` | settings, scores, the ELBO's terms, history |
-| `<guide>.safetensors` | a checkpoint a guide, from which an interrupted run goes on |
-| `posterior.nc` | draws of the guide with the highest ELBO, for ArviZ |
+| `results.json` | the record of the run: settings, scores, the terms of the ELBO, training history |
+| `<guide>.safetensors` | a checkpoint of each guide, from which an interrupted run is resumed |
+| `posterior.nc` | posterior draws of the guide with the highest ELBO, for ArviZ |
 """
 
 from __future__ import annotations
 
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.defaults import choose_device, fill_defaults
-from pyrostoch.runs.execute import Watch, execute
+from pyrostoch.runs.execute import RunCallback, execute
 from pyrostoch.runs.folder import RunError
-from pyrostoch.runs.reopen import Run
+from pyrostoch.runs.saved_run import SavedRun
 
-__all__ = ["Config", "Run", "RunError", "Watch", "choose_device", "execute", "fill_defaults"]
+__all__ = ["Config", "RunCallback", "RunError", "SavedRun", "choose_device", "execute", "fill_defaults"]

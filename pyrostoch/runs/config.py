@@ -1,4 +1,4 @@
-"""The settings that decide a run, as they stand in its record."""
+"""The settings of a run, as they are saved in its record."""
 
 from __future__ import annotations
 
@@ -11,49 +11,49 @@ from typing import Any
 from pyrostoch._checks import check_choice, check_positive, name_list, suggest
 from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.models import NAMES as MODELS
-from pyrostoch.runs.names import GUIDES, parse_prior
+from pyrostoch.runs.registry import GUIDES, parse_prior
 
 __all__ = ["DTYPES", "Config"]
 
 DTYPES = ("float32", "float64")
 
-#: Where a setting of a field's type is of the right kind.
-_KINDS: dict[str, tuple[str, Callable[[Any], bool]]] = {
-    "str": ("a text", lambda value: isinstance(value, str)),
-    "str | None": ("a text or null", lambda value: value is None or isinstance(value, str)),
+#: By type of a field: its description for error messages, and a check of a value.
+_FIELD_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
+    "str": ("a string", lambda value: isinstance(value, str)),
+    "str | None": ("a string or null", lambda value: value is None or isinstance(value, str)),
     "int": ("a whole number", lambda value: isinstance(value, int) and not isinstance(value, bool)),
     "float": ("a number", lambda value: isinstance(value, (int, float)) and not isinstance(value, bool)),
-    "tuple[str, ...]": ("texts", lambda value: all(isinstance(item, str) for item in _items(value))),
+    "tuple[str, ...]": ("strings", lambda value: all(isinstance(item, str) for item in _items(value))),
     "tuple[int, ...]": ("whole numbers", lambda value: all(type(item) is int for item in _items(value))),
 }
 
 
 @dataclass(frozen=True)
 class Config:
-    """Everything that decides what a run computes.
+    """The settings of a run.
 
     Args:
-        kind: `"compare"` or `"train"`.
-        guides: Names of the guides trained, in this order.
+        kind: The command that made the run, `"compare"` or `"train"`.
+        guides: Names of the guides to train, in this order.
         data: Name of the data set.
-        split: Number of its train/test split, for UCI sets.
+        split: Number of the train/test split, for UCI sets.
         model: `"mlp"`, `"lenet5"`, `"vgg"` or `"vgg-narrow"`.
         hidden: Widths of the hidden layers of an MLP; empty for other networks.
-        random: Pattern(s) of the random weights' names, separated by commas.
-        prior: Their prior, as `parse_prior` reads it.
-        estimator: `"local"`, `"shared"`, `"flipout"` or `"marginal"`.
+        random: Name patterns of the random weights, separated by commas.
+        prior: Prior of the random weights, as text for `parse_prior`.
+        estimator: Name of an estimator of `pyrostoch.ELBO`: `"local"`, `"shared"`, `"flipout"`, `"marginal"`, ...
         epochs: Passes through the training data.
-        batch_size: Examples a step.
-        lr: Learning rate at the start, falling linearly to 0.
-        lr_alpha: Learning rate of the log alphas.
-        init_log_alpha: Where the log alphas start.
-        seed: Seed of the initial network, of the order of the data, of the noise and of the scores' draws.
+        batch_size: Examples per step.
+        lr: Initial learning rate, which falls linearly to 0.
+        lr_alpha: Initial learning rate of the log alphas.
+        init_log_alpha: Initial value of the log alphas.
+        seed: Seed of the initial network, the order of the data, the noise in training and the draws for the scores.
         device: `"cpu"`, `"cuda"`, ...
         dtype: `"float32"` or `"float64"`.
-        data_dir: Folder of the data. Decides nothing, so it may differ when a run is resumed.
+        data_dir: Folder of the data. It does not change the results, so it may differ when a run is resumed.
 
     Raises:
-        ValueError: A setting is out of range; it is named.
+        ValueError: A setting is out of range; the message names it.
 
     Example:
         >>> config = Config("train", ("additive",), "digits", 0, "mlp", (50, 50), "fc2.weight", "log-uniform", "local",
@@ -83,15 +83,15 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            words, fits = _KINDS[str(field.type)]
+            description, is_valid = _FIELD_TYPES[str(field.type)]
             value = getattr(self, field.name)
-            if not fits(value):
-                raise ValueError(f"{field.name}: expected {words}, got {value!r}")
+            if not is_valid(value):
+                raise ValueError(f"{field.name}: expected {description}, got {value!r}")
         check_choice("kind", self.kind, ("compare", "train"))
         for name in self.guides:
             check_choice("guide", name, GUIDES)
         if not self.guides or len(set(self.guides)) < len(self.guides):
-            raise ValueError(f"guides: expected at least one, and each once, got {name_list(self.guides) or 'none'}")
+            raise ValueError(f"guides: expected at least one, each once, got {name_list(self.guides) or 'none'}")
         check_choice("model", self.model, MODELS)
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("dtype", self.dtype, DTYPES)
@@ -103,33 +103,33 @@ class Config:
         if not math.isfinite(self.init_log_alpha):
             raise ValueError(f"init_log_alpha: expected a finite number, got {self.init_log_alpha}")
         if self.model != "mlp" and self.hidden:
-            raise ValueError(f"hidden={list(self.hidden)}: only model 'mlp' takes widths, this one is {self.model!r}")
+            raise ValueError(f"hidden={list(self.hidden)}: only model 'mlp' has hidden widths, got {self.model!r}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden: expected positive widths, got {list(self.hidden)}")
         if not self.patterns:
-            raise ValueError("random: expected a pattern of weights' names, such as fc2.weight, got none")
+            raise ValueError("random: expected a name pattern of the random weights, such as fc2.weight, got none")
 
     @property
     def patterns(self) -> list[str]:
-        """The patterns in `random`, one by one."""
+        """The patterns in `random`, as a list."""
         return [part.strip() for part in self.random.split(",") if part.strip()]
 
     def to_dict(self) -> dict[str, Any]:
-        """The settings as plain data."""
+        """The settings as plain data for JSON; tuples become lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
 
     @classmethod
-    def from_dict(cls, content: Mapping[str, Any]) -> Config:
-        """The settings from plain data, all of them and nothing else.
+    def from_dict(cls, content: Mapping[str, object]) -> Config:
+        """The settings from the dictionary that `to_dict` returned.
 
         Args:
-            content: What `to_dict` gave.
+            content: All settings by name.
 
         Returns:
             The settings.
 
         Raises:
-            ValueError: A setting is unknown, missing, or of a wrong kind; it is named.
+            ValueError: A setting is unknown, missing, or of the wrong type; the message names it.
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"settings: expected a dictionary, got {type(content).__name__}")
@@ -144,7 +144,14 @@ class Config:
         return cls(**settings)
 
     def differences(self, other: Config) -> dict[str, tuple[Any, Any]]:
-        """The settings that decide and differ: name to (own, other's)."""
+        """The settings that differ from those of another run; `data_dir` is not compared.
+
+        Args:
+            other: The other settings.
+
+        Returns:
+            Pairs of the value here and the other value, by name.
+        """
         names = (field.name for field in dataclasses.fields(self) if field.name != "data_dir")
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}

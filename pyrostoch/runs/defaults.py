@@ -1,4 +1,4 @@
-"""The settings of a run that its user leaves open."""
+"""Default values for the settings of a run that the user does not give."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch.models import NAMES as MODELS
 from pyrostoch.models import VGG
 from pyrostoch.runs.config import Config
-from pyrostoch.runs.names import COMPARED
+from pyrostoch.runs.registry import COMPARED_GUIDES
 
 __all__ = ["choose_device", "fill_defaults"]
 
-#: Steps that a small regression set is trained for, in at least this many epochs.
+#: A regression set is trained for about this many steps, and for at least this many epochs.
 _REGRESSION_STEPS, _REGRESSION_EPOCHS = 3000, 20
 
 
 @dataclass(frozen=True)
 class _Recipe:
-    """What works for a data set and a network."""
+    """Default training settings for a data set and a network."""
 
     epochs: int
     hidden: tuple[int, ...] = ()
@@ -33,7 +33,7 @@ class _Recipe:
     lr_alpha: float = 0.1
 
 
-# Those of the digits were chosen on held-out training examples; the others have not been tuned.
+# The settings for the digits were chosen on held-out training examples; the others have not been tuned.
 _RECIPES: dict[tuple[str, str], _Recipe] = {
     ("digits", "mlp"): _Recipe(epochs=100, hidden=(100, 100), lr=1e-2),
     ("mnist", "mlp"): _Recipe(epochs=10, hidden=(400, 400)),
@@ -42,19 +42,20 @@ _RECIPES: dict[tuple[str, str], _Recipe] = {
     ("cifar10", "lenet5"): _Recipe(epochs=20),
     ("uci", "mlp"): _Recipe(epochs=0, hidden=(50, 50), lr=1e-2),
 }
-_ALIKE = {"fashion-mnist": "mnist", "cifar100-coarse": "cifar10", "cifar100-fine": "cifar10"}
+#: Data sets that use the settings of another one.
+_SAME_RECIPE_AS = {"fashion-mnist": "mnist", "cifar100-coarse": "cifar10", "cifar100-fine": "cifar10"}
 
-#: The weights that are random unless the user says otherwise: those of a hidden layer. A variance-only distribution at
-#: the output cannot learn classes, since its logits would be symmetric about their biases.
+#: The default random weights are those of a hidden layer. With a variance-only distribution in the output layer, the
+#: logits would be symmetric about their biases, so the network could not learn classes.
 _RANDOM = {"lenet5": "dense1.weight", **dict.fromkeys(("vgg", "vgg-narrow"), ",".join(VGG.VARIATIONAL))}
 
 
 def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
-    """The settings of a new run: those given, and defaults for the data set and network for the rest.
+    """The settings of a new run: the given ones, and defaults for this data set and network for the others.
 
     Args:
         kind: `"compare"` or `"train"`.
-        given: Settings by the names of `Config`; `None` counts as not given.
+        given: Settings by their names in `Config`; `None` counts as not given.
 
     Returns:
         All settings.
@@ -75,11 +76,11 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     data.locate(name, root)
     family = name.partition(":")[0].lower()
     model = check_choice("model", chosen.get("model", "mlp"), MODELS)
-    recipe = _RECIPES.get((_ALIKE.get(family, family), model)) or _Recipe(epochs=20)
+    recipe = _RECIPES.get((_SAME_RECIPE_AS.get(family, family), model)) or _Recipe(epochs=20)
     hidden = tuple(chosen.get("hidden", recipe.hidden))
     batch_size = chosen.get("batch_size", 100)
     defaults: dict[str, Any] = {
-        "guides": COMPARED if kind == "compare" else COMPARED[:1],
+        "guides": COMPARED_GUIDES if kind == "compare" else COMPARED_GUIDES[:1],
         "split": 0,
         "random": _RANDOM.get(model) or ("fc2.weight" if len(hidden) > 1 else "fc1.weight"),
         "prior": "log-uniform",
@@ -97,13 +98,13 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
         defaults["epochs"] = max(_REGRESSION_EPOCHS, round(_REGRESSION_STEPS / -(-count // batch_size)))
     else:
         defaults["epochs"] = recipe.epochs
-    settled = {"kind": kind, "data": name, "model": model, "hidden": hidden, "batch_size": batch_size, "data_dir": root}
+    fixed = {"kind": kind, "data": name, "model": model, "hidden": hidden, "batch_size": batch_size, "data_dir": root}
     chosen["device"] = choose_device(chosen.get("device", "auto"))
-    return Config(**{**defaults, **chosen, **settled})
+    return Config(**{**defaults, **chosen, **fixed})
 
 
 def choose_device(name: str) -> str:
-    """The device that a name stands for: `"auto"` is the GPU where there is one.
+    """Check the name of a device, and replace `"auto"` by the GPU if there is one, else by the CPU.
 
     Args:
         name: `"auto"`, `"cpu"`, `"cuda"` or `"cuda:<n>"`.
@@ -112,7 +113,7 @@ def choose_device(name: str) -> str:
         The device's name.
 
     Raises:
-        ValueError: The name is unknown, or there is no such device here.
+        ValueError: The name is unknown, or this machine has no such device.
 
     Example:
         >>> choose_device("cpu")
@@ -133,6 +134,6 @@ def choose_device(name: str) -> str:
 
 
 def _data_dir(name: str, given: str | None) -> str | None:
-    """The data folder as an absolute path, so that the run can be scored from elsewhere; none for bundled data."""
+    """The data folder as an absolute path, so that a run can be evaluated from any folder; `None` for bundled data."""
     root = given or os.environ.get("PYROSTOCH_DATA")
     return None if name.lower() == "digits" or not root else str(Path(root).expanduser().absolute())

@@ -1,4 +1,4 @@
-"""Carrying out a run: guide after guide, the record written after each, so that nothing is lost."""
+"""Execute a run: train and score one guide after the other, and save the record after each."""
 
 from __future__ import annotations
 
@@ -14,150 +14,166 @@ from pyrostoch._version import versions
 from pyrostoch.data import DataSplit
 from pyrostoch.model import BayesianModel
 from pyrostoch.runs.config import Config
-from pyrostoch.runs.folder import RECORD, SCHEMA, RunError, read_record, try_writing, write_record
-from pyrostoch.runs.names import GUIDES
-from pyrostoch.runs.parties import Party, assemble, describe_network, load_split, make_model
-from pyrostoch.runs.reopen import settings_of
-from pyrostoch.runs.scores import CURVE, MODES, noise, score, terms
-from pyrostoch.runs.threads import suited_threads
+from pyrostoch.runs.experiment import Experiment, build_experiment, build_model, describe_network, load_data
+from pyrostoch.runs.folder import RECORD_FILE, SCHEMA, RunError, check_writable, read_record, write_record
+from pyrostoch.runs.registry import GUIDES
+from pyrostoch.runs.saved_run import read_config
+from pyrostoch.runs.scores import CURVE_SAMPLES, MODES, elbo_terms, posterior_histograms, score
+from pyrostoch.runs.threads import limit_threads
 from pyrostoch.training.checkpoint import load
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
 
-__all__ = ["POSTERIOR", "Watch", "execute"]
+__all__ = ["POSTERIOR_FILE", "RunCallback", "execute"]
 
-POSTERIOR = "posterior.nc"
+POSTERIOR_FILE = "posterior.nc"
 
-# Draws in the file for ArviZ: fewer where the weights are many, to keep it near 64 MB.
-_MOST_DRAWS, _FEWEST_DRAWS, _POSTERIOR_NUMBERS = 200, 20, 16_000_000
-# Test examples, the first ones, whose likelihood and predictions it holds: every draw is a pass over them.
+# The number of draws in the file for ArviZ is reduced for many weights, so that the file stays near 64 MB.
+_MAX_DRAWS, _MIN_DRAWS, _MAX_POSTERIOR_VALUES = 200, 20, 16_000_000
+# The file holds the likelihood and predictions of this many test examples, the first ones, for every draw.
 _POSTERIOR_EXAMPLES = 1000
 
 
-class Watch:
-    """Told how a run goes on; does nothing by itself."""
+class RunCallback:
+    """Hooks that `execute` calls; they do nothing here, and are overridden to show progress."""
 
-    def started(self, record: dict[str, Any]) -> None:
-        """The run begins; `record` says what it will do and what is done already."""
+    def on_run_start(self, record: dict[str, Any]) -> None:
+        """The run begins.
 
-    def guide(self, name: str) -> None:
-        """Training of a guide begins."""
+        Args:
+            record: The record of the run, with the guides that are already finished if it is resumed.
+        """
 
-    def epoch(self, row: dict[str, Any]) -> None:
-        """An epoch is over."""
+    def on_guide_start(self, name: str) -> None:
+        """Training of a guide begins.
 
-    def scoring(self, name: str) -> None:
-        """A guide is trained, and is being scored."""
+        Args:
+            name: Name of the guide.
+        """
 
-    def scored(self, entry: dict[str, Any]) -> None:
-        """A guide is done."""
+    def on_epoch_end(self, row: dict[str, Any]) -> None:
+        """An epoch of training has ended.
 
-    def drawing(self, name: str) -> None:
-        """Posterior draws of the best guide are being made."""
+        Args:
+            row: The epoch and the terms of the ELBO, as in `Fit.history`.
+        """
+
+    def on_scoring_start(self, name: str) -> None:
+        """Training of a guide has ended, and its scoring begins.
+
+        Args:
+            name: Name of the guide.
+        """
+
+    def on_guide_end(self, result: dict[str, Any]) -> None:
+        """A guide has been scored and saved.
+
+        Args:
+            result: The part of the record that describes this guide.
+        """
+
+    def on_posterior_start(self, name: str) -> None:
+        """Drawing from the posterior of the best guide begins.
+
+        Args:
+            name: Name of the guide.
+        """
 
 
 def execute(
-    config: Config, out: str | Path, *, resume: bool = False, command: str = "", watch: Watch | None = None
+    config: Config, out: str | Path, *, resume: bool = False, command: str = "", callback: RunCallback | None = None
 ) -> dict[str, Any]:
-    """Train and score the guides of a run, one after the other from the same initial network, and record it all.
+    """Train and score the guides of a run, one after the other from the same initial network, and save the results.
 
     The folder then holds `results.json`, `<guide>.safetensors` of each guide, and `posterior.nc` of the guide with
-    the highest ELBO, which looks at the first 1,000 test examples. The record is written after each guide. The test
-    part is scored once for each, after its last epoch.
+    the highest ELBO, evaluated on the first 1,000 test examples. The record is written after each guide. Each guide is
+    scored on the test part once, after its last epoch.
 
     Args:
         config: The settings.
-        out: The run's folder, empty or not there yet; with `resume`, one in which the same run was begun.
-        resume: Keep the guides that are done, and go on with the others from their checkpoints.
+        out: The run's folder, empty or not existing yet; with `resume`, the folder of an interrupted run with the same
+            settings.
+        resume: Keep the finished guides, and resume the others from their checkpoints.
         command: The command line, for the record.
-        watch: Told about progress.
+        callback: Its hooks are called during the run.
 
     Returns:
         The record, as in `results.json`.
 
     Raises:
-        RunError: The folder is taken, or holds another run.
+        RunError: The folder is not empty, or holds another run.
         OSError: The folder cannot be written.
-        NonFiniteLossError: A loss became NaN; what was done before is kept.
+        NonFiniteLossError: A loss became NaN or infinite; the results of finished guides are kept.
     """
     folder = Path(out)
-    done = _look_into(folder, config, resume)
-    split = load_split(config)
-    model = make_model(config, split)
-    try_writing(folder)
-    with suited_threads(model.net):
-        return _carry_on(config, folder, split, model, done, resume=resume, command=command, watch=watch or Watch())
+    saved = _saved_record(folder, config, resume)
+    split = load_data(config)
+    model = build_model(config, split)
+    check_writable(folder)
+    with limit_threads(model.net):
+        record = saved or _initial_record(config, split, model, command)
+        return _run_remaining(config, folder, split, record, resume, callback or RunCallback())
 
 
-def _carry_on(
-    config: Config,
-    folder: Path,
-    split: DataSplit,
-    model: BayesianModel,
-    done: dict[str, Any] | None,
-    *,
-    resume: bool,
-    command: str,
-    watch: Watch,
+def _run_remaining(
+    config: Config, folder: Path, split: DataSplit, record: dict[str, Any], resume: bool, callback: RunCallback
 ) -> dict[str, Any]:
-    """Do what is left to do of a run."""
+    """Train and score the guides that the record lacks, and write the posterior draws."""
     begin = perf_counter()
-    record = done or _outline(config, split, model, command)
     before = float(record["seconds"])
     write_record(folder, record)
-    watch.started(record)
-    finished = {entry["name"]: entry for entry in record["guides"]}
+    callback.on_run_start(record)
+    finished = {result["name"]: result for result in record["guides"]}
     for name in config.guides:
         if name in finished and (folder / finished[name]["checkpoint"]).is_file():
             continue
-        party = assemble(config, split, name)
-        watch.guide(name)
-        fitted = _train(config, party, folder / f"{name}.safetensors", resume, watch)
-        watch.scoring(name)
-        finished[name] = _entry(config, party, name, fitted)
+        experiment = build_experiment(config, split, name)
+        callback.on_guide_start(name)
+        fitted = _train(config, experiment, folder / f"{name}.safetensors", resume, callback)
+        callback.on_scoring_start(name)
+        finished[name] = _guide_result(config, experiment, name, fitted)
         record["guides"] = [finished[guide] for guide in config.guides if guide in finished]
         record["posterior_of"] = None
         record["seconds"] = before + perf_counter() - begin
         write_record(folder, record)
-        watch.scored(finished[name])
-    best = max(record["guides"], key=lambda entry: float(entry["decomposition"]["elbo"]))["name"]
-    if record["posterior_of"] != best or not (folder / POSTERIOR).is_file():
-        watch.drawing(best)
-        party = assemble(config, split, best)
-        load(folder / f"{best}.safetensors", party.model, party.guide)
-        record["posterior_draws"] = _write_posterior(party, folder / POSTERIOR, config.seed)
+        callback.on_guide_end(finished[name])
+    best = max(record["guides"], key=lambda result: float(result["decomposition"]["elbo"]))["name"]
+    if record["posterior_of"] != best or not (folder / POSTERIOR_FILE).is_file():
+        callback.on_posterior_start(best)
+        experiment = build_experiment(config, split, best)
+        load(folder / f"{best}.safetensors", experiment.model, experiment.guide)
+        record["posterior_draws"] = _write_posterior(experiment, folder / POSTERIOR_FILE, config.seed)
         record["posterior_of"] = best
         record["seconds"] = before + perf_counter() - begin
         write_record(folder, record)
     return record
 
 
-def _look_into(folder: Path, config: Config, resume: bool) -> dict[str, Any] | None:
-    """The record of the run begun in a folder; `None` where the folder is free."""
+def _saved_record(folder: Path, config: Config, resume: bool) -> dict[str, Any] | None:
+    """The record of the run to resume; `None` if the folder is empty or does not exist."""
     if folder.exists() and not folder.is_dir():
         raise NotADirectoryError(f"run folder {folder}: there is a file of this name; choose another with --out")
-    # A run killed before its first record leaves nothing but unfinished writes, which are hidden.
+    # A run that is killed before its first record leaves only temporary files, whose names begin with a dot.
     if not folder.is_dir() or all(path.name.startswith(".") for path in folder.iterdir()):
         return None
     if not resume:
         raise RunError(
-            f"run folder {folder}: it is not empty; add --resume to go on with the run in it, or choose another "
-            "with --out"
+            f"run folder {folder}: it is not empty; add --resume to resume the run in it, or choose another with --out"
         )
-    if not (folder / RECORD).is_file():
-        raise RunError(f"run folder {folder}: it holds other files and no {RECORD}; choose another with --out")
+    if not (folder / RECORD_FILE).is_file():
+        raise RunError(f"run folder {folder}: it holds other files and no {RECORD_FILE}; choose another with --out")
     record = read_record(folder)
-    if different := settings_of(folder, record).differences(config):
-        words = "; ".join(f"{name} was {then!r} and is now {now!r}" for name, (then, now) in different.items())
+    if differences := read_config(folder, record).differences(config):
+        changes = "; ".join(f"{name} was {saved!r} and is now {now!r}" for name, (saved, now) in differences.items())
         raise RunError(
-            f"run folder {folder}: it holds a run of other settings: {words}. Give the settings it was begun with (or "
-            "none but --resume and --out), or choose another folder with --out"
+            f"run folder {folder}: it holds a run with other settings: {changes}. Give the settings of that run (or "
+            "only --resume and --out), or choose another folder with --out"
         )
     return record
 
 
-def _outline(config: Config, split: DataSplit, model: BayesianModel, command: str) -> dict[str, Any]:
-    """The record of a run that has not trained anything yet."""
+def _initial_record(config: Config, split: DataSplit, model: BayesianModel, command: str) -> dict[str, Any]:
+    """The record of a run in which no guide has been trained yet."""
     random = [name for name, site in model.sites.items() if site.role != "scale"]
     return {
         "schema": SCHEMA,
@@ -192,29 +208,29 @@ def _outline(config: Config, split: DataSplit, model: BayesianModel, command: st
     }
 
 
-def _train(config: Config, party: Party, checkpoint: Path, resume: bool, watch: Watch) -> Fit:
+def _train(config: Config, experiment: Experiment, checkpoint: Path, resume: bool, callback: RunCallback) -> Fit:
     return fit(
-        party.model,
-        party.guide,
-        party.train,
+        experiment.model,
+        experiment.guide,
+        experiment.train,
         epochs=config.epochs,
         batch_size=config.batch_size,
         lr=config.lr,
         lr_alpha=config.lr_alpha,
-        estimator=config.estimator,  # type: ignore[arg-type]
+        estimator=config.estimator,
         seed=config.seed,
         progress=False,
         checkpoint=checkpoint,
         resume=resume,
-        callback=watch.epoch,
+        callback=callback.on_epoch_end,
     )
 
 
-def _entry(config: Config, party: Party, name: str, fitted: Fit) -> dict[str, Any]:
-    """What the record says of a guide."""
-    scores = score(party, MODES, seed=config.seed, curve=CURVE)
-    decomposition = terms(party, seed=config.seed)
-    sites = [site for site, facts in party.model.sites.items() if facts.role != "scale"]
+def _guide_result(config: Config, experiment: Experiment, name: str, fitted: Fit) -> dict[str, Any]:
+    """The part of the record that describes a guide."""
+    scores = score(experiment, MODES, seed=config.seed, curve=CURVE_SAMPLES)
+    decomposition = elbo_terms(experiment, seed=config.seed)
+    sites = [site.name for site in experiment.model.sites.values() if site.role != "scale"]
     return {
         "name": name,
         "title": GUIDES[name].title,
@@ -225,24 +241,24 @@ def _entry(config: Config, party: Party, name: str, fitted: Fit) -> dict[str, An
         "history": {key: fitted.history[key] for key in ("epoch", "elbo", "data", "kl", "kl_weight")},
         "reliability": {mode: bins for mode, bins in scores.reliability.items() if mode != "mc:1"},
         "by_samples": scores.curve,
-        "posterior": noise(party.guide, sites),
+        "posterior": posterior_histograms(experiment.guide, sites),
     }
 
 
-def _write_posterior(party: Party, path: Path, seed: int) -> int:
-    """Write posterior draws for ArviZ, in one piece; returns their number."""
+def _write_posterior(experiment: Experiment, path: Path, seed: int) -> int:
+    """Write posterior draws for ArviZ atomically, and return their number."""
     with warnings.catch_warnings():
-        # ArviZ 0.23 announces its next version at import.
+        # ArviZ 0.23 announces its next version with a warning at import.
         warnings.simplefilter("ignore", FutureWarning)
         from pyrostoch.diagnose import to_arviz
 
-        weights = sum(site.init.numel() for site in party.model.sites.values())
-        draws = min(_MOST_DRAWS, max(_FEWEST_DRAWS, _POSTERIOR_NUMBERS // weights))
-        x, y = (part[:_POSTERIOR_EXAMPLES] for part in party.test)
-        found = to_arviz(party.model, party.guide, (x, y), draws=draws, seed=seed)
+        weights = sum(site.init.numel() for site in experiment.model.sites.values())
+        draws = min(_MAX_DRAWS, max(_MIN_DRAWS, _MAX_POSTERIOR_VALUES // weights))
+        x, y = (part[:_POSTERIOR_EXAMPLES] for part in experiment.test)
+        inference_data = to_arviz(experiment.model, experiment.guide, (x, y), draws=draws, seed=seed)
         temporary = path.with_name(f".{path.name}.tmp")
         try:
-            found.to_netcdf(str(temporary))
+            inference_data.to_netcdf(str(temporary))
             os.replace(temporary, path)
         except OSError as error:
             raise OSError(

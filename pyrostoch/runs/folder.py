@@ -1,4 +1,4 @@
-"""The folder of a run: found or made, tried before training, and written in one piece."""
+"""The folder of a run: creating it, finding it, checking that it can be written, and its record `results.json`."""
 
 from __future__ import annotations
 
@@ -12,40 +12,40 @@ from typing import Any
 from pyrostoch._checks import suggest
 
 __all__ = [
-    "RECORD",
+    "RECORD_FILE",
     "SCHEMA",
     "RunError",
-    "claim",
-    "latest",
-    "named",
+    "check_writable",
+    "find_run",
+    "latest_folder",
+    "new_folder",
+    "numbered_folders",
     "read_record",
-    "siblings",
-    "try_writing",
     "write_record",
 ]
 
-RECORD = "results.json"
+RECORD_FILE = "results.json"
 SCHEMA = 1
 
-# As much as a small checkpoint: what is too little for that is full.
+# The size of a small checkpoint: a disk without room for it counts as full.
 _PROBE = b"\0" * 262_144
 
 
 class RunError(ValueError):
-    """A folder holds no run, or not the one that is wanted."""
+    """A folder holds no run, or another run than the expected one."""
 
 
-def claim(base: Path) -> Path:
-    """Make a new folder: the one named, or where it is taken the first free of `<name>-2`, `<name>-3`, ...
+def new_folder(base: Path) -> Path:
+    """Create a folder for a new run: `base`, or if it is not empty, the first free of `<base>-2`, `<base>-3`, ...
 
     Args:
-        base: The folder wanted.
+        base: The folder to create.
 
     Returns:
-        The folder made.
+        The folder created.
 
     Raises:
-        OSError: It cannot be made.
+        OSError: It cannot be created.
     """
     number = 1
     while True:
@@ -58,29 +58,29 @@ def claim(base: Path) -> Path:
         except FileExistsError:
             number += 1
         except OSError as error:
-            raise _unusable(folder, error) from error
+            raise _writing_error(folder, error) from error
 
 
-def latest(base: Path) -> Path:
-    """The last of the folders that `claim` has made under this name; `base` itself where there is none.
+def latest_folder(base: Path) -> Path:
+    """The last of the folders that `new_folder` has created for a name; `base` itself if there is none.
 
     Args:
-        base: The folder first wanted.
+        base: The folder without a number.
 
     Returns:
         The folder.
     """
-    return siblings(base)[-1]
+    return numbered_folders(base)[-1]
 
 
-def siblings(base: Path) -> list[Path]:
-    """The folders that `claim` has made under this name, the oldest first; `base` even where it is not there.
+def numbered_folders(base: Path) -> list[Path]:
+    """The folders that `new_folder` has created for a name, the oldest first.
 
     Args:
-        base: The folder first wanted.
+        base: The folder without a number.
 
     Returns:
-        The folders.
+        The folders; `base` is the first one even if it does not exist.
     """
     folders = [base]
     while (after := base.with_name(f"{base.name}-{len(folders) + 1}")).is_dir():
@@ -88,11 +88,11 @@ def siblings(base: Path) -> list[Path]:
     return folders
 
 
-def named(run: str) -> Path:
-    """The folder of a finished run, from its path, that of its `results.json`, or its name below `runs/`.
+def find_run(run: str) -> Path:
+    """The folder of a saved run.
 
     Args:
-        run: What the user calls it.
+        run: Path of the folder, path of its `results.json`, or name of the folder in `runs/`.
 
     Returns:
         The folder.
@@ -101,24 +101,24 @@ def named(run: str) -> Path:
         FileNotFoundError: There is no such folder.
     """
     path = Path(run).expanduser()
-    if path.name == RECORD:
+    if path.name == RECORD_FILE:
         path = path.parent
     for folder in (path, Path("runs") / path):
         if folder.is_dir():
             return folder
-    known = sorted(folder.parent.name for folder in Path("runs").glob(f"*/{RECORD}"))
-    listing = f"runs/ holds {', '.join(known)}" if known else "runs/ holds none"
+    known = sorted(folder.parent.name for folder in Path("runs").glob(f"*/{RECORD_FILE}"))
+    listing = f"runs/ holds {', '.join(known)}" if known else "runs/ holds no run"
     raise FileNotFoundError(f"run {run!r}: there is no such folder; {listing}{suggest(path.name, known)}")
 
 
-def try_writing(folder: Path) -> None:
-    """Find out before a long run whether its folder takes files.
+def check_writable(folder: Path) -> None:
+    """Check before a long run that its folder can be written, by writing a temporary file to it.
 
     Args:
-        folder: The folder, which is made where it is missing.
+        folder: The folder; it is created if missing.
 
     Raises:
-        OSError: It is read-only, or its disk is full.
+        OSError: The folder is read-only, or its disk is full.
     """
     probe = folder / f".probe.{os.getpid()}"
     try:
@@ -129,60 +129,64 @@ def try_writing(folder: Path) -> None:
             with contextlib.suppress(OSError):
                 probe.unlink()
     except OSError as error:
-        raise _unusable(folder, error) from error
+        raise _writing_error(folder, error) from error
 
 
 def write_record(folder: Path, record: dict[str, Any]) -> None:
-    """Write a run's record whole or not at all; numbers that are not finite become texts, as JSON has none.
+    """Write the record of a run atomically; NaN and infinite numbers become strings, since JSON cannot hold them.
 
     Args:
         folder: The run's folder.
         record: The record.
 
     Raises:
-        OSError: It cannot be written; the old record is left.
+        OSError: The record cannot be written; the previous one is kept.
     """
-    text = json.dumps(_finite(record), indent=1, allow_nan=False, ensure_ascii=False)
-    temporary = folder / f".{RECORD}.tmp"
+    text = json.dumps(_to_json(record), indent=1, allow_nan=False, ensure_ascii=False)
+    temporary = folder / f".{RECORD_FILE}.tmp"
     try:
         _write(temporary, text.encode())
-        os.replace(temporary, folder / RECORD)
+        os.replace(temporary, folder / RECORD_FILE)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _unusable(folder, error, RECORD) from error
+        raise _writing_error(folder, error, RECORD_FILE) from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:
-    """The record of a run.
+    """Read the record of a run.
 
     Args:
         folder: The run's folder.
 
     Returns:
-        The record: its schema and the outline of its guides are as they should be.
+        The record; its schema, and that its main parts are there, have been checked.
 
     Raises:
-        RunError: There is none, or it is damaged or of something else.
+        RunError: There is no record, or it is damaged, or the file is not the record of a run.
     """
-    path = folder / RECORD
+    path = folder / RECORD_FILE
     if not path.is_file():
-        raise RunError(f"run {folder}: no {RECORD} in this folder, so it holds no run; give the folder of one")
+        raise RunError(f"run {folder}: no {RECORD_FILE} in this folder, so it holds no run; give the folder of one")
     try:
         record = json.loads(path.read_text(encoding="utf-8"))
     except (UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise RunError(f"run {folder}: {RECORD} is damaged ({error}); restore it from a copy, or run again") from error
+        raise RunError(
+            f"run {folder}: {RECORD_FILE} is damaged ({error}); restore it from a copy, or run again"
+        ) from error
     if not isinstance(record, dict) or "schema" not in record or not isinstance(record.get("config"), dict):
-        raise RunError(f"run {folder}: {RECORD} is not the record of a run of pyrostoch; give the folder of one")
+        raise RunError(f"run {folder}: {RECORD_FILE} is not the record of a run of pyrostoch; give the folder of one")
     if record["schema"] != SCHEMA:
         raise RunError(
-            f"run {folder}: {RECORD} has schema {record['schema']!r}, this version reads {SCHEMA}; use the version of "
-            "pyrostoch that wrote it"
+            f"run {folder}: {RECORD_FILE} has schema {record['schema']!r}, this version reads {SCHEMA}; use the "
+            "version of pyrostoch that wrote it"
         )
-    entries = record.get("guides")
-    whole = isinstance(entries, list) and all(isinstance(e, dict) and isinstance(e.get("name"), str) for e in entries)
-    if not whole or not isinstance(record.get("data"), dict) or "seconds" not in record:
-        raise RunError(f"run {folder}: {RECORD} is damaged (parts of it are missing); run again into another folder")
+    guides = record.get("guides")
+    valid = isinstance(guides, list) and all(isinstance(g, dict) and isinstance(g.get("name"), str) for g in guides)
+    if not valid or not isinstance(record.get("data"), dict) or "seconds" not in record:
+        raise RunError(
+            f"run {folder}: {RECORD_FILE} is damaged (parts of it are missing); run again into another folder"
+        )
     return record
 
 
@@ -193,17 +197,17 @@ def _write(path: Path, content: bytes) -> None:
         os.fsync(file.fileno())
 
 
-def _finite(value: Any) -> Any:
+def _to_json(value: Any) -> Any:
     if isinstance(value, float):
         return value if math.isfinite(value) else str(value)
     if isinstance(value, dict):
-        return {key: _finite(item) for key, item in value.items()}
+        return {key: _to_json(item) for key, item in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_finite(item) for item in value]
+        return [_to_json(item) for item in value]
     return value
 
 
-def _unusable(folder: Path, error: OSError, file: str = "") -> OSError:
+def _writing_error(folder: Path, error: OSError, file: str = "") -> OSError:
     what = f"{file} cannot be written" if file else "cannot be written to"
     reason = error.strerror or str(error)
     return OSError(error.errno, f"run folder {folder}: {what}: {reason}; free some space, or choose another with --out")

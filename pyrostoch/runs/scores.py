@@ -1,60 +1,71 @@
-"""What a run reports of a trained guide: test scores, the ELBO's terms, and the noise it has settled on."""
+"""The results of a trained guide in a run: test scores, the terms of the ELBO, and histograms of its noise."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
-from torch import nn
 
 from pyrostoch.effects import base_distribution
 from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compare
 from pyrostoch.prediction.decompose import Decomposition, decompose
 from pyrostoch.prediction.readouts import parse_mode, seeded
-from pyrostoch.runs.parties import Party
+from pyrostoch.protocols import SiteGuide
+from pyrostoch.runs.experiment import Experiment
 
-__all__ = ["CURVE", "MODES", "Scores", "lesson", "noise", "score", "terms"]
+__all__ = [
+    "CURVE_SAMPLES",
+    "MODES",
+    "Scores",
+    "elbo_terms",
+    "posterior_histograms",
+    "score",
+    "variance_notes",
+]
 
+#: The predictive modes in which a run scores each guide.
 MODES = ("mean", "moments", "mc:1", "mc:20")
 
-#: Numbers of samples at which the scores are read out on the way.
-CURVE = (1, 2, 5, 10, 20)
+#: Numbers of samples for the curve of the score against the number of samples.
+CURVE_SAMPLES = (1, 2, 5, 10, 20)
 
-# Draws for the ELBO's data term: many where they cost nothing, two where a pass takes seconds.
-_DRAWS, _FEW_DRAWS, _LARGE = 10, 2, 10_000
-_BINS = 40
+# Draws for the data term of the ELBO: fewer for more than this many training examples, where a pass takes seconds.
+_DRAWS, _FEW_DRAWS, _MANY_EXAMPLES = 10, 2, 10_000
+_MAX_BINS = 40
 
-# A gap this wide between mean network and average is no noise on any test set worth having.
+# Differences between mean weights and averaging that are larger than the noise of any test set of useful size: of the
+# accuracy, and as a ratio of the RMSE.
 _GAP, _RATIO = 0.1, 2.0
 
 
+@dataclass(frozen=True, eq=False)
 class Scores:
-    """Test scores of a guide in the units of the data.
+    """Test scores of a guide, in the original units of the target.
 
     Args:
-        rows: Scores by mode, plain.
-        reliability: For classes: confidence and accuracy by bin, by mode.
-        curve: The score against the number of samples.
+        rows: One dictionary of scores per mode.
+        reliability: For classification: confidence and accuracy by bin, by mode.
+        curve: Lists of the numbers of samples, of the score (accuracy, or NLL for a regression) and its standard error.
     """
 
-    def __init__(
-        self, rows: list[dict[str, Any]], reliability: dict[str, Any], curve: dict[str, list[Any]] | None
-    ) -> None:
-        self.rows, self.reliability, self.curve = rows, reliability, curve
+    rows: list[dict[str, Any]]
+    reliability: dict[str, Any]
+    curve: dict[str, list[Any]] | None
 
 
-def score(party: Party, modes: Sequence[str] = MODES, *, seed: int = 0, curve: Sequence[int] = ()) -> Scores:
+def score(experiment: Experiment, modes: Sequence[str] = MODES, *, seed: int = 0, curve: Sequence[int] = ()) -> Scores:
     """Score a trained guide on the test part.
 
-    All sampled modes and the curve are read from one pass, so that they agree.
+    All sampled modes and the curve are computed from the draws of one pass, so that they agree.
 
     Args:
-        party: Model, guide and data.
-        modes: `"mean"`, `"moments"`, `"mc:K"`.
+        experiment: Model, guide and data.
+        modes: Predictive modes: `"mean"`, `"moments"`, `"mc:K"`.
         seed: Seed of the draws.
-        curve: Numbers of samples of the curve.
+        curve: Numbers of samples of the curve; none by default.
 
     Returns:
         The scores.
@@ -64,48 +75,49 @@ def score(party: Party, modes: Sequence[str] = MODES, *, seed: int = 0, curve: S
     """
     if not modes or len(set(modes)) < len(modes):
         raise ValueError(f"modes: expected at least one, and each once, got {list(modes)}")
-    draws = {mode: parse_mode(mode) for mode in modes}
-    counts = {mode: count for mode, (name, count) in draws.items() if name == "mc"}
-    plain = [mode for mode in modes if mode not in counts]
+    parsed = {mode: parse_mode(mode) for mode in modes}
+    counts = {mode: count for mode, (name, count) in parsed.items() if name == "mc"}
+    without_draws = [mode for mode in modes if mode not in counts]
     rows: dict[str, dict[str, Any]] = {}
     bins: dict[str, Any] = {}
-    if plain:
-        found = compare(party.model, party.guide, party.test, modes=plain, seed=seed)
-        rows |= {mode: _row(found, mode, party.unit) for mode in plain}
-        bins |= {mode: found.reliability[mode].to_dict() for mode in plain if mode in found.reliability}
-    line: dict[str, list[Any]] | None = None
+    if without_draws:
+        comparison = compare(experiment.model, experiment.guide, experiment.test, modes=without_draws, seed=seed)
+        rows |= {mode: _row(comparison, mode, experiment.target_std) for mode in without_draws}
+        reliability = comparison.reliability
+        bins |= {mode: reliability[mode].to_dict() for mode in without_draws if mode in reliability}
+    points: dict[str, list[Any]] | None = None
     if counts or curve:
-        wanted = {*counts.values(), *curve}
-        found = accuracy_by_samples(party.model, party.guide, party.test, sorted(wanted), seed=seed)
+        samples = sorted({*counts.values(), *curve})
+        comparison = accuracy_by_samples(experiment.model, experiment.guide, experiment.test, samples, seed=seed)
         for mode, count in counts.items():
-            rows[mode] = {**_row(found, f"mc:{count}", party.unit), "mode": mode}
-            if f"mc:{count}" in found.reliability:
-                bins[mode] = found.reliability[f"mc:{count}"].to_dict()
+            rows[mode] = {**_row(comparison, f"mc:{count}", experiment.target_std), "mode": mode}
+            if f"mc:{count}" in comparison.reliability:
+                bins[mode] = comparison.reliability[f"mc:{count}"].to_dict()
         if curve:
-            line = _curve([_row(found, f"mc:{count}", party.unit) for count in curve], curve)
-    return Scores([rows[mode] for mode in modes], bins, line)
+            points = _curve([_row(comparison, f"mc:{count}", experiment.target_std) for count in curve], curve)
+    return Scores([rows[mode] for mode in modes], bins, points)
 
 
-def terms(party: Party, num_samples: int | None = None, *, seed: int = 0) -> Decomposition:
-    """The ELBO of the training part in its terms.
+def elbo_terms(experiment: Experiment, num_samples: int | None = None, *, seed: int = 0) -> Decomposition:
+    """The terms of the ELBO of the training part.
 
     Args:
-        party: Model, guide and data.
-        num_samples: Draws for the data term; chosen by the size of the training part where it is not given.
+        experiment: Model, guide and data.
+        num_samples: Draws for the data term; by default chosen by the size of the training part.
         seed: Seed of the draws.
 
     Returns:
-        The terms, in nats; those of a regression are about standardized targets.
+        The terms, in nats; for a regression they are those of the standardized target.
     """
-    draws = num_samples or (_FEW_DRAWS if party.model.num_data > _LARGE else _DRAWS)
-    with seeded(seed, party.train[0].device):
-        return decompose(party.model, party.guide, party.train, num_samples=draws)
+    draws = num_samples or (_FEW_DRAWS if experiment.model.num_data > _MANY_EXAMPLES else _DRAWS)
+    with seeded(seed, experiment.train[0].device):
+        return decompose(experiment.model, experiment.guide, experiment.train, num_samples=draws)
 
 
-def lesson(record: dict[str, Any]) -> list[str]:
-    """A sentence for each guide whose mean network knows much less than its average.
+def variance_notes(record: dict[str, Any]) -> list[str]:
+    """A sentence for each guide that scores much worse with mean weights than with averaged predictions.
 
-    That is an accuracy lower by more than 0.1, or an RMSE more than twice as large.
+    Much worse is an accuracy lower by more than 0.1, or an RMSE more than twice as large.
 
     Args:
         record: The record of a run.
@@ -113,23 +125,24 @@ def lesson(record: dict[str, Any]) -> list[str]:
     Returns:
         The sentences.
     """
-    found = []
+    sentences = []
     classes = record["data"]["classes"]
-    for entry in record["guides"]:
-        # A record read again has "nan" and "inf" for the numbers that are not finite.
-        scores = {row["mode"]: float(row["accuracy" if classes else "rmse"]) for row in entry["rows"]}
-        first, last = scores.get(MODES[0], math.nan), scores.get(MODES[-1], math.nan)
-        if classes and last - first > _GAP:
-            words = f"{100 * first:.1f} % by its mean (chance: {100 / classes:.0f} %), {100 * last:.1f} % by 20 samples"
-        elif not classes and first > _RATIO * last:
-            words = f"RMSE {first:.4f} by its mean, {last:.4f} by 20 samples"
+    for guide in record["guides"]:
+        # Numbers that are not finite are the strings "nan" and "inf" in a record that was read from a file.
+        scores = {row["mode"]: float(row["accuracy" if classes else "rmse"]) for row in guide["rows"]}
+        mean, averaged = scores.get(MODES[0], math.nan), scores.get(MODES[-1], math.nan)
+        if classes and averaged - mean > _GAP:
+            chance = f"chance: {100 / classes:.0f} %"
+            text = f"{100 * mean:.1f} % with mean weights ({chance}), {100 * averaged:.1f} % with 20 samples"
+        elif not classes and mean > _RATIO * averaged:
+            text = f"RMSE {mean:.4f} with mean weights, {averaged:.4f} with 20 samples"
         else:
             continue
-        found.append(f"{entry['name']}: {words}: what it knows is in the variances of its weights.")
-    return found
+        sentences.append(f"{guide['name']}: {text}: what it has learned is in the variances of its weights.")
+    return sentences
 
 
-def noise(guide: nn.Module, sites: Sequence[str]) -> list[dict[str, Any]]:
+def posterior_histograms(guide: SiteGuide, sites: Sequence[str]) -> list[dict[str, Any]]:
     """Histograms of the log alphas, or of the log standard deviations, of each weight site of a guide.
 
     Args:
@@ -137,14 +150,14 @@ def noise(guide: nn.Module, sites: Sequence[str]) -> list[dict[str, Any]]:
         sites: Names of the sites.
 
     Returns:
-        Site, quantity, edges and counts of each.
+        A dictionary for each site with its name, the quantity, and the edges and counts of the bins.
     """
-    found = []
+    histograms = []
     for site in sites:
-        parameters = guide.parameters_for(site)  # type: ignore[operator]
+        parameters = guide.parameters_for(site)
         if "log_alpha" in parameters:
-            # The distribution's own, which is held within bounds that the parameter may leave.
-            distribution: Any = base_distribution(guide.site_distribution(site))  # type: ignore[operator]
+            # That of the distribution, which is clamped; the parameter may lie outside the bounds.
+            distribution: Any = base_distribution(guide.site_distribution(site))
             quantity, values = "log alpha", distribution.unexpanded_log_alpha
         elif "log_scale" in parameters:
             quantity, values = "log sigma", parameters["log_scale"]
@@ -154,17 +167,17 @@ def noise(guide: nn.Module, sites: Sequence[str]) -> list[dict[str, Any]]:
         numbers = numbers[np.isfinite(numbers)]
         if not numbers.size:
             continue
-        counts, edges = np.histogram(numbers, bins=min(_BINS, max(10, numbers.size // 5)))
-        found.append({"site": site, "quantity": quantity, "edges": edges.tolist(), "counts": counts.tolist()})
-    return found
+        counts, edges = np.histogram(numbers, bins=min(_MAX_BINS, max(10, numbers.size // 5)))
+        histograms.append({"site": site, "quantity": quantity, "edges": edges.tolist(), "counts": counts.tolist()})
+    return histograms
 
 
-def _row(found: Comparison, mode: str, unit: float) -> dict[str, Any]:
-    """A row in the units of the data: an RMSE grows with the target's unit, a density shrinks."""
-    row = found[mode].to_dict()
+def _row(comparison: Comparison, mode: str, target_std: float) -> dict[str, Any]:
+    """Scores in the original units of the target: RMSE times `target_std`, NLL plus its logarithm."""
+    row = comparison[mode].to_dict()
     if "rmse" in row:
-        row["rmse"], row["rmse_stderr"] = row["rmse"] * unit, row["rmse_stderr"] * unit
-        row["nll"] += math.log(unit)
+        row["rmse"], row["rmse_stderr"] = row["rmse"] * target_std, row["rmse_stderr"] * target_std
+        row["nll"] += math.log(target_std)
     return row
 
 

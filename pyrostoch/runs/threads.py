@@ -1,4 +1,4 @@
-"""How many threads a small network deserves."""
+"""The number of threads for a small network."""
 
 from __future__ import annotations
 
@@ -8,21 +8,21 @@ from collections.abc import Iterator
 import torch
 from torch import nn
 
-__all__ = ["suited_threads"]
+__all__ = ["limit_threads"]
 
-# Below this many parameters a second thread gains nothing, and costs much where another program wants its core.
+# With fewer parameters a second thread brings nothing, and slows training down much if another program needs its core.
 _SMALL = 100_000
 
 
 @contextlib.contextmanager
-def suited_threads(net: nn.Module) -> Iterator[None]:
-    """Use one thread for a small network, and torch's own number for others; put back afterwards.
+def limit_threads(net: nn.Module) -> Iterator[None]:
+    """Use one thread for a small network, and torch's setting for others; the setting is restored afterwards.
 
     Args:
         net: The network.
 
     Example:
-        >>> with suited_threads(nn.Linear(2, 2)):
+        >>> with limit_threads(nn.Linear(2, 2)):
         ...     torch.get_num_threads()
         1
     """

@@ -1,14 +1,23 @@
-"""A training step written down once and replayed: traced, held against the eager step, compiled.
+"""Compiled training steps: a step is traced once, compared with the eager step, compiled, and replayed.
 
-Nothing here knows of Pyro models: a step is any function of tensors that gives a loss.
+Nothing here depends on Pyro models: a step is any function of tensors that returns a loss.
+
+| file | contents |
+| --- | --- |
+| `step` | `StagedStep`: when to trace, compare and compile, and when to run eagerly |
+| `graph` | tracing a function into a graph |
+| `compiler` | compiling a graph |
+| `update` | the optimizer's update as tensor operations |
+| `compare` | comparison of a traced or compiled step with the eager one |
+| `python_state` | Python state of modules, which a graph does not follow |
 """
 
 from __future__ import annotations
 
 from pyrostoch.staging.compiler import missing
-from pyrostoch.staging.graph import StagingError, trace, undisturbed, unique
-from pyrostoch.staging.python_state import put_back
+from pyrostoch.staging.graph import StagingError, restore_tensors, trace, unique
+from pyrostoch.staging.python_state import restore_modules
 from pyrostoch.staging.step import StagedStep
 from pyrostoch.staging.update import Update
 
-__all__ = ["StagedStep", "StagingError", "Update", "missing", "put_back", "trace", "undisturbed", "unique"]
+__all__ = ["StagedStep", "StagingError", "Update", "missing", "restore_modules", "trace", "restore_tensors", "unique"]

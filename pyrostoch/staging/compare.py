@@ -1,7 +1,8 @@
-"""Whether a staged step does what the eager one does."""
+"""Comparison of a staged step with the eager step."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -13,19 +14,20 @@ __all__ = ["compare", "compare_updates"]
 
 
 def compare(
-    found: Sequence[Tensor | None], expected: Sequence[Tensor | None], values: int, most: float, how: str
+    actual: Sequence[Tensor | None], expected: Sequence[Tensor | None], values: int, tolerance: float, stage: str
 ) -> None:
-    """Refuse a staged step that does not do what the eager step does on the same batch and noise.
+    """Raise an error if a staged step gives other results than the eager step on the same batch and noise.
 
-    Values are compared one by one; gradients, buffers and the state of the random generator by the norm of them all,
-    since a gradient that is zero but for rounding has no relative error.
+    Values are compared one by one. Gradients and buffers are compared by the norm of all together, since a gradient
+    that is zero up to rounding has no meaningful relative error. The state of the random generator is compared
+    separately.
 
     Args:
-        found: Results of the staged step.
-        expected: Those of the eager one.
-        values: How many of them are values, the first ones.
-        most: Largest relative difference.
-        how: What has been done to the step, for the message.
+        actual: Results of the staged step: values, gradients, buffers, and the state of the random generator.
+        expected: Results of the eager step.
+        values: The number of values among the results; they come first.
+        tolerance: Largest relative difference.
+        stage: How the step was run ("traced" or "compiled"), for the message.
 
     Raises:
         StagingError: They differ.
@@ -33,55 +35,58 @@ def compare(
     Example:
         >>> compare([torch.ones(2)], [torch.ones(2) + 1e-9], 1, 1e-5, "compiled")
     """
-    pairs = list(zip(found, expected, strict=True))
+    pairs = list(zip(actual, expected, strict=True))
     if any((one is None) != (other is None) for one, other in pairs):
-        raise StagingError(f"the step as {how} has gradients for other parameters than the eager one")
-    whole = [(one.double(), other.double()) for one, other in pairs if one is not None and other is not None]
-    if not all(bool(torch.isfinite(other).all()) for _, other in whole):
-        return  # whoever trains will find it
-    errors = [_relative([pair]) for pair in whole[:values]]
-    # The generator's state is bytes, far larger than gradients: on its own.
-    if found and expected and pairs[-1][1] is not None and pairs[-1][1].dtype == torch.uint8:
-        errors.append(_relative([whole[-1]]))
-        whole = whole[:-1]
-    errors += [_relative(whole[values:])] if whole[values:] else []
-    if max(errors) > most:
+        raise StagingError(f"the {stage} step has gradients for other parameters than the eager one")
+    results = [(one.double(), other.double()) for one, other in pairs if one is not None and other is not None]
+    if not all(bool(torch.isfinite(other).all()) for _, other in results):
+        return  # a check for the training loop, not for this comparison
+    errors = [_relative_error([pair]) for pair in results[:values]]
+    # The generator's state consists of bytes, far larger than gradients, and would dominate the norm.
+    if actual and expected and pairs[-1][1] is not None and pairs[-1][1].dtype == torch.uint8:
+        errors.append(_relative_error([results[-1]]))
+        results = results[:-1]
+    errors += [_relative_error(results[values:])] if results[values:] else []
+    if max(errors) > tolerance:
         raise StagingError(
-            f"the step as {how} differs from the eager one by {max(errors):.1e} (relative) on the same batch and "
-            "noise: it depends on something that a graph does not see, such as a Python number that changes, a value "
-            "read out of a tensor, or a random generator of its own"
+            f"the {stage} step differs from the eager one by {max(errors):.1e} (relative) on the same batch and noise: "
+            "it depends on something that is not part of a graph, such as a Python number that changes, a value read "
+            "from a tensor, or a random generator of its own"
         )
 
 
 def compare_updates(
-    done: Sequence[Tensor | None], expected: Sequence[Tensor | None], before: Sequence[Tensor | None], most: float
+    actual: Sequence[Tensor | None],
+    expected: Sequence[Tensor | None],
+    before: Sequence[Tensor | None],
+    tolerance: float,
 ) -> None:
-    """Refuse a compiled step that moves parameters, buffers or the optimizer's memory elsewhere.
+    """Raise an error if a compiled step updates parameters, buffers or the optimizer's state in another way.
 
     Args:
-        done: What the compiled step has left.
-        expected: What the step as written down has left.
-        before: What was there before.
-        most: Largest difference, relative to the whole movement.
+        actual: The tensors after the compiled step.
+        expected: The tensors after the traced step.
+        before: The tensors before the step.
+        tolerance: Largest norm of the difference, relative to the norm of the update.
 
     Raises:
-        StagingError: It does.
+        StagingError: They differ.
 
     Example:
         >>> compare_updates([torch.ones(2)], [torch.ones(2)], [torch.zeros(2)], 0.1)
     """
     triples = [
-        (here.double(), there.double(), then.double())
-        for here, there, then in zip(done, expected, before, strict=True)
-        if here is not None and there is not None and then is not None and here.is_floating_point()
+        (a.double(), e.double(), b.double())
+        for a, e, b in zip(actual, expected, before, strict=True)
+        if a is not None and e is not None and b is not None and a.is_floating_point()
     ]
-    error = _norm([here - there for here, there, _ in triples])
-    moved = _norm([there - then for _, there, then in triples])
-    if error > most * moved and error == error:
-        raise StagingError(f"the step as compiled moves parameters by {error / (moved + 1e-300):.1e} elsewhere")
+    error = _norm([a - e for a, e, _ in triples])
+    size = _norm([e - b for _, e, b in triples])
+    if error > tolerance * size and not math.isnan(error):
+        raise StagingError(f"the update of the compiled step differs by {error / (size + 1e-300):.1e} (relative)")
 
 
-def _relative(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
+def _relative_error(pairs: Sequence[tuple[Tensor, Tensor]]) -> float:
     return _norm([one - other for one, other in pairs]) / (_norm([other for _, other in pairs]) + 1e-12)
 
 

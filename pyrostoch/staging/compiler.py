@@ -1,4 +1,4 @@
-"""Machine code for a graph, by torch's Inductor."""
+"""Compiling a graph to machine code with torch's Inductor."""
 
 from __future__ import annotations
 
@@ -19,10 +19,13 @@ Compiled = Callable[..., Sequence[Tensor]]
 
 
 def missing(device: torch.device) -> str | None:
-    """What this machine lacks to compile for a device, in words, or `None`.
+    """What this machine lacks to compile for a device, or `None` if it can.
 
     Args:
-        device: Where the step computes.
+        device: The device of the step.
+
+    Returns:
+        A sentence for a warning, or `None`.
 
     Example:
         >>> missing(torch.device("meta"))
@@ -39,17 +42,17 @@ def missing(device: torch.device) -> str | None:
 
 
 def lower(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
-    """Compile a graph for inputs of these shapes, types and places.
+    """Compile a graph for inputs of these shapes, dtypes and devices.
 
-    Random numbers are drawn by torch's own generators in the graph's order, so that a seed means the same as without
-    the compiler.
+    Random numbers come from torch's own generators, in the graph's order, so that a seed gives the same numbers as
+    without the compiler.
 
     Args:
         module: The graph.
         inputs: Its inputs.
 
     Returns:
-        A function of the inputs, to be called without gradients.
+        A function of the inputs; call it under `torch.no_grad()`.
 
     Raises:
         StagingError: The compiler failed.
@@ -57,11 +60,11 @@ def lower(module: fx.GraphModule, inputs: Sequence[Tensor]) -> Compiled:
     import torch._inductor
 
     with warnings.catch_warnings(), torch.no_grad():
-        warnings.simplefilter("ignore")  # of torch's own making
+        warnings.simplefilter("ignore")  # warnings of torch about its own code
         try:
-            # Not torch.compile, whose guards would cost half a millisecond a step for networks of many layers.
+            # Not torch.compile: its guards would cost half a millisecond per step for networks of many layers.
             compiled: Compiled = torch._inductor.compile(module, list(inputs), options={"fallback_random": True})
-        except Exception as error:  # a compiler fails in many ways
+        except Exception as error:  # a compiler can fail with any exception
             text = str(error).strip().splitlines()
             raise StagingError(f"the compiler failed: {type(error).__name__}: {text[0] if text else ''}") from error
     return compiled

@@ -1,8 +1,8 @@
-"""A step written down once: every tensor operation of a function, as a graph that runs without the Python around it.
+"""Tracing: a function's tensor operations as a graph, which runs without the Python code around them.
 
-The function is run once under torch's tracer with its real tensors. What it reads is found again by identity, so
-parameters may be reached in any way: attributes, closures, Pyro's parameter store. What it writes (buffers, parameters,
-the optimizer's memory) is put back afterwards, and so are the random generators.
+The function runs once under torch's tracer with its real tensors. Tensors that it reads are recognized by identity, so
+it may reach parameters in any way: by attributes, closures, or Pyro's parameter store. Tensors that it writes (buffers,
+parameters, the optimizer's state) and the random generators are restored afterwards.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ import pyro
 import torch
 from torch import Tensor, fx
 
-__all__ = ["Graph", "StagingError", "trace", "undisturbed", "unique"]
+__all__ = ["Graph", "StagingError", "trace", "restore_tensors", "unique"]
 
 
 class StagingError(RuntimeError):
-    """A step cannot be staged; the message says why, in words that follow a colon.
+    """A step cannot be staged. The message is the reason, worded to follow a colon.
 
     Example:
         >>> StagingError("it reads a value back")
@@ -29,10 +29,10 @@ class StagingError(RuntimeError):
 
 
 def unique(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """The tensors, each object once, in order.
+    """The tensors in order, without repetitions of the same object.
 
     Args:
-        tensors: Tensors, some of them perhaps the same object.
+        tensors: Tensors.
 
     Example:
         >>> one = torch.zeros(1)
@@ -43,28 +43,28 @@ def unique(tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 @contextmanager
-def undisturbed(tensors: Sequence[Tensor]) -> Iterator[None]:
-    """Leave tensors and torch's random generators as they are found, and keep Pyro's checks out, which read values.
+def restore_tensors(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Restore tensors and torch's random generators on exit; inside, Pyro's validation, which reads values, is off.
 
     Args:
-        tensors: The tensors to put back.
+        tensors: The tensors to restore.
 
     Example:
         >>> count = torch.zeros(())
-        >>> with undisturbed([count]):
+        >>> with restore_tensors([count]):
         ...     _ = count.add_(1)
         >>> count.item()
         0.0
     """
-    # What overlaps itself cannot be written to either.
-    kept = [(tensor, tensor.detach().clone()) for tensor in tensors if not _overlaps(tensor)]
+    # A tensor whose entries share memory cannot be written to, so that it need not be restored.
+    saved = [(tensor, tensor.detach().clone()) for tensor in tensors if not _overlaps(tensor)]
     devices = sorted({tensor.device.index for tensor in tensors if tensor.device.type == "cuda"})
     try:
         with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
             yield
     finally:
         with torch.no_grad():
-            for tensor, value in kept:
+            for tensor, value in saved:
                 tensor.copy_(value)
 
 
@@ -74,11 +74,11 @@ def _overlaps(tensor: Tensor) -> bool:
 
 
 class Graph:
-    """A traced function: called with its inputs, it does what the function did, in place where that wrote in place.
+    """A traced function. A call repeats the function's operations, including writes in place.
 
     Args:
-        module: The graph; its placeholders are the given inputs, then the constants.
-        constants: Further tensors that the function read; they are read again at each call.
+        module: The graph. Its placeholders are the inputs, then the constants.
+        constants: Further tensors that the function read; each call reads their present values.
     """
 
     def __init__(self, module: fx.GraphModule, constants: list[Tensor]) -> None:
@@ -95,7 +95,7 @@ class Graph:
         return result
 
     def keep(self, count: int) -> None:
-        """Return the first `count` results only, so that a compiler need not make the others.
+        """Drop all results but the first `count`, so that a compiler need not compute the others.
 
         Args:
             count: Number of results.
@@ -106,17 +106,17 @@ class Graph:
 
 
 def trace(function: Callable[[], Sequence[Tensor | None]], inputs: Sequence[Tensor]) -> Graph:
-    """Write down what a function does.
+    """Trace a function.
 
     Args:
-        function: Called once; it may close over anything.
-        inputs: The tensors whose content may be another at a later call; no object twice.
+        function: The function, called once; it may close over anything.
+        inputs: The tensors that the function uses and whose values may differ at later calls, each object once.
 
     Returns:
-        The graph, whose inputs are these.
+        The graph, a function of the inputs.
 
     Raises:
-        StagingError: The function depends on a tensor's value, or writes into a tensor that is no input.
+        StagingError: The function reads a tensor's value into Python, or writes into a tensor that is not an input.
 
     Example:
         >>> x = torch.ones(3)
@@ -126,46 +126,47 @@ def trace(function: Callable[[], Sequence[Tensor | None]], inputs: Sequence[Tens
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
-    with undisturbed(inputs), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the eager step has shown what there is to warn of
+    with restore_tensors(inputs), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the eager step has given the same warnings
         try:
             module = make_fx(lambda *_: tuple(function()))(*inputs)
-        except Exception as error:  # whatever a model may do that cannot be written down
+        except Exception as error:  # code that cannot be traced may raise anything
             raise StagingError(_reason(error)) from error
     constants = _lift(module)
     return Graph(module, constants)
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
-    """Turn the tensors that the graph holds into further inputs, so that their content is read at each call."""
+    """Turn tensors stored in the graph into further inputs, so that each call reads their present values."""
     graph = module.graph
     last = [node for node in graph.nodes if node.op == "placeholder"][-1]
     lifted: dict[int, tuple[Tensor, fx.Node]] = {}
     for node in list(graph.nodes):
         if node.op != "get_attr":
             continue
-        held = getattr(module, str(node.target))
-        if not isinstance(held, Tensor):
-            raise StagingError(f"it holds a {type(held).__name__}, which is no tensor")
-        if id(held) not in lifted:
+        stored = getattr(module, str(node.target))
+        if not isinstance(stored, Tensor):
+            raise StagingError(f"its graph contains a {type(stored).__name__}, which is not a tensor")
+        if id(stored) not in lifted:
             with graph.inserting_after(last):
                 last = graph.placeholder(f"constant_{len(lifted)}")
-            lifted[id(held)] = held, last
-        node.replace_all_uses_with(lifted[id(held)][1])
+            lifted[id(stored)] = stored, last
+        node.replace_all_uses_with(lifted[id(stored)][1])
         graph.erase_node(node)
-    written = {node for _, node in lifted.values()}
+    constants = {node for _, node in lifted.values()}
     for node in graph.nodes:
-        if node.op == "call_function" and any(arg in written for arg in _mutated(node)):
+        if node.op == "call_function" and any(arg in constants for arg in _written_arguments(node)):
             raise StagingError(
                 f"it writes ({node.target}) into a tensor that is neither a parameter nor a buffer of model, guide or "
                 "optimizer; register it as a buffer"
             )
     graph.lint()
     module.recompile()
-    return [held for held, _ in lifted.values()]
+    return [stored for stored, _ in lifted.values()]
 
 
-def _mutated(node: fx.Node) -> Iterator[Any]:
+def _written_arguments(node: fx.Node) -> Iterator[Any]:
+    """The arguments of an operation that it writes to in place."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
         return
@@ -177,5 +178,5 @@ def _mutated(node: fx.Node) -> Iterator[Any]:
 def _reason(error: Exception) -> str:
     text = str(error).strip()
     if "_local_scalar_dense" in text or "data-dependent" in text or "data dependent" in text:
-        return "it reads a tensor's value (.item(), float(), if tensor: ...), which a staged step cannot follow"
+        return "it reads a tensor's value (.item(), float(), if tensor: ...), which a graph cannot contain"
     return f"{type(error).__name__}: {text.splitlines()[0] if text else 'no message'}"

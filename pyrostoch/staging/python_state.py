@@ -1,4 +1,4 @@
-"""What a step may change besides tensors: numbers in modules, replaced buffers, Python's and NumPy's dice."""
+"""State that a step may change besides tensors: attributes of modules, and Python's and NumPy's random generators."""
 
 from __future__ import annotations
 
@@ -13,126 +13,132 @@ from torch import Tensor, nn
 
 from pyrostoch.staging.graph import StagingError
 
-__all__ = ["Pins", "put_back"]
+__all__ = ["ModuleSnapshot", "restore_modules"]
 
-_NUMBERS = (bool, int, float, str)
+# Attributes of these types become constants of a graph.
+_PYTHON_VALUES = (bool, int, float, str)
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
 
 
-class Pins:
-    """What a graph has taken from the Python side of modules: numbers, plain tensors, parameters, buffers, hooks.
+class ModuleSnapshot:
+    """The Python state of modules that a graph took over: numbers, tensor attributes, parameters, buffers, hooks.
 
     Args:
-        parts: The modules, without those inside them.
-        parameters: Parameters, whose hooks are looked for.
+        modules: The modules, submodules listed too; each is looked at without its submodules.
+        parameters: Parameters that must have no hooks on their accumulated gradient.
 
     Example:
         >>> dropout = nn.Dropout(0.5)
-        >>> pins = Pins([dropout], [])
+        >>> snapshot = ModuleSnapshot([dropout], [])
         >>> dropout.p = 0.4
-        >>> pins.is_unchanged()
+        >>> snapshot.is_unchanged()
         False
     """
 
-    def __init__(self, parts: Sequence[nn.Module], parameters: Sequence[Tensor]) -> None:
-        # Looked up at each step, so in lists that are quick to go through.
-        self._numbers = [
-            (vars(part), name, value)
-            for part in parts
-            for name, value in vars(part).items()
-            if isinstance(value, _NUMBERS) and name != "training"
+    def __init__(self, modules: Sequence[nn.Module], parameters: Sequence[Tensor]) -> None:
+        # Flat lists, since they are compared at every step.
+        self._values = [
+            (vars(module), name, value)
+            for module in modules
+            for name, value in vars(module).items()
+            if isinstance(value, _PYTHON_VALUES) and name != "training"
         ]
         self._objects = [
             (holder, name, value)
-            for part in parts
-            for holder in (vars(part), part._parameters, part._buffers)
+            for module in modules
+            for holder in (vars(module), module._parameters, module._buffers)
             for name, value in holder.items()
             if isinstance(value, Tensor)
         ]
-        hooks = [vars(part).get(name) for part in parts for name in _HOOKS]
-        self._hooks = [(found, len(found)) for found in hooks if found is not None]
+        hooks = [vars(module).get(name) for module in modules for name in _HOOKS]
+        self._hooks = [(registered, len(registered)) for registered in hooks if registered is not None]
         self._parameters = list(parameters)
 
     def is_unchanged(self) -> bool:
-        """Whether nothing has changed since."""
+        """Whether the state is still the same."""
         return (
-            all(holder.get(name) == value for holder, name, value in self._numbers)
+            all(holder.get(name) == value for holder, name, value in self._values)
             and all(holder.get(name) is value for holder, name, value in self._objects)
-            and all(len(found) == count for found, count in self._hooks)
+            and all(len(registered) == count for registered, count in self._hooks)
             and not any(p._post_accumulate_grad_hooks for p in self._parameters)
         )
 
 
 @contextmanager
-def put_back(parts: Sequence[nn.Module], *, caches: bool = True) -> Iterator[None]:
-    """Leave the Python side of modules, and the dice of Python and NumPy, as they are found.
+def restore_modules(modules: Sequence[nn.Module], *, caches: bool = True) -> Iterator[None]:
+    """Restore the Python state of modules, and the random generators of Python and NumPy, on exit.
 
     Args:
-        parts: The modules, without those inside them.
-        caches: Whether modules may keep tensors as attributes, which are put back too.
+        modules: The modules, submodules listed too; each is looked at without its submodules.
+        caches: Whether modules may assign tensors to attributes, which are then restored.
 
     Raises:
-        StagingError: Something has moved that a graph would not move.
+        StagingError: Something changed that a graph would not change.
 
     Example:
         >>> net = nn.Linear(1, 1)
         >>> net.steps = 0
         >>> try:
-        ...     with put_back([net]):
+        ...     with restore_modules([net]):
         ...         net.steps += 1
         ... except StagingError as error:
         ...     print(error, net.steps)
-        it changes the Python value 'steps' of a Linear, which a staged step would leave alone 0
+        it changes the Python value 'steps' of a Linear, which a staged step would not do 0
     """
-    before = [(part, dict(vars(part))) for part in parts]
-    held = [(part, dict(part._parameters), dict(part._buffers)) for part in parts]
-    plain = [(v, v.detach().clone()) for _, values in before for v in values.values() if type(v) is Tensor]
-    own = [(v, v.get_state()) for _, values in before for v in values.values() if isinstance(v, torch.Generator)]
-    dice, numpy_dice = random.getstate(), np.random.get_state()
-    fault: StagingError | None = None
+    attributes = [(module, dict(vars(module))) for module in modules]
+    registered = [(module, dict(module._parameters), dict(module._buffers)) for module in modules]
+    attribute_values = [v for _, values in attributes for v in values.values()]
+    plain = [(v, v.detach().clone()) for v in attribute_values if type(v) is Tensor]
+    generators = [(v, v.get_state()) for v in attribute_values if isinstance(v, torch.Generator)]
+    random_state, numpy_state = random.getstate(), np.random.get_state()
+    raised: StagingError | None = None
     try:
         yield
     except StagingError as error:
-        fault = error
+        raised = error
         raise
     finally:
-        moved = _moved(before, held, caches)
-        if moved is None and (random.getstate() != dice or not _same(np.random.get_state(), numpy_dice)):
-            moved = "it draws from the random generator of Python or NumPy, which a staged step would not; use torch's"
-        for part, values in before:
-            vars(part).clear()
-            vars(part).update(values)
-        for part, parameters, buffers in held:
-            for now, then in ((part._parameters, parameters), (part._buffers, buffers)):
+        change = _change(attributes, registered, caches)
+        if change is None and (random.getstate() != random_state or not _same(np.random.get_state(), numpy_state)):
+            change = "it draws from the random generator of Python or NumPy, which a staged step would not; use torch's"
+        for module, values in attributes:
+            vars(module).clear()
+            vars(module).update(values)
+        for module, parameters, buffers in registered:
+            for now, before in ((module._parameters, parameters), (module._buffers, buffers)):
                 now.clear()
-                now.update(then)  # type: ignore[arg-type]
+                now.update(before)  # type: ignore[arg-type]
         with torch.no_grad():
             for tensor, value in plain:
                 tensor.copy_(value)
-        for generator, state in own:
+        for generator, state in generators:
             generator.set_state(state)
-        random.setstate(dice)
-        np.random.set_state(numpy_dice)
-        if moved is not None:
-            # The cause, where something else has come of it.
-            raise StagingError(moved) from fault
+        random.setstate(random_state)
+        np.random.set_state(numpy_state)
+        if change is not None:
+            # The change explains an error that it led to, and is the better message.
+            raise StagingError(change) from raised
 
 
-def _moved(before: list[Any], held: list[Any], caches: bool) -> str | None:
-    for part, values in before:
-        for name, value in vars(part).items():
-            if isinstance(value, _NUMBERS) and values.get(name) != value:
+def _change(attributes: list[Any], registered: list[Any], caches: bool) -> str | None:
+    """The first change of the modules that a graph would not make, in words, or `None`."""
+    for module, values in attributes:
+        for name, value in vars(module).items():
+            if isinstance(value, _PYTHON_VALUES) and values.get(name) != value:
                 return (
-                    f"it changes the Python value {name!r} of a {type(part).__name__}, which a staged step would leave "
-                    "alone"
+                    f"it changes the Python value {name!r} of a {type(module).__name__}, which a staged step would not "
+                    "do"
                 )
             if isinstance(value, Tensor) and not caches and values.get(name) is not value:
-                return f"it keeps a tensor as {name!r} of a {type(part).__name__}"
-    for part, parameters, buffers in held:
-        for now, then in ((part._parameters, parameters), (part._buffers, buffers)):
-            for name, tensor in then.items():
+                return f"it assigns a tensor to the attribute {name!r} of a {type(module).__name__}"
+    for module, parameters, buffers in registered:
+        for now, before in ((module._parameters, parameters), (module._buffers, buffers)):
+            for name, tensor in before.items():
                 if now.get(name) is not tensor:
-                    return f"it puts a new tensor in the place of {name!r} of a {type(part).__name__}; write into it"
+                    return (
+                        f"it replaces the parameter or buffer {name!r} of a {type(module).__name__} by a new tensor; "
+                        "write into it instead"
+                    )
     return None
 
 

@@ -1,8 +1,8 @@
-"""The optimizer's update as tensor operations that a graph can hold, on the very state that the optimizer keeps.
+"""An optimizer's update as tensor operations, which a graph can contain, on the optimizer's own state.
 
-An optimizer's own `step` reads its counters as Python numbers, which a graph would keep for ever. Here every number
-that may change between steps (rates, betas, momentum, counters) is a tensor. The state stays in `optimizer.state`, so
-that staged and eager steps may follow each other and checkpoints are the optimizer's own.
+An optimizer's `step` reads numbers such as the learning rate as Python numbers, which become constants of a graph. Here
+every number that may change between steps (learning rates, betas, momentum, counters) is a tensor. The state stays in
+`optimizer.state`, so that compiled and eager steps can alternate and checkpoints are those of the optimizer.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ from torch.optim import optimizer as _optimizer
 
 __all__ = ["Update"]
 
-# What a graph reads anew at each step; the other options of a group are part of what is staged.
+# Options of a group that a graph reads at each step; the others become constants of the graph.
 _NUMBERS = {"adam": ("lr", "beta1", "beta2"), "sgd": ("lr", "momentum", "dampening")}
 _STATE = {"adam": ("step", "exp_avg", "exp_avg_sq", "max_exp_avg_sq"), "sgd": ("momentum_buffer",)}
 _KINDS: dict[type, str] = {torch.optim.Adam: "adam", torch.optim.AdamW: "adam", torch.optim.SGD: "sgd"}
 
 
 class Update:
-    """The update of Adam, AdamW or SGD.
+    """The update of Adam, AdamW or SGD as tensor operations.
 
     Args:
         optimizer: The optimizer.
 
     Raises:
-        ValueError: There is no update for its type; ask `supports` before.
+        ValueError: The optimizer is of another type or has hooks; see `supports`.
 
     Example:
         >>> weight = torch.nn.Parameter(torch.ones(1))
@@ -50,13 +50,13 @@ class Update:
         self.kind = _KINDS[type(optimizer)]
         numbers = _NUMBERS[self.kind]
         self._entries: list[Any] = []
-        self._memory: list[tuple[Any, str, Tensor | None]] = []
+        self._state: list[tuple[Any, str, Tensor | None]] = []
         self._layout: tuple[Any, ...] = ((),) * len(self.parameters)
         self._numbers = [torch.zeros(len(numbers), dtype=torch.float64) for _ in optimizer.param_groups]
 
     @staticmethod
     def supports(optimizer: torch.optim.Optimizer) -> bool:
-        """Whether the optimizer's update is known here, and is all that its `step` does.
+        """Whether the optimizer is Adam, AdamW or SGD (no subclass), and its `step` runs no hooks.
 
         Args:
             optimizer: The optimizer.
@@ -73,29 +73,29 @@ class Update:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
     def tensors(self) -> list[Tensor]:
-        """What the update reads and writes besides parameters and gradients, in a fixed order."""
-        self._look()
-        return [*self._numbers, *(tensor for _, _, tensor in self._memory if tensor is not None)]
+        """The tensors that the update reads or writes besides parameters and gradients, in a fixed order."""
+        self._find_state()
+        return [*self._numbers, *(tensor for _, _, tensor in self._state if tensor is not None)]
 
     def layout(self) -> tuple[Any, ...]:
-        """Which tensors there are, of those that `tensors` gives."""
-        self._look()
+        """For each parameter, the names of the tensors that the optimizer's state has."""
+        self._find_state()
         return self._layout
 
-    def _look(self) -> None:
-        """Find the optimizer's memory, anew only where it has been replaced: this is asked at each step."""
+    def _find_state(self) -> None:
+        """Look up the optimizer's state again if it was replaced; this runs at each step, so the check is cheap."""
         entries = list(self.optimizer.state.values())
         same = len(entries) == len(self._entries) and all(map(is_, entries, self._entries))
-        if same and all(entry.get(name) is tensor for entry, name, tensor in self._memory):
+        if same and all(entry.get(name) is tensor for entry, name, tensor in self._state):
             return
         state, names = self.optimizer.state, _STATE[self.kind]
-        found = [state.get(parameter) or {} for parameter in self.parameters]
+        by_parameter = [state.get(parameter) or {} for parameter in self.parameters]
         self._entries = entries
-        self._memory = [(entry, name, entry.get(name)) for entry in found for name in names]
-        self._layout = tuple(tuple(name for name in names if entry.get(name) is not None) for entry in found)
+        self._state = [(entry, name, entry.get(name)) for entry in by_parameter for name in names]
+        self._layout = tuple(tuple(name for name in names if entry.get(name) is not None) for entry in by_parameter)
 
     def key(self) -> tuple[Any, ...]:
-        """The options that a staged update keeps as they are."""
+        """The options that are constants of a graph of the update."""
         return tuple(
             (
                 group["weight_decay"],
@@ -110,7 +110,7 @@ class Update:
         )
 
     def refresh(self) -> None:
-        """Copy the groups' numbers to where the update reads them."""
+        """Copy the groups' present numbers into the tensors that the update reads."""
         while len(self._numbers) < len(self.optimizer.param_groups):
             self._numbers.append(torch.zeros_like(self._numbers[0]))
         for group, numbers in zip(self.optimizer.param_groups, self._numbers, strict=True):
@@ -124,7 +124,7 @@ class Update:
         """Make one update in place, without gradients.
 
         Args:
-            gradients: One for each parameter; a parameter without one is left alone.
+            gradients: One for each parameter; a parameter whose gradient is `None` does not change.
         """
         rest = iter(gradients)
         for group, numbers in zip(self.optimizer.param_groups, self._numbers, strict=True):
@@ -137,7 +137,7 @@ class Update:
 
 
 def _adam(parameter: Tensor, gradient: Tensor, state: Any, group: Any, numbers: Sequence[Tensor]) -> None:
-    """Kingma, Ba 2015; with decoupled decay Loshchilov, Hutter 2019; AMSGrad of Reddi, Kale, Kumar 2018."""
+    """Adam (Kingma, Ba 2015), AdamW (Loshchilov, Hutter 2019) and AMSGrad (Reddi, Kale, Kumar 2018)."""
     rate, beta1, beta2 = numbers
     if group["maximize"]:
         gradient = -gradient
@@ -150,16 +150,16 @@ def _adam(parameter: Tensor, gradient: Tensor, state: Any, group: Any, numbers: 
     count = state["step"].to(torch.float64)
     first.add_((gradient - first) * (1 - beta1))
     second.copy_(second * beta2 + gradient * gradient * (1 - beta2))
-    spread = second
+    variance = second
     if group["amsgrad"]:
         state["max_exp_avg_sq"].copy_(torch.maximum(state["max_exp_avg_sq"], second))
-        spread = state["max_exp_avg_sq"]
-    denominator = spread.sqrt() / (1 - beta2.pow(count)).sqrt() + group["eps"]
+        variance = state["max_exp_avg_sq"]
+    denominator = variance.sqrt() / (1 - beta2.pow(count)).sqrt() + group["eps"]
     parameter.sub_(first / denominator * (rate / (1 - beta1.pow(count))))
 
 
 def _sgd(parameter: Tensor, gradient: Tensor, state: Any, group: Any, numbers: Sequence[Tensor]) -> None:
-    """Stochastic gradients with momentum, as torch defines it."""
+    """Stochastic gradient descent with momentum, as torch defines it."""
     rate, momentum, dampening = numbers
     if group["maximize"]:
         gradient = -gradient

@@ -1,4 +1,4 @@
-"""Saving and loading a model with its guide: everything is compared before anything is changed."""
+"""Saving and loading a model with its guide; a file that does not fit them exactly is refused."""
 
 from __future__ import annotations
 
@@ -21,21 +21,22 @@ from pyrostoch.training.state import module_state
 __all__ = ["CheckpointError", "check_fits", "describe", "load", "save"]
 
 
-def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: Any) -> None:
+def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: object) -> None:
     """Save a model and its guide in one safetensors file.
 
-    It holds every parameter and buffer of the network, its priors, its likelihood and the guide, and the texts that
-    tell one model from another. It is written in one piece: an old file is replaced by the whole new one, or stays.
+    The file holds every parameter and buffer of the network, its priors, its likelihood and the guide, and a
+    description by which `load` recognizes the model. Writing is atomic: an existing file is replaced completely or not
+    at all.
 
     Args:
-        path: The file; its folder is made where it is missing.
+        path: The file; its folder is made if it is missing.
         model: The model.
         guide: Its guide.
-        extra: Anything plain (numbers, texts, lists, dictionaries) to be kept with it; `load` gives it back.
+        extra: Plain data (numbers, strings, lists, dictionaries) to save with them; `load` returns it.
 
     Raises:
-        OSError: The folder cannot be written to, or the disk is full; the old file is left as it was.
-        TypeError: Something in `extra` is not plain.
+        OSError: The folder cannot be written to, or the disk is full; an existing file is left as it was.
+        TypeError: Something in `extra` is not plain data.
 
     Example:
         >>> import pyrostoch as ps, tempfile
@@ -53,7 +54,7 @@ def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: Any)
         except (TypeError, ValueError) as error:
             raise TypeError(
                 f"save: {name} is of type {type(value).__name__}, which is not plain data ({error}); give numbers, "
-                "texts, lists and dictionaries"
+                "strings, lists and dictionaries"
             ) from error
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -61,10 +62,10 @@ def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: Any)
 
 
 def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, Any]:
-    """Load what `save` or a training run has written into a model and guide built in the same way.
+    """Load a file of `save`, or the checkpoint of a training run, into a model and a guide built in the same way.
 
     Nothing is changed unless everything fits. Model and guide keep their devices and dtypes. Nothing is unpickled, so a
-    file from elsewhere runs no code.
+    file from an unknown source cannot run code.
 
     Args:
         path: The file.
@@ -72,13 +73,13 @@ def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, 
         guide: The guide to load into.
 
     Returns:
-        What the file says of itself: `"guide"`, `"likelihood"`, `"sites"` (shape and prior of each), `"num_data"`,
-        `"versions"`; `"extra"` as given to `save`; and for the checkpoint of a training run `"training"`: its epoch,
-        settings and history.
+        The plain data of the file: `"guide"`, `"likelihood"`, `"network"`, `"sites"` (shape and prior of each),
+        `"num_data"`, `"versions"`; `"extra"` as given to `save`; and for the checkpoint of a training run `"training"`:
+        its epoch, settings and history.
 
     Raises:
         FileNotFoundError: There is no such file.
-        CheckpointError: The file is damaged, is something else, or belongs to another model or guide.
+        CheckpointError: The file is damaged, is not a checkpoint, or belongs to another model or guide.
 
     Example:
         >>> import pyrostoch as ps, tempfile
@@ -104,7 +105,12 @@ def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, 
 
 
 def describe(model: BayesianModel, guide: nn.Module) -> dict[str, Any]:
-    """What tells a model and its guide from others, as plain data."""
+    """A description of a model and its guide, as plain data, by which a checkpoint is compared with them.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+    """
     containers = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
     return {
         "guide": [
@@ -126,71 +132,71 @@ def describe(model: BayesianModel, guide: nn.Module) -> dict[str, Any]:
 def check_fits(
     path: Path, tensors: dict[str, Tensor], content: dict[str, Any], model: BayesianModel, guide: nn.Module
 ) -> None:
-    """Refuse a checkpoint that belongs to another model or guide.
+    """Raise an error if a checkpoint belongs to another model or guide.
 
     Args:
         path: The file, for the message.
-        tensors: Its tensors.
-        content: Its plain data.
+        tensors: The file's tensors.
+        content: The file's plain data.
         model: The model to load into.
         guide: The guide to load into.
 
     Raises:
-        CheckpointError: Something differs; it is named.
+        CheckpointError: Something differs; the message names it.
     """
-    here = describe(model, guide)
-    own = module_state(model, guide)
+    description = describe(model, guide)
+    state = module_state(model, guide)
     advice = "build model and guide as they were when it was written, or load another file. Nothing was changed"
-    there = content.get("sites", {})
-    missing = [name for name in here["sites"] if name not in there]
-    surplus = [name for name in there if name not in here["sites"]]
-    if missing or surplus:
+    sites = content.get("sites", {})
+    missing = [name for name in description["sites"] if name not in sites]
+    unknown = [name for name in sites if name not in description["sites"]]
+    if missing or unknown:
         raise CheckpointError(
-            f"checkpoint {path}: expected the random sites {_names(here['sites'])}, got {_names(there)} (missing "
-            f"{_names(missing)}, unknown {_names(surplus)}); {advice}"
+            f"checkpoint {path}: expected the random sites {_names(description['sites'])}, got {_names(sites)} "
+            f"(missing {_names(missing)}, unknown {_names(unknown)}); {advice}"
         )
-    for name, site in here["sites"].items():
-        for quality in ("shape", "prior"):
-            expected, got = site[quality], there[name].get(quality)
+    for name, site in description["sites"].items():
+        for field in ("shape", "prior"):
+            expected, got = site[field], sites[name].get(field)
             if expected != got:
                 raise CheckpointError(
-                    f"checkpoint {path}: site {name!r}: expected the {quality} {expected}, got {got}; {advice}"
+                    f"checkpoint {path}: site {name!r}: expected the {field} {expected}, got {got}; {advice}"
                 )
-    if not any(name.startswith("guide.") for name in own) and any(name.startswith("guide.") for name in tensors):
+    if not any(name.startswith("guide.") for name in state) and any(name.startswith("guide.") for name in tensors):
         raise CheckpointError(
             f"checkpoint {path}: expected no guide parameters, got some; call the guide once on a batch if it makes "
             "its parameters only then (Pyro's autoguides do), and load again. Nothing was changed"
         )
     for part in ("guide", "likelihood", "network", "num_data"):
-        if here[part] != content.get(part):
-            expected, got = _text(here[part]), _text(content.get(part))
+        if description[part] != content.get(part):
+            expected, got = _text(description[part]), _text(content.get(part))
             raise CheckpointError(f"checkpoint {path}: expected the {part} {expected}, got {got}; {advice}")
-    _check_tensors(path, own, tensors, advice)
+    _check_tensors(path, state, tensors, advice)
 
 
-def _check_tensors(path: Path, own: dict[str, Tensor], tensors: dict[str, Tensor], advice: str) -> None:
+def _check_tensors(path: Path, state: dict[str, Tensor], tensors: dict[str, Tensor], advice: str) -> None:
     given = {name for name in tensors if name.startswith(("model.", "guide."))}
-    missing = [name for name in own if name not in given]
-    surplus = sorted(name for name in given if name not in own)
-    if missing or surplus:
+    missing = [name for name in state if name not in given]
+    unknown = sorted(name for name in given if name not in state)
+    if missing or unknown:
         raise CheckpointError(
             f"checkpoint {path}: its tensors are not those of this model and guide: missing {_names(missing)}, unknown "
-            f"{_names(surplus)}; {advice}"
+            f"{_names(unknown)}; {advice}"
         )
-    for name, value in own.items():
+    for name, value in state.items():
         expected, got = tuple(value.shape), tuple(tensors[name].shape)
         if expected != got:
             raise CheckpointError(f"checkpoint {path}: {name!r}: expected the shape {expected}, got {got}; {advice}")
 
 
 def _prior_text(model: BayesianModel, site: Site) -> str:
-    """A prior's text; without its numbers where they are learned, since then they are part of the state."""
+    """The text of a prior; without its parameters if they are learned, since they are then part of the state."""
     learned = site.role != "scale" and any(True for _ in model.prior(site.name).parameters())
     return site.prior.partition("(")[0] if learned else site.prior
 
 
 def _network_text(net: nn.Module) -> list[str]:
-    """The modules of a network and the parameters it ties: another activation has the same tensors."""
+    """A network's modules and tied parameters, since networks that differ in them may have the same tensors."""
     modules = [f"{clean_name(name)}: {type(part).__name__}({part.extra_repr()})" for name, part in net.named_modules()]
     first: dict[int, str] = {}
     ties = []

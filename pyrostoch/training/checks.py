@@ -1,4 +1,4 @@
-"""Everything that is looked at once before a training run, so that its steps need no checks."""
+"""Checks that are made once before a training run, so that its steps need none."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ from typing import Any
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
+from torch.distributions import Distribution
 
 from pyrostoch._checks import check_finite, name_list
 from pyrostoch._seeds import forked
@@ -20,16 +22,17 @@ from pyrostoch.infer.batches import Batches, to_device
 from pyrostoch.likelihoods import Bernoulli, Categorical
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.validation import training_mode
+from pyrostoch.protocols import Inputs
 
-__all__ = ["check_data", "check_parties", "check_store", "place"]
+__all__ = ["check_data", "check_model_and_guide", "check_param_store", "move_modules"]
 
 
-def check_parties(model: Any, guide: Any) -> None:
-    """Refuse what `fit` cannot train.
+def check_model_and_guide(model: object, guide: object) -> None:
+    """Raise an error for a model or guide of a type that `fit` cannot train.
 
     Args:
-        model: To be a `BayesianModel`.
-        guide: To be a module that holds its own parameters.
+        model: Must be a `BayesianModel`.
+        guide: Must be a module, which holds its own parameters.
 
     Raises:
         TypeError: One of them is something else.
@@ -47,19 +50,19 @@ def check_parties(model: Any, guide: Any) -> None:
         )
 
 
-def place(model: nn.Module, guide: nn.Module, device: str | torch.device | None) -> torch.device:
-    """Move model and guide to a device, or find the one they are on.
+def move_modules(model: nn.Module, guide: nn.Module, device: str | torch.device | None) -> torch.device:
+    """Move model and guide to a device, or find the device they are on.
 
     Args:
         model: The model.
         guide: The guide.
-        device: Where to, or `None` to leave them.
+        device: The device, or `None` to leave model and guide where they are.
 
     Returns:
         The device.
 
     Raises:
-        ValueError: The device does not exist here, or model and guide are on different ones.
+        ValueError: The device cannot be used on this machine, or model and guide are on different devices.
     """
     if device is not None:
         try:
@@ -81,27 +84,28 @@ def place(model: nn.Module, guide: nn.Module, device: str | torch.device | None)
 
 def check_data(
     model: BayesianModel, guide: nn.Module, batches: Batches, device: torch.device, what: str = "data"
-) -> Callable[[Any, Tensor], None] | None:
-    """Look at the data once: sizes, finite inputs, targets that the likelihood can have produced.
+) -> Callable[[Inputs, Tensor], None] | None:
+    """Check the data: their number, that inputs are finite, and that the likelihood can produce the targets.
 
-    The first batch goes through the model once, which leaves buffers and random generators as they were.
+    The first batch is run through the model once, which leaves buffers and random generators as they were.
 
     Args:
         model: The model.
         guide: Its guide.
         batches: The data.
-        device: Where model and guide live.
-        what: What the errors call the data.
+        device: The device of model and guide.
+        what: Name of the data in error messages.
 
     Warns:
-        UserWarning: A distribution of mean zero makes the logits, so that nothing can be learned; its site is named.
+        UserWarning: The logits come from a weight whose distribution has mean zero, so that nothing can be learned; its
+            site is named.
 
     Returns:
-        A check of a further batch, for data that are not in memory; `None` where all has been looked at.
+        A function that checks another batch, for data that are not held in memory; `None` if all data were checked.
 
     Raises:
-        TypeError: Targets of a wrong type.
-        ValueError: Anything else that does not fit.
+        TypeError: The targets have a wrong type.
+        ValueError: Anything else does not fit.
     """
     if what == "data" and batches.num_data != model.num_data:
         raise ValueError(
@@ -110,12 +114,13 @@ def check_data(
         )
     if len(batches) == 0:
         raise ValueError(
-            f"{what}: the loader gives no batch of its {batches.num_data} examples; drop_last=True, perhaps?"
+            f"{what}: expected at least one batch, got no batch from a loader of {batches.num_data} examples; with "
+            "drop_last=True, batch_size must not exceed their number"
         )
     if what == "data":
         _check_last_batch(model, batches)
-    if batches.whole is not None:
-        check_finite(f"{what}: inputs x", batches.whole[0])
+    if batches.in_memory is not None:
+        check_finite(f"{what}: inputs x", batches.in_memory[0])
     generators = [(generator, generator.get_state()) for generator in batches.generators()]
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
@@ -125,7 +130,7 @@ def check_data(
             x, y = to_device(x, device), to_device(y, device)
             trace = poutine.trace(guide).get_trace(x, y)
             centered = _centered_sites(model, trace) if what == "data" else set()
-            with _RecordUsage(centered) as usage:
+            with _UsageRecorder(centered) as recorder:
                 distribution = poutine.replay(model.observation, trace=trace)(x)
     finally:
         for buffer, value in buffers:
@@ -133,22 +138,22 @@ def check_data(
         for generator, state in generators:
             generator.set_state(state)
 
-    def check(x: Any, y: Tensor) -> None:
+    def check(x: Inputs, y: Tensor) -> None:
         check_finite(f"{what}: inputs x", x)
         _check_target(model, distribution, y.to(device), what)
 
-    _warn_of_centered_output(model, usage.uses)
+    _warn_of_centered_output(model, recorder.uses)
     model.likelihood.check_shape(distribution, y)
-    _check_target(model, distribution, y if batches.whole is None else batches.whole[1].to(device), what)
-    return check if batches.whole is None else None
+    _check_target(model, distribution, y if batches.in_memory is None else batches.in_memory[1].to(device), what)
+    return check if batches.in_memory is None else None
 
 
-def check_store(model: nn.Module, guide: nn.Module) -> None:
-    """Refuse parameters that a model or guide made by `pyro.param`: no module holds them, so no step would move them.
+def check_param_store(model: nn.Module, guide: nn.Module) -> None:
+    """Raise an error for parameters that model or guide made by `pyro.param`: they are in no module, so not trained.
 
     Args:
-        model: The model, run once within an empty parameter store.
-        guide: Its guide, likewise.
+        model: The model, after it has run once with an initially empty parameter store.
+        guide: Its guide, after the same.
 
     Raises:
         ValueError: There are such parameters; they are named.
@@ -157,12 +162,12 @@ def check_store(model: nn.Module, guide: nn.Module) -> None:
     stray = [name for name, value in pyro.get_param_store().named_parameters() if id(value) not in known]
     if stray:
         raise ValueError(
-            f"fit: parameter(s) {name_list(stray)} made by pyro.param live in no module and would not be trained; make "
+            f"fit: parameter(s) {name_list(stray)} made by pyro.param are in no module and would not be trained; make "
             "them nn.Parameter of the guide, or train by pyro.infer.SVI"
         )
 
 
-def _check_target(model: BayesianModel, distribution: Any, y: Tensor, what: str) -> None:
+def _check_target(model: BayesianModel, distribution: Distribution, y: Tensor, what: str) -> None:
     try:
         model.likelihood.check_target(distribution, y)
     except ValueError as error:
@@ -170,7 +175,7 @@ def _check_target(model: BayesianModel, distribution: Any, y: Tensor, what: str)
 
 
 def _check_last_batch(model: BayesianModel, batches: Batches) -> None:
-    """A batch of one example has no variance for a BatchNorm1d to divide by."""
+    """Raise an error for a last batch of one example, which has no variance by which a BatchNorm1d could normalize."""
     if batches.batch_size is None or batches.num_data - (len(batches) - 1) * batches.batch_size != 1:
         return
     name = next((name for name, part in model.net.named_modules() if isinstance(part, nn.BatchNorm1d)), None)
@@ -181,8 +186,8 @@ def _check_last_batch(model: BayesianModel, batches: Batches) -> None:
         )
 
 
-class _RecordUsage(Messenger):
-    """Analyzes the weight usage of the network called inside it, where sites are asked for, and keeps theirs."""
+class _UsageRecorder(Messenger):
+    """Records how the network that runs inside it uses the weights of some sites."""
 
     def __init__(self, sites: set[str]) -> None:
         super().__init__()
@@ -196,9 +201,9 @@ class _RecordUsage(Messenger):
             self.uses = {call.sites[name]: uses for name, uses in usage.items() if call.sites[name] in self.sites}
 
 
-def _centered_sites(model: BayesianModel, trace: Any) -> set[str]:
-    """Sites whose distribution has mean zero by construction, where the network's output are logits."""
-    # By the distribution that turns outputs into a distribution, which a subclass may have changed.
+def _centered_sites(model: BayesianModel, trace: Trace) -> set[str]:
+    """Sites whose distribution has mean zero by construction, in a model where the network's outputs are logits."""
+    # Compared by the method that turns outputs into a distribution, since a subclass may have overridden it.
     if type(model.likelihood).distribution not in (Categorical.distribution, Bernoulli.distribution):
         return set()
     distributions = {
@@ -208,12 +213,13 @@ def _centered_sites(model: BayesianModel, trace: Any) -> set[str]:
 
 
 def _warn_of_centered_output(model: BayesianModel, uses: dict[str, tuple[Use, ...]]) -> None:
-    # The log-likelihood is concave in the logits, so its mean over logits spread about the bias is at most that at the
-    # bias (Jensen): no input helps. Not so where the same weight also makes what the last layer reads.
+    # The log-likelihood is concave in the logits. By Jensen's inequality its mean over logits distributed symmetrically
+    # around the bias is at most its value at the bias, whatever the input. This does not hold if the same weight also
+    # computes the input of the last layer.
     for site, found in uses.items():
         if len(found) == 1 and found[0].output:
             warnings.warn(
-                f"fit: the distribution of {site!r} has mean zero and makes the network's output, the logits of a "
+                f"fit: the distribution of {site!r} has mean zero and computes the network's output, the logits of a "
                 f"{type(model.likelihood).__name__} likelihood: they are symmetric around the bias whatever the input, "
                 "and their expected log-likelihood is never above that of the bias alone, so nothing can be learned. "
                 f"Give this layer a distribution with a mean, such as guides.PerSite(model, {{'*': "

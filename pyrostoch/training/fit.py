@@ -1,4 +1,4 @@
-"""Training by stochastic variational inference: one call, and nothing lost when it is cut short."""
+"""Training by stochastic variational inference, with checkpoints from which an interrupted run can be resumed."""
 
 from __future__ import annotations
 
@@ -19,13 +19,14 @@ from pyrostoch._seeds import forked
 from pyrostoch.infer.batches import Batches, as_batches, move_to_device
 from pyrostoch.infer.compile import worth_compiling
 from pyrostoch.infer.elbo import Estimator
-from pyrostoch.infer.parallel import Ranks, joined, local_device
+from pyrostoch.infer.parallel import Ranks, join_process_group, local_device
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.validation import predictive_loss, training_mode
+from pyrostoch.protocols import Data, Inputs
 from pyrostoch.safefile import CheckpointError, check_writable, read_file, write_file
 from pyrostoch.training.checkpoint import check_fits, describe
-from pyrostoch.training.checks import check_data, check_parties, check_store, place
-from pyrostoch.training.history import Fit, History, append
+from pyrostoch.training.checks import check_data, check_model_and_guide, check_param_store, move_modules
+from pyrostoch.training.history import Fit, History, append_epoch
 from pyrostoch.training.schedule import Schedule
 from pyrostoch.training.settings import Settings, check_same_run
 from pyrostoch.training.state import module_state
@@ -39,77 +40,86 @@ Callback = Callable[[dict[str, Any]], Any]
 def fit(
     model: BayesianModel,
     guide: nn.Module,
-    data: Any,
+    data: Data,
     *,
+    # What.
+    validation: Data | None = None,
+    # How long.
     epochs: int,
     batch_size: int = 100,
+    patience: int | None = None,
+    # How.
+    estimator: Estimator | str = "local",
+    num_particles: int = 1,
     lr: float = 1e-3,
     lr_alpha: float | None = None,
-    estimator: Estimator = "local",
     schedule: Schedule = "linear",
     kl_warmup: float | tuple[float, float] = 0.0,
     clip: float | None = None,
-    num_particles: int = 1,
-    validation: Any = None,
-    patience: int | None = None,
+    # Where.
+    device: str | torch.device | None = None,
     precision: Literal["float32", "bf16"] = "float32",
     compile: bool | Literal["auto"] = "auto",
-    device: str | torch.device | None = None,
+    # Repeating, saving and following the run.
     seed: int | None = None,
-    progress: bool = True,
     checkpoint: str | Path | None = None,
     resume: bool = False,
     callback: Callback | None = None,
+    progress: bool = True,
 ) -> Fit:
     r"""Train a guide, and the parameters of the model that have no prior, by maximizing the ELBO with Adam.
 
-    The network is in training mode meanwhile and gets its own modes back. The data are checked once before; Pyro's
-    validation is off during the steps, which never wait for the device. With `seed` the run repeats itself bit for bit
-    on a CPU, and the caller's random state is left alone. With `checkpoint` the whole run is written at the end of
-    every epoch, and `resume=True` goes on from there, however it was cut short, to the same result.
+    The network is in training mode during the run, and every submodule is put back into its own mode afterwards. The
+    data are checked once, before the first step if they are in memory, else during the first epoch; Pyro's validation
+    is off during the steps, which never wait for the device. With `seed`, a run on a CPU repeats bit for bit, and the
+    caller's random state is restored afterwards. With `checkpoint`, the state of the run is saved at the end of every
+    epoch; with `resume=True`, an interrupted run continues from there to the same result.
+
+    The arguments come in groups: what is trained on which data (`model` to `validation`), how long (`epochs` to
+    `patience`), how (`estimator` to `clip`), where (`device` to `compile`), and how the run is repeated, saved and
+    followed (`seed` to `progress`).
 
     Args:
         model: The model.
         guide: Its guide: one of `pyrostoch.guides`, or any module that is a Pyro guide.
-        data: Training data: `(x, y)` tensors on any device, where `x` may be a tuple; a map-style `Dataset`; or a
-            `DataLoader`, whose batches and order are kept.
-        epochs: Passes through the data.
-        batch_size: Examples a step; a last short batch is scaled right.
+        data: Training data: `(x, y)` tensors on any device, where `x` may be a tuple of tensors; a map-style `Dataset`;
+            or a `DataLoader`, whose batches and order are kept.
+        validation: Held-out data, as `data`; their predictive loss is recorded each epoch.
+        epochs: Number of passes through the data.
+        batch_size: Number of examples in a step; the loss of a smaller last batch is scaled correctly.
+        patience: Stop after this many epochs without a better loss on the held-out data. At the end, the parameters of
+            the epoch with the best loss are restored.
+        estimator: How random weights are treated; see `ELBO`.
+        num_particles: Number of independent draws averaged in a step.
         lr: Learning rate at the start.
         lr_alpha: Learning rate of the guide's logarithms of ratios (log alpha, logits of levels); by default `lr`.
-        estimator: How random weights are treated; see `ELBO`.
-        schedule: How the learning rate falls, step by step, over the run: `"linear"` or `"cosine"` to 0, or
-            `"constant"`.
-        kl_warmup: Epochs over which the weight of the KL rises linearly from 0 to 1; a pair of epochs between which it
-            does so.
+        schedule: How the learning rate falls over the steps of the run: `"linear"` or `"cosine"` to 0, or `"constant"`.
+        kl_warmup: Number of epochs over which the weight of the KL rises linearly from 0 to 1; or a pair of epochs
+            between which it rises.
         clip: Largest norm of the whole gradient.
-        num_particles: Independent draws averaged in a step.
-        validation: Held-out data, as `data`: their predictive loss is recorded each epoch.
-        patience: Stop after so many epochs without a better loss on the held-out data; at the end, the parameters of
-            the epoch that was best on them are put back.
-        precision: `"bf16"` runs network and likelihood under autocast to bfloat16; parameters stay as they are.
-        compile: Whether to compile the step, as `compile_step` does; `"auto"` does so where a compiler is found and the
-            steps are enough to repay its seconds. A resumed run goes on as it was begun.
-        device: Where to move model and guide; by default they stay.
+        device: Device to which model and guide are moved; by default they stay where they are.
+        precision: `"bf16"` runs network and likelihood under autocast to bfloat16; parameters keep their dtype.
+        compile: Whether to compile the step, as `compile_step` does. `"auto"` does so if there is a compiler and the
+            run has enough steps to save the time that compiling takes. A resumed run keeps the choice of its start.
         seed: Seed of the noise and of the order of the examples.
-        progress: Whether to show a progress bar on stderr, with terms in nats an example.
-        checkpoint: Path of the checkpoint, a safetensors file; its folder is made where it is missing. Without
-            `resume`, one that is there is replaced at the end of the first epoch.
-        resume: Go on from the checkpoint, if it is there, with the settings it was begun with: a schedule that falls to
-            zero has an end, so only a run with `schedule="constant"` can be made longer by more `epochs`.
-        callback: Called after each epoch, and after its checkpoint is written, with that epoch's row of the history;
-            the network is in evaluation mode, and random numbers drawn do not change the run.
+        checkpoint: Path of the checkpoint, a safetensors file; its folder is made if it is missing. Without `resume`,
+            an existing file is replaced at the end of the first epoch.
+        resume: Continue from the checkpoint if it exists, with the settings with which the run was started. Only with
+            `schedule="constant"` may `epochs` be raised, since the other schedules depend on the length of the run.
+        callback: Called after each epoch, when its checkpoint has been written, with that epoch's row of the history.
+            The network is then in evaluation mode, and random numbers that the callback draws do not change the run.
+        progress: Whether to show a progress bar on stderr, with the terms of the ELBO in nats per example.
 
     Returns:
-        History, time and outcome.
+        History, time and outcome of the run.
 
     Raises:
-        TypeError: Model, guide or data are of no known type.
-        ValueError: A setting or the data do not fit; named.
-        CheckpointError: The checkpoint to resume from is damaged, or of another model or run.
-        OSError: The checkpoint cannot be written; the old one is left as it was.
-        NonFiniteLossError: The loss became NaN or infinite: epoch, step and site are named, and model and guide are put
-            back where the last good epoch left them, as is the checkpoint.
+        TypeError: Model, guide or data have a wrong type.
+        ValueError: A setting or the data do not fit; the message names them.
+        CheckpointError: The checkpoint to resume from is damaged, or belongs to another model or run.
+        OSError: The checkpoint cannot be written; an existing file is left as it was.
+        NonFiniteLossError: The loss became NaN or infinite; the message names epoch, step and site. Model and guide are
+            restored to the end of the last good epoch, which is also what the checkpoint holds.
 
     Example:
         >>> import pyrostoch as ps
@@ -126,54 +136,56 @@ def fit(
     """
     settings = Settings(
         epochs=epochs,
+        patience=patience,
+        estimator=estimator,
+        num_particles=num_particles,
         lr=lr,
         lr_alpha=lr_alpha,
-        estimator=estimator,
         schedule=schedule,
         kl_warmup=kl_warmup,
         clip=clip,
-        num_particles=num_particles,
-        patience=patience,
         precision=precision,
         seed=seed,
     )
-    check_parties(model, guide)
+    check_model_and_guide(model, guide)
     if patience is not None and validation is None:
-        raise ValueError(f"patience={patience} needs held-out data to look at: give validation=(x, y)")
+        raise ValueError(f"patience={patience} needs held-out data: give validation=(x, y)")
     if resume and checkpoint is None:
         raise ValueError("resume=True needs the path to resume from: give checkpoint=")
     batches = as_batches(data, batch_size)
     held_out = None if validation is None else as_batches(validation, batch_size, "validation")
     path = None if checkpoint is None else Path(checkpoint)
-    where = place(model, guide, local_device(device))
-    ranks = joined(where)
+    used_device = move_modules(model, guide, local_device(device))
+    ranks = join_process_group(used_device)
     if path is not None:
         ranks.run_on_first(lambda: check_writable(path))
     with ExitStack() as stack:
         stack.enter_context(training_mode(True, model, guide))
         stack.enter_context(pyro.validation_enabled(False))
-        # An autoguide asks the global store first, which may hold a namesake's parameters: an empty one meanwhile.
+        # Pyro's autoguides look in the global parameter store first, which may hold another guide's parameters by the
+        # same names: the store is empty during the run.
         stack.enter_context(pyro.get_param_store().scope())
-        if seed is not None or ranks.many:
-            stack.enter_context(forked(where, seed))
-        check = check_data(model, guide, batches, where)
-        check_store(model, guide)
+        if seed is not None or ranks.is_distributed:
+            stack.enter_context(forked(used_device, seed))
+        check = check_data(model, guide, batches, used_device)
+        check_param_store(model, guide)
         if held_out is not None:
-            check_data(model, guide, held_out, where, "validation")
-            held_out = move_to_device(held_out, where)
-        batches = move_to_device(batches, where)
+            check_data(model, guide, held_out, used_device, "validation")
+            held_out = move_to_device(held_out, used_device)
+        batches = move_to_device(batches, used_device)
         order_seed = ranks.broadcast_from_first(int(torch.randint(2**31, ())) if seed is None else seed)
-        there = ranks.broadcast_from_first(resume and path is not None and path.exists())
-        resumed = read_file(path) if there and path is not None else None
-        # Gradients are averaged between the backward pass and the update, which a staged step has in one.
-        compiled = worth_compiling(compile, guide, len(batches) * epochs, where) and not (
-            ranks.many and compile == "auto"
+        exists = ranks.broadcast_from_first(resume and path is not None and path.exists())
+        resumed = read_file(path) if exists and path is not None else None
+        # With several processes, gradients are averaged between the backward pass and the update, which are one program
+        # in a compiled step.
+        compiled = worth_compiling(compile, guide, len(batches) * epochs, used_device) and not (
+            ranks.is_distributed and compile == "auto"
         )
-        if ranks.many and compiled:
+        if ranks.is_distributed and compiled:
             raise ValueError("compile=True: the step of several processes is not compiled; leave compile out")
-        if resumed is not None and compile == "auto" and not ranks.many:
+        if resumed is not None and compile == "auto" and not ranks.is_distributed:
             compiled = bool((resumed[1].get("training") or {}).get("compiled", False))
-        trainer = Trainer(model, guide, batches, settings, where, order_seed, compiled=compiled, ranks=ranks)
+        trainer = Trainer(model, guide, batches, settings, used_device, order_seed, compiled=compiled, ranks=ranks)
         run = _Run(trainer, held_out, path)
         if resumed is not None:
             run.resume(*resumed)
@@ -182,7 +194,19 @@ def fit(
 
 @dataclass
 class _Run:
-    """A run on its way: what a checkpoint has to hold besides tensors."""
+    """A training run, with everything that its checkpoint holds besides the trainer's state.
+
+    Args:
+        trainer: Makes the steps.
+        held_out: The held-out data.
+        path: Path of the checkpoint.
+        done: Number of epochs made.
+        history: Their history.
+        stopped: Why the run has ended; `None` while it goes on.
+        best_epoch: The epoch with the best loss on held-out data.
+        best_loss: That loss.
+        best: Model and guide after that epoch.
+    """
 
     trainer: Trainer
     held_out: Batches | None
@@ -197,7 +221,7 @@ class _Run:
     def __post_init__(self) -> None:
         trainer = self.trainer
         self._description = describe(trainer.model, trainer.guide)
-        self._settings = trainer.settings.text(
+        self._settings = trainer.settings.to_plain(
             batch_size=trainer.batches.batch_size,
             steps_per_epoch=len(trainer.batches),
             num_data=trainer.batches.num_data,
@@ -208,8 +232,8 @@ class _Run:
     def _ranks(self) -> Ranks:
         return self.trainer.ranks
 
-    def finish(self, check: Callable[[Any, Tensor], None] | None, callback: Callback | None, progress: bool) -> Fit:
-        """Run the epochs that are left."""
+    def finish(self, check: Callable[[Inputs, Tensor], None] | None, callback: Callback | None, progress: bool) -> Fit:
+        """Run the remaining epochs."""
         settings = self.trainer.settings
         bar = tqdm(
             total=settings.epochs,
@@ -217,11 +241,11 @@ class _Run:
             desc="fit",
             unit="epoch",
             mininterval=1.0,
-            disable=not (progress and self._ranks.first),
+            disable=not (progress and self._ranks.is_first),
         )
         with bar:
             if self.trainer.step.staged:
-                bar.set_postfix_str("the step is compiled first, some 10 to 30 s", refresh=True)
+                bar.set_postfix_str("compiling the step, some 10 to 30 s", refresh=True)
             while self.stopped is None:
                 row = self._epoch(check)
                 check = None
@@ -245,9 +269,9 @@ class _Run:
             compile_seconds=self.trainer.step.seconds if self.trainer.step.stagings else None,
         )
 
-    def _epoch(self, check: Callable[[Any, Tensor], None] | None) -> dict[str, Any]:
+    def _epoch(self, check: Callable[[Inputs, Tensor], None] | None) -> dict[str, Any]:
         trainer, settings = self.trainer, self.trainer.settings
-        begin = perf_counter()
+        start = perf_counter()
         try:
             row = trainer.run_epoch(self.done + 1, check)
         except NonFiniteLossError as error:
@@ -259,12 +283,12 @@ class _Run:
             loss = predictive_loss(
                 trainer.model, trainer.guide, self.held_out, trainer.device, estimator=settings.estimator
             )
-            # One number for all ranks, since it decides when to stop.
+            # The same number on all ranks, since it decides when to stop.
             row["validation"] = self._ranks.broadcast_from_first(loss)
-        row["seconds"] = perf_counter() - begin
-        append(self.history, row)
+        row["seconds"] = perf_counter() - start
+        append_epoch(self.history, row)
         if settings.patience is not None:
-            self._compare(row["validation"], settings.patience)
+            self._update_best(row["validation"], settings.patience)
         if self.stopped is None and self.done == settings.epochs:
             self.stopped = "finished"
         if self.stopped is not None and self.best:
@@ -272,8 +296,8 @@ class _Run:
             self.best = {}
         return row
 
-    def _compare(self, loss: float, patience: int) -> None:
-        """Keep the parameters if they are the best so far on held-out data; stop if none have been for too long."""
+    def _update_best(self, loss: float, patience: int) -> None:
+        """Keep the parameters if their loss on held-out data is the best so far; stop after `patience` without one."""
         if loss < self.best_loss:
             self.best_loss, self.best_epoch = loss, self.done
             state = module_state(self.trainer.model, self.trainer.guide)
@@ -296,13 +320,13 @@ class _Run:
         write_file(path, tensors, {**self._description, "extra": {}, "training": training})
 
     def resume(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Go back to where the checkpoint was written."""
+        """Restore the state of the run from its checkpoint."""
         trainer, path = self.trainer, Path(str(self.path))
         check_fits(path, tensors, content, trainer.model, trainer.guide)
         training = content.get("training")
         if training is None:
             raise CheckpointError(
-                f"checkpoint {path}: expected one of a training run, got one of pyrostoch.save; load it by "
+                f"checkpoint {path}: expected one of a training run, got a file of pyrostoch.save; load it by "
                 "pyrostoch.load and start a run with another path"
             )
         check_same_run(path, training, self._settings)
@@ -311,8 +335,8 @@ class _Run:
         self.done, self.history = training["epoch"], training["history"]
         self.best_epoch, self.best_loss = training["best_epoch"], training["best_loss"]
         self.best = {name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")}
-        more = training["stopped"] == "finished" and self.done < trainer.settings.epochs
-        self.stopped = None if more else training["stopped"]
+        extended = training["stopped"] == "finished" and self.done < trainer.settings.epochs
+        self.stopped = None if extended else training["stopped"]
 
     def _postfix(self, row: dict[str, Any]) -> str:
         count = self.trainer.batches.num_data

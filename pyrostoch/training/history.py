@@ -1,4 +1,4 @@
-"""What a training run leaves behind: its course, epoch by epoch, and how it ended."""
+"""The result of a training run: its history by epoch, and how it ended."""
 
 from __future__ import annotations
 
@@ -7,34 +7,36 @@ from typing import Any
 
 from pyrostoch.records import Record, table
 
-__all__ = ["COLUMNS", "Fit", "History", "append"]
+__all__ = ["COLUMNS", "Fit", "History", "append_epoch"]
 
-#: What is kept of each epoch; `validation` is there only where held-out data were given.
+#: What is recorded of each epoch; `validation` only if held-out data were given.
 COLUMNS = ("epoch", "loss", "elbo", "data", "kl", "penalty", "kl_weight", "lr", "seconds", "validation")
 
 History = dict[str, list[Any]]
 
+# Number of epochs that are printed.
 _SHOWN = 5
 
 
 @dataclass(frozen=True)
 class Fit(Record):
-    """How a training run went.
+    """The result of a training run.
 
-    The terms of an epoch are means over its steps, weighted by the size of the batches, in nats for the whole data set:
-    they belong to the parameters as they changed during the epoch, with the noise and the dropout of training.
+    The terms of an epoch are means over its steps, weighted by batch size, in nats for the whole data set. They were
+    computed with the parameters as they changed during the epoch, with the noise and the dropout of training.
 
     Args:
-        history: Lists over epochs: `epoch` (from 1), `loss` (the minimized one), `elbo` (KL at weight 1) = `data` -
-            `kl` - `penalty`, `kl_weight` and `lr` (of the epoch's last step), `seconds`, and `validation` where
-            held-out data were given: the mean negative log predictive density of an example, in nats.
+        history: Lists with an entry per epoch: `epoch` (from 1); `loss` (what was minimized); `elbo` (with the KL at
+            weight 1) = `data` - `kl` - `penalty`; `kl_weight` and `lr` (of the epoch's last step); `seconds`; and, if
+            held-out data were given, `validation`: their mean negative log predictive density, in nats per example.
         epochs: Number of epochs made.
-        seconds: Time they took, over all sessions of a resumed run.
-        elbo: ELBO of the epoch whose parameters are kept.
+        seconds: Time of all epochs, including those before the run was resumed.
+        elbo: ELBO of the epoch whose parameters were kept.
         stopped: Why the run ended: `"finished"` or `"early stopping at epoch ..."`.
-        best_epoch: The epoch whose parameters were restored, where early stopping was asked for.
+        best_epoch: The epoch whose parameters were restored, with early stopping.
         checkpoint: Path of the checkpoint, if one was written.
-        compile_seconds: Seconds spent on compiling the step, part of the first epoch's; `None` where it ran eagerly.
+        compile_seconds: Seconds spent on compiling the step, contained in those of the first epoch; `None` where it ran
+            eagerly.
 
     Example:
         >>> print(Fit({"epoch": [1], "elbo": [-5.0], "data": [-3.0], "kl": [2.0]}, 1, 0.5, -5.0, "finished"))
@@ -66,8 +68,13 @@ class Fit(Record):
         return head + "\n" + table(columns, [[self.history[name][row] for name in columns] for row in shown])
 
 
-def append(history: History, row: dict[str, Any]) -> None:
-    """Add an epoch to a history."""
+def append_epoch(history: History, row: dict[str, Any]) -> None:
+    """Append an epoch to a history.
+
+    Args:
+        history: The history, which is changed.
+        row: What was recorded of the epoch, by the names in `COLUMNS`.
+    """
     for name in COLUMNS:
         if name in row:
             history.setdefault(name, []).append(row[name])

@@ -1,4 +1,4 @@
-"""What changes from step to step of a training run: the learning rate and the weight of the KL."""
+"""Schedules of the learning rate and of the weight of the KL, step by step."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ __all__ = ["SCHEDULES", "Schedule", "kl_weight", "rate_factor"]
 
 Schedule = Literal["linear", "cosine", "constant"]
 
-#: The factor of the learning rate, as a function of the share of the run that is done.
+#: The factor of the learning rate, as a function of the fraction of steps already made.
 SCHEDULES: dict[str, Callable[[float], float]] = {
     "linear": lambda done: 1.0 - done,
     "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
@@ -21,12 +21,12 @@ SCHEDULES: dict[str, Callable[[float], float]] = {
 
 
 def rate_factor(schedule: Schedule | str, step: int, steps: int) -> float:
-    r"""The factor of the learning rate at one step: 1 at the first, on its way to 0 at the end of the run.
+    r"""The factor of the learning rate at one step: 1 at the first step, falling to 0 at the end of the run.
 
-    With $t$ steps done of $T$: $1 - t/T$ (`"linear"`), $(1 + \cos \pi t/T)/2$ (`"cosine"`), or 1 (`"constant"`).
+    With $t$ of $T$ steps made: $1 - t/T$ (`"linear"`), $(1 + \cos \pi t/T)/2$ (`"cosine"`), or 1 (`"constant"`).
 
     Args:
-        schedule: Its name.
+        schedule: Name of the schedule.
         step: Number of steps already made.
         steps: Number of steps of the whole run.
 
@@ -43,19 +43,19 @@ def rate_factor(schedule: Schedule | str, step: int, steps: int) -> float:
         0.5
 
     References:
-        The cosine: Loshchilov, Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017.
+        For the cosine: Loshchilov, Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017.
     """
     return SCHEDULES[check_choice("schedule", schedule, SCHEDULES)](step / steps)
 
 
 def kl_weight(step: int, steps_per_epoch: int, warmup: float | tuple[float, float]) -> float:
-    """The weight of the KL at one step: from 0 at the first, linearly to 1 after `warmup` epochs.
+    """The weight of the KL at one step: 0 at the first step, rising linearly to 1 after `warmup` epochs.
 
     Args:
         step: Number of steps already made.
-        steps_per_epoch: Steps of an epoch.
-        warmup: Length of the warm-up in epochs, which may be a fraction; 0 for none. A pair says after how many epochs
-            the weight begins to rise, and after how many it is 1.
+        steps_per_epoch: Number of steps in an epoch.
+        warmup: Length of the warm-up in epochs, not necessarily whole; 0 for none. Or a pair: the numbers of epochs
+            after which the weight begins to rise, and after which it is 1.
 
     Returns:
         A number from 0 to 1.
@@ -67,7 +67,7 @@ def kl_weight(step: int, steps_per_epoch: int, warmup: float | tuple[float, floa
         [0.0, 0.0, 0.0, 0.5, 1.0]
 
     References:
-        Sonderby et al., "Ladder variational autoencoders", 2016.
+        Sønderby, Raiko, Maaløe, Sønderby, Winther, "Ladder variational autoencoders", 2016.
     """
     begin, end = warmup if isinstance(warmup, tuple) else (0.0, warmup)
     done = step / steps_per_epoch

@@ -1,4 +1,4 @@
-"""The settings of a training run that decide its result, checked, and compared when a run is resumed."""
+"""The settings that determine the result of a training run; they are checked, and compared when it is resumed."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ __all__ = ["Settings", "check_same_run"]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of `fit`, by the same names.
+    """The settings of `fit` that determine its result, by the same names.
 
     Raises:
-        ValueError: One of them is out of range; it is named.
+        ValueError: A setting is out of range; it is named.
 
     Example:
         >>> Settings(epochs=0)
@@ -30,14 +30,14 @@ class Settings:
     """
 
     epochs: int
+    patience: int | None = None
+    estimator: str = "local"
+    num_particles: int = 1
     lr: float = 1e-3
     lr_alpha: float | None = None
-    estimator: str = "local"
     schedule: str = "linear"
     kl_warmup: float | tuple[float, float] = 0.0
     clip: float | None = None
-    num_particles: int = 1
-    patience: int | None = None
     precision: str = "float32"
     seed: int | None = None
 
@@ -57,20 +57,24 @@ class Settings:
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, ("float32", "bf16"))
 
-    def text(self, **data: Any) -> dict[str, Any]:
-        """The settings and what is known of the data, as plain data for a checkpoint, as JSON would give them back."""
+    def to_plain(self, **data: object) -> dict[str, Any]:
+        """The settings as plain data for a checkpoint, equal to what JSON reads back: tuples become lists.
+
+        Args:
+            data: Facts about the data, which are added.
+        """
         return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(self).items()} | data
 
 
 def check_same_run(path: Path, training: dict[str, Any], now: dict[str, Any]) -> None:
-    """Refuse to resume a run with settings that would have given another result.
+    """Raise an error if a run is resumed with settings that would have given another result.
 
-    With `schedule="constant"` the number of epochs may be raised, since the steps already made stay the same.
+    With `schedule="constant"` the number of epochs may be raised, since that does not change the steps already made.
 
     Args:
         path: The checkpoint, for the message.
-        training: What the checkpoint says of its run.
-        now: The settings asked for, by `Settings.text`.
+        training: The entry `"training"` of the checkpoint.
+        now: The present settings, from `Settings.to_plain`.
 
     Raises:
         CheckpointError: A setting differs; it is named.
@@ -83,7 +87,7 @@ def check_same_run(path: Path, training: dict[str, Any], now: dict[str, Any]) ->
         if name == "epochs" and now[name] > before[name] and before["schedule"] == "constant":
             if before["patience"] is None or training["stopped"] is None:
                 continue
-            why = "early stopping has put back the best parameters, from which the run cannot go on as it would have"
+            why = "early stopping has restored the best parameters, from which the run would not continue as before"
         raise CheckpointError(
             f"checkpoint {path}: the run was started with {name}={before.get(name)!r} and cannot be resumed with "
             f"{name}={now.get(name)!r}: {why}. Resume it with its own settings, or start a new run at another path"
@@ -92,8 +96,8 @@ def check_same_run(path: Path, training: dict[str, Any], now: dict[str, Any]) ->
 
 def _check_warmup(warmup: Any) -> None:
     ends = warmup if isinstance(warmup, tuple) else (warmup, warmup)
-    good = len(ends) == 2 and all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends)
-    if not (good and 0 <= ends[0] <= ends[1]) or (isinstance(warmup, tuple) and ends[0] == ends[1]):
+    numbers = len(ends) == 2 and all(isinstance(end, (int, float)) and math.isfinite(end) for end in ends)
+    if not (numbers and 0 <= ends[0] <= ends[1]) or (isinstance(warmup, tuple) and ends[0] == ends[1]):
         raise ValueError(
             f"kl_warmup: expected a number of epochs from 0 up, or a pair of them in rising order, got {warmup!r}"
         )

@@ -1,10 +1,10 @@
-"""Everything that decides how a training run goes on, as tensors by name: to roll back to, or to write to a file.
+"""The whole state of a training run, as tensors by name, for rolling back and for checkpoints.
 
-| name | what |
+| name | content |
 | --- | --- |
-| `model.<key>`, `guide.<key>` | their state dictionaries, buffers included |
-| `optimizer.<kind>.<parameter>` | what Adam remembers of a parameter, by the parameter's name |
-| `rng.cpu`, `rng.cuda`, `rng.loader.<i>` | the states of the random generators |
+| `model.<key>`, `guide.<key>` | their state dictionaries, including buffers |
+| `optimizer.<kind>.<parameter>` | Adam's state of a parameter, by the parameter's name |
+| `rng.cpu`, `rng.cuda`, `rng.loader.<i>` | states of the random generators |
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
         Tensors by name, `model.<key>` and `guide.<key>`.
 
     Raises:
-        TypeError: A module keeps a state that is no tensor.
+        TypeError: A module has an entry in its state dictionary that is not a tensor.
 
     Example:
         >>> list(module_state(nn.Linear(1, 1), nn.Linear(1, 1, bias=False)))
@@ -41,15 +41,20 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
         for key, value in module.state_dict().items():
             if not isinstance(value, Tensor):
                 raise TypeError(
-                    f"{prefix}: the state {key!r} is a {type(value).__name__}; only tensors can be kept without "
-                    "running code when they are read. Register it as a buffer, or leave it out of the state_dict"
+                    f"{prefix}: the state {key!r} is a {type(value).__name__}; only tensors can be saved so "
+                    "that loading them runs no code. Register it as a buffer, or leave it out of the state_dict"
                 )
             state[f"{prefix}.{key}"] = value
     return state
 
 
 def parameter_names(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, str]:
-    """A name for each trainable parameter of model and guide, shared ones once."""
+    """A name for each trainable parameter of model and guide; a shared parameter has one name.
+
+    Args:
+        model: The model.
+        guide: The guide.
+    """
     names: dict[nn.Parameter, str] = {}
     for prefix, module in (("guide", guide), ("model", model)):
         for key, parameter in module.named_parameters():
@@ -59,35 +64,35 @@ def parameter_names(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, st
 
 
 def make_adam(guide: nn.Module, names: dict[nn.Parameter, str], settings: Settings) -> torch.optim.Adam:
-    """Adam over one or two groups: the guide's logarithms of alpha have a group, and a rate, of their own.
+    """Make an Adam optimizer; the guide's logarithms of alpha are a parameter group with its own learning rate.
 
     Args:
-        guide: The guide; its `parameter_groups()["alpha"]`, where it has one, are the logarithms of alpha.
+        guide: The guide; its `parameter_groups()["alpha"]`, if it has that method, are the logarithms of alpha.
         names: The trained parameters of model and guide.
-        settings: Their rates at the start, `lr` and `lr_alpha`.
+        settings: The initial learning rates `lr` and `lr_alpha`.
     """
     groups = guide.parameter_groups() if hasattr(guide, "parameter_groups") else {}  # type: ignore[operator]
     alphas = {id(parameter) for parameter in groups.get("alpha", ())}
-    parted = [
+    param_groups = [
         {"params": [p for p in names if id(p) not in alphas], "lr": settings.lr},
         {
             "params": [p for p in names if id(p) in alphas],
             "lr": settings.lr if settings.lr_alpha is None else settings.lr_alpha,
         },
     ]
-    return torch.optim.Adam([group for group in parted if group["params"]])
+    return torch.optim.Adam([group for group in param_groups if group["params"]])
 
 
 class TrainingState:
-    """Reads and puts back the whole state of a training run.
+    """Captures and restores the whole state of a training run.
 
     Args:
         model: The model.
         guide: The guide.
-        optimizer: Their optimizer.
+        optimizer: The optimizer of both.
         names: Name of each trained parameter.
-        device: Where they live.
-        generators: Random generators of the data, besides torch's own.
+        device: The device of model and guide.
+        generators: Random generators of the data, besides torch's global ones.
     """
 
     def __init__(
@@ -103,7 +108,7 @@ class TrainingState:
         self.names, self.device, self.generators = names, device, generators
 
     def capture(self) -> dict[str, Tensor]:
-        """Copies of everything, on the devices they are on."""
+        """Copies of the whole state, on the devices of the originals."""
         state = {name: value.detach().clone() for name, value in module_state(self.model, self.guide).items()}
         for parameter, name in self.names.items():
             for kind, value in self.optimizer.state.get(parameter, {}).items():
@@ -116,14 +121,18 @@ class TrainingState:
         return state
 
     def restore(self, state: dict[str, Tensor]) -> None:
-        """Put back what `capture` has read; the tensors given stay the caller's."""
+        """Restore a state from `capture`, whose tensors are copied.
+
+        Args:
+            state: The state.
+        """
         self.restore_modules(state)
         self.optimizer.state.clear()
         for parameter, name in self.names.items():
             for kind in ("step", "exp_avg", "exp_avg_sq"):
                 value = state.get(f"optimizer.{kind}.{name}")
                 if value is not None:
-                    # Adam counts its steps on the CPU, so that reading the count does not wait for the device.
+                    # Adam keeps its step count on the CPU, so that reading it does not wait for the device.
                     device = value.device if kind == "step" else parameter.device
                     self.optimizer.state[parameter][kind] = value.detach().clone().to(device)
         torch.set_rng_state(state["rng.cpu"])
@@ -134,7 +143,11 @@ class TrainingState:
                 generator.set_state(state[f"rng.loader.{index}"])
 
     def restore_modules(self, state: dict[str, Tensor]) -> None:
-        """Put back model and guide alone, keeping their devices and dtypes."""
+        """Restore model and guide only; they keep their devices and dtypes.
+
+        Args:
+            state: The state.
+        """
         with torch.no_grad():
             for name, value in module_state(self.model, self.guide).items():
                 value.copy_(state[name])

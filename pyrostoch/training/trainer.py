@@ -1,4 +1,4 @@
-"""The steps of a training run, an epoch at a time without waiting for the device, and the account of a NaN loss."""
+"""The steps of a training run, which never wait for the device within an epoch, and the search for a NaN's origin."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from pyrostoch.infer.elbo import ELBO
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.infer.terms import Terms
 from pyrostoch.model import BayesianModel
+from pyrostoch.protocols import Inputs
 from pyrostoch.staging import StagedStep
 from pyrostoch.training.schedule import kl_weight, rate_factor
 from pyrostoch.training.settings import Settings
@@ -29,8 +30,8 @@ class NonFiniteLossError(FloatingPointError):
     Args:
         epoch: The epoch, counted from 1.
         step: The step of that epoch, counted from 1.
-        where: What was not finite there: terms, sites, parameters, inputs.
-        message: The whole story.
+        where: What was not finite in that step: terms, sites, parameters, inputs.
+        message: The error message.
 
     Example:
         >>> NonFiniteLossError(3, 17, ["the data term"], "epoch 3, step 17: ...").where
@@ -43,7 +44,7 @@ class NonFiniteLossError(FloatingPointError):
 
 
 class _Loss(nn.Module):
-    """The loss as a module around model and guide, for DistributedDataParallel to call."""
+    """The loss as a module that contains model and guide, as DistributedDataParallel needs it."""
 
     def __init__(self, model: nn.Module, guide: nn.Module, loss: Callable[..., Any]) -> None:
         super().__init__()
@@ -61,13 +62,13 @@ class Trainer:
         guide: Its guide.
         batches: The training data.
         settings: The settings of the run.
-        device: Where model and guide live.
+        device: The device of model and guide.
         order_seed: Seed of the order of the examples.
         compiled: Whether to compile the step.
-        ranks: The processes that train together, where there are several.
+        ranks: The processes that train together, if there are several.
 
     Raises:
-        ValueError: There is nothing to train.
+        ValueError: Neither guide nor model has a parameter to train.
     """
 
     def __init__(
@@ -96,26 +97,26 @@ class Trainer:
         self.state = TrainingState(model, guide, self.optimizer, self.names, device, batches.generators())
         self.ranks = Ranks() if ranks is None else ranks
         loss: Any = self._loss
-        if self.ranks.many:
-            # Gives all ranks the parameters of the first, and averages their gradients.
+        if self.ranks.is_distributed:
+            # Copies the parameters of the first rank to all ranks, and averages the gradients.
             loss = nn.parallel.DistributedDataParallel(_Loss(model, guide, self._loss))
         self.step = StagedStep(loss, self.optimizer, [guide, model], clip=settings.clip, staged=compiled, name="fit")
-        # A tensor, since a staged step would keep a number for ever.
+        # A tensor, since a compiled step would keep a number for ever.
         dtypes = {p.dtype for p in self.names if p.dtype.is_floating_point}
         self._kl_weight = torch.ones((), dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
 
-    def run_epoch(self, number: int, check: Callable[[Any, Tensor], None] | None = None) -> dict[str, Any]:
-        """Train for one epoch; nothing is read from the device before its end.
+    def run_epoch(self, number: int, check: Callable[[Inputs, Tensor], None] | None = None) -> dict[str, Any]:
+        """Train for one epoch; no value is read from the device before its end.
 
         Args:
             number: The epoch, counted from 1.
             check: Called with each batch before it is used.
 
         Returns:
-            The terms of the epoch, means over its steps weighted by the batches' sizes.
+            The terms of the epoch: means over its steps, weighted by batch size.
 
         Raises:
-            NonFiniteLossError: A loss or a parameter is not finite; everything is back where the epoch began.
+            NonFiniteLossError: A loss or a parameter is not finite; the state at the start of the epoch is restored.
         """
         start = self.state.capture()
         rows: list[Tensor] = []
@@ -128,27 +129,27 @@ class Trainer:
         self.optimizer.zero_grad(set_to_none=True)
         terms = self.ranks.mean(torch.stack(rows)).cpu().double()
         bad = (~torch.isfinite(terms).all(1)).nonzero()
-        if len(bad) or self._wrong_parameters():
-            self._explain(number, int(bad[0]) if len(bad) else len(rows), len(rows), start)
-        share = torch.tensor(sizes, dtype=torch.float64)
-        loss, data, kl, penalty = ((terms * share[:, None]).sum(0) / share.sum()).tolist()
+        if len(bad) or self._nonfinite_parameters():
+            self._raise_nonfinite(number, int(bad[0]) if len(bad) else len(rows), len(rows), start)
+        weights = torch.tensor(sizes, dtype=torch.float64)
+        loss, data, kl, penalty = ((terms * weights[:, None]).sum(0) / weights.sum()).tolist()
         row = {"epoch": number, "loss": loss, "elbo": data - kl - penalty, "data": data, "kl": kl, "penalty": penalty}
         return {**row, "kl_weight": self.kl_weight, "lr": self.optimizer.param_groups[0]["lr"]}
 
     def _shares(self, number: int) -> Iterator[Share]:
-        """This process's part of each batch of an epoch, its noise seeded where there are others."""
-        if self.ranks.many:
+        """This process's part of each batch of an epoch; if there are several processes, each is seeded differently."""
+        if self.ranks.is_distributed:
             reseed(self.device, mixed_seed(self.order_seed, number, self.ranks.rank))
         return self.batches.shares(self.order_seed, number, self.ranks)
 
     def _step(self, share: Share, number: int, index: int) -> Tensor:
-        """One step of the optimizer; returns loss, data term, KL and penalty as a tensor on the device."""
-        self._prepare(number, index)
+        """Make one step of the optimizer; return loss, data term, KL and penalty as a tensor on the device."""
+        self._set_schedules(number, index)
         x, y = to_device(share.x, self.device), to_device(share.y, self.device)
         return self.step(x, y, self._kl_weight, share.weight)[1]
 
-    def _loss(self, x: Any, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, and all its terms in a row."""
+    def _loss(self, x: Inputs, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
+        """The loss of a batch, and a tensor of loss, data term, KL and penalty."""
         data: Any = 0.0
         kl: Any = 0.0
         penalty: Any = 0.0
@@ -160,44 +161,44 @@ class Trainer:
         data, kl, penalty = data / len(draws), kl / len(draws), penalty / len(draws)
         data = data if weight is None else data * weight
         loss = kl * kl_weight + penalty - data
-        return loss, torch.stack([self._number(value) for value in (loss, data, kl, penalty)])
+        return loss, torch.stack([self._as_tensor(value) for value in (loss, data, kl, penalty)])
 
-    def _prepare(self, number: int, index: int) -> None:
+    def _set_schedules(self, number: int, index: int) -> None:
         """Set the learning rates and the weight of the KL for a step."""
-        each = len(self.batches)
-        step, steps = (number - 1) * each + index, self.settings.epochs * each
+        steps_per_epoch = len(self.batches)
+        step, steps = (number - 1) * steps_per_epoch + index, self.settings.epochs * steps_per_epoch
         factor = rate_factor(self.settings.schedule, min(step, steps), steps)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        self.kl_weight = kl_weight(step, each, self.settings.kl_warmup)
+        self.kl_weight = kl_weight(step, steps_per_epoch, self.settings.kl_warmup)
         self._kl_weight.fill_(self.kl_weight)
 
-    def _terms(self, x: Any, y: Tensor) -> Terms:
+    def _terms(self, x: Inputs, y: Tensor) -> Terms:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             return self.elbo.terms(self.model, self.guide, x, y)
 
-    def _number(self, value: Tensor | float) -> Tensor:
+    def _as_tensor(self, value: Tensor | float) -> Tensor:
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
         if isinstance(value, Tensor):
             return value.detach().to(dtype)
         return torch.full((), value, dtype=dtype, device=self.device)
 
-    def _wrong_parameters(self) -> list[str]:
-        """Names of the parameters that are not finite; the device is asked once."""
+    def _nonfinite_parameters(self) -> list[str]:
+        """Names of the parameters that are not finite; the device is read once."""
         finite = torch.stack([torch.isfinite(parameter.detach()).all() for parameter in self.names]).tolist()
         return [name for name, good in zip(self.names.values(), finite, strict=True) if not good]
 
-    def _explain(self, number: int, bad: int, steps: int, start: dict[str, Tensor]) -> NoReturn:
-        """Run the epoch again up to the bad step, look there for what is not finite, roll back, and raise."""
+    def _raise_nonfinite(self, number: int, bad: int, steps: int, start: dict[str, Tensor]) -> NoReturn:
+        """Repeat the epoch up to the bad step, find what is not finite there, restore the start, and raise."""
         self.state.restore(start)
         where: list[str] = []
         for index, share in enumerate(self._shares(number)):
             if index == bad:
-                where = self._what_is_wrong(share.x, share.y, number, index)
+                where = self._find_nonfinite(share.x, share.y, number, index)
                 break
             self._step(share, number, index)
         if not where:
-            where = [f"parameter {name!r}" for name in self._wrong_parameters()]
+            where = [f"parameter {name!r}" for name in self._nonfinite_parameters()]
         self.state.restore(start)
         self.optimizer.zero_grad(set_to_none=True)
         step = min(bad + 1, steps)
@@ -212,17 +213,17 @@ class Trainer:
             + "; try a smaller lr, clip=1.0, kl_warmup, or a smaller initial scale",
         )
 
-    def _what_is_wrong(self, x: Any, y: Tensor, number: int, index: int) -> list[str]:
-        """What is not finite at a step that has not been made: inputs, parameters, terms."""
-        self._prepare(number, index)
+    def _find_nonfinite(self, x: Inputs, y: Tensor, number: int, index: int) -> list[str]:
+        """What is not finite in a step that has not been made: inputs, parameters, terms."""
+        self._set_schedules(number, index)
         x, y = to_device(x, self.device), to_device(y, self.device)
         parts = x if isinstance(x, tuple) else (x,)
-        wrong = [] if all(bool(torch.isfinite(part).all()) for part in parts) else ["inputs x of this batch"]
-        wrong += [f"parameter {name!r}" for name in self._wrong_parameters()]
+        found = [] if all(bool(torch.isfinite(part).all()) for part in parts) else ["inputs x of this batch"]
+        found += [f"parameter {name!r}" for name in self._nonfinite_parameters()]
         for draw in particles(self.settings.num_particles):
             with draw:
                 terms = self._terms(x, y)
             values: dict[str, Tensor | float] = {"data term": terms.data, "penalty": terms.penalty}
             values |= {f"KL of site {name!r}": site.kl for name, site in terms.sites.items()}
-            wrong += [name for name, value in values.items() if not bool(torch.isfinite(self._number(value)))]
-        return list(dict.fromkeys(wrong))
+            found += [name for name, value in values.items() if not bool(torch.isfinite(self._as_tensor(value)))]
+        return list(dict.fromkeys(found))

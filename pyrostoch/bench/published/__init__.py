@@ -1,14 +1,16 @@
-"""The benches: one published table a file, and beside it what serves that table only.
+"""The benches: a file for each table, and files with networks and trials that only one table uses.
 
-| name | what |
-| --- | --- |
-| `variance` | variance layers beside dropout: accuracy by mean, one sample and many |
-| `elbo` | the ELBO of the alpha guides and the additive one, cold and warm-started, term by term |
-| `pruning` | weights removed by their alpha, beside pruning by magnitude |
-| `speed` | one step of several libraries, eager and compiled, side by side; averages, memory, import |
-| `moments` | one pass by moments beside Monte Carlo; binary neurons; random networks, units, a sampling network |
-| `homeostasis` | transfer functions and accuracy of binary neurons when the noise changes |
-| `trident` | ternary neurons, gradients and weights; estimators beside the exact gradient |
+| bench | what it compares | helper files |
+| --- | --- | --- |
+| `variance` | variance layers and dropout: accuracy with mean weights, one sample and many | `toy` |
+| `elbo` | the ELBO of the alpha guides and the additive one, from a cold or warm start, term by term | |
+| `pruning` | pruning by alpha and by magnitude | `magnitude` |
+| `speed` | a training step of several libraries; averaged predictions, memory, import time | in `bench.speed` |
+| `moments` | one pass by moments and Monte Carlo, for several networks and single units | `gaps`, `posterior` |
+| `homeostasis` | transfer functions and accuracy of binary neurons when the noise changes | |
+| `trident` | ternary neurons, gradients and weights; gradient estimators | `ternary`, `discrete` |
+
+`binary` has the networks of binary neurons of `moments` and `homeostasis`.
 """
 
 from __future__ import annotations

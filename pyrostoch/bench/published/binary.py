@@ -1,4 +1,4 @@
-"""Networks of binary neurons, as the benchmarks build them."""
+"""The networks of binary neurons of the benches `moments` and `homeostasis`."""
 
 from __future__ import annotations
 
@@ -12,21 +12,21 @@ from pyrostoch.layers import ThresholdNeuron
 
 __all__ = ["NOISE", "binary_cnn", "binary_mlp"]
 
-#: Deviation of the neurons' noise; batch normalization gives their inputs a variance of 1. Of 0.5 and 1, the better one
-#: on held-out training images.
+#: Standard deviation of the neurons' noise; batch normalization gives their inputs a variance of 1. The better one of
+#: 0.5 and 1 on held-out training images.
 NOISE = 0.5
 
 
 def binary_mlp(
     split: DataSplit, widths: tuple[int, ...] = (500, 500), noise: float = NOISE, correlation: float = 0.0
 ) -> nn.Module:
-    """Layers of binary neurons between an image and linear class scores; a fifth of the pixels is dropped in training.
+    """Layers of binary neurons and linear class scores; a fifth of the pixels is dropped in training.
 
     Args:
         split: The data set.
-        widths: Neurons of each layer.
-        noise: Deviation of their noise.
-        correlation: Correlation of the noise of a layer's neurons.
+        widths: Number of neurons in each layer.
+        noise: Standard deviation of their noise.
+        correlation: Correlation of the noise between neurons of a layer.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict(flatten=nn.Flatten(), dropout=nn.Dropout(0.2))
     sizes = (math.prod(split.input_shape), *widths)
@@ -39,12 +39,12 @@ def binary_mlp(
 
 
 def binary_cnn(split: DataSplit, channels: tuple[int, int] = (20, 50), hidden: int = 500) -> nn.Module:
-    """LeNet5 with binary neurons: two convolutions, each pooled by the mean, and a dense layer.
+    """LeNet5 with binary neurons: two convolutions with average pooling, and a dense layer.
 
     Args:
         split: The data set.
         channels: Channels of the convolutions.
-        hidden: Neurons of the dense layer.
+        hidden: Number of neurons in the dense layer.
     """
     layers: OrderedDict[str, nn.Module] = OrderedDict()
     before, height, width = split.input_shape

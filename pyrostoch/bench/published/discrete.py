@@ -1,4 +1,4 @@
-"""TriDeNT with weights that never leave their grid, and what a network of integers costs."""
+"""Trials of the bench `trident`: weights that stay on their grid during training, and the costs of integer networks."""
 
 from __future__ import annotations
 
@@ -8,9 +8,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from pyrostoch.bench.case import Own, Trained
+from pyrostoch.bench.case import Trained, TrialContext
 from pyrostoch.bench.published.ternary import TERNARY, ternary_mlp
-from pyrostoch.bench.trial import parts_of, score
+from pyrostoch.bench.trial import score, train_test_data
 from pyrostoch.guides import Additive, CategoricalWeights, refresh_batch_norm
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
@@ -20,25 +20,28 @@ from pyrostoch.training.schedule import rate_factor
 
 __all__ = ["discrete_updates", "integers"]
 
-# Pixels are whole multiples of it.
+# Pixels are integer multiples of this step.
 _PIXEL = 1.0 / 255.0
+# Images of a batch of the integer network, and images that its costs are averaged over.
 _CHECKED = 2000
-# Scores of a fresh layer are too close together for a scale that cannot grow; of 0.016, 0.1 and 0.3 on held-out images.
+# Scale of the weights of the scores, the best of 0.016, 0.1 and 0.3 on held-out images. The scale is fixed in training,
+# and at that of a newly initialized layer the scores stay too close together.
 _SCORES = 0.1
 
 
-def discrete_updates(own: Own) -> dict[str, float]:
-    """A trial of 784-2000-10: weights of three states, moved by draws of whole states, by ternary gradients.
+def discrete_updates(context: TrialContext) -> dict[str, float]:
+    """Train 784-2000-10 with ternary gradients and weights of three states, updated by random whole states.
 
     Args:
-        own: What the trial is given.
+        context: The trial.
+
+    Returns:
+        Scores by metric.
     """
-    split, recipe = own.split, own.recipe
-    if split is None:
-        raise ValueError(f"bench trident: {own.case.name} needs a data set")
-    device = torch.device(own.setting.device)
-    train, test = parts_of(split, recipe, device)
-    with seeded(own.seed, device):
+    split, recipe = context.require_split(), context.recipe
+    device = torch.device(context.setting.device)
+    train, test = train_test_data(split, recipe, device)
+    with seeded(context.seed, device):
         net = ternary_mlp(split, gradient=TERNARY)
         model = BayesianModel(net, likelihood=Categorical(), num_data=len(train[0])).to(device)
         optimizer = torch.optim.Adam(net.parameters(), lr=recipe.lr)
@@ -55,17 +58,17 @@ def discrete_updates(own: Own) -> dict[str, float]:
                 loss.backward()
                 optimizer.step()
                 step += 1
-            own.tell({"epoch": epoch + 1, "note": f"loss {loss.item():.3f}"})
+            context.progress({"epoch": epoch + 1, "note": f"loss {loss.item():.3f}"})
         net.eval()
     guide = Additive(model)
-    return score(Trained(own.case, model, guide, train, test, recipe, own.seed, split))
+    return score(Trained(context.case, model, guide, train, test, recipe, context.seed, split))
 
 
 def integers(trained: Trained) -> dict[str, float]:
-    """Accuracy of the network of integers without noise, and what it costs.
+    """Accuracy without noise of a network exported to integers, and its costs.
 
     Args:
-        trained: A network whose weights are on a grid, or have distributions over one.
+        trained: A network whose weights are on a grid, or have distributions over a grid.
     """
     net = trained.model.net
     if isinstance(trained.guide, CategoricalWeights):
@@ -73,14 +76,14 @@ def integers(trained: Trained) -> dict[str, float]:
         refresh_batch_norm(net, trained.train[0])
     x, y = trained.test
     exported = export_integer(net, x[:_CHECKED], input_step=_PIXEL)
-    right = [_right(exported, *part) for part in zip(x.split(_CHECKED), y.split(_CHECKED), strict=True)]
+    correct = [_count_correct(exported, *part) for part in zip(x.split(_CHECKED), y.split(_CHECKED), strict=True)]
     cost = exported.costs(x[:_CHECKED]).total
-    found = {"accuracy/integers": sum(right) / len(y)}
+    scores = {"accuracy/integers": sum(correct) / len(y)}
     for name in ("weight_bits", "float_bits", "additions", "active", "multiplications", "comparisons"):
-        found[f"cost/{name.replace('_', '-')}"] = float(getattr(cost, name))
-    return found
+        scores[f"cost/{name.replace('_', '-')}"] = float(getattr(cost, name))
+    return scores
 
 
-def _right(net: nn.Module, x: Tensor, y: Tensor) -> int:
+def _count_correct(net: nn.Module, x: Tensor, y: Tensor) -> int:
     with torch.no_grad():
         return int((net(x).argmax(-1) == y).sum())

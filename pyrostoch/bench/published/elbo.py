@@ -1,17 +1,17 @@
-"""The ELBO of guides that differ in flexibility, cold and warm-started, term by term."""
+"""The bench `elbo`: the ELBO of guides that differ in flexibility, from a cold or warm start, term by term."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from pyrostoch.bench.case import Bench, Case, MakeGuide
 from pyrostoch.bench.published.variance import lenet5
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.effects import base_distribution
-from pyrostoch.guides import Additive, LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha
+from pyrostoch.guides import Additive, Guide, LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha
 from pyrostoch.model import BayesianModel, Site
 from pyrostoch.priors import EmpiricalBayes, LogUniform, Prior
 
@@ -20,16 +20,16 @@ __all__ = ["ELBO_TABLE"]
 _ALPHA = {"layer-wise": LayerwiseAlpha, "neuron-wise": NeuronwiseAlpha, "weight-wise": WeightwiseAlpha}
 _DISTRIBUTION = {
     "layer-wise": "N(μ, αμ²), one α",
-    "neuron-wise": "N(μ, αμ²), an α a neuron",
-    "weight-wise": "N(μ, αμ²), an α a weight",
+    "neuron-wise": "N(μ, αμ²), one α per neuron",
+    "weight-wise": "N(μ, αμ²), one α per weight",
     "additive": "N(μ, σ²)",
 }
 
-# Draws for the data term: a few images carry most of it, and a draw decides on them.
+# Draws for the data term; a few images contribute most of it, and their contribution varies from draw to draw.
 _DRAWS = 20
 
-# Chosen on 10,000 held-out training images; the full recipe is the published one, but for the rate of log alpha: with
-# that of the weights it is still rising when the rate reaches 0.
+# Chosen on 10,000 held-out training images. The full recipe is the published one, except for the learning rate of log
+# alpha: with the weights' rate, log alpha is still rising when the rate reaches 0.
 _COLD = {
     "quick": Recipe(epochs=2, lr=2e-3, lr_alpha=0.3, init_log_alpha=4.0, examples=2000),
     "cpu": Recipe(epochs=60, lr=4e-3, lr_alpha=0.5, init_log_alpha=4.0),
@@ -43,51 +43,52 @@ _WARM = {
 
 
 def _guide(kind: str) -> MakeGuide:
-    """Makes a guide, from the recipe's start or from the distributions of a trained guide."""
+    """A function that makes a guide, initialized by the recipe or with the distributions of a trained guide."""
 
-    def make(model: BayesianModel, recipe: Recipe, origin: nn.Module | None) -> nn.Module:
+    def make(model: BayesianModel, recipe: Recipe, origin: Guide | None) -> Guide:
         if kind == "additive":
-            start: dict[str, Any] = {"init_scale": recipe.init_scale}
+            initial: dict[str, Any] = {"init_scale": recipe.init_scale}
             if origin is not None:
-                start = {"init_loc": _of(origin, "mean"), "init_scale": _of(origin, "stddev")}
-            return Additive(model, **start)
-        start = {"init_log_alpha": recipe.init_log_alpha}
+                initial = {"init_loc": _value_of(origin, "mean"), "init_scale": _value_of(origin, "stddev")}
+            return Additive(model, **initial)
+        initial = {"init_log_alpha": recipe.init_log_alpha}
         if origin is not None:
-            start = {"init_loc": _of(origin, "mean"), "init_log_alpha": _of(origin, "unexpanded_log_alpha")}
-        return _ALPHA[kind](model, **start)
+            log_alpha = _value_of(origin, "unexpanded_log_alpha")
+            initial = {"init_loc": _value_of(origin, "mean"), "init_log_alpha": log_alpha}
+        return _ALPHA[kind](model, **initial)
 
     return make
 
 
-def _of(origin: Any, what: str) -> Callable[[Site], Tensor]:
-    """A start for each site: a parameter or moment of the distribution that a trained guide gives it."""
-    return lambda site: getattr(base_distribution(origin.site_distribution(site.name)), what).detach()
+def _value_of(guide: Guide, attribute: str) -> Callable[[Site], Tensor]:
+    """A function of a site: an attribute of the distribution that a trained guide has for it."""
+    return lambda site: getattr(base_distribution(guide.site_distribution(site.name)), attribute).detach()
 
 
-def _case(kind: str, how: str = "", prior: Prior | None = None) -> Case:
-    warm = how in ("warm", "continued")
-    begun = {
+def _case(kind: str, variant: str = "", prior: Prior | None = None) -> Case:
+    warm = variant in ("warm", "continued")
+    suffixes = {
         "": "",
-        "warm": ", from the layer-wise solution",
-        "continued": ", trained on",
+        "warm": ", started from the layer-wise solution",
+        "continued": ", trained further",
         "proper": ", N(0, s²) prior",
     }
     return Case(
-        name=f"lenet5/dense1/{kind}{f'/{how}' if how else ''}",
-        title=f"{kind}: {_DISTRIBUTION[kind]}{begun[how]}",
+        name=f"lenet5/dense1/{kind}{f'/{variant}' if variant else ''}",
+        title=f"{kind}: {_DISTRIBUTION[kind]}{suffixes[variant]}",
         data="mnist",
         network=lenet5,
         guide=_guide(kind),
         recipes=_WARM if warm else _COLD,
         random={"dense1.weight": prior or LogUniform()},
         start="lenet5/dense1/layer-wise" if warm else None,
-        needs_gpu=() if (kind, how) == ("layer-wise", "") else ("full",),
+        needs_gpu=() if (kind, variant) == ("layer-wise", "") else ("full",),
         curve=not warm,
-        draws=_DRAWS,
+        elbo_draws=_DRAWS,
     )
 
 
-#: The benchmark.
+#: The bench.
 ELBO_TABLE = Bench(
     name="elbo",
     title="The ELBO of more and less flexible posteriors",
@@ -123,16 +124,16 @@ ELBO_TABLE = Bench(
         }.items()
     },
     notes=(
-        "ELBO = data term - KL, in nats, of all training images; the KL is a sum over the 400,000 weights of "
-        "dense1, the only random ones. The data term is a mean over "
-        f"{_DRAWS} draws with the network in evaluation mode, and its Monte-Carlo error that of this mean.",
+        "ELBO = data term - KL, in nats, over all training images. The KL is a sum over the 400,000 weights of dense1, "
+        f"the only random ones. The data term is a mean over {_DRAWS} draws with the network in evaluation mode; its "
+        "Monte-Carlo error is the standard error of this mean.",
         "The log-uniform prior is improper: KL and ELBO are defined up to a constant for each weight, here chosen so "
-        "that the KL goes to 0 as alpha goes to infinity. The proper prior N(0, s²), s fitted, has no such freedom; "
-        "that row's ELBO does not compare with the others'.",
-        "Layer-wise is contained in neuron-wise and weight-wise, and additive equals weight-wise where the mean is not "
-        "0. So the flexible families, begun at the layer-wise solution, must reach at least its ELBO; where they end "
-        "lower from a cold start, that is an artifact of optimization. 'Trained on' is the layer-wise solution given "
-        "the same further epochs.",
+        "that the KL goes to 0 as alpha goes to infinity. The prior N(0, s²) with fitted s is proper and has no such "
+        "constant; the ELBO of its row cannot be compared with the others.",
+        "The layer-wise family is contained in the neuron-wise and the weight-wise one, and the additive family equals "
+        "the weight-wise one wherever the mean is not 0. So the more flexible families, started from the layer-wise "
+        "solution, must reach at least its ELBO; if they end lower from a cold start, that is an artifact of "
+        "optimization. 'Trained further' is the layer-wise solution with the same additional epochs.",
     ),
     source="Neklyudov et al. 2018 (arXiv 1803.03764); which layers were random is not stated there",
 )

@@ -1,18 +1,18 @@
-"""Homeostasis of binary neurons: transfer functions and accuracy when the noise changes, without and with it."""
+"""The bench `homeostasis`: transfer functions and accuracy of binary neurons when the noise changes."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pyrostoch.bench.case import Bench, Case, Own
+from pyrostoch.bench.case import Bench, Case, TrialContext
 from pyrostoch.bench.files import save_figure
 from pyrostoch.bench.published.binary import NOISE, binary_mlp
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.guides import Additive
+from pyrostoch.layers import ThresholdNeuron
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction import compare
@@ -21,18 +21,18 @@ from pyrostoch.prediction.readouts import evaluating, seeded
 from pyrostoch.report.homeostasis import transfer_functions
 from pyrostoch.training import fit
 
-__all__ = ["FACTORS", "HOMEOSTASIS", "WAYS", "Transfer", "transfer"]
+__all__ = ["COMPENSATIONS", "FACTORS", "HOMEOSTASIS", "TransferFunctions", "homeostasis_trial", "transfer_function"]
 
-#: Noise levels, in units of the trained one.
+#: Noise levels, as factors of the level in training.
 FACTORS = (0.5, 1.0, 2.0, 4.0)
-#: What is done about a changed noise level.
-WAYS = ("off", "bias", "gain-and-bias", "oracle")
+#: What compensates for a changed noise level: nothing, homeostasis of the bias or of gain and bias, or exact rescaling.
+COMPENSATIONS = ("off", "bias", "gain-and-bias", "oracle")
 
-# Inputs that the neurons adapt to, and images on which accuracy is measured.
+# Training images that the neurons adapt to, and test images.
 _ADAPTED, _TESTED = 10_000, 10_000
-# Factor of a noise that is removed.
-_NONE = 1e-3
-# Inputs of a neuron at which its transfer function is drawn, in deviations of its input; neurons that are averaged.
+# Factor that practically removes the noise.
+_NO_NOISE = 1e-3
+# Points of a transfer function, from -3 to 3 standard deviations of a neuron's input.
 _GRID = 41
 _RECIPES = {
     "quick": Recipe(epochs=2, lr=4e-3, estimator="moments:closed", examples=2000),
@@ -41,39 +41,42 @@ _RECIPES = {
 
 
 @dataclass(frozen=True, eq=False)
-class Transfer:
-    """Mean transfer functions of a layer: the mean state as a function of the input.
+class TransferFunctions:
+    """Transfer functions of a layer, averaged over its neurons: the mean state as a function of the input.
 
     Args:
-        axis: Inputs.
-        reference: Mean state at the trained noise level, in the shape of `axis`.
-        found: Mean state by noise level and by what was done about it.
+        axis: Inputs, (n,).
+        reference: Mean states at the noise level of training, (n,).
+        states: Mean states by noise level and compensation, (n,) each.
     """
 
     axis: Tensor
     reference: Tensor
-    found: dict[tuple[float, str], Tensor]
+    states: dict[tuple[float, str], Tensor]
 
-    def error(self, factor: float, way: str) -> float:
-        """Largest distance from the reference.
+    def error(self, factor: float, compensation: str) -> float:
+        """Largest absolute difference from the reference.
 
         Args:
             factor: The noise level.
-            way: What was done.
+            compensation: One of `COMPENSATIONS`.
         """
-        return (self.found[factor, way] - self.reference).abs().max().item()
+        return (self.states[factor, compensation] - self.reference).abs().max().item()
 
 
-def transfer(neurons: Any) -> Tensor:
+def transfer_function(neurons: ThresholdNeuron) -> Tensor:
     """Mean state of a layer's neurons at inputs from -3 to 3, averaged over neurons.
 
     Args:
-        neurons: A layer of binary neurons, its noise as it is now.
+        neurons: The layer; its current noise, gain and bias are used.
+
+    Returns:
+        Mean states, (n,).
     """
     axis = torch.linspace(-3.0, 3.0, _GRID)
     count = max(neurons.gain.numel(), 1)
-    found: Tensor = neurons.expected(axis.unsqueeze(1).expand(-1, count)).mean(1)
-    return found
+    mean_state: Tensor = neurons.expected(axis.unsqueeze(1).expand(-1, count)).mean(1)
+    return mean_state
 
 
 def _train(x: Tensor, y: Tensor, net: nn.Module, recipe: Recipe, seed: int) -> BayesianModel:
@@ -97,121 +100,128 @@ def _accuracy(model: BayesianModel, data: tuple[Tensor, Tensor], seed: int, samp
     return float(compare(model, Additive(model), data, modes=(mode,), seed=seed)[mode].accuracy or 0.0)
 
 
-def _prepare(homeostasis: Homeostasis, way: str, factor: float, x: Tensor, seed: int) -> None:
-    """Do about the noise level, now in force, what a way does."""
+def _compensate(homeostasis: Homeostasis, compensation: str, factor: float, x: Tensor, seed: int) -> None:
+    """Set gains and biases for the current noise level by one of `COMPENSATIONS`."""
     homeostasis.reset()
-    if way == "oracle":
+    if compensation == "oracle":
         homeostasis.oracle(factor)
-    elif way != "off":
-        homeostasis.learning_rate = (1.0, 0.0 if way == "bias" else 10.0)
+    elif compensation != "off":
+        homeostasis.learning_rate = (1.0, 0.0 if compensation == "bias" else 10.0)
         homeostasis.adapt(x, epochs=5, seed=seed)
 
 
-def trial(own: Own) -> dict[str, float]:
-    """Train a network, change its noise, and measure what each way restores; the first seed draws the figure.
+def homeostasis_trial(context: TrialContext) -> dict[str, float]:
+    """Train a network, change its noise, and measure what each compensation restores; seed 0 draws the figure.
 
     Args:
-        own: Recipe, preset and seed.
+        context: The trial.
+
+    Returns:
+        Scores by metric.
     """
-    split: Any = own.split
-    most = own.recipe.examples or len(split.x_train)
-    x, y = split.x_train[:most], split.y_train[:most]
-    test = (split.x_test[: min(most, _TESTED)], split.y_test[: min(most, _TESTED)])
+    split = context.require_split()
+    limit = context.recipe.examples or len(split.x_train)
+    x, y = split.x_train[:limit], split.y_train[:limit]
+    test = (split.x_test[: min(limit, _TESTED)], split.y_test[: min(limit, _TESTED)])
     adapted = x[:_ADAPTED]
-    found: dict[str, float] = {}
+    scores: dict[str, float] = {}
     with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(own.seed)
+        torch.default_generator.manual_seed(context.seed)
         net = binary_mlp(split)
-        start = _noise_of_scores(net, adapted, own.seed)
-        model = _train(x, y, net, own.recipe, own.seed)
-        own.tell({"epoch": own.recipe.epochs, "note": "trained"})
-        # Noise that is there in training is suppressed.
-        found["scores/noise-before"], found["scores/noise-after"] = start, _noise_of_scores(net, adapted, own.seed)
+        noise_before = _noise_of_scores(net, adapted, context.seed)
+        model = _train(x, y, net, context.recipe, context.seed)
+        context.progress({"epoch": context.recipe.epochs, "note": "trained"})
+        # Training with noise reduces the noise of the class scores.
+        scores["scores/noise-before"] = noise_before
+        scores["scores/noise-after"] = _noise_of_scores(net, adapted, context.seed)
         homeostasis = Homeostasis(net)
-        homeostasis.calibrate(adapted, seed=own.seed)
-        neurons = net.get_submodule("neurons1")
-        curves: dict[tuple[float, str], Tensor] = {}
+        homeostasis.calibrate(adapted, seed=context.seed)
+        neurons = homeostasis.neurons["neurons1"]
+        states: dict[tuple[float, str], Tensor] = {}
         for factor in FACTORS:
-            for way in WAYS:
+            for compensation in COMPENSATIONS:
                 with noise_scaled(net, factor):
-                    _prepare(homeostasis, way, factor, adapted, own.seed)
-                    curves[factor, way] = transfer(neurons)
-                    found[f"accuracy/{way}/noise-{factor:g}"] = _accuracy(model, test, own.seed)
-                    found[f"distance/{way}/noise-{factor:g}"] = homeostasis.distance(adapted, seed=own.seed)
-                own.tell({"epoch": own.recipe.epochs, "note": f"noise x {factor:g}, {way}"})
+                    _compensate(homeostasis, compensation, factor, adapted, context.seed)
+                    states[factor, compensation] = transfer_function(neurons)
+                    suffix = f"{compensation}/noise-{factor:g}"
+                    scores[f"accuracy/{suffix}"] = _accuracy(model, test, context.seed)
+                    scores[f"distance/{suffix}"] = homeostasis.distance(adapted, seed=context.seed)
+                context.progress({"epoch": context.recipe.epochs, "note": f"noise x {factor:g}, {compensation}"})
         homeostasis.reset()
-        shapes = Transfer(torch.linspace(-3.0, 3.0, _GRID), transfer(neurons), curves)
-        for factor, way in curves:
-            found[f"transfer/{way}/noise-{factor:g}"] = shapes.error(factor, way)
-        whole = found["accuracy/off/noise-1"]
-        lost = whole - found["accuracy/off/noise-4"]
-        found["accuracy/lost/noise-4"] = lost
-        found["accuracy/recovered/noise-4"] = (
-            1.0 - (whole - found["accuracy/gain-and-bias/noise-4"]) / lost if lost else 0.0
+        functions = TransferFunctions(torch.linspace(-3.0, 3.0, _GRID), transfer_function(neurons), states)
+        for factor, compensation in states:
+            scores[f"transfer/{compensation}/noise-{factor:g}"] = functions.error(factor, compensation)
+        trained = scores["accuracy/off/noise-1"]
+        lost = trained - scores["accuracy/off/noise-4"]
+        scores["accuracy/lost/noise-4"] = lost
+        scores["accuracy/recovered/noise-4"] = (
+            1.0 - (trained - scores["accuracy/gain-and-bias/noise-4"]) / lost if lost else 0.0
         )
-        with noise_scaled(net, _NONE):
-            found["accuracy/noise-removed"] = _accuracy(model, test, own.seed)
-        # Few neurons say more by how often they are 1 than by being 1: they need their noise.
-        torch.default_generator.manual_seed(own.seed)
-        few = binary_mlp(split, widths=(5,), noise=4.0 * NOISE)
-        narrow = _train(x, y, few, own.recipe, own.seed)
-        found["accuracy/few"] = _accuracy(narrow, test, own.seed, 100)
-        with noise_scaled(few, _NONE):
-            found["accuracy/few/noise-removed"] = _accuracy(narrow, test, own.seed, 100)
-        # And one that has not met noise in training: it has a soft threshold's gradient and hardly any noise.
-        torch.default_generator.manual_seed(own.seed)
-        quiet = binary_mlp(split, noise=0.1 * NOISE)
-        plain = _train(x, y, quiet, own.recipe.changed({"estimator": "local"}), own.seed)
-        found["accuracy/trained-without"] = _accuracy(plain, test, own.seed)
+        with noise_scaled(net, _NO_NOISE):
+            scores["accuracy/noise-removed"] = _accuracy(model, test, context.seed)
+        # A few neurons transmit more by their probability of being 1 than by a single state, so they need their noise.
+        torch.default_generator.manual_seed(context.seed)
+        few_net = binary_mlp(split, widths=(5,), noise=4.0 * NOISE)
+        few_model = _train(x, y, few_net, context.recipe, context.seed)
+        scores["accuracy/few"] = _accuracy(few_model, test, context.seed, 100)
+        with noise_scaled(few_net, _NO_NOISE):
+            scores["accuracy/few/noise-removed"] = _accuracy(few_model, test, context.seed, 100)
+        # A network trained with hardly any noise, by the gradient of a soft threshold.
+        torch.default_generator.manual_seed(context.seed)
+        quiet_net = binary_mlp(split, noise=0.1 * NOISE)
+        quiet_model = _train(x, y, quiet_net, context.recipe.changed({"estimator": "local"}), context.seed)
+        scores["accuracy/trained-without"] = _accuracy(quiet_model, test, context.seed)
         for factor in FACTORS:
-            with noise_scaled(quiet, 10.0 * factor):
-                found[f"accuracy/trained-without/noise-{factor:g}"] = _accuracy(plain, test, own.seed)
-    if own.seed == 0:
-        path = own.setting.out / "figures" / f"homeostasis-{own.setting.preset}.png"
-        save_figure(transfer_functions(shapes, found), path)
-    return found
+            with noise_scaled(quiet_net, 10.0 * factor):
+                scores[f"accuracy/trained-without/noise-{factor:g}"] = _accuracy(quiet_model, test, context.seed)
+    if context.seed == 0:
+        path = context.setting.out / "figures" / f"homeostasis-{context.setting.preset}.png"
+        save_figure(transfer_functions(functions.axis, functions.reference, functions.states, scores), path)
+    return scores
 
 
 def _noise_of_scores(net: nn.Module, x: Tensor, seed: int) -> float:
-    """Variance of the class scores from noise over their variance across images."""
+    """Variance of the class scores due to noise, divided by their variance across images."""
     with evaluating(net), seeded(seed, x.device):
         draws = torch.stack([net(x[:1000]) for _ in range(20)])
     return (draws.var(0).mean() / draws.mean(0).var(0).mean()).item()
 
 
-#: The benchmark.
+#: The bench.
 HOMEOSTASIS = Bench(
     name="homeostasis",
     title="Homeostasis of binary neurons",
-    cases=(Case("mnist/dense", "784-500-500-10", "mnist", _RECIPES, alone=trial),),
+    cases=(Case("mnist/dense", "784-500-500-10", "mnist", _RECIPES, custom_trial=homeostasis_trial),),
     columns=(
         *(
-            (f"accuracy/{way}/noise-{factor:g}", f"accuracy, noise x {factor:g}, {way.replace('-', ' ')}, %")
+            (f"accuracy/{one}/noise-{factor:g}", f"accuracy, noise x {factor:g}, {one.replace('-', ' ')}, %")
             for factor in FACTORS
-            for way in WAYS
+            for one in COMPENSATIONS
         ),
-        ("accuracy/lost/noise-4", "lost at four times the noise, points"),
-        ("accuracy/recovered/noise-4", "of it recovered by gain and bias, %"),
+        ("accuracy/lost/noise-4", "accuracy lost, noise x 4, off, percentage points"),
+        ("accuracy/recovered/noise-4", "share of the loss recovered by gain and bias, %"),
         *(
-            (f"transfer/{way}/noise-4", f"transfer function, largest error, noise x 4, {way.replace('-', ' ')}")
-            for way in WAYS
+            (f"transfer/{one}/noise-4", f"transfer function, largest error, noise x 4, {one.replace('-', ' ')}")
+            for one in COMPENSATIONS
         ),
         ("accuracy/noise-removed", "accuracy, noise removed, %"),
-        ("accuracy/few", "5 neurons at four times the noise, 100 samples, %"),
-        ("accuracy/few/noise-removed", "the same, noise removed, %"),
-        ("accuracy/trained-without", "trained with a tenth of the noise, accuracy there, %"),
-        ("accuracy/trained-without/noise-1", "the same at the others' noise, %"),
-        ("accuracy/trained-without/noise-4", "the same at four times that, %"),
-        ("scores/noise-before", "scores, variance of noise over that of images, before training"),
-        ("scores/noise-after", "the same after training"),
+        ("accuracy/few", "accuracy of 5 neurons trained at noise x 4, 100 samples, %"),
+        ("accuracy/few/noise-removed", "accuracy of 5 neurons trained at noise x 4, noise removed, %"),
+        ("accuracy/trained-without", "accuracy trained at noise x 0.1, tested at noise x 0.1, %"),
+        ("accuracy/trained-without/noise-1", "accuracy trained at noise x 0.1, tested at noise x 1, %"),
+        ("accuracy/trained-without/noise-4", "accuracy trained at noise x 0.1, tested at noise x 4, %"),
+        ("scores/noise-before", "class scores before training, variance due to noise / variance across images"),
+        ("scores/noise-after", "class scores after training, variance due to noise / variance across images"),
     ),
     published={},
     notes=(
-        "Accuracy on the test images with 20 samples. The network is trained by moments at noise x 1; gain and bias of "
-        "each neuron adapt to 10,000 training images without labels, towards its mean state and that state's variance "
-        "across images as they were at noise x 1. The oracle scales weights and thresholds as the noise is.",
-        "The transfer function is the mean state of the first layer's neurons against their input, averaged over them.",
+        "Accuracy on the test images with 20 samples. The network is trained by moments at noise x 1. Gain and bias of "
+        "each neuron adapt to 10,000 training images without labels, so that its mean state and the variance of that "
+        "state across images return to their values at noise x 1. The oracle scales weights and thresholds by the same "
+        "factor as the noise.",
+        "The transfer function is the mean state of the first layer's neurons as a function of their input, averaged "
+        "over neurons.",
     ),
     source="",
-    across=True,
+    transposed=True,
 )

@@ -1,4 +1,4 @@
-"""The baseline of every pruning method: a plain network, pruned gradually by the size of its weights."""
+"""The usual baseline of pruning: a plain network, pruned gradually by the magnitude of its weights."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pyrostoch.training.fit import fit
 
 __all__ = ["train_and_prune"]
 
-# Of the epochs: dense at first, then removing more and more; in the rest what is left is trained on.
-_DENSE, _REMOVING = 0.3, 0.3
+# Shares of the epochs: dense training, then gradual pruning; in the rest the remaining weights are trained further.
+_DENSE, _PRUNING = 0.3, 0.3
 
 
 def train_and_prune(
@@ -32,24 +32,24 @@ def train_and_prune(
 ) -> nn.Module:
     r"""Train a plain network and prune it gradually by magnitude to the sparsity of another pruning, layer by layer.
 
-    It is trained dense for three tenths of the epochs; over the next three tenths the share of weights that is removed
-    rises after every epoch, from 0 to its end by $1 - (1 - t)^3$; then the masks stay, and the learning rate falls to
-    zero. What is removed never comes back.
+    The network is dense for three tenths of the epochs. Over the next three tenths, the fraction of weights removed
+    after an epoch rises from 0 to its final value as $1 - (1 - t)^3$. Then the masks are fixed, and the learning rate
+    falls to zero. Removed weights never come back.
 
     Args:
         net: The network, trained in place.
-        like: The pruning whose counts are reached.
-        train: Training data.
-        epochs: Passes through them, at least two.
-        batch_size: Examples a step.
-        lr: Learning rate of Adam, until it falls.
+        like: The pruning whose number of remaining weights is matched in each layer.
+        train: Training inputs and targets.
+        epochs: Passes through the training data, at least two.
+        batch_size: Examples in a step.
+        lr: Learning rate of Adam, before it falls.
         seed: Seed of the order of the examples.
 
     Returns:
-        The network, dense, with zeros in it.
+        The network, with zeros in place of the removed weights.
 
     Raises:
-        ValueError: There are too few epochs, or a site of `like` is no parameter of that shape in the network.
+        ValueError: There are too few epochs, or a site of `like` is not a parameter of that shape in the network.
 
     References:
         Zhu, Gupta, "To prune, or not to prune", 2017; Gale, Elsen, Hooker, "The state of sparsity in deep neural
@@ -68,27 +68,27 @@ def train_and_prune(
     """
     if epochs < 2:
         raise ValueError(f"train_and_prune: expected at least 2 epochs, one dense and one pruned, got {epochs}")
-    own = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
+    shapes = {name: tuple(parameter.shape) for name, parameter in net.named_parameters()}
     for site, kept in like.masks.items():
-        if own.get(site) != tuple(kept.shape):
+        if shapes.get(site) != tuple(kept.shape):
             raise ValueError(
                 f"train_and_prune: expected a parameter {site!r} of shape {tuple(kept.shape)} in the network, got "
-                f"{name_list(f'{name} {shape}' for name, shape in own.items())}"
+                f"{name_list(f'{name} {shape}' for name, shape in shapes.items())}"
             )
     masks = {site: _Mask(net, site) for site in like.masks}
     model = BayesianModel(net, prior={}, likelihood=Categorical(), num_data=len(train[0]))
     guide = Additive(model)
 
-    dense, removing = max(1, round(_DENSE * epochs)), max(1, round(_REMOVING * epochs))
+    dense, pruning = max(1, round(_DENSE * epochs)), max(1, round(_PRUNING * epochs))
 
     def remove(row: dict[str, Any]) -> None:
         if row["epoch"] < dense:
             return
-        share = 1 - (1 - (row["epoch"] - dense + 1) / removing) ** 3
+        fraction = 1 - (1 - (row["epoch"] - dense + 1) / pruning) ** 3
         for site in like.sites:
-            masks[site.site].keep(site.weights - round(share * (site.weights - site.kept)))
+            masks[site.site].keep(site.weights - round(fraction * (site.weights - site.kept)))
 
-    first = dense + removing - 1
+    first = dense + pruning - 1
     settings: dict[str, Any] = {"batch_size": batch_size, "lr": lr, "progress": False}
     fit(model, guide, train, epochs=first, schedule="constant", seed=seed, callback=remove, **settings)
     fit(model, guide, train, epochs=max(1, epochs - first), seed=seed + 1, **settings)
@@ -98,29 +98,29 @@ def train_and_prune(
 
 
 class _Mask(nn.Module):
-    """Sets some weights of a network to zero, by a parametrization, while it trains."""
+    """A parametrization that keeps some elements of a weight at zero during training."""
 
     mask: Tensor
 
     def __init__(self, net: nn.Module, site: str) -> None:
         super().__init__()
-        owner, _, name = site.rpartition(".")
-        # Not as a submodule, which would make a circle.
-        self._place = (net.get_submodule(owner), name)
+        module, _, name = site.rpartition(".")
+        # In a tuple, since as a submodule it would contain itself.
+        self._parameter = (net.get_submodule(module), name)
         self.register_buffer("mask", torch.ones_like(net.get_parameter(site)))
-        parametrize.register_parametrization(*self._place, self)
+        parametrize.register_parametrization(*self._parameter, self)
 
     def forward(self, weight: Tensor) -> Tensor:
         return weight * self.mask
 
     def keep(self, count: int) -> None:
-        """Keep so many of the weights that are still there: the largest."""
-        sizes = getattr(*self._place).detach().abs().flatten()
+        """Keep the given number of weights, the largest of those that remain, and set the others to zero."""
+        sizes = getattr(*self._parameter).detach().abs().flatten()
         order = torch.sort(sizes, descending=True, stable=True).indices
         mask = torch.zeros_like(sizes)
         mask[order[:count]] = 1.0
         self.mask.copy_(mask.reshape(self.mask.shape))
 
     def remove(self) -> None:
-        """Write the zeros into the weight and take the parametrization off."""
-        parametrize.remove_parametrizations(*self._place)
+        """Make the zeros part of the weight and remove the parametrization."""
+        parametrize.remove_parametrizations(*self._parameter)

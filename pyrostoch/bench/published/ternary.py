@@ -1,4 +1,4 @@
-"""Networks of ternary neurons, and the discrete gradients they are trained with, as the benchmark builds them."""
+"""The networks of ternary neurons of the bench `trident`, and the discrete gradients they are trained with."""
 
 from __future__ import annotations
 
@@ -18,12 +18,13 @@ __all__ = ["BINARY", "TERNARY", "MakeGradient", "ternary_cnn", "ternary_mlp"]
 
 MakeGradient = Callable[[], DiscreteGradient]
 
-#: Discrete gradients limited as in TernGrad, chosen on held-out images: the largest of 1.6 million gradients makes a
-#: scale at which most draws are 0. What the limit takes off is a bias.
+#: Discrete gradients with clipping as in TernGrad (Wen et al. 2017), chosen on held-out images. Without it the largest
+#: of 1.6 million gradients sets the scale, at which most draws are 0; with it the gradients are biased.
 TERNARY: MakeGradient = partial(TernaryGradient, clip=2.5)
 BINARY: MakeGradient = partial(BinaryGradient, clip=2.5)
 
-# Deviation of the neurons' noise, and pixels by which training images are shifted at most; chosen on held-out images.
+# Standard deviation of the neurons' noise, and the largest random shift of training images in pixels; both chosen on
+# held-out images.
 _NOISE, _SHIFT = 0.3, 1
 
 
@@ -34,14 +35,15 @@ def ternary_mlp(
     plain: bool = False,
     shift: int = _SHIFT,
 ) -> nn.Module:
-    """784-2000-10 (`net`) behind random shifts (`augment`).
+    """Random shifts of the training images (`augment`), then the network 784-2000-10 (`net`).
 
     Args:
         split: The data set.
-        noise: Deviation of the neurons' noise.
-        gradient: Makes the error signal that comes back to the neurons, and the parameters' gradients, discrete.
-        plain: Whether normalization and dropout are left out.
-        shift: Pixels by which training images are shifted, at most.
+        noise: Standard deviation of the neurons' noise.
+        gradient: Makes the discrete gradient, applied to the error signal at the neurons and to the gradients of all
+            parameters; exact gradients by default.
+        plain: Whether to leave out batch normalization and dropout.
+        shift: Largest shift of training images, in pixels.
     """
     net = TriDeNT(
         math.prod(split.input_shape),
@@ -58,7 +60,7 @@ def ternary_mlp(
 
 
 def ternary_cnn(split: DataSplit) -> nn.Module:
-    """Two convolutions and a dense layer behind random shifts.
+    """Random shifts of the training images, then two convolutions and a dense layer.
 
     Args:
         split: The data set.

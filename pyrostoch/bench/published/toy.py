@@ -1,4 +1,4 @@
-"""The toy problem of the variance networks: four clouds told apart by the spread of two activations, not their mean."""
+"""The toy problem of variance networks: four classes that differ in the variance of two activations, not the mean."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from pyrostoch._checks import check_choice
 from pyrostoch.data import DataSplit
-from pyrostoch.guides import VarianceOnly
+from pyrostoch.guides import Guide, VarianceOnly
 from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction import Comparison, compare, predict
@@ -26,22 +26,22 @@ __all__ = ["CENTERS", "PRESETS", "Preset", "Regions", "ToyResult", "activations"
 #: Centers of the four classes, in the order of their labels.
 CENTERS = ((3.0, 3.0), (3.0, 10.0), (10.0, 3.0), (10.0, 10.0))
 
-# The plane that the regions cover, on both axes: the centers and four deviations beyond.
+# Range of both axes of the decision regions: the centers and four standard deviations beyond.
 _RANGE = (-1.0, 14.0)
-# Draws shown for each point.
+# Draws of the activations that are shown for each point.
 _DRAWS = 4
 
 
 @dataclass(frozen=True)
 class Preset(Record):
-    """How long to train, and how fine the picture is.
+    """Settings of training and of the picture's resolution.
 
     Args:
         steps: Steps of Adam, each on all points.
-        lr: Learning rate.
+        lr: Initial learning rate.
         schedule: How it falls over the steps.
-        points: Points of each class, for training and for testing.
-        samples: Draws averaged.
+        points: Points of each class, for training and again for testing.
+        samples: Number of draws that are averaged.
         grid: Points of the decision regions along each axis.
     """
 
@@ -53,8 +53,8 @@ class Preset(Record):
     grid: int = 121
 
 
-#: `full` is the published recipe, with 100 samples in place of 101; `cpu` has the rate, of 1e-3 and 3e-3, with the
-#: better data term on the training points over three seeds.
+#: `full` is the published recipe, with 100 samples instead of 101. The learning rate of `cpu` is the better one of 1e-3
+#: and 3e-3 by the data term on the training points over three seeds.
 PRESETS: dict[str, Preset] = {
     "quick": Preset(steps=400, lr=3e-3, schedule="linear", points=125, samples=100, grid=31),
     "cpu": Preset(steps=4_000, lr=1e-3, schedule="linear"),
@@ -64,11 +64,11 @@ PRESETS: dict[str, Preset] = {
 
 @dataclass(frozen=True, eq=False)
 class Regions(Record):
-    """What a network answers over the plane.
+    """Decisions of a network over a grid in the plane.
 
     Args:
-        label: Most probable class, (n, n): the first axis is the second coordinate, as an image is drawn.
-        confidence: Its probability, in the same shape.
+        label: Most probable class, (n, n), laid out like an image: rows are the second coordinate.
+        confidence: Its probability, (n, n).
     """
 
     label: NDArray[np.int64]
@@ -77,20 +77,20 @@ class Regions(Record):
 
 @dataclass(frozen=True, eq=False)
 class ToyResult(Record):
-    """A trained variance network on the toy problem, with what its picture needs.
+    """Results of a variance network trained on the toy problem, with the data of its picture.
 
     Args:
-        seed: Seed of the points, the network's start and the noise.
+        seed: Seed of the points, the network's initialization and the noise.
         preset: The settings.
         seconds: Time of training.
-        data_term: Data term of the last step, nats a training point.
-        scores: Scores on fresh points by the mean, by one sample and by averaging.
-        x: The fresh points, (n, 2).
+        data_term: Data term of the last step, nats per training point.
+        scores: Scores on test points with mean weights, one sample, and averaging over samples.
+        x: The test points, (n, 2).
         y: Their classes, (n,).
-        axis: Coordinates of the regions, along either axis.
-        by_mean: Decision regions of the mean network.
+        axis: Coordinates of the decision regions, the same along both axes.
+        by_mean: Decision regions with mean weights.
         by_averaging: Decision regions of the averaged probabilities.
-        activations: Output of the variance layer for each fresh point and draw, (draws, n, 2).
+        activations: Output of the variance layer for each test point and draw, (draws, n, 2).
     """
 
     seed: int
@@ -107,20 +107,20 @@ class ToyResult(Record):
 
     @property
     def accuracy(self) -> dict[str, float]:
-        """Accuracy on fresh points, by mode."""
+        """Accuracy on test points, by mode."""
         return {row.mode: row.accuracy or 0.0 for row in self.scores.rows}
 
     def __str__(self) -> str:
-        steps = f"{self.preset.steps} steps in {self.seconds:.1f} s, data term {self.data_term:.4f} nats a point"
+        steps = f"{self.preset.steps} steps in {self.seconds:.1f} s, data term {self.data_term:.4f} nats per point"
         return f"Toy problem, seed {self.seed}: {steps}\n{self.scores}"
 
 
 def problem(seed: int = 0, points: int = 500) -> DataSplit:
-    """Four Gaussian clouds of unit variance around the corners of a square; the test points are a draw of their own.
+    """Draw the data set: four Gaussian classes of unit variance, centered at the corners of a square.
 
     Args:
-        seed: Seed of the draw; torch's random state is left alone.
-        points: Points of each class in either part.
+        seed: Seed of the draws; torch's random state is not changed.
+        points: Points of each class, for training and again for testing.
 
     Returns:
         Training and test points, (4 * points, 2), with labels 0 to 3 in order.
@@ -138,10 +138,10 @@ def problem(seed: int = 0, points: int = 500) -> DataSplit:
 
 
 def network() -> nn.Sequential:
-    """The network 2-100-100-100-100, the layer `variance` of two outputs, then 100-4; leaky ReLUs between layers.
+    """The network 2-100-100-100-100, the layer `variance` with two outputs, then 100-4; leaky ReLUs between layers.
 
-    `variance` is to carry no mean, so it has no bias. The outputs are logits: the published code puts a softmax before
-    a cross-entropy that holds one already, a mistake that is not repeated here.
+    The outputs of `variance` must have mean zero, so it has no bias. The network returns logits: the published code
+    applies a softmax before a cross-entropy that contains one already, a mistake that is not repeated here.
 
     Example:
         >>> network().variance
@@ -156,7 +156,7 @@ def network() -> nn.Sequential:
     return nn.Sequential(layers)
 
 
-def activations(model: BayesianModel, guide: nn.Module, x: Tensor, *, layer: str, draws: int) -> Tensor:
+def activations(model: BayesianModel, guide: Guide, x: Tensor, *, layer: str, draws: int) -> Tensor:
     """Outputs of one layer of a Bayesian network, for several draws of its weights.
 
     Args:
@@ -164,7 +164,7 @@ def activations(model: BayesianModel, guide: nn.Module, x: Tensor, *, layer: str
         guide: Its guide.
         x: Inputs, (n, ...).
         layer: Name of the layer in the network.
-        draws: Number of draws; every example has draws of its own where the layers allow it.
+        draws: Number of draws; they differ between examples where the layers allow it.
 
     Returns:
         The layer's outputs, (draws, n, ...).
@@ -175,37 +175,39 @@ def activations(model: BayesianModel, guide: nn.Module, x: Tensor, *, layer: str
         >>> activations(model, VarianceOnly(model), toy.x_train, layer="variance", draws=3).shape
         torch.Size([3, 20, 2])
     """
-    seen: dict[str, Tensor] = {}
+    last: dict[str, Tensor] = {}
 
     def keep(module: nn.Module, inputs: Any, output: Tensor) -> None:
-        seen["output"] = output
+        last["output"] = output
 
     handle = model.net.get_submodule(layer).register_forward_hook(keep)
     outputs = []
     try:
         for _ in range(draws):
-            # The first prediction also runs the network to see how it uses its weights: the last output is the draw's.
+            # The first prediction also runs the network to see how it uses its weights; the last output is the draw's.
             predict(model, guide, x, mode="mc:1", batch_size=len(x))
-            outputs.append(seen["output"])
+            outputs.append(last["output"])
     finally:
         handle.remove()
     return torch.stack(outputs)
 
 
 def train(preset: str | Preset = "cpu", *, seed: int = 0, progress: bool = False) -> ToyResult:
-    """Train a variance network on the toy problem and read it out by its mean and by averaging.
+    """Train a variance network on the toy problem and predict with mean weights and by averaging over samples.
 
-    Every class has the same mean activations, zero, in the layer `variance`; what differs is their spread. So the mean
-    network answers the same everywhere, right for one class of four, while the average over draws tells them apart. The
-    prior is log-uniform, whose KL is constant for distributions of mean zero: training maximizes the data term alone.
+    In the layer `variance`, the activations of every class have mean zero; only their variances differ. So the network
+    with mean weights gives the same answer everywhere, which is right for one class of four, while the average over
+    samples separates the classes. The KL from the log-uniform prior is constant for distributions of mean zero, so
+    training maximizes the data term alone.
 
     Args:
-        preset: A name in `PRESETS`, or settings of your own.
-        seed: Seed of the points, the network's start and the noise; torch's random state is left alone.
+        preset: A name in `PRESETS`, or other settings.
+        seed: Seed of the points, the network's initialization and the noise; torch's random state is unchanged
+            afterwards.
         progress: Whether to show a progress bar on stderr.
 
     Returns:
-        Scores on fresh points, decision regions, and activations; `pyrostoch.report.figures.toy` draws them.
+        Scores on test points, decision regions and activations; `pyrostoch.report.figures.toy` draws them.
 
     Raises:
         ValueError: There is no such preset.
@@ -232,7 +234,7 @@ def train(preset: str | Preset = "cpu", *, seed: int = 0, progress: bool = False
             num_data=len(toy.y_train),
         )
         guide = VarianceOnly(model)
-        # A step sees all points, so an epoch is a step.
+        # A step uses all points, so an epoch is one step.
         run = fit(
             model,
             guide,
@@ -262,11 +264,11 @@ def train(preset: str | Preset = "cpu", *, seed: int = 0, progress: bool = False
 
 
 def _plane(axis: Tensor) -> Tensor:
-    """The points of a square, (n * n, 2): the first coordinate runs fastest."""
+    """The grid points of a square, (n * n, 2); the first coordinate varies fastest."""
     return torch.cartesian_prod(axis, axis).flip(1)
 
 
-def _regions(model: BayesianModel, guide: nn.Module, plane: Tensor, mode: str) -> Regions:
+def _regions(model: BayesianModel, guide: Guide, plane: Tensor, mode: str) -> Regions:
     side = round(len(plane) ** 0.5)
     confidence, label = predict(model, guide, plane, mode=mode).probs.max(-1)
     return Regions(label.reshape(side, side).numpy(), confidence.reshape(side, side).numpy())

@@ -1,4 +1,4 @@
-"""Variance layers beside dropout: what the mean network knows, and what averaging knows."""
+"""The bench `variance`: accuracy of variance layers and dropout with mean weights and with averaging over samples."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from typing import Any
 
 from torch import nn
 
-from pyrostoch.bench.case import Bench, Case, MakeGuide, Own
+from pyrostoch.bench.case import Bench, Case, MakeGuide, TrialContext
 from pyrostoch.bench.files import save_figure
 from pyrostoch.bench.published import toy
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
-from pyrostoch.guides import Additive, LayerwiseAlpha, VarianceOnly
+from pyrostoch.guides import Additive, Guide, LayerwiseAlpha, VarianceOnly
 from pyrostoch.model import BayesianModel
 from pyrostoch.models import VGG, CropAndFlip, LeNet5
 from pyrostoch.priors import LogUniform
@@ -21,7 +21,8 @@ from pyrostoch.report import figures
 
 __all__ = ["VARIANCE", "lenet5", "nothing_random"]
 
-# Epochs and rates of the CPU preset were chosen on 10,000 held-out training images; the full recipe is published.
+# Epochs and learning rates of the CPU preset were chosen on 10,000 held-out training images; the full recipe is the
+# published one.
 _LENET = {
     "quick": Recipe(epochs=2, lr=2e-3, examples=2000),
     "cpu": Recipe(epochs=15, lr=2e-3),
@@ -31,7 +32,7 @@ _DEEPER = {**_LENET, "cpu": Recipe(epochs=40, batch_size=100, lr=1e-2)}
 _VGG = {"full": Recipe(epochs=550, batch_size=100, lr=1e-3, init_log_alpha=-10.0)}
 _NARROW = {"cpu": Recipe(epochs=5, batch_size=100, lr=2e-3)}
 
-#: CIFAR by the name of its loader, what its title must be, and what the cases are called.
+#: CIFAR data sets: name of the loader, the title that the data set must have, and its name in cases.
 _CIFAR = (
     ("cifar10", "CIFAR-10 (JPEG q75)", "cifar10-jpeg"),
     ("cifar10", "CIFAR-10", "cifar10"),
@@ -41,7 +42,12 @@ _CIFAR = (
 
 
 def lenet5(split: DataSplit, **settings: Any) -> nn.Module:
-    """LeNet5 for the images of a data set."""
+    """LeNet5 for the images of a data set.
+
+    Args:
+        split: The data set.
+        settings: Further arguments of `LeNet5`.
+    """
     channels, height, width = split.input_shape
     return LeNet5(channels, split.num_classes or 1, (height, width), **settings)
 
@@ -55,12 +61,18 @@ def _vgg(**settings: Any) -> Callable[[DataSplit], nn.Module]:
     return make
 
 
-def nothing_random(model: BayesianModel, recipe: Recipe, origin: nn.Module | None) -> nn.Module:
-    """A guide for a model without random weights: there is nothing to choose."""
+def nothing_random(model: BayesianModel, recipe: Recipe, origin: Guide | None) -> Guide:
+    """A guide for a model without random weights.
+
+    Args:
+        model: The model.
+        recipe: Not used.
+        origin: Not used.
+    """
     return Additive(model)
 
 
-def _layerwise(model: BayesianModel, recipe: Recipe, origin: nn.Module | None) -> nn.Module:
+def _layerwise(model: BayesianModel, recipe: Recipe, origin: Guide | None) -> Guide:
     return LayerwiseAlpha(model, init_log_alpha=recipe.init_log_alpha)
 
 
@@ -95,7 +107,7 @@ def _vgg_case(kind: str, data: tuple[str, str, str], width: float = 1.0) -> Case
     words = {
         "dropout": "binary dropout",
         "gaussian": "Gaussian variance layers: conv11, conv12, conv13, dense1",
-        "layer-wise": "one alpha a layer: conv11, conv12, conv13, dense1",
+        "layer-wise": "one alpha per layer: conv11, conv12, conv13, dense1",
     }
     return Case(
         name=f"{name}/{short}/{kind}",
@@ -110,15 +122,15 @@ def _vgg_case(kind: str, data: tuple[str, str, str], width: float = 1.0) -> Case
     )
 
 
-def _toy(own: Own) -> dict[str, float]:
-    """The toy problem; the first seed draws its figure."""
-    preset = own.setting.preset
-    found = toy.train(preset, seed=own.seed)
-    if own.seed == 0:
-        save_figure(figures.toy(found), own.setting.out / "figures" / f"variance-toy-{preset}.png")
+def _toy(context: TrialContext) -> dict[str, float]:
+    """Train on the toy problem and score; seed 0 draws the figure."""
+    preset = context.setting.preset
+    result = toy.train(preset, seed=context.seed)
+    if context.seed == 0:
+        save_figure(figures.toy(result), context.setting.out / "figures" / f"variance-toy-{preset}.png")
     return {
         f"{name}/{row.mode}": float(value)
-        for row in found.scores.rows
+        for row in result.scores.rows
         for name in ("accuracy", "nll", "ece")
         if (value := getattr(row, name)) is not None
     }
@@ -133,12 +145,12 @@ _CASES = (
             name: Recipe(epochs=preset.steps, batch_size=4 * preset.points, lr=preset.lr, schedule=preset.schedule)
             for name, preset in toy.PRESETS.items()
         },
-        alone=_toy,
+        custom_trial=_toy,
         cpu_only=True,
     ),
     Case(
         name="lenet5/dense1/dropout",
-        title="LeNet5/MNIST, binary dropout (p = .5) of dense1's inputs",
+        title="LeNet5/MNIST, binary dropout (p = 0.5) of dense1's inputs",
         data="mnist",
         network=lambda split: lenet5(split, dropout=0.5),
         guide=nothing_random,
@@ -156,7 +168,7 @@ _CASES = (
 
 _LENET_PUBLISHED = {"accuracy/mc:1": 0.982, "accuracy/mean": 0.113, "accuracy/mc:20": 0.993}
 
-#: The benchmark.
+#: The bench.
 VARIANCE = Bench(
     name="variance",
     title="Variance networks",
@@ -178,16 +190,16 @@ VARIANCE = Bench(
         "vgg/cifar100-coarse/layer-wise": {"accuracy/mc:1": 0.769, "accuracy/mean": 0.05, "accuracy/mc:20": 0.822},
     },
     notes=(
-        "Only the layers named are random; everything else is fitted by maximum likelihood. Accuracy, NLL (nats an "
-        "example) and ECE are those of the test images at the last epoch.",
-        "Bernoulli and uniform layers are trained by local reparameterization with matched moments, which is the "
-        "Gaussian layer's computation; they are scored with drawn weights of their own distribution.",
+        "Only the named layers are random; everything else is fitted by maximum likelihood. Accuracy, NLL (nats per "
+        "example) and ECE are measured on the test images after the last epoch.",
+        "Bernoulli and uniform layers are trained by local reparameterization with matched moments, which is the same "
+        "computation as for Gaussian layers; they are scored with weights drawn from their own distribution.",
         "Batch normalization is in evaluation mode at test; the published code leaves it in training mode, on test "
-        "batches. The published CIFAR-100 row is that of the 20 coarse labels, which the released code loads. Which "
-        "layers of the published LeNet5 were random is not stated.",
-        "Dropout stands there as the baseline; nothing says that a variance layer is better than it. The toy's scores "
-        "are those of fresh points, and chance is 25 %.",
-        "The JPEG re-encoding of CIFAR-10 is another data set than CIFAR-10, and has no published row.",
+        "batches. The published CIFAR-100 row is for the 20 coarse labels, which the released code loads. Which layers "
+        "of the published LeNet5 were random is not stated.",
+        "Dropout is the baseline; no claim is made that variance layers are better. The toy problem is scored on new "
+        "points; chance level is 25 %.",
+        "The JPEG re-encoding of CIFAR-10 is a different data set from CIFAR-10 and has no published row.",
     ),
     source="Neklyudov et al. 2018 (arXiv 1803.03764)",
 )

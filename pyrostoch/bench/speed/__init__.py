@@ -1,7 +1,13 @@
-"""The benchmark of speed: steps of several libraries side by side, averages, memory, and the import.
+"""The benchmark of speed: training steps of several libraries, averaged predictions, memory, and import time.
 
-`workers` are processes that make steps, `driver` makes them take turns, `summary` turns times into medians and ratios,
-`measures` carries out the cases, and `plan` says what they are.
+| file | what |
+| --- | --- |
+| `implementations` | the implementations that are compared: ways to make a training step, each with one library |
+| `workers` | processes that make and time the steps of one implementation |
+| `driver` | starts the workers and lets them take turns |
+| `summary` | turns times into medians and ratios |
+| `measures` | the custom trials, one for each kind of measurement |
+| `plan` | the bench: its cases, presets, table and notes |
 """
 
 from __future__ import annotations

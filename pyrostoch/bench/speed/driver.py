@@ -1,4 +1,4 @@
-"""Driving the workers: one process a route, one working at a time, rounds in which the order changes."""
+"""Drives the workers: one process for each implementation, one working at a time, in an order that changes."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import random
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
@@ -16,60 +16,66 @@ from typing import Any
 
 import torch
 
+from pyrostoch.bench.case import Progress
 from pyrostoch.bench.speed.workers.task import Task
 
-__all__ = ["PEERS", "Times", "Worker", "interpreter_of_peers", "measure", "python_environment"]
+__all__ = ["PEERS", "Times", "Worker", "measure", "peer_python", "python_environment"]
 
-#: Variable that names the environment of the other libraries.
+#: Environment variable with the folder of the other libraries' virtual environment.
 PEERS = "PYROSTOCH_PEERS"
 
 _HERE = Path(__file__).absolute().parent
-# Where this very pyrostoch lies.
+# The folder that this pyrostoch is imported from.
 _ROOT = _HERE.parents[2]
+# Characters of a failed worker's error output that are shown, the last ones.
 _TAIL = 2000
 
 
-def interpreter_of_peers() -> Path | None:
-    """The Python of the environment of `make peers`: in the folder that `PYROSTOCH_PEERS` names, else `.venv-peers`.
+def peer_python() -> Path | None:
+    """The Python interpreter that `make peers` installs, in the folder `PYROSTOCH_PEERS` or else `.venv-peers`.
 
     Returns:
-        Its path; `None` where there is none.
+        Its path; `None` if there is none.
     """
     folder = Path(os.environ.get(PEERS) or ".venv-peers")
-    found = (folder / "bin" / "python", folder / "Scripts" / "python.exe")
-    return next((path.absolute() for path in found if path.is_file()), None)
+    candidates = (folder / "bin" / "python", folder / "Scripts" / "python.exe")
+    return next((path.absolute() for path in candidates if path.is_file()), None)
 
 
 def python_environment(*paths: Path) -> dict[str, str]:
-    """The variables of a process with as many threads as this one has, and some folders first on its path."""
+    """The environment variables of a new process, which gets as many threads as torch has in this one.
+
+    Args:
+        paths: Folders that come first on its `PYTHONPATH`.
+    """
     threads = str(torch.get_num_threads())
-    # NPROC is what XLA asks for.
+    # XLA reads NPROC.
     counts = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "NPROC"), threads)
     before = os.environ.get("PYTHONPATH")
     return {**os.environ, **counts, "PYTHONPATH": os.pathsep.join([*map(str, paths), *([before] if before else [])])}
 
 
 class Worker:
-    """A process that makes the steps of one task; a context manager, which ends the process.
+    """A process that makes the steps of one task; a context manager that ends the process.
 
     Args:
         task: The task.
-        python: The interpreter; this one's own, with this pyrostoch, where none is given.
+        python: The interpreter; by default the one of this process, with this pyrostoch.
 
     Attributes:
-        missing: What the route lacks, so that it cannot be run; `None` where it is ready.
+        missing: Why the implementation cannot be run here, such as a missing module; `None` if it is ready.
 
     Raises:
-        RuntimeError: The route failed.
+        RuntimeError: The process failed.
     """
 
     def __init__(self, task: Task, python: Path | None = None) -> None:
-        self._name = task.route
+        self._name = task.implementation
         paths = [_HERE] if python is not None else [_HERE, _ROOT]
-        # To a file, since nobody would empty a pipe.
+        # To a file, since a pipe that nobody reads would fill up and block the process.
         self._errors = tempfile.TemporaryFile("w+", encoding="utf-8", errors="replace")
         self._process = subprocess.Popen(
-            [str(python or sys.executable), "-P", "-m", "workers", task.write()],
+            [str(python or sys.executable), "-P", "-m", "workers", task.to_json()],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
@@ -83,14 +89,14 @@ class Worker:
             raise
 
     def run(self, blocks: int, steps: int) -> dict[str, Any]:
-        """Make blocks of steps.
+        """Make and time blocks of steps.
 
         Args:
             blocks: Number of blocks.
-            steps: Steps of each.
+            steps: Steps of each block.
 
         Returns:
-            `seconds` a step of each block, and `peak`, bytes of memory.
+            `seconds`, the seconds per step of each block, and `peak`, the process's peak memory in bytes.
 
         Raises:
             RuntimeError: The process failed.
@@ -122,7 +128,9 @@ class Worker:
             return dict(json.loads(line))
         code = self._process.wait()
         self._errors.seek(0)
-        raise RuntimeError(f"route {self._name!r} failed with exit status {code}:\n{self._errors.read()[-_TAIL:]}")
+        raise RuntimeError(
+            f"implementation {self._name!r} failed with exit status {code}:\n{self._errors.read()[-_TAIL:]}"
+        )
 
 
 @dataclass
@@ -130,8 +138,8 @@ class Times:
     """What the workers measured.
 
     Args:
-        seconds: For each route and round, the seconds a step of each block.
-        missing: For each route that was not run, what it lacks.
+        seconds: For each implementation and round, the seconds per step of each block.
+        missing: For each implementation that was not run, why.
     """
 
     seconds: dict[str, list[list[float]]] = field(default_factory=dict)
@@ -145,44 +153,44 @@ def measure(
     blocks: int,
     steps: int,
     seed: int = 0,
-    tell: Callable[[dict[str, Any]], Any] | None = None,
+    progress: Progress | None = None,
 ) -> Times:
-    """Measure routes side by side: each is set up in a process of its own, then they take turns.
+    """Time implementations side by side: each is set up in its own process, then they take turns.
 
-    A round asks every route for some blocks of steps, one route after the other, in an order that changes from round to
-    round; while one works the others wait.
+    In a round every implementation makes some blocks of steps while the others wait; their order changes from round to
+    round.
 
     Args:
-        tasks: For each route its task and interpreter, as `Worker` takes them.
+        tasks: For each implementation its task and interpreter, as `Worker` takes them.
         rounds: Number of rounds.
-        blocks: Blocks of steps of each route in a round.
+        blocks: Blocks of steps of each implementation in a round.
         steps: Steps of a block.
         seed: Seed of the orders.
-        tell: Told about each round: `epoch`, its number, and a `note`.
+        progress: Called after each round with `epoch`, its number, and a `note`.
 
     Returns:
         The times.
 
     Raises:
-        RuntimeError: A route failed.
+        RuntimeError: A worker's process failed.
     """
-    tell = tell or (lambda row: None)
-    found, workers, order = Times(), dict[str, Worker](), random.Random(seed)
+    progress = progress or (lambda row: None)
+    times, workers, generator = Times(), dict[str, Worker](), random.Random(seed)
     try:
         for name, (task, python) in tasks.items():
-            tell({"epoch": 0, "note": f"setting up {name}"})
+            progress({"epoch": 0, "note": f"setting up {name}"})
             workers[name] = Worker(task, python)
             missing = workers[name].missing
             if missing is not None:
-                found.missing[name] = missing
+                times.missing[name] = missing
                 workers.pop(name).close()
             else:
-                found.seconds[name] = []
+                times.seconds[name] = []
         for number in range(1, rounds + 1):
-            for name in order.sample(list(workers), len(workers)):
-                found.seconds[name].append(workers[name].run(blocks, steps)["seconds"])
-            tell({"epoch": number, "note": f"round {number}"})
+            for name in generator.sample(list(workers), len(workers)):
+                times.seconds[name].append(workers[name].run(blocks, steps)["seconds"])
+            progress({"epoch": number, "note": f"round {number}"})
     finally:
         for worker in workers.values():
             worker.close()
-    return found
+    return times

@@ -1,10 +1,11 @@
-"""The benchmark of speed: its cases, presets, table and notes."""
+"""The bench `speed`: its cases, presets, table and notes."""
 
 from __future__ import annotations
 
 from pyrostoch.bench.case import Bench, Case
-from pyrostoch.bench.speed.measures import Timing, averages, imports, memory, steps
-from pyrostoch.bench.speed.routes import NETWORKS, RATIOS, ROUTES, TARGETS
+from pyrostoch.bench.recipe import Timing
+from pyrostoch.bench.speed.implementations import IMPLEMENTATIONS, NETWORKS, RATIOS, TARGETS
+from pyrostoch.bench.speed.measures import averages, imports, memory, steps
 
 __all__ = ["SPEED"]
 
@@ -25,21 +26,21 @@ _MEMORY = {
 }
 _IMPORT = {"quick": Timing(epochs=1), "cpu": Timing(epochs=11), "full": Timing(epochs=31)}
 
-_PINNED = ", ".join(dict.fromkeys(way.peer.replace("==", " ") for way in ROUTES if way.peer))
+_PINNED = ", ".join(dict.fromkeys(one.peer.replace("==", " ") for one in IMPLEMENTATIONS if one.peer))
 
-#: The benchmark.
+#: The bench.
 SPEED = Bench(
     name="speed",
     title="Speed",
     cases=(
-        *(Case(f"step/{name}", net.title, None, _STEPS, alone=steps) for name, net in NETWORKS.items()),
-        Case("averaging/lenet5/dense", "dense layers random", None, _AVERAGES, alone=averages),
-        Case("averaging/lenet5/all", "all layers random", None, _AVERAGES, alone=averages),
-        Case("memory", "LeNet5, 1,000 images", None, _MEMORY, alone=memory, cpu_only=True),
-        Case("import", "in a fresh process", None, _IMPORT, alone=imports, cpu_only=True),
+        *(Case(f"step/{name}", net.title, None, _STEPS, custom_trial=steps) for name, net in NETWORKS.items()),
+        Case("averaging/lenet5/dense", "dense layers random", None, _AVERAGES, custom_trial=averages),
+        Case("averaging/lenet5/all", "all layers random", None, _AVERAGES, custom_trial=averages),
+        Case("memory", "LeNet5, 1,000 images", None, _MEMORY, custom_trial=memory, cpu_only=True),
+        Case("import", "in a new process", None, _IMPORT, custom_trial=imports, cpu_only=True),
     ),
     columns=(
-        *((f"ms/{way.name}", f"{way.title}, ms") for way in ROUTES),
+        *((f"ms/{one.name}", f"{one.title}, ms") for one in IMPLEMENTATIONS),
         *((f"ratio/{one}/{other}", f"{one} / {other}") for one, other in RATIOS),
         ("ms/averaged", "average of 20 draws by `predict`, ms"),
         ("ms/calls", "20 calls of the network, ms"),
@@ -49,30 +50,30 @@ SPEED = Bench(
         ("ratio/mc:100/mc:10", "mc:100 / mc:10"),
         ("seconds/pyro", "`import pyro`, s"),
         ("seconds/both", "`import pyro, pyrostoch`, s"),
-        ("seconds/added", "what pyrostoch adds, s"),
+        ("seconds/added", "added by pyrostoch, s"),
     ),
     published={},
     notes=(
-        "One SVI step, batch 100: loss, gradients, Adam's update. Every route has a process of its own; one works at a "
-        "time, in rounds whose order changes. A time is the median over rounds of each round's median over blocks of "
-        "steps; a ratio is formed within each round, and its median stands with the lowest and highest round in "
-        "brackets. Targets are those of two CPU cores.",
-        "Everywhere: prior N(0, 1), mean-field Gaussian posterior, Adam at 0.001, cross-entropy of 60,000 examples, "
-        "random images, float32, batch normalization behind LeNet5's layers. Random are the weights of dense and "
-        "convolutional layers, and in the 31-layer network the biases too. bayesian-torch, torchbnn and TyXe's local "
+        "One SVI step, batch 100: loss, gradients, Adam's update. Every implementation runs in its own process; one "
+        "works at a time, in rounds whose order changes. A time is the median over rounds of each round's median over "
+        "blocks of steps. A ratio is computed within each round; the table shows the median over rounds, with the "
+        "lowest and the highest in parentheses. Targets are for two CPU cores.",
+        "Common to all: prior N(0, 1), mean-field Gaussian posterior, Adam at 0.001, cross-entropy of 60,000 examples, "
+        "random images, float32, batch normalization after LeNet5's layers. The weights of dense and convolutional "
+        "layers are random, and in the 31-layer network the biases too. bayesian-torch, torchbnn and TyXe's local "
         "estimator draw the biases of the first network as well; LeNet5 has none.",
-        "The divergence from the prior is a closed form, with these exceptions: Pyro's AutoNormal hides its "
-        "distribution in a Delta, so that TraceMeanField_ELBO samples it; bayesian-torch takes a mean over a tensor's "
-        "weights and not their sum, which costs the same. TyXe is given a helper that Pyro has dropped. NumPyro's "
-        "pooling is a maximum over a reshaped axis, with channels last: faster there than its window reduction. "
-        "Images, networks and batches are the same; layouts are each library's own.",
-        f"Other libraries are in the environment of `make peers` ({_PINNED}); where one is not installed, or there is "
-        "no compiler, its routes are not run. NumPyro is run on CPUs only.",
-        "Averages are those of LeNet5 in evaluation mode, 10,000 random images in batches of 1,000 (preset quick: 200 "
-        "images), against one call of the network a draw under the marginal interpretation, summed up by hand. Memory "
-        "is the most that a fresh process holds.",
+        "The KL divergence from the prior is computed in closed form, with these exceptions: Pyro's AutoNormal hides "
+        "its distribution in a Delta, so that TraceMeanField_ELBO samples it; bayesian-torch takes the mean over a "
+        "tensor's weights instead of the sum, which costs the same. TyXe is given a helper that Pyro has removed. In "
+        "NumPyro, pooling is a maximum over a reshaped axis, with channels last, which is faster there than its window "
+        "reduction. Images, networks and batches are the same; memory layouts are those of each library.",
+        f"The other libraries are installed by `make peers` ({_PINNED}); if one is missing, or there is no compiler, "
+        "the implementations that need it are not run. NumPyro is run on CPUs only.",
+        "Averages are predictions of LeNet5 in evaluation mode on 10,000 random images in batches of 1,000 (preset "
+        "quick: 200 images), compared with one call of the network for each draw under the marginal interpretation, "
+        "summed up by hand. Memory is the peak memory of a new process.",
     ),
     source="",
-    across=True,
+    transposed=True,
     targets=TARGETS,
 )

@@ -1,14 +1,16 @@
-"""Processes that make steps and time them, one route each.
+"""Processes that make and time training steps, each with one implementation.
 
-This folder runs under an interpreter that need not have pyrostoch: it imports nothing of the package but, in `own`,
-the package itself.
+This folder also runs under an interpreter that does not have pyrostoch: only `pyrostoch_worker` imports the package.
 
-| file | routes |
+| file | implementations |
 | --- | --- |
-| `plain` | torch without randomness, and local reparameterization written by hand |
-| `stock` | Pyro as it comes |
-| `layers` | libraries of Bayesian torch layers |
-| `jitted` | NumPyro |
-| `handled` | TyXe |
-| `own` | pyrostoch: steps and averages |
+| `torch_worker` | torch without randomness, and local reparameterization written by hand |
+| `pyro_worker` | Pyro with AutoNormal |
+| `layers_worker` | bayesian-torch and torchbnn, libraries of Bayesian torch layers |
+| `numpyro_worker` | NumPyro |
+| `tyxe_worker` | TyXe |
+| `pyrostoch_worker` | pyrostoch: steps and averaged predictions |
+
+`task` is what a process is asked to do, `common` the networks, batches and steps that those with torch share, and
+`__main__` the process itself.
 """

@@ -1,8 +1,8 @@
-"""The worker's process: sets up a route, then makes and times as many steps as it is told to.
+"""The worker's process: sets up an implementation, then makes and times as many steps as it is asked for.
 
-It is given a task as its argument, reads a line `{"blocks": n, "steps": m}` for each round from its standard input, and
-answers each with a line of its own: the seconds a step of each block of m steps, and the peak of its memory so far. Its
-first line says that it is ready, or what is missing.
+Its argument is a task. Its first line of output says that it is ready, or what is missing. Then it reads a line
+`{"blocks": n, "steps": m}` for each round from its standard input, and answers with a line that has the seconds per
+step of each block of m steps and the process's peak memory so far.
 """
 
 from __future__ import annotations
@@ -16,35 +16,37 @@ import time
 from pathlib import Path
 from typing import Any, TextIO
 
-from .task import Route, Task
+from .task import Task, TimedStep
 
 __all__ = ["main", "peak_memory", "serve"]
 
-#: File of each route; the part of a name behind its first dash says which one of the file's.
+#: File of each implementation, by the part of its name before the first dash.
 _FILES = {
-    **{"torch": "plain", "hand": "plain", "pyro": "stock", "bayesian": "layers", "torchbnn": "layers"},
-    **{"numpyro": "jitted", "tyxe": "handled", "pyrostoch": "own", "averaged": "own", "calls": "own"},
+    **dict.fromkeys(("torch", "hand"), "torch_worker"),
+    **dict.fromkeys(("bayesian", "torchbnn"), "layers_worker"),
+    **{"pyro": "pyro_worker", "numpyro": "numpyro_worker", "tyxe": "tyxe_worker"},
+    **dict.fromkeys(("pyrostoch", "averaged", "calls"), "pyrostoch_worker"),
 }
 
 
 def peak_memory() -> int:
-    """The most bytes that this process has held in memory at a time."""
+    """The peak memory of this process, in bytes."""
     status = Path("/proc/self/status")
     if status.is_file():
-        # Of this program alone: what getrusage tells begins with the memory of the process that started it.
+        # Of this program alone; getrusage's value starts at the memory of the process that started this one.
         line = next((line for line in status.read_text().splitlines() if line.startswith("VmHWM:")), None)
         if line is not None:
             return int(line.split()[1]) * 1024
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
-def serve(task: Task, orders: TextIO, answers: TextIO) -> None:
-    """Set up a route and do what is ordered until there are no more orders.
+def serve(task: Task, requests: TextIO, answers: TextIO) -> None:
+    """Set up an implementation and answer requests until there are no more.
 
     Args:
         task: The task.
-        orders: Lines to read.
-        answers: Where the answers go.
+        requests: Lines to read.
+        answers: The stream that answers are written to.
     """
 
     def answer(**fields: Any) -> None:
@@ -52,37 +54,37 @@ def serve(task: Task, orders: TextIO, answers: TextIO) -> None:
         answers.flush()
 
     try:
-        file = importlib.import_module(f".{_FILES[task.route.partition('-')[0]]}", __package__)
-        route: Route = file.build(task)
+        file = importlib.import_module(f".{_FILES[task.implementation.partition('-')[0]]}", __package__)
+        timed: TimedStep = file.build(task)
     except ModuleNotFoundError as error:
         answer(missing=f"no module {error.name}")
         return
     for number in range(task.warmup):
-        route.wait(route.step(number))
-    fault = route.fault()
-    if fault is not None:
-        answer(missing=fault)
+        timed.wait(timed.step(number))
+    problem = timed.problem()
+    if problem is not None:
+        answer(missing=problem)
         return
     answer(ready=True)
     number = task.warmup
-    for line in orders:
-        order, seconds = json.loads(line), []
-        for _ in range(order["blocks"]):
+    for line in requests:
+        request, seconds = json.loads(line), []
+        for _ in range(request["blocks"]):
             begin, last = time.perf_counter(), None
-            for _ in range(order["steps"]):
-                last = route.step(number)
+            for _ in range(request["steps"]):
+                last = timed.step(number)
                 number += 1
-            route.wait(last)
-            seconds.append((time.perf_counter() - begin) / order["steps"])
+            timed.wait(last)
+            seconds.append((time.perf_counter() - begin) / request["steps"])
         answer(seconds=seconds, peak=peak_memory())
 
 
 def main() -> None:
-    """Serve the task of the command line."""
-    # What libraries print must not mix with the answers.
+    """Run the task of the command line."""
+    # Answers get a copy of standard output; what libraries print goes to standard error.
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)
-    serve(Task.read(sys.argv[1]), sys.stdin, answers)
+    serve(Task.from_json(sys.argv[1]), sys.stdin, answers)
 
 
 if __name__ == "__main__":

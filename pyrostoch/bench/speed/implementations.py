@@ -1,21 +1,21 @@
-"""The routes that are measured side by side, the networks they go through, and the ratios with their targets."""
+"""The implementations of a training step that are compared, their networks, and the ratios with their targets."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AVERAGING", "MEMORY", "NETWORKS", "RATIOS", "ROUTES", "TARGETS", "Network", "Way"]
+__all__ = ["AVERAGING", "IMPLEMENTATIONS", "MEMORY", "NETWORKS", "RATIOS", "TARGETS", "Implementation", "Network"]
 
 
 @dataclass(frozen=True)
-class Way:
-    """A way to make a step.
+class Implementation:
+    """A way to make a training step with one library.
 
     Args:
-        name: The route's name.
-        title: What stands in the table.
-        peer: The other library it needs, as `make peers` installs it; none where pyrostoch's environment will do.
+        name: Its name in metrics and tasks.
+        title: Its title in the table.
+        peer: The other library that it needs, as `make peers` installs it; `None` if pyrostoch's environment suffices.
         compiles: Whether it needs a compiler.
         on_gpu: Whether it can use a GPU as `make peers` installs it.
     """
@@ -27,31 +27,31 @@ class Way:
     on_gpu: bool = True
 
 
-#: All routes, in the table's order.
-ROUTES: tuple[Way, ...] = (
-    Way("torch", "torch, nothing random"),
-    Way("hand", "torch, local reparameterization by hand"),
-    Way("hand-compiled", "torch, local reparameterization by hand, torch.compile", compiles=True),
-    Way("pyro", "Pyro, AutoNormal, validation off: shared sample"),
-    Way("pyro-validated", "Pyro, AutoNormal, validation on: shared sample"),
-    Way("bayesian-torch", "bayesian-torch, shared sample", "bayesian-torch==0.5.0"),
-    Way("bayesian-torch-flipout", "bayesian-torch, flipout", "bayesian-torch==0.5.0"),
-    Way("torchbnn", "torchbnn, shared sample", "torchbnn==1.2"),
-    Way("numpyro", "NumPyro, jitted, shared sample", "numpyro==0.22.0", on_gpu=False),
-    Way("tyxe", "TyXe, local", "tyxe==0.0.2"),
-    Way("pyrostoch-local", "pyrostoch, eager, local"),
-    Way("pyrostoch-shared", "pyrostoch, eager, shared sample"),
-    Way("pyrostoch-compiled-local", "pyrostoch, compiled, local", compiles=True),
-    Way("pyrostoch-compiled-shared", "pyrostoch, compiled, shared sample", compiles=True),
+#: All implementations, in the table's order.
+IMPLEMENTATIONS: tuple[Implementation, ...] = (
+    Implementation("torch", "torch, nothing random"),
+    Implementation("hand", "torch, local reparameterization by hand"),
+    Implementation("hand-compiled", "torch, local reparameterization by hand, torch.compile", compiles=True),
+    Implementation("pyro", "Pyro, AutoNormal, validation off: shared sample"),
+    Implementation("pyro-validated", "Pyro, AutoNormal, validation on: shared sample"),
+    Implementation("bayesian-torch", "bayesian-torch, shared sample", "bayesian-torch==0.5.0"),
+    Implementation("bayesian-torch-flipout", "bayesian-torch, flipout", "bayesian-torch==0.5.0"),
+    Implementation("torchbnn", "torchbnn, shared sample", "torchbnn==1.2"),
+    Implementation("numpyro", "NumPyro, jitted, shared sample", "numpyro==0.22.0", on_gpu=False),
+    Implementation("tyxe", "TyXe, local", "tyxe==0.0.2"),
+    Implementation("pyrostoch-local", "pyrostoch, eager, local"),
+    Implementation("pyrostoch-shared", "pyrostoch, eager, shared sample"),
+    Implementation("pyrostoch-compiled-local", "pyrostoch, compiled, local", compiles=True),
+    Implementation("pyrostoch-compiled-shared", "pyrostoch, compiled, shared sample", compiles=True),
 )
 
 
 @dataclass(frozen=True)
 class Network:
-    """A network that steps are made through.
+    """A network that is trained.
 
     Args:
-        title: What stands in the table.
+        title: Its title in the table.
         widths: Widths of a multilayer perceptron; empty for LeNet5.
         random: Which tensors are random.
     """
@@ -68,7 +68,7 @@ NETWORKS: dict[str, Network] = {
     "deep": Network("31 layers, 62 random tensors", (784, *[50] * 30, 10), "all"),
 }
 
-#: Ratios in the table.
+#: Pairs of implementations whose ratio of times is in the table.
 RATIOS: tuple[tuple[str, str], ...] = (
     ("pyrostoch-compiled-local", "hand"),
     ("pyrostoch-compiled-local", "numpyro"),
@@ -77,10 +77,10 @@ RATIOS: tuple[tuple[str, str], ...] = (
     ("pyrostoch-shared", "pyro"),
 )
 
-#: The two ways to average, and the numbers of draws whose memory is compared.
+#: The two ways to average predictions, and the modes whose peak memory is compared.
 AVERAGING, MEMORY = ("averaged", "calls"), ("mc:100", "mc:10")
 
-#: What is aimed at, at most, by case and metric, on two cores of a CPU.
+#: Upper limits that are aimed at, by case and metric, on two CPU cores.
 TARGETS: dict[str, dict[str, float]] = {
     "step/mlp": {
         "ratio/pyrostoch-compiled-local/hand": 0.65,

@@ -1,4 +1,4 @@
-"""What the routes through torch share: networks, batches, and a step of Adam."""
+"""What the implementations with torch share: networks, batches, and a step of Adam."""
 
 from __future__ import annotations
 
@@ -7,24 +7,25 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from .task import LR, NUM_DATA, Route, Task
+from .task import LR, NUM_DATA, Task, TimedStep
 
 __all__ = ["arrays", "batches", "data_term", "network", "training", "waiter"]
 
-# Different batches, taken in turn.
+# Number of different batches, which are used in turn.
 _BATCHES = 8
 
 
-def arrays(task: Task) -> list[tuple[Any, Any]]:
-    """Batches of random images and labels, as arrays of NumPy; one where a batch is large."""
-    source = np.random.default_rng(task.seed)
+def arrays(task: Task) -> list[tuple[NDArray[np.float32], NDArray[np.int64]]]:
+    """Batches of random images and labels, as NumPy arrays; only one batch if it has more than 1,000 examples."""
+    generator = np.random.default_rng(task.seed)
     shape, classes = ((task.widths[0],), task.widths[-1]) if task.widths else ((1, 28, 28), 10)
     return [
         (
-            source.standard_normal((task.examples, *shape), dtype=np.float32),
-            source.integers(0, classes, task.examples),
+            generator.standard_normal((task.examples, *shape), dtype=np.float32),
+            generator.integers(0, classes, task.examples),
         )
         for _ in range(_BATCHES if task.examples <= 1000 else 1)
     ]
@@ -38,12 +39,12 @@ def batches(task: Task) -> list[tuple[Tensor, Tensor]]:
 def network(
     task: Task, linear: Callable[..., nn.Module] = nn.Linear, conv: Callable[..., nn.Module] = nn.Conv2d
 ) -> nn.Sequential:
-    """The task's network, made of layers of some kind.
+    """The task's network, with a given kind of layers.
 
     Args:
         task: The task.
-        linear: Makes a dense layer from its widths and `bias`.
-        conv: Makes a convolution from its channels, its kernel's size and `bias`.
+        linear: Makes a dense layer, called with the two widths and the keyword `bias`.
+        conv: Makes a convolution, called with the two numbers of channels, the kernel's size and the keyword `bias`.
     """
     torch.manual_seed(task.seed)
     layers: list[nn.Module] = []
@@ -65,17 +66,17 @@ def data_term(logits: Tensor, y: Tensor) -> Tensor:
 
 
 def waiter(device: str) -> Callable[[Any], None]:
-    """Waits until a device has done all it was given."""
+    """A function that waits until a device has finished its work; a CPU needs no waiting."""
     return (lambda last: torch.cuda.synchronize(device)) if device.startswith("cuda") else (lambda last: None)
 
 
-def training(task: Task, loss: Callable[[Tensor, Tensor], Tensor], parameters: Iterable[Tensor]) -> Route:
+def training(task: Task, loss: Callable[[Tensor, Tensor], Tensor], parameters: Iterable[Tensor]) -> TimedStep:
     """Steps of Adam on a loss.
 
     Args:
         task: The task.
         loss: The loss of a batch.
-        parameters: What it is minimized over.
+        parameters: The parameters that it is minimized over.
     """
     optimizer, data = torch.optim.Adam(list(parameters), lr=LR), batches(task)
 
@@ -86,4 +87,4 @@ def training(task: Task, loss: Callable[[Tensor, Tensor], Tensor], parameters: I
         optimizer.step()
         return value
 
-    return Route(step, waiter(task.device))
+    return TimedStep(step, waiter(task.device))

@@ -1,4 +1,4 @@
-"""Pyro as it comes: a PyroModule, AutoNormal, TraceMeanField_ELBO, SVI."""
+"""Pyro: a PyroModule, AutoNormal, TraceMeanField_ELBO and SVI."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from .task import LR, NUM_DATA, SCALE, Route, Task
-from .torches import batches, network, waiter
+from .common import batches, network, waiter
+from .task import LR, NUM_DATA, SCALE, Task, TimedStep
 
 __all__ = ["build"]
 
 
-def build(task: Task) -> Route:
-    """The routes `pyro` and `pyro-validated`."""
+def build(task: Task) -> TimedStep:
+    """The implementations `pyro` and `pyro-validated`."""
     import pyro
     import pyro.distributions as dist
     from pyro.infer import SVI, TraceMeanField_ELBO
@@ -23,7 +23,7 @@ def build(task: Task) -> Route:
     from pyro.nn import PyroModule, PyroSample
     from pyro.nn.module import to_pyro_module_
 
-    pyro.enable_validation(task.route == "pyro-validated")
+    pyro.enable_validation(task.implementation == "pyro-validated")
     net: Any = network(task)
     means: dict[str, Tensor] = {}
     zero, one = torch.zeros((), device=task.device), torch.ones((), device=task.device)
@@ -42,7 +42,7 @@ def build(task: Task) -> Route:
 
         def forward(self, x: Tensor, y: Tensor) -> None:
             logits = self.net(x)
-            # The rows named, since Pyro would else draw a permutation of all examples.
+            # With explicit indices, since Pyro would otherwise draw a permutation of all examples.
             with pyro.plate("data", NUM_DATA, subsample=torch.arange(len(x), device=x.device)):
                 pyro.sample("y", dist.Categorical(logits=logits), obs=y)
 
@@ -50,4 +50,4 @@ def build(task: Task) -> Route:
     guide = AutoNormal(model, init_loc_fn=init_to_value(values=means), init_scale=SCALE)
     optimizer: Any = importlib.import_module("pyro.optim").Adam({"lr": LR})
     svi, data = SVI(model, guide, optimizer, TraceMeanField_ELBO()), batches(task)
-    return Route(lambda number: svi.step(*data[number % len(data)]), waiter(task.device))
+    return TimedStep(lambda number: svi.step(*data[number % len(data)]), waiter(task.device))

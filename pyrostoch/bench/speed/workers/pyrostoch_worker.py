@@ -1,4 +1,4 @@
-"""pyrostoch: steps, eager and compiled, and averages over draws."""
+"""pyrostoch: training steps, eager and compiled, and predictions averaged over draws."""
 
 from __future__ import annotations
 
@@ -19,19 +19,19 @@ from pyrostoch.models import MLP, LeNet5
 from pyrostoch.prediction import predict
 from pyrostoch.priors import Normal
 
-from .task import LR, NUM_DATA, SCALE, Route, Task
-from .torches import batches, training, waiter
+from .common import batches, training, waiter
+from .task import LR, NUM_DATA, SCALE, Task, TimedStep
 
 __all__ = ["build", "model_and_guide"]
 
 
 def model_and_guide(task: Task) -> tuple[BayesianModel, Additive]:
-    """The task's network as a Bayesian model, and an additive Gaussian guide of it."""
+    """The task's network as a Bayesian model, and an additive Gaussian guide for it."""
     torch.manual_seed(task.seed)
     widths, patterns = task.widths, {"weights": ["*.weight"], "all": ["*"], "dense": ["dense*.weight"]}[task.random]
     net: nn.Module = MLP(widths[0], widths[1:-1], widths[-1]) if widths else LeNet5()
     if not widths and task.random != "dense":
-        # Not those of batch normalization; there are no biases.
+        # LeNet5 has no biases, and the parameters of batch normalization are not random.
         patterns = ["conv*.weight", "dense*.weight"]
     model = BayesianModel(
         net,
@@ -42,25 +42,25 @@ def model_and_guide(task: Task) -> tuple[BayesianModel, Additive]:
     return model, Additive(model, init_scale=SCALE).to(task.device)
 
 
-def build(task: Task) -> Route:
-    """The routes `pyrostoch-...`, and `averaged` and `calls` for averages of predictions."""
+def build(task: Task) -> TimedStep:
+    """The implementations `pyrostoch-...`, and `averaged` and `calls` for averaged predictions."""
     pyro.enable_validation(False)
     model, guide = model_and_guide(task)
     data, wait = batches(task), waiter(task.device)
-    if task.route == "averaged":
-        return Route(lambda number: predict(model, guide, data[0][0], mode=f"mc:{task.draws}"), wait)
-    if task.route == "calls":
-        return Route(_calls(model, guide, data[0][0], task.draws), wait)
-    loss = ELBO(task.route.rpartition("-")[2])(model, guide)
+    if task.implementation == "averaged":
+        return TimedStep(lambda number: predict(model, guide, data[0][0], mode=f"mc:{task.draws}"), wait)
+    if task.implementation == "calls":
+        return TimedStep(_average_of_calls(model, guide, data[0][0], task.draws), wait)
+    loss = ELBO(task.implementation.rpartition("-")[2])(model, guide)
     parameters = [parameter for parameter in loss.parameters() if parameter.requires_grad]
-    if "compiled" not in task.route:
+    if "compiled" not in task.implementation:
         return training(task, loss, parameters)
     step = compile_step(loss, torch.optim.Adam(parameters, lr=LR))
-    return Route(lambda number: step(*data[number % len(data)]), wait, lambda: step.reason)
+    return TimedStep(lambda number: step(*data[number % len(data)]), wait, lambda: step.reason)
 
 
-def _calls(model: Any, guide: Any, x: Tensor, draws: int) -> Callable[[int], Tensor]:
-    """The same average by one call of the network a draw."""
+def _average_of_calls(model: Any, guide: Any, x: Tensor, draws: int) -> Callable[[int], Tensor]:
+    """A step that averages predictions over draws, with one call of the network for each draw."""
     model.eval()
 
     def average(number: int) -> Tensor:

@@ -1,4 +1,4 @@
-"""TyXe: a torch network made a Pyro model, with local reparameterization."""
+"""TyXe: a torch network turned into a Pyro model, with local reparameterization."""
 
 from __future__ import annotations
 
@@ -6,20 +6,20 @@ import importlib
 import operator
 from typing import Any
 
-from .task import LR, NUM_DATA, SCALE, Route, Task
-from .torches import batches, network, waiter
+from .common import batches, network, waiter
+from .task import LR, NUM_DATA, SCALE, Task, TimedStep
 
 __all__ = ["build"]
 
 
-def build(task: Task) -> Route:
-    """The route `tyxe`: all weights and biases random, since it cannot do otherwise with this estimator."""
+def build(task: Task) -> TimedStep:
+    """The implementation `tyxe`; all weights and biases are random, as TyXe requires for this estimator."""
     import pyro
     import pyro.distributions as dist
     import torch
     from pyro.infer import SVI, TraceMeanField_ELBO
 
-    # Pyro had this helper when TyXe was written.
+    # TyXe uses this helper, which Pyro has removed.
     helpers: Any = importlib.import_module("pyro.util")
     if not hasattr(helpers, "deep_getattr"):
         helpers.deep_getattr = lambda thing, name: operator.attrgetter(name)(thing)
@@ -27,8 +27,8 @@ def build(task: Task) -> Route:
     pyro.enable_validation(False)
     net = network(task)
     zero, one = torch.zeros((), device=task.device), torch.ones((), device=task.device)
-    normalized = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
-    prior = tyxe.priors.IIDPrior(dist.Normal(zero, one), expose_all=False, hide_module_types=normalized)
+    batch_norms = (torch.nn.BatchNorm1d, torch.nn.BatchNorm2d)
+    prior = tyxe.priors.IIDPrior(dist.Normal(zero, one), expose_all=False, hide_module_types=batch_norms)
     start = tyxe.guides.PretrainedInitializer.from_net(net)
     bayesian = tyxe.VariationalBNN(
         net,
@@ -45,4 +45,4 @@ def build(task: Task) -> Route:
             value: float = svi.step((x,), y)
         return value
 
-    return Route(step, waiter(task.device))
+    return TimedStep(step, waiter(task.device))

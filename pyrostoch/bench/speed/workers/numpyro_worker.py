@@ -1,4 +1,4 @@
-"""NumPyro: AutoNormal, TraceMeanField_ELBO, and a jitted update; one draw for the whole batch."""
+"""NumPyro: AutoNormal, TraceMeanField_ELBO and a jitted update; one draw for the whole batch."""
 
 from __future__ import annotations
 
@@ -8,26 +8,26 @@ from typing import Any
 
 import numpy as np
 
-from .task import LR, NUM_DATA, SCALE, Route, Task
-from .torches import arrays
+from .common import arrays
+from .task import LR, NUM_DATA, SCALE, Task, TimedStep
 
 __all__ = ["build"]
 
-# Of batch normalization, torch's own.
+# Of batch normalization; torch's default values.
 _MOMENTUM, _EPSILON = 0.1, 1e-5
 
 
-def build(task: Task) -> Route:
-    """The route `numpyro`."""
+def build(task: Task) -> TimedStep:
+    """The implementation `numpyro`."""
     jax: Any = importlib.import_module("jax")
     numpyro: Any = importlib.import_module("numpyro")
     infer: Any = importlib.import_module("numpyro.infer")
     autoguide: Any = importlib.import_module("numpyro.infer.autoguide")
 
     shapes = _shapes(task)
-    source = np.random.default_rng(task.seed)
+    generator = np.random.default_rng(task.seed)
     values = {
-        name: source.standard_normal(shape, dtype=np.float32) * math.sqrt(2 / math.prod(shape[:-1] or shape))
+        name: generator.standard_normal(shape, dtype=np.float32) * math.sqrt(2 / math.prod(shape[:-1] or shape))
         for name, shape in shapes.items()
     }
     net = _MLP(shapes, values, task.random == "all") if task.widths else _LeNet5(shapes)
@@ -40,7 +40,7 @@ def build(task: Task) -> Route:
     start = infer.init_to_value(values=values)
     guide = autoguide.AutoNormal(model, init_loc_fn=start, init_scale=SCALE)
     svi = infer.SVI(model, guide, numpyro.optim.Adam(LR), infer.TraceMeanField_ELBO())
-    # Channels stand last, as is usual there.
+    # Channels are the last axis, as is usual in JAX.
     data = [
         (jax.numpy.asarray(np.moveaxis(x, 1, -1) if x.ndim == 4 else x), jax.numpy.asarray(y)) for x, y in arrays(task)
     ]
@@ -52,11 +52,11 @@ def build(task: Task) -> Route:
         state, loss = update(state, *data[number % len(data)])
         return loss, state
 
-    return Route(step, jax.block_until_ready)
+    return TimedStep(step, jax.block_until_ready)
 
 
 def _shapes(task: Task) -> dict[str, tuple[int, ...]]:
-    """Shapes of weights, and of biases where there are any, inputs before outputs."""
+    """Shapes of weights, inputs before outputs, and of the biases of a multilayer perceptron."""
     if not task.widths:
         return {"conv1": (5, 5, 1, 20), "conv2": (5, 5, 20, 50), "dense1": (800, 500), "dense2": (500, 10)}
     pairs = list(zip(task.widths, task.widths[1:], strict=False))
@@ -70,7 +70,7 @@ def _weight(name: str, shape: tuple[int, ...]) -> Any:
 
 
 class _MLP:
-    """The multilayer perceptron as a part of a model; its biases are random or plain."""
+    """The multilayer perceptron, to be called in a model; its biases are random variables or parameters."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]], values: dict[str, Any], random_bias: bool) -> None:
         self._shapes, self._values, self._random_bias = shapes, values, random_bias
@@ -88,7 +88,7 @@ class _MLP:
 
 
 class _LeNet5:
-    """LeNet5 as a part of a model."""
+    """LeNet5, to be called in a model."""
 
     def __init__(self, shapes: dict[str, tuple[int, ...]]) -> None:
         self._shapes = shapes
@@ -100,14 +100,14 @@ class _LeNet5:
             x = jax.lax.conv_general_dilated(x, kernel, (1, 1), "VALID", dimension_numbers=("NHWC", "HWIO", "NHWC"))
             x = _batch_norm(f"bn{i}", x)
             rows, height, width, channels = x.shape
-            # Its own pooling has a slow gradient on CPUs.
+            # The gradient of JAX's pooling is slow on CPUs.
             x = jax.nn.relu(x.reshape(rows, height // 2, 2, width // 2, 2, channels).max((2, 4)))
         x = jax.nn.relu(_batch_norm("bn3", x.reshape(len(x), -1) @ _weight("dense1", self._shapes["dense1"])))
         return x @ _weight("dense2", self._shapes["dense2"])
 
 
 def _batch_norm(name: str, x: Any) -> Any:
-    """Batch normalization in training mode, which keeps running moments as torch does."""
+    """Batch normalization in training mode, with running moments as in torch."""
     jax: Any = importlib.import_module("jax")
     numpyro: Any = importlib.import_module("numpyro")
     primitives: Any = importlib.import_module("numpyro.primitives")

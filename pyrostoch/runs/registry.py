@@ -1,0 +1,85 @@
+"""Guides and priors by the names that the command line uses."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+from pyrostoch import guides, priors
+from pyrostoch._checks import check_choice, check_positive
+
+__all__ = ["COMPARED_GUIDES", "GUIDES", "GuideKind", "parse_prior"]
+
+
+@dataclass(frozen=True)
+class GuideKind:
+    """A guide that can be chosen by name.
+
+    Args:
+        title: Display name.
+        build: Builds the guide from a model; takes `init_log_alpha` if `has_log_alpha` is true.
+        has_log_alpha: Whether the guide has log alphas whose initial value can be set.
+    """
+
+    title: str
+    build: Callable[..., guides.Guide]
+    has_log_alpha: bool = False
+
+
+#: The guides that a run can train.
+GUIDES: dict[str, GuideKind] = {
+    "additive": GuideKind("Additive", guides.Additive),
+    "weightwise": GuideKind("Weight-wise alpha", guides.WeightwiseAlpha, has_log_alpha=True),
+    "neuronwise": GuideKind("Neuron-wise alpha", guides.NeuronwiseAlpha, has_log_alpha=True),
+    "layerwise": GuideKind("Layer-wise alpha", guides.LayerwiseAlpha, has_log_alpha=True),
+    "variance": GuideKind("Variance-only", guides.VarianceOnly),
+    "variance-bernoulli": GuideKind("Variance-only, Bernoulli", partial(guides.VarianceOnly, family="bernoulli")),
+    "variance-uniform": GuideKind("Variance-only, uniform", partial(guides.VarianceOnly, family="uniform")),
+}
+
+#: The five guides that `compare` trains, from the most flexible noise to noise alone.
+COMPARED_GUIDES = ("additive", "weightwise", "neuronwise", "layerwise", "variance")
+
+_WITHOUT_SCALE: dict[str, Callable[[], priors.Prior]] = {
+    "log-uniform": priors.LogUniform,
+    "ard": priors.ARD,
+    "hierarchical": priors.Hierarchical,
+}
+_WITH_SCALE: dict[str, Callable[[float], priors.Prior]] = {
+    "normal": lambda scale: priors.Normal(0.0, scale),
+    "laplace": lambda scale: priors.Laplace(0.0, scale),
+    "empirical-bayes": priors.EmpiricalBayes,
+}
+
+
+def parse_prior(text: str) -> priors.Prior:
+    """A prior from its name, optionally followed by a colon and its scale.
+
+    Args:
+        text: `log-uniform`, `ard`, `hierarchical`; or `normal`, `laplace`, `empirical-bayes`, followed by `:scale`
+            unless the scale is 1.
+
+    Returns:
+        The prior.
+
+    Raises:
+        ValueError: The name is unknown, or the scale is not a positive number, or the prior has none.
+
+    Example:
+        >>> parse_prior("normal:0.1"), parse_prior("log-uniform")
+        (Normal(loc=0, scale=0.1), LogUniform())
+    """
+    name, colon, scale = text.strip().lower().partition(":")
+    check_choice("prior", name, [*_WITHOUT_SCALE, *_WITH_SCALE])
+    if name in _WITHOUT_SCALE:
+        if colon:
+            raise ValueError(f"prior {text!r}: {name} takes no scale; leave out ':{scale}'")
+        return _WITHOUT_SCALE[name]()
+    try:
+        value = float(scale) if colon else 1.0
+    except ValueError:
+        raise ValueError(
+            f"prior {text!r}: expected a number after the colon, such as {name}:0.1, got {scale!r}"
+        ) from None
+    return _WITH_SCALE[name](check_positive(f"scale of prior {text!r}", value))

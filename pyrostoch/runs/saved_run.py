@@ -1,0 +1,182 @@
+"""A saved run: its record, and its trained guides, loaded from the folder of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from pyrostoch._checks import check_choice, name_list
+from pyrostoch.runs.config import Config
+from pyrostoch.runs.defaults import choose_device
+from pyrostoch.runs.experiment import Experiment, build_experiment, load_data
+from pyrostoch.runs.folder import RECORD_FILE, RunError, find_run, numbered_folders, read_record
+from pyrostoch.training.checkpoint import load
+
+__all__ = ["SavedRun", "find_unfinished", "read_config", "saved_settings"]
+
+
+def read_config(folder: Path, record: dict[str, Any]) -> Config:
+    """The settings in a record.
+
+    Args:
+        folder: The run's folder, for the error message.
+        record: The record.
+
+    Returns:
+        The settings.
+
+    Raises:
+        RunError: The settings are incomplete, or of another version.
+    """
+    try:
+        return Config.from_dict(record["config"])
+    except ValueError as error:
+        raise RunError(f"run {folder}: {RECORD_FILE} is damaged, or of another version: {error}") from error
+
+
+def saved_settings(folder: Path, kind: str) -> dict[str, Any]:
+    """The settings of the run in a folder, by name, with which it can be resumed.
+
+    Args:
+        folder: The folder.
+        kind: The command that resumes the run, `"compare"` or `"train"`.
+
+    Returns:
+        Settings by name; empty if the folder holds no run.
+
+    Raises:
+        RunError: The record is damaged, or the run was made by the other command.
+    """
+    if not (folder / RECORD_FILE).is_file():
+        return {}
+    config = read_config(folder, read_record(folder))
+    if config.kind != kind:
+        raise RunError(
+            f"run folder {folder}: it holds a run of `pyrostoch {config.kind}`, not of `pyrostoch {kind}`; resume it "
+            "with that command, or choose another folder with --out"
+        )
+    return {name: value for name, value in vars(config).items() if name != "kind"}
+
+
+def find_unfinished(base: Path, config: Config, given: Collection[str]) -> Path | None:
+    """The newest interrupted run of a name whose settings agree with the given ones.
+
+    Args:
+        base: The folder of the first run of this name.
+        config: The settings of the run to resume.
+        given: Names of the settings that must agree; the others may differ.
+
+    Returns:
+        The folder; `None` if every such run is finished.
+    """
+    for folder in reversed(numbered_folders(base)):
+        try:
+            record = read_record(folder)
+            saved = read_config(folder, record)
+        except RunError:
+            continue
+        # A run writes the posterior draws last.
+        finished = record.get("posterior_of") and {guide["name"] for guide in record["guides"]} >= set(saved.guides)
+        if not finished and not saved.differences(config).keys() & {"kind", *given}:
+            return folder
+    return None
+
+
+@dataclass(frozen=True)
+class SavedRun:
+    """A run, finished or not, in its folder.
+
+    Args:
+        folder: The folder.
+        record: The record, as in `results.json`.
+        config: The settings.
+    """
+
+    folder: Path
+    record: dict[str, Any]
+    config: Config
+
+    @classmethod
+    def open(cls, run: str) -> SavedRun:
+        """Read the record of a run.
+
+        Args:
+            run: Path of the folder, path of its `results.json`, or name of the folder in `runs/`.
+
+        Returns:
+            The run.
+
+        Raises:
+            FileNotFoundError: There is no such folder.
+            RunError: The folder holds no run, or its record is damaged or of another version.
+        """
+        folder = find_run(run)
+        record = read_record(folder)
+        return cls(folder, record, read_config(folder, record))
+
+    def finished_guides(self, only: Sequence[str] = ()) -> list[str]:
+        """Names of the guides that are trained and scored.
+
+        Args:
+            only: Names to select; all by default.
+
+        Returns:
+            The names, in the order of training.
+
+        Raises:
+            ValueError: A selected guide is not finished or not part of the run.
+            RunError: No guide is finished.
+        """
+        names = [guide["name"] for guide in self.record["guides"]]
+        if not names:
+            raise RunError(
+                f"run {self.folder}: no guide is finished yet; resume the run by: pyrostoch {self.config.kind} "
+                f"--resume --out {self.folder}"
+            )
+        for name in only:
+            check_choice(f"guide of run {self.folder}", name, names)
+        return [name for name in names if not only or name in only]
+
+    def load_guide(self, guide: str, *, data_dir: str | None = None, device: str | None = None) -> Experiment:
+        """Load a trained guide from its checkpoint, with its model and data.
+
+        Args:
+            guide: Name of the guide.
+            data_dir: Folder of the data, if they have been moved since the run.
+            device: Device to compute on; default: that of the training if this machine has it, else the CPU.
+
+        Returns:
+            The experiment, with the parameters of the checkpoint.
+
+        Raises:
+            CheckpointError: The checkpoint is damaged, or belongs to another run.
+            FileNotFoundError: The checkpoint or the data are missing.
+            RunError: The data are not those of the run.
+        """
+        config = replace(self.config, device=choose_device(device) if device else self._training_device())
+        saved_dir = config.data_dir if config.data_dir and Path(config.data_dir).is_dir() else None
+        config = replace(config, data_dir=data_dir or saved_dir)
+        split = load_data(config)
+        sizes = {"train": len(split.x_train), "test": len(split.x_test)}
+        saved_sizes = {part: self.record["data"].get(part) for part in sizes}
+        if sizes != saved_sizes:
+            raise RunError(
+                f"run {self.folder}: it was trained on {saved_sizes['train']} and scored on {saved_sizes['test']} "
+                f"examples, the data in {split.source} have {sizes['train']} and {sizes['test']}; give the same data "
+                "with --data-dir"
+            )
+        experiment = build_experiment(config, split, guide)
+        load(self.folder / f"{guide}.safetensors", experiment.model, experiment.guide)
+        return experiment
+
+    def _training_device(self) -> str:
+        """The device of the training if this machine has it, else the CPU."""
+        try:
+            return choose_device(self.config.device)
+        except ValueError:
+            return "cpu"
+
+    def __str__(self) -> str:
+        return f"{self.config.kind} of {name_list(self.config.guides)} on {self.config.data}, in {self.folder}"

@@ -1,0 +1,221 @@
+"""What every guide does, by the registry."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from common import COPIES, assert_documented, kinds, public, same_state
+from pyro import poutine
+from registry import GUIDES, model_of
+from torch import nn
+from torch.autograd import gradcheck
+
+import pyrostoch as ps
+from pyrostoch.distributions import has_closed_form, kl_sum
+from pyrostoch.effects import LocalReparameterization
+from pyrostoch.guides import Guide, PerSite
+
+DRAWS = 4000
+each_guide = pytest.mark.parametrize("name", GUIDES)
+
+
+def build(name: str, dtype: torch.dtype = torch.float64) -> tuple[ps.BayesianModel, Any]:
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 2)).to(dtype)
+    model = model_of(net, GUIDES[name].prior())
+    return model, GUIDES[name].make(model)
+
+
+def prior_of(model: ps.BayesianModel, site: str) -> Any:
+    shape = model.sites[site].init.shape
+    return model.prior(site).distribution(site, shape).to_event(len(shape))
+
+
+def test_every_public_guide_is_registered() -> None:
+    assert public(ps.guides, Guide) | {"PerSite"} == kinds(GUIDES)
+
+
+@each_guide
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_shapes_dtype_and_draws(name: str, dtype: torch.dtype) -> None:
+    model, guide = build(name, dtype)
+    assert list(guide.site_names) == list(guide.weight_names) == list(model.sites)
+    drawn = guide()
+    assert list(drawn) == list(model.sites)
+    for site, described in model.sites.items():
+        distribution = guide.site_distribution(site)
+        assert distribution.event_shape == described.init.shape == drawn[site].shape and not distribution.batch_shape
+        assert distribution.mean.dtype == drawn[site].dtype == dtype
+        assert torch.isfinite(drawn[site]).all() and torch.isfinite(distribution.variance).all()
+
+
+@each_guide
+def test_moments_are_those_of_draws(name: str) -> None:
+    model, guide = build(name)
+    for site in model.sites:
+        distribution = guide.site_distribution(site)
+        draws = distribution.sample((DRAWS,))
+        deviation = distribution.variance.sqrt()
+        assert ((draws.mean(0) - distribution.mean).abs() <= 5.5 * deviation / math.sqrt(DRAWS) + 1e-12).all()
+        fourth = (draws - distribution.mean).pow(4).mean(0)
+        error = (fourth - distribution.variance.square()).clamp_min(0.0).sqrt() / math.sqrt(DRAWS)
+        assert ((draws.var(0) - distribution.variance).abs() <= 6.0 * error + 0.02 * distribution.variance).all()
+
+
+@each_guide
+def test_parameters_exist_from_the_start_and_each_has_its_group(name: str) -> None:
+    model, guide = build(name)
+    groups = guide.parameter_groups()
+    grouped = [id(parameter) for group in groups.values() for parameter in group]
+    of_sites = [id(parameter) for site in model.sites for parameter in guide.parameters_for(site).values()]
+    assert set(groups) == {"main", "alpha"}
+    assert sorted(grouped) == sorted(of_sites) == sorted(map(id, guide.parameters()))
+    with pytest.raises(ValueError, match="no site 'elsewhere'"):
+        guide.parameters_for("elsewhere")
+    with pytest.raises(ValueError, match="no site 'elsewhere'"):
+        guide.site_distribution("elsewhere")
+
+
+@each_guide
+def test_kl_is_a_closed_form_and_the_mean_of_log_densities(name: str) -> None:
+    model, guide = build(name)
+    for site in model.sites:
+        posterior, prior = guide.site_distribution(site), prior_of(model, site)
+        assert has_closed_form(posterior, prior)
+        kl = kl_sum(posterior, prior).item()
+        assert kl >= 0.0
+        if GUIDES[name].by_convention:
+            continue
+        draws = posterior.sample((DRAWS,))
+        known = GUIDES[name].log_prior
+        values = posterior.log_prob(draws) - (prior.log_prob(draws) if known is None else known * draws[0].numel())
+        assert abs(values.mean().item() - kl) <= 5.0 * values.std().item() / math.sqrt(DRAWS) + 1e-9
+
+
+def derivatives(guide: Any, loss: Any) -> tuple[float, float]:
+    """The derivative of a loss along a random direction in all parameters: by autograd, and by central differences."""
+    parameters = list(guide.parameters())
+    direction = [torch.randn_like(parameter) for parameter in parameters]
+    guide.zero_grad()
+    loss().backward()
+    moved = zip(parameters, direction, strict=True)
+    by_autograd = sum((p.grad * d).sum().item() for p, d in moved if p.grad is not None)
+    found = []
+    with torch.no_grad():
+        for step in (1e-6, -1e-6):
+            for p, d in zip(parameters, direction, strict=True):
+                p.add_(step * d)
+            found.append(loss().item())
+            for p, d in zip(parameters, direction, strict=True):
+                p.sub_(step * d)
+    return by_autograd, (found[0] - found[1]) / 2e-6
+
+
+@each_guide
+def test_gradients_of_kl_and_of_the_loss(name: str) -> None:
+    model, guide = build(name)
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.randn(6, 2, dtype=torch.float64)
+
+    def seeded() -> torch.Tensor:
+        torch.manual_seed(1)
+        return ps.ELBO("local").differentiable_loss(model, guide, x, y)
+
+    def kl() -> torch.Tensor:
+        return sum((kl_sum(guide.site_distribution(s), prior_of(model, s)) for s in model.sites), x.new_zeros(()))
+
+    by_autograd, by_differences = derivatives(guide, seeded)
+    assert by_autograd == pytest.approx(by_differences, rel=1e-4, abs=1e-4)
+    assert all(torch.isfinite(parameter.grad).all() for parameter in guide.parameters())
+    if kl().requires_grad:
+        by_autograd, by_differences = derivatives(guide, kl)
+        assert by_autograd == pytest.approx(by_differences, rel=1e-5, abs=1e-6)
+
+
+@each_guide
+def test_local_and_shared_draws_have_the_same_mean(name: str) -> None:
+    model = model_of(nn.Linear(3, 2, bias=False, dtype=torch.float64), {"*": GUIDES[name].prior()})
+    guide = GUIDES[name].make(model) if name != "PerSite" else PerSite(model, {"*": ps.guides.Additive})
+    x = torch.randn(3, dtype=torch.float64)
+    with LocalReparameterization() as local:
+        trace = poutine.trace(guide).get_trace()
+        drawn = poutine.replay(model.observation, trace=trace)(x.expand(DRAWS, 3)).mean
+    assert local.treatments["weight"].startswith("local")
+    shared = guide.site_distribution("weight").sample((DRAWS,)) @ x
+    error = (drawn.var(0) + shared.var(0)).sqrt() / math.sqrt(DRAWS)
+    assert ((drawn.mean(0) - shared.mean(0)).abs() <= 5.0 * error).all()
+    ratio = drawn.std(0) / shared.std(0)
+    assert ((ratio > 0.8) & (ratio < 1.25)).all()
+
+
+@each_guide
+def test_state_and_checkpoints_come_back(name: str, tmp_path: Path) -> None:
+    model, guide = build(name)
+    with torch.no_grad():
+        for parameter in guide.parameters():
+            parameter.add_(0.1 * torch.rand_like(parameter))
+    by_state, by_file = GUIDES[name].make(model), GUIDES[name].make(model)
+    by_state.load_state_dict(guide.state_dict())
+    ps.save(tmp_path / "guide.safetensors", model, guide)
+    ps.load(tmp_path / "guide.safetensors", model, by_file)
+    for other in (by_state, by_file):
+        assert same_state(guide, other)
+        for site in model.sites:
+            assert torch.equal(other.site_distribution(site).variance, guide.site_distribution(site).variance)
+
+
+@each_guide
+@pytest.mark.parametrize("way", COPIES)
+def test_copies_are_equal_and_independent(name: str, way: str) -> None:
+    model, guide = build(name)
+    twin = COPIES[way](guide)
+    assert type(twin) is type(guide) and same_state(guide, twin)
+    torch.manual_seed(1)
+    drawn = guide()
+    torch.manual_seed(1)
+    again = twin()
+    assert all(torch.equal(drawn[site], again[site]) for site in model.sites)
+    loss = ps.ELBO("local")(model, twin)(torch.randn(4, 3).double(), torch.randn(4, 2).double())
+    loss.backward()
+    assert torch.isfinite(loss) and all(parameter.grad is None for parameter in guide.parameters())
+
+
+@each_guide
+def test_precision_is_changed_by_to(name: str) -> None:
+    model, guide = build(name, torch.float32)
+    assert guide.to(torch.float64) is guide
+    for site in model.sites:
+        assert guide.site_distribution(site).sample().dtype == torch.float64
+
+
+@pytest.mark.gpu
+@each_guide
+def test_device_is_changed_by_to(name: str) -> None:
+    model, guide = build(name, torch.float32)
+    model.to("cuda"), guide.to("cuda")
+    assert all(value.device.type == "cuda" for value in guide().values())
+    loss = ps.ELBO("local")(model, guide)(torch.randn(4, 3).cuda(), torch.randn(4, 2).cuda())
+    assert loss.device.type == "cuda" and torch.isfinite(loss)
+
+
+@each_guide
+def test_kl_is_differentiable_twice_where_it_is_at_all(name: str) -> None:
+    model, guide = build(name)
+    site = list(model.sites)[-1]
+    part = guide._part(site) if isinstance(guide, PerSite) else guide
+    names, start = zip(*part.parameters_for(site).items(), strict=True)
+    inputs = tuple(value.detach().clone().requires_grad_() for value in start)
+
+    def kl(*values: torch.Tensor) -> torch.Tensor:
+        distribution = part.distribution(site, **dict(zip(names, values, strict=True)))
+        return kl_sum(distribution.to_event(len(distribution.batch_shape)), prior_of(model, site))
+
+    if kl(*inputs).requires_grad:
+        assert gradcheck(kl, inputs)
+
+
+@pytest.mark.parametrize("kind", sorted(kinds(GUIDES)))
+def test_documentation(kind: str) -> None:
+    assert_documented(getattr(ps.guides, kind), source=GUIDES[kind].source, shapes=kind != "PerSite")
