@@ -185,9 +185,9 @@ def whole_file(folder: Path) -> bytes:
 
 FOREIGN: dict[str, tuple[Any, str]] = {
     "empty": (lambda folder: b"", "0 bytes that cannot be read"),
-    "text": (lambda folder: b"name,value\n" * 20, "truncated or of another kind"),
-    "truncated": (lambda folder: whole_file(folder)[:-10], "truncated or of another kind"),
-    "cut in its header": (lambda folder: whole_file(folder)[:100], "truncated or of another kind"),
+    "text": (lambda folder: b"name,value\n" * 20, "the file is truncated or"),
+    "truncated": (lambda folder: whole_file(folder)[:-10], "the file is truncated or"),
+    "cut in its header": (lambda folder: whole_file(folder)[:100], "the file is truncated or"),
     "header only": (lambda folder: whole_file(folder)[:4], "4 bytes that cannot be read"),
     "torch.save": (lambda folder: torch_file(), "got a pickle"),
     "pickle": (lambda folder: pickle.dumps(Bomb()), "got a pickle"),
