@@ -26,6 +26,8 @@ class GuideMember:
 
     make: Callable[..., Any]
     prior: Callable[[], priors.Prior] = partial(priors.Normal, 0.1, 0.8)
+    local: bool = True  # local reparameterization replaces its weights; False for a distribution it has no rule for
+    closed_form: bool = True  # of the KL to that prior
     by_convention: bool = False  # the KL is a convention, and no expectation of log densities
     log_prior: float | None = None  # of one weight, where the prior has no density of its own
     source: bool = True  # its docstring names a publication
@@ -35,7 +37,21 @@ def _mixed(model: Any) -> guides.PerSite:
     return guides.PerSite(model, {"*": partial(guides.Additive, init_scale=0.3), "0.*": guides.VarianceOnly})
 
 
+class LaplaceGuide(guides.Guide):
+    """A guide of a user's own, as the documentation of `Guide` writes it."""
+
+    def initial_parameters(self, site: Any) -> dict[str, Tensor]:
+        return {"loc": site.init, "log_scale": torch.full_like(site.init, -1.0)}
+
+    def distribution(self, site: str, **parameters: Tensor) -> Any:
+        return dist.Laplace(parameters["loc"], parameters["log_scale"].exp())
+
+
 GUIDES = {
+    "Guide": GuideMember(LaplaceGuide, local=False, source=False),
+    "Guide, without a closed form": GuideMember(
+        LaplaceGuide, partial(priors.StudentT, 4.0), local=False, closed_form=False, source=False
+    ),
     "Additive": GuideMember(partial(guides.Additive, init_scale=0.3)),
     "WeightwiseAlpha": GuideMember(partial(guides.WeightwiseAlpha, init_log_alpha=-1.0)),
     "NeuronwiseAlpha": GuideMember(partial(guides.NeuronwiseAlpha, init_log_alpha=-1.0)),
