@@ -8,7 +8,7 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
-__all__ = ["forked", "generator_states", "mixed_seed", "reseed"]
+__all__ = ["forked", "generator_states", "mixed_seed", "reseed", "set_generator_states"]
 
 
 def mixed_seed(*parts: int) -> int:
@@ -50,6 +50,18 @@ def generator_states(device: torch.device | None) -> tuple[torch.Tensor, ...]:
     """
     states = (torch.get_rng_state(),)
     return states if device is None or device.type != "cuda" else (*states, torch.cuda.get_rng_state(device))
+
+
+def set_generator_states(device: torch.device | None, states: tuple[torch.Tensor, ...]) -> None:
+    """Put torch's generators back where `generator_states` found them.
+
+    Args:
+        device: The device, or `None` for the CPU alone.
+        states: The states.
+    """
+    torch.set_rng_state(states[0])
+    if device is not None and device.type == "cuda":
+        torch.cuda.set_rng_state(states[1], device)
 
 
 def reseed(device: torch.device, seed: int) -> None:

@@ -160,6 +160,12 @@ class BayesianModel(nn.Module):
             raise TypeError(f"site {site!r}: expected a Prior, got {type(prior).__name__}")
         return prior
 
+    def unused_weights(self) -> list[str]:
+        """The random weights that no forward pass has used so far, by site name; none before the first pass."""
+        site_of = {parameter: site for site, parameter in self._parameter_of.items()}
+        known = list(self._usage_cache.values())
+        return [site_of[name] for name in site_of if known and all(name in usage.unused for usage in known)]
+
     @property
     def improper(self) -> bool:
         """Whether a prior is improper, so that the ELBO is defined up to a constant per weight."""

@@ -180,7 +180,7 @@ def test_unbatched_inputs():
     assert run(net, distributions, torch.ones(2), LocalReparameterization()).shape == (3,)
     flipout = Flipout()
     assert run(net, distributions, torch.ones(2), flipout).shape == (3,)
-    assert flipout.treatments == {"weight": "shared (no batch)"}
+    assert flipout.treatments == {"weight": "shared (3 rows for 2 examples)"}
     conv = nn.Conv1d(2, 3, 1)
     assert run(conv, {"weight": dist.Normal(conv.weight.detach(), 1.0)}, torch.ones(2, 4), Flipout()).shape == (3, 4)
 
@@ -230,6 +230,17 @@ def test_gradient_is_finite_where_the_variance_vanishes(dtype):
         net, {"weight": CenteredNormal(scale)}, torch.zeros(4, 3, dtype=dtype), LocalReparameterization()
     ).sum().backward()
     assert torch.isfinite(scale.grad).all()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_tiny_outputs_keep_their_spread_and_its_gradient(dtype):
+    net = nn.Linear(4, 1, bias=False, dtype=dtype)
+    scale = torch.full((1, 4), 0.1, dtype=dtype, requires_grad=True)
+    x = torch.full((4000, 4), 1e-9, dtype=dtype)
+    out = run(net, {"weight": CenteredNormal(scale)}, x, LocalReparameterization())
+    assert out.std().item() == pytest.approx(2e-10, rel=0.1)
+    out.square().sum().backward()
+    assert (scale.grad > 0).all()
 
 
 def test_the_inner_interpretation_wins():

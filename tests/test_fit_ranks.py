@@ -17,6 +17,7 @@ from torch.utils.data import DataLoader, DistributedSampler, TensorDataset
 
 import pyrostoch as ps
 from pyrostoch._seeds import mixed_seed
+from pyrostoch.effects.active import active_call
 from pyrostoch.infer.parallel import Ranks
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -106,10 +107,11 @@ def broken(folder: Path) -> dict[str, Tensor]:
     forward, calls = model.net.forward, []
 
     def spoilt(x: Tensor) -> Tensor:
-        calls.append(len(x))
+        if active_call() is not None:  # no pass of the analysis of weight usage
+            calls.append(len(x))
         out: Tensor = forward(x)
         # From the second epoch on.
-        return out * (float("inf") if len(calls) > 8 and os.environ["RANK"] == "1" else 1.0)
+        return out * (float("inf") if len(calls) > 7 and os.environ["RANK"] == "1" else 1.0)
 
     model.net.forward = spoilt  # type: ignore[method-assign]
     try:

@@ -22,6 +22,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, TensorDataset
 
 import pyrostoch as ps
+from pyrostoch.effects.active import active_call
 from pyrostoch.safefile import CheckpointError, read_file
 from pyrostoch.training.checkpoint import save
 from pyrostoch.training.fit import fit
@@ -119,8 +120,9 @@ def test_an_interrupt_inside_an_epoch_costs_that_epoch_only(tmp_path: Path) -> N
     passes: list[int] = []
 
     def interrupt(module: nn.Module, args: Any) -> None:
-        passes.append(1)
-        if len(passes) == 15:
+        if active_call() is not None:  # no pass of the analysis of weight usage
+            passes.append(1)
+        if len(passes) == 14:
             raise KeyboardInterrupt
 
     model.net.register_forward_pre_hook(interrupt)

@@ -210,7 +210,7 @@ def product(body, x):
 
 
 LINEAR, LSTM = partial(nn.Linear, 4, 4, bias=False), partial(nn.LSTM, 4, 4, batch_first=True)
-ATTENTION = partial(nn.MultiheadAttention, 4, 2)
+ATTENTION = partial(nn.MultiheadAttention, 4, 2, batch_first=True)
 NORMED = partial(nn.Sequential, nn.ReLU(), nn.Sequential(nn.GroupNorm(2, 4, affine=False)))
 REFUSED = {
     "tied": (lambda body, x: body(body(x)), LINEAR, "*", "site 'body.weight': moment propagation .* used 2 times"),

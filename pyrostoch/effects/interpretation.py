@@ -16,9 +16,10 @@ from torch.distributions import Distribution, Independent
 from pyrostoch._ops import LinearOp
 from pyrostoch.effects.independent import is_independent
 from pyrostoch.effects.network import NetworkCall
-from pyrostoch.effects.usage import Use, batch_of, weight_usage
+from pyrostoch.effects.separation import obstacles
+from pyrostoch.effects.usage import Usage, Use, batch_of, call_kind, weight_usage
 
-__all__ = ["Decision", "Interpretation", "Outcome", "SiteDraw", "base_distribution"]
+__all__ = ["Decision", "Interpretation", "Outcome", "UsageUnknownError", "SiteDraw", "base_distribution"]
 
 
 class Outcome(Enum):
@@ -33,6 +34,10 @@ class Outcome(Enum):
     REPLACED = "replaced"
     SAMPLED = "sampled"
     NOT_SUPPORTED = "not supported"
+
+
+class UsageUnknownError(RuntimeError):
+    """A network is called for the first time inside a transformation of torch.func, where it cannot be analyzed."""
 
 
 @dataclass(frozen=True)
@@ -255,8 +260,8 @@ class Interpretation(Messenger):
         call: NetworkCall = msg["args"][0]
         if call.apply is not None:
             return  # an interpretation that was entered after this one handles the call
-        uses = self._usage_of(call)
         self.batch = batch_of(call.args, call.kwargs)
+        usage = call.usage = self._usage_of(call)
         replaced: dict[str, str] = {}
         for parameter, value in call.weights.items():
             site = call.sites[parameter]
@@ -264,7 +269,7 @@ class Interpretation(Messenger):
             if draw is None or draw.value is not value:
                 self.treatments[site] = "shared (value given)"
                 continue
-            decision = self._decide(draw, uses.get(parameter, ()))
+            decision = self._decide(draw, usage, parameter)
             if decision.outcome is not Outcome.REPLACED:
                 call.weights[parameter] = self.use_sample(site, decision)
                 continue
@@ -286,25 +291,44 @@ class Interpretation(Messenger):
 
         call.apply = apply
 
-    def _decide(self, draw: SiteDraw, uses: tuple[Use, ...]) -> Decision:
+    def _decide(self, draw: SiteDraw, usage: Usage, parameter: str) -> Decision:
         """Decide whether a weight is replaced, from its distribution and its uses in the network."""
+        uses = usage.uses.get(parameter, ())
+        if not self._replaces:
+            return Decision(Outcome.SAMPLED)
         if not self.supports(draw.distribution):
-            if type(self).supports is Interpretation.supports:
-                return Decision(Outcome.SAMPLED)
             return Decision(Outcome.NOT_SUPPORTED, f"no rule for {type(draw.distribution).__name__}")
         reason: str | None = None
         if not draw.independent:
             reason = "not marked independent"
-        elif len(uses) != 1:
+        elif not uses:
+            reason = "not used in the first pass"
+        elif len(uses) > 1:
             reason = f"used {len(uses)} times"
         elif uses[0].role == "other":
             reason = f"used in {uses[0].function}"
         else:
-            reason = self.reason_not_supported(uses[0])
+            reason = self.reason_not_supported(uses[0]) or (usage.obstacles or {}).get(parameter)
         return Decision(Outcome.REPLACED) if reason is None else Decision(Outcome.NOT_SUPPORTED, reason)
 
-    def _usage_of(self, call: NetworkCall) -> dict[str, tuple[Use, ...]]:
-        key = (call.net.training, tuple(call.weights))
+    def _usage_of(self, call: NetworkCall) -> Usage:
+        """The weight usage for calls of this kind; if this interpretation replaces weights, which of them it may."""
+        key = call_kind(call.net, call.weights, call.args, call.kwargs)
         if key not in call.usage_cache:
-            call.usage_cache[key] = weight_usage(call.net, call.weights, call.args, call.kwargs)
-        return call.usage_cache[key]
+            call.usage_cache[key] = Usage(weight_usage(call.net, call.weights, call.args, call.kwargs))
+        usage = call.usage_cache[key]
+        # Examples that are further apart than those seen so far may meet, too.
+        if self._replaces and (usage.obstacles is None or self.batch > usage.batch):
+            if torch._C._functorch.maybe_current_level() is not None:
+                raise UsageUnknownError(
+                    f"{type(call.net).__name__}: the first call of a network, and the first with more examples, "
+                    "analyzes its weight usage, which torch.vmap and torch.func do not allow; call it outside of them"
+                )
+            single = [name for name, uses in usage.uses.items() if len(uses) == 1 and uses[0].role != "other"]
+            usage.obstacles = obstacles(call.net, single, call.args, call.kwargs, self.batch)
+            usage.batch = self.batch
+        return usage
+
+    @property
+    def _replaces(self) -> bool:
+        return type(self).supports is not Interpretation.supports

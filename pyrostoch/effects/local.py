@@ -14,10 +14,6 @@ from pyrostoch.effects.usage import Use
 
 __all__ = ["LocalReparameterization"]
 
-# Variances are clamped to this minimum (1e-16 in float32), since the square root's gradient is infinite at zero. This
-# changes an output by about 1e-8 at most.
-_MIN_VARIANCE = {torch.float64: 1e-30}
-
 
 class LocalReparameterization(Interpretation):
     r"""Draws the output of a layer instead of its weights, with independent noise for each example.
@@ -143,7 +139,8 @@ def _safe_sqrt(variance: Tensor) -> Tensor:
     """Square root with a finite gradient at zero; half precision is converted to float32 first."""
     if variance.dtype in (torch.float16, torch.bfloat16):
         variance = variance.float()
-    return variance.clamp_min(_MIN_VARIANCE.get(variance.dtype, 1e-16)).sqrt()
+    # The smallest normal number, and not one that small outputs would notice.
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
 
 
 def _single_position(op: LinearOp) -> bool:

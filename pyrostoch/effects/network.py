@@ -15,15 +15,16 @@ from typing import Any, ParamSpec, TypeVar, cast
 import torch
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.nn.utils import parametrize
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from pyrostoch._ops import LinearOp, bind
-from pyrostoch.effects.active import active_call, entered
-from pyrostoch.effects.usage import UsageCache, tensors_in
+from pyrostoch.effects.active import active_call, entered, inside_network
+from pyrostoch.effects.swap import call_with, tied_values
+from pyrostoch.effects.trees import tensors_in
+from pyrostoch.effects.usage import Usage, UsageCache
 from pyrostoch.moments import MissingRuleError
 
 __all__ = ["NetworkCall", "call_network", "checkpoint"]
@@ -48,6 +49,7 @@ class NetworkCall:
 
     Attributes:
         replaced: Names of the parameters whose draws are replaced by their distributions; set by an interpretation.
+        usage: What is known of the weights' uses; set by an interpretation.
         apply: Computes the linear operations that use a replaced parameter; set by an interpretation.
     """
 
@@ -67,6 +69,7 @@ class NetworkCall:
         self.sites = sites
         self.usage_cache = usage_cache
         self.replaced: set[str] = set()
+        self.usage: Usage | None = None
         self.apply: ApplyOperation | None = None
 
     def run(self) -> Any:
@@ -75,7 +78,7 @@ class NetworkCall:
         self.mode = mode
         try:
             with entered(self), _empty_parametrization_cache(), mode:
-                output = functional_call(self.net, self.weights, self.args, self.kwargs)
+                output = call_with(self.net, self.weights, self.args, self.kwargs)
         except MissingRuleError as error:
             names = {id(module): name for name, module in self.net.named_modules()}
             place = names.get(id(error.module))
@@ -87,6 +90,9 @@ class NetworkCall:
             # garbage collector runs.
             del self.mode
         mode.check_uses()
+        if self.usage is not None and self.usage.unused:
+            self.usage.unused -= mode.newly_used
+            self.usage.count_pass(self.net)
         return output
 
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
@@ -107,7 +113,7 @@ class NetworkCall:
         # In the backward pass, the drawn weights and the mode of the forward pass are gone: restore them.
         mode = _NetworkMode(self, count=False)
         mode.protected = True
-        swapped = _reparametrize_module(self.net, self.weights, tie_weights=True)
+        swapped = _reparametrize_module(self.net, tied_values(self.net, self.weights))
         with entered(self), _empty_parametrization_cache(), swapped, mode:
             yield
 
@@ -139,6 +145,9 @@ class _NetworkMode(TorchFunctionMode):
         self.uses = dict.fromkeys(call.replaced, 0)
         # call.weights keeps the tensors alive, so no id is used twice.
         self.names = {id(call.weights[name]): name for name in call.replaced}
+        unused = () if call.usage is None else call.usage.unused
+        self.unused = {id(call.weights[name]): name for name in unused}
+        self.newly_used: set[str] = set()
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
@@ -146,6 +155,8 @@ class _NetworkMode(TorchFunctionMode):
         kwargs = kwargs or {}
         if self.grad_at_entry and not self.protected:
             _refuse_torch_checkpoint()
+        if self.unused:
+            self.newly_used |= {self.unused[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self.unused}
         if not self.names:
             return func(*args, **kwargs)
         op = bind(func, args, kwargs)
@@ -167,8 +178,8 @@ class _NetworkMode(TorchFunctionMode):
                 self.uses[name] += 1
 
     def check_uses(self) -> None:
-        """Raise an error if a replaced weight was not used exactly once, as the analysis of weight usage had found."""
-        wrong = {name: uses for name, uses in self.uses.items() if uses != 1}
+        """Raise an error if a replaced weight was used more than once, unlike in the analysis of weight usage."""
+        wrong = {name: uses for name, uses in self.uses.items() if uses > 1}
         if self.count and wrong:
             counts = ", ".join(f"{name!r} {uses} times" for name, uses in wrong.items())
             raise RuntimeError(
@@ -265,6 +276,8 @@ def checkpoint(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) 
         True
     """
     call, options = active_call(), cast(Any, kwargs)
+    if call is None and inside_network():
+        return function(*args, **kwargs)  # the analysis of weight usage, whose weights a recomputation would not see
     if call is None:
         return cast(_T, torch_checkpoint(function, *args, use_reentrant=False, **options))
     contexts = call.checkpoint_contexts

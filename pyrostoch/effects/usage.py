@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import warnings
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -17,13 +17,17 @@ import torch
 import torch.nn.functional as F
 from pyro.poutine import block
 from torch import Tensor, nn
-from torch.func import functional_call
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pyrostoch._ops import bind
 from pyrostoch.effects.active import entered
+from pyrostoch.effects.swap import call_with
+from pyrostoch.effects.trees import tensors_in
 
-__all__ = ["UsageCache", "Use", "batch_of", "tensors_in", "weight_usage"]
+__all__ = ["Usage", "UsageCache", "Use", "batch_of", "call_kind", "warn_of_unused", "weight_usage"]
+
+# Passes after which a weight that none of them has used is worth a warning.
+_MANY_PASSES = 100
 
 
 @dataclass(frozen=True)
@@ -49,8 +53,43 @@ class Use:
     output: bool = False
 
 
-#: Results of `weight_usage`, by whether the network is in training mode and by the names of its random weights.
-UsageCache = dict[tuple[bool, tuple[str, ...]], dict[str, tuple[Use, ...]]]
+@dataclass
+class Usage:
+    """What is known of a network's random weights from its first pass.
+
+    Args:
+        uses: Uses of each weight, in order.
+        obstacles: Why weights may not be replaced by the distribution of their layer's output, as
+            `separation.obstacles` finds it; `None` while nobody has asked.
+        batch: Number of examples on which that was found.
+
+    Attributes:
+        unused: Weights that no pass has used so far.
+        passes: Number of passes since the first one, while there are such weights.
+    """
+
+    uses: dict[str, tuple[Use, ...]]
+    obstacles: dict[str, str] | None = None
+    batch: int = 0
+    unused: set[str] = field(default_factory=set)
+    passes: int = 0
+
+    def __post_init__(self) -> None:
+        self.unused = {name for name, uses in self.uses.items() if not uses}
+
+    def count_pass(self, net: nn.Module) -> None:
+        """Count a pass of the network; warn if after many of them a weight has not been used.
+
+        Args:
+            net: The network, for the warning.
+        """
+        self.passes += 1
+        if self.unused and self.passes == _MANY_PASSES:
+            warn_of_unused(net, self.unused, f"the first {self.passes} forward passes")
+
+
+#: Results by the kind of a call; see `call_kind`.
+UsageCache = dict[tuple[Any, ...], Usage]
 
 # Functions that only rearrange, select or convert the entries of a layer's output, or that shift them by a constant,
 # which does not change their softmax.
@@ -61,22 +100,43 @@ _PASS_THROUGH: frozenset[Any] = frozenset(
 )
 
 
-def tensors_in(tree: object) -> Iterator[Tensor]:
-    """Yield the tensors in nested tuples, lists and dictionaries."""
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, dict):
-        for item in tree.values():
-            yield from tensors_in(item)
-
-
 def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
     """Number of examples of a network call: the size of the first axis of its first tensor input."""
     first = next(tensors_in((args, kwargs)), None)
     return 1 if first is None or first.dim() == 0 else len(first)
+
+
+def warn_of_unused(net: nn.Module, names: Iterable[str], when: str) -> None:
+    """Warn of random weights whose draws have had no effect.
+
+    Args:
+        net: The network.
+        names: The weights.
+        when: The passes that did not use them.
+    """
+    listed = sorted(names)
+    warnings.warn(
+        f"random weight(s) {', '.join(map(repr, listed))} of {type(net).__name__}: {when} did not use them, so their "
+        "draws have had no effect. If the network never uses them (an unused branch, one in another thread, a cached "
+        f"copy), exclude them by a prior rule such as {{{listed[0]!r}: None}}",
+        UserWarning,
+        stacklevel=2,
+    )
+
+
+def call_kind(
+    net: nn.Module, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> tuple[Any, ...]:
+    """What calls have in common that use their weights alike: mode, random weights, kinds of inputs.
+
+    Args:
+        net: The network.
+        weights: Random weights by parameter name.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+    """
+    inputs = tuple((tensor.dim(), tensor.dtype) for tensor in tensors_in((args, kwargs)))
+    return (net.training, tuple(weights), inputs)
 
 
 @dataclass
@@ -164,11 +224,11 @@ def weight_usage(
         kwargs: Keyword inputs of the network.
 
     Returns:
-        For each weight, its uses in order.
+        For each weight, its uses in order; none for one that this pass left out, as experts chosen by the input are.
 
     Raises:
-        RuntimeError: A weight is never used, or the network also reads its parameter through another reference. The
-            drawn value would then have no effect, or not everywhere.
+        RuntimeError: The network also reads a weight's parameter through another reference, where the drawn value would
+            have no effect.
 
     Example:
         >>> net = nn.Linear(2, 3)
@@ -192,20 +252,12 @@ def weight_usage(
         mode,
     ):
         warnings.simplefilter("ignore")  # the network runs again after this pass, and warns then
-        output = functional_call(net, {**buffers, **weights}, args, kwargs)
+        output = call_with(net, {**buffers, **weights}, args, kwargs)
     mode.mark_outputs(output)
     if mode.bypassed:
         raise RuntimeError(
             f"random weight(s) {', '.join(map(repr, sorted(mode.bypassed)))} of {type(net).__name__}: the network also "
             "reads the parameter through another reference (a list, a partial, a closure), which keeps the old value "
             "while the weight is drawn; read it as an attribute of its module each time"
-        )
-    unused = [name for name, uses in mode.uses.items() if not uses]
-    if unused:
-        raise RuntimeError(
-            f"random weight(s) {', '.join(map(repr, unused))} of {type(net).__name__} are drawn, but the network never "
-            "uses them in its forward pass (an unused branch, one taken in another thread or only with gradients on, a "
-            "cached copy, a scripted module), so they cannot be made random; exclude them by a prior rule such as "
-            f"{{{unused[0]!r}: None}}"
         )
     return {name: tuple(uses) for name, uses in mode.uses.items()}

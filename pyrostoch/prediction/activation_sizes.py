@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.overrides import TorchFunctionMode
 
 from pyrostoch._ops import bind
-from pyrostoch.effects.usage import tensors_in
+from pyrostoch.effects.trees import tensors_in
 from pyrostoch.moments.table import moments_in
 
 __all__ = ["SamplingPlan", "SizeRecorder", "bytes_per_example", "is_out_of_memory", "tensor_bytes"]

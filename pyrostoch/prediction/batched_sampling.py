@@ -23,9 +23,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch import guides
-from pyrostoch._seeds import forked
+from pyrostoch._seeds import forked, generator_states, set_generator_states
 from pyrostoch.effects import Interpretation, SharedSample
-from pyrostoch.effects.interpretation import SiteDraw
+from pyrostoch.effects.interpretation import SiteDraw, UsageUnknownError
 from pyrostoch.model import latent_sites
 from pyrostoch.prediction.activation_sizes import (
     SamplingPlan,
@@ -114,7 +114,15 @@ class DrawChunk:
 
         # Pyro's checks need the truth value of a tensor, which vmap does not allow: all draws are checked at the end.
         with pyro.validation_enabled(False):
-            results = torch.vmap(run_draw, randomness="different")(values, index)
+            device = (x[0] if isinstance(x, tuple) else x).device
+            states = generator_states(device)
+            try:
+                results = torch.vmap(run_draw, randomness="different")(values, index)
+            except UsageUnknownError:
+                self._run_draw(x, self.values[0], lambda distribution: {})
+                # As if the weight usage had been known, so that a seed gives the same draws whenever it is analyzed.
+                set_generator_states(device, states)
+                results = torch.vmap(run_draw, randomness="different")(values, index)
         if not bool(results.pop(_VALID).all()):
             # The draws are then run one by one, and Pyro's own check names the argument.
             raise ValueError("a distribution of the observations has arguments outside their constraints")
@@ -276,7 +284,7 @@ class PosteriorSampler:
             try:
                 with restore_modules(parts, caches=False):
                     # The first pass includes the analysis of weight usage, so its sizes are not used.
-                    self._record_pass(plan, examples[0])
+                    self._record_pass(plan, examples[1])
                     some, more = (self._record_pass(plan, few) for few in examples)
                     plan.shared_bytes = bytes_per_example(some.shared, more.shared)
                     plan.channels_last = count > 1 and self._accepts_channels_last(plan, examples[1])

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from pyrostoch._seeds import forked
+from pyrostoch.effects.usage import warn_of_unused
 from pyrostoch.infer.batches import Batches, as_batches, move_to_device
 from pyrostoch.infer.compile import worth_compiling
 from pyrostoch.infer.elbo import Estimator
@@ -279,6 +280,8 @@ class _Run:
                 error.add_note(f"The checkpoint {self.path} holds the end of epoch {self.done}.")
             raise
         self.done += 1
+        if self.done == 1 and (unused := trainer.model.unused_weights()):
+            warn_of_unused(trainer.model.net, unused, "the passes of the first epoch")
         if self.held_out is not None:
             loss = predictive_loss(
                 trainer.model, trainer.guide, self.held_out, trainer.device, estimator=settings.estimator

@@ -1,0 +1,362 @@
+"""Which weights may be replaced by the distribution of their layer's output, shown by experiment for each network.
+
+Local reparameterization, flipout and moments draw the output of a layer for each example in place of the layer's
+weight. That is right only if (i) the weight enters the network's output through this one linear operation alone, and
+(ii) the rows of the operation are the examples of the batch and stay apart from there to the output. Counting the uses
+of a weight shows neither: a derivative by the input reads a weight again in its backward pass, and examples may meet in
+a graph convolution, in attention over the batch, or in a mean. So the network is run a few times with perturbed
+parameters and buffers, to see what moves what:
+
+1. with other weights but the old outputs of their operations, the network's output must not move;
+2. the gradient by each weight must be the one that passes through the output of its operation;
+3. with the outputs of the operations changed for some examples, the output for the other examples must not move.
+
+For the third, the sets of changed examples are such that for any two examples there is one with the first and without
+the second: 6 sets for 16 examples, 9 for 100. All operations are changed together, and one by one only if something
+moved. Batch normalization is in evaluation mode, since in training mode it makes examples meet in every network.
+
+It is an experiment and not a proof: where a forward pass depends on more than was tried, one shared draw is right
+whatever the network does.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import warnings
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro.poutine import block
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from pyrostoch._ops import LinearOp, bind
+from pyrostoch.effects.active import entered
+from pyrostoch.effects.repeatable import (
+    attributes_restored,
+    batch_norm_in_evaluation,
+    close,
+    same,
+    same_randomness,
+    separating_sets,
+    size_of,
+)
+from pyrostoch.effects.swap import call_with
+from pyrostoch.effects.trees import map_tensors, tensors_in
+
+__all__ = ["obstacles"]
+
+# Examples of a first, cheap round with steps of every size; couplings between examples further apart are looked for on
+# the whole batch, with steps whose sizes alternate.
+_FEW = 16
+# Sizes of the changes, in units of an output's spread: small ones for functions that saturate, large ones for ranks and
+# gates.
+_STEPS = (1e-2, 30.0)
+_PERTURBATION, _ATTEMPTS = 0.1, 3
+_NOTHING_SHOWN = "no gradient passes through its operation"
+_SEED = 20_240_229
+
+
+@dataclass(eq=False)
+class _Operation:
+    """One linear operation with random weights, as a pass found it.
+
+    Args:
+        weight: Parameter name of its random weight, if the weight is random.
+        bias: The same of its bias.
+        op: The operation.
+        output: Its output.
+        grad_enabled: Whether gradients were enabled there.
+        level: The level of torch.func's transformations around it.
+    """
+
+    weight: str | None
+    bias: str | None
+    op: LinearOp
+    output: Tensor
+    grad_enabled: bool
+    level: int | None
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of its random parameters."""
+        return tuple(name for name in (self.weight, self.bias) if name is not None)
+
+    def gradients(self, cotangent: Tensor) -> dict[str, Tensor]:
+        """Gradients by its random parameters for a gradient by its output."""
+        leaves = {"weight": self.op.weight.detach().requires_grad_()}
+        if self.op.bias is not None:
+            leaves["bias"] = self.op.bias.detach().requires_grad_()
+        with torch.enable_grad():
+            output = self.op(self.op.input.detach(), leaves["weight"], leaves.get("bias"))
+        found = dict(zip(leaves, torch.autograd.grad(output, list(leaves.values()), cotangent), strict=True))
+        names = {"weight": self.weight, "bias": self.bias}
+        return {name: found[role] for role, name in names.items() if name is not None}
+
+
+#: Puts another tensor in place of an operation's output.
+_Change = Callable[[_Operation], Tensor]
+
+
+class _Probe(TorchFunctionMode):
+    """Records the operations with random weights, and puts other outputs in place of theirs if asked to."""
+
+    def __init__(self, weights: Mapping[str, Tensor], change: _Change | None = None) -> None:
+        super().__init__()
+        self.names = {id(weight): name for name, weight in weights.items()}
+        self.change = change
+        self.found: list[_Operation] = []
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        result = func(*args, **(kwargs or {}))
+        op = bind(func, args, kwargs or {})
+        if op is None:
+            return result
+        weight, bias = self.names.get(id(op.weight)), self.names.get(id(op.bias))
+        if weight is None and bias is None:
+            return result
+        level = torch._C._functorch.maybe_current_level()
+        operation = _Operation(weight, bias, op, result, torch.is_grad_enabled(), level)
+        self.found.append(operation)
+        # A copy: the network may change it in place.
+        return result.clone() if self.change is None else self.change(operation)
+
+
+def obstacles(
+    net: nn.Module, weights: Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any], batch: int
+) -> dict[str, str]:
+    """Why weights may not be replaced by the distribution of their operation's output.
+
+    Args:
+        net: The network; it, its buffers and all random generators are left as they were.
+        weights: Names of its random weights, each used in one linear operation.
+        args: Positional inputs of the network.
+        kwargs: Keyword inputs of the network.
+        batch: Number B of examples: the size of the first axis of the inputs.
+
+    Returns:
+        The reason for each weight that may not be replaced; the others are left out.
+
+    Example:
+        >>> layer, x = nn.Linear(3, 2, bias=False), torch.randn(8, 3)
+        >>> obstacles(nn.Sequential(layer, nn.Softmax(dim=1)), ["0.weight"], (x,), {}, 8)
+        {}
+        >>> obstacles(nn.Sequential(layer, nn.Softmax(dim=0)), ["0.weight"], (x,), {}, 8)
+        {'0.weight': 'examples meet'}
+    """
+    found: dict[str, str] = {}
+    weights = list(weights)
+    with attributes_restored(net), batch_norm_in_evaluation(net), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the network runs again after the analysis, and warns then
+        if batch > _FEW:
+            first = map_tensors(lambda part: part[:_FEW] if part.dim() and len(part) == batch else part, (args, kwargs))
+            with contextlib.suppress(Exception):  # a network may need its own batch size: the whole batch follows
+                found.update(_experiment(net, weights, first[0], first[1], _FEW, _STEPS))
+        left = [name for name in weights if name not in found]
+        try:
+            found.update(_experiment(net, left, args, kwargs, batch, _STEPS if batch <= _FEW else (None,)))
+        except Exception as error:
+            found.update(dict.fromkeys(left, f"cannot be analyzed: {type(error).__name__}"))
+    return found
+
+
+def _experiment(
+    net: nn.Module, weights: list[str], args: Any, kwargs: Any, batch: int, steps: tuple[float | None, ...]
+) -> dict[str, str]:
+    """The reasons found on one batch."""
+    found: dict[str, str] = {}
+    for attempt in range(_ATTEMPTS):
+        # Units that no example activates show nothing: other values may.
+        left = [name for name in weights if found.get(name, _NOTHING_SHOWN) == _NOTHING_SHOWN]
+        if not left:
+            break
+        for name in left:
+            found.pop(name, None)
+        try:
+            experiment = _Experiment(net, left, args, kwargs, batch, steps, seed=attempt, move_zeros=True)
+            experiment.run()
+        except Exception:
+            # A buffer may hold what a perturbation makes invalid, such as probabilities or a mask: scale it only.
+            experiment = _Experiment(net, left, args, kwargs, batch, steps, seed=attempt, move_zeros=False)
+            experiment.run()
+        found |= experiment.found
+        if _NOTHING_SHOWN not in experiment.found.values():
+            break
+    return found
+
+
+class _Experiment:
+    """The passes on one batch; `found` collects the reasons.
+
+    Args:
+        net: The network.
+        weights: Names of random weights; their values here are the network's own, perturbed.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        batch: Number of examples.
+        steps: Sizes of changes, each tried on every set of examples; `None` alternates between the sizes.
+        seed: Number of the attempt: other perturbations, and larger ones.
+        move_zeros: Whether zeros in buffers are moved, too.
+    """
+
+    def __init__(
+        self,
+        net: nn.Module,
+        weights: list[str],
+        args: Any,
+        kwargs: Any,
+        batch: int,
+        steps: tuple[float | None, ...],
+        *,
+        seed: int,
+        move_zeros: bool,
+    ) -> None:
+        self.net, self.args, self.kwargs, self.batch, self.steps = net, args, kwargs, batch, steps
+        self.generator = torch.Generator().manual_seed(_SEED + seed)
+        self.perturbation = _PERTURBATION if seed == 0 else 2.0
+        self.weights = {name: self._moved(net.get_parameter(name)) for name in weights}
+        self.others = {n: self._moved(p) for n, p in net.named_parameters() if n not in weights}
+        aliases = {id(parameter) for parameter in net.parameters()}
+        buffers = {name: buffer for name, buffer in net.named_buffers() if id(buffer) not in aliases}
+        self.others |= {name: self._moved(buffer, zeros=move_zeros) for name, buffer in buffers.items()}
+        self.device = net.get_parameter(weights[0]).device
+        self.found: dict[str, str] = {}
+
+    def run(self) -> None:
+        """Find a reason for each weight that has one."""
+        entry = torch._C._functorch.maybe_current_level()
+        weights = {name: value.requires_grad_() for name, value in self.weights.items()}
+        probe = _Probe(weights)
+        output = self._call(weights, probe)
+        names = [name for operation in probe.found for name in operation.names]
+        self._blame_names((n for n in weights if names.count(n) != 1), "not used in one linear operation")
+        for operation in probe.found:
+            rows = operation.output.shape[0] if operation.output.dim() else 0
+            if operation.level != entry:
+                self._blame_names(operation.names, "inside torch.func or torch.vmap")
+            elif not operation.grad_enabled or not operation.output.requires_grad:
+                self._blame_names(operation.names, "inside a custom autograd function, or without gradients")
+            elif rows != self.batch:
+                self._blame_names(operation.names, f"{rows} rows for {self.batch} examples")
+        operations = self._open(probe.found)
+        self._check_gradients(output, operations, weights)
+        reference = [tensor.detach().clone() for tensor in output]
+        if not all(bool(torch.isfinite(tensor).all()) for tensor in reference):
+            raise ValueError("the output is not finite")  # whatever moved it would not show
+        for operation in operations:
+            operation.output = operation.output.detach().clone()
+        self.weights = {name: value.detach() for name, value in weights.items()}
+        self._check_reads(reference, self._open(operations))
+        self._check_examples(reference, self._open(operations))
+
+    def _open(self, operations: list[_Operation]) -> list[_Operation]:
+        return [operation for operation in operations if not set(operation.names) & set(self.found)]
+
+    def _blame_names(self, names: Iterable[str], reason: str) -> None:
+        for name in names:
+            self.found.setdefault(name, reason)
+
+    def _blame(self, operations: list[_Operation], moves: Callable[[list[_Operation]], bool], reason: str) -> None:
+        """Try all operations together, and one by one if something moved."""
+        if operations and moves(operations):
+            guilty = [operation for operation in operations if len(operations) == 1 or moves([operation])]
+            for operation in guilty or operations:
+                self._blame_names(operation.names, reason)
+
+    def _check_gradients(self, output: list[Tensor], operations: list[_Operation], weights: dict[str, Tensor]) -> None:
+        """Whether each weight's gradient is the one through the output of its operation."""
+        roots = [tensor for tensor in output if tensor.requires_grad]
+        if not roots:
+            self._blame_names(weights, "the output has no gradient")
+        operations = self._open(operations)
+        if not operations:
+            return
+        names = [name for operation in operations for name in operation.names]
+        wanted = [*(operation.output for operation in operations), *(weights[name] for name in names)]
+        cotangents = [self._noise(tensor) for tensor in roots]
+        gradients = torch.autograd.grad(roots, wanted, cotangents, allow_unused=True)
+        by_weight = dict(zip(names, gradients[len(operations) :], strict=True))
+        for operation, by_output in zip(operations, gradients, strict=False):
+            if by_output is None or not bool(by_output.any()):
+                self._blame_names(operation.names, _NOTHING_SHOWN)
+                continue
+            for name, expected in operation.gradients(by_output.detach()).items():
+                total = by_weight[name]
+                if total is None or not close(total, expected):
+                    self._blame_names((name,), "read elsewhere, too")
+
+    def _check_reads(self, output: list[Tensor], operations: list[_Operation]) -> None:
+        """Whether other weights move the output although their operations' outputs are the old ones."""
+        fresh = {name: value + size_of(value) * self._noise(value) for name, value in self.weights.items()}
+
+        def moves(chosen: list[_Operation]) -> bool:
+            old = {operation.names: operation.output for operation in chosen}
+            other = {name for operation in chosen for name in operation.names}
+            weights = {name: fresh[name] if name in other else value for name, value in self.weights.items()}
+
+            def put_back(operation: _Operation) -> Tensor:
+                return old[operation.names].clone() if operation.names in old else operation.output
+
+            return not same(output, self._call(weights, _Probe(weights, put_back)), None, self.batch)
+
+        self._blame(operations, moves, "read elsewhere, too")
+
+    def _check_examples(self, output: list[Tensor], operations: list[_Operation]) -> None:
+        """Whether a change of some examples' rows moves other examples."""
+        # The same noise in every pass, scaled to the spread of the output.
+        noise = {o.names: size_of(o.output) * self._noise(o.output) for o in operations}
+        sets = separating_sets(self.batch)
+
+        def moves(chosen: list[_Operation]) -> bool:
+            changed = {operation.names for operation in chosen}
+            for (number, rows), step in itertools.product(enumerate(sets), self.steps):
+                size = _STEPS[number % len(_STEPS)] if step is None else step
+                at = rows.to(self.device)
+
+                def change(operation: _Operation, at: Tensor = at, size: float = size) -> Tensor:
+                    if operation.names not in changed:
+                        return operation.output
+                    moved = operation.output.clone()
+                    moved[at] += size * noise[operation.names][at]
+                    return moved
+
+                if not same(output, self._call(self.weights, _Probe(self.weights, change)), ~rows, self.batch):
+                    return True
+            return False
+
+        if sets:
+            self._blame(operations, moves, "examples meet")
+
+    def _call(self, weights: Mapping[str, Tensor], probe: _Probe) -> list[Tensor]:
+        """One pass, with the same random numbers as every other: the real tensors that the network returns."""
+        values = {name: value.clone() for name, value in self.others.items()} | dict(weights)
+        args, kwargs = map_tensors(torch.clone, (self.args, self.kwargs))
+        with (
+            same_randomness(self.device, _SEED),
+            torch.enable_grad(),
+            torch.autocast(self.device.type, enabled=False),
+            block(),
+            entered(None),
+            probe,
+        ):
+            found = call_with(self.net, values, args, kwargs)
+        return [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
+
+    def _moved(self, value: Tensor, *, zeros: bool = True) -> Tensor:
+        """Every entry scaled a little, and zeros moved off zero: a branch that begins at zero would hide."""
+        value = value.detach().clone()
+        if not value.is_floating_point() or not value.numel():
+            return value
+        noise = self._noise(value)
+        moved = value * (1 + self.perturbation * noise)
+        if zeros:
+            moved = torch.where(value == 0, 0.3 * size_of(value) * noise, moved)
+        return torch.where(torch.isfinite(value), moved, value)
+
+    def _noise(self, like: Tensor) -> Tensor:
+        return torch.randn(like.shape, generator=self.generator).to(device=like.device, dtype=like.dtype)

@@ -1,0 +1,58 @@
+"""Tensors in nested tuples, lists, dictionaries and dataclasses: what networks take and return."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+from torch import Tensor
+
+__all__ = ["map_tensors", "tensors_in"]
+
+
+def tensors_in(tree: object) -> Iterator[Tensor]:
+    """Yield the tensors in nested tuples, lists, dictionaries and dataclasses.
+
+    Args:
+        tree: The nested object.
+
+    Example:
+        >>> import torch
+        >>> [tensor.item() for tensor in tensors_in((torch.tensor(1), {"a": [torch.tensor(2)]}))]
+        [1, 2]
+    """
+    if isinstance(tree, Tensor):
+        yield tree
+    elif isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from tensors_in(item)
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from tensors_in(getattr(tree, field.name))
+
+
+def map_tensors(function: Callable[[Tensor], Tensor], tree: object) -> Any:
+    """The same nested tuples, lists and dictionaries with each tensor replaced; other objects are kept.
+
+    Args:
+        function: Maps a tensor.
+        tree: The nested object.
+
+    Example:
+        >>> import torch
+        >>> map_tensors(lambda tensor: tensor + 1, (torch.tensor(1), "a"))
+        (tensor(2), 'a')
+    """
+    if isinstance(tree, Tensor):
+        return function(tree)
+    if isinstance(tree, tuple) and hasattr(tree, "_fields"):
+        return type(tree)(*(map_tensors(function, item) for item in tree))
+    if isinstance(tree, (tuple, list)) and type(tree) in (tuple, list):
+        return type(tree)(map_tensors(function, item) for item in tree)
+    if isinstance(tree, dict) and type(tree) is dict:
+        return {key: map_tensors(function, item) for key, item in tree.items()}
+    return tree
