@@ -82,7 +82,7 @@ def test_networks_of_binary_neurons_have_the_shapes_of_their_data():
 
 
 def test_homeostasis_runs_from_end_to_end(tmp_path):
-    recipe = Recipe(epochs=15, batch_size=50, lr=1e-2, estimator="moments:closed")
+    recipe = Recipe(epochs=20, batch_size=50, lr=1e-2, estimator="moments:closed", examples=600)
     found = homeostasis_trial(context(tmp_path, HOMEOSTASIS, "mnist/dense", recipe, ps.data.load("digits")))
     assert {f"accuracy/{compensation}/noise-{factor:g}" for compensation in COMPENSATIONS for factor in FACTORS} <= set(
         found

@@ -31,6 +31,7 @@ def start(folder: Path, *args: str, before: str = "") -> subprocess.Popen[str]:
 
 def test_killed_run_is_resumed_to_the_same_result(tmp_path: Path) -> None:
     checkpoint = tmp_path / "killed" / "weightwise.safetensors"
+    whole = start(tmp_path, *TRAIN, "--out", "whole")
     process = start(tmp_path, *TRAIN, "--out", "killed")
     limit = time.monotonic() + 60
     while not checkpoint.exists() and process.poll() is None and time.monotonic() < limit:
@@ -39,8 +40,7 @@ def test_killed_run_is_resumed_to_the_same_result(tmp_path: Path) -> None:
     process.send_signal(signal.SIGKILL)
     process.communicate()
     assert process.returncode == -signal.SIGKILL, "the run was over before it was killed"
-    for args in (("--resume", "--out", "killed"), (*TRAIN[1:], "--out", "whole")):
-        process = start(tmp_path, "train", *args)
+    for process in (start(tmp_path, "train", "--resume", "--out", "killed"), whole):
         _, errors = process.communicate(timeout=120)
         assert process.returncode == 0, errors
     one, other = load_file(checkpoint), load_file(tmp_path / "whole" / "weightwise.safetensors")
