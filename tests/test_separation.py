@@ -109,6 +109,11 @@ def mixup(h: Tensor, net: nn.Module) -> Tensor:
     return 0.7 * h + 0.3 * h[torch.randperm(len(h))] if net.training else h
 
 
+def autocast_inside(h: Tensor, net: Any) -> Tensor:
+    with torch.autocast("cpu", torch.bfloat16):
+        return F.linear(h.tanh(), torch.ones(2, 4, dtype=h.dtype)).float()
+
+
 def shuffled_by_python(h: Tensor, net: nn.Module) -> Tensor:
     order = list(range(len(h)))
     random.shuffle(order)
@@ -132,6 +137,18 @@ MEET: dict[str, Callable[..., Any]] = {
     "mixup in training": mixup,
     "an order drawn by Python": shuffled_by_python,
 }
+MEET |= {
+    "beside the logit of a masked class": lambda h, net: (h - h.mean(0)).masked_fill(
+        torch.tensor([False, False, False, True]), -1e9
+    ),
+    "beside a large constant": lambda h, net: 1e6 + h - h.mean(0),
+    "in half precision": lambda h, net: (
+        (50 + h - h.mean(0)).bfloat16().float() if h.dtype != torch.float64 else h - h.mean(0)
+    ),
+    "behind a gate that is nearly closed": lambda h, net: h + 1e-6 * (h - h.mean(0)),
+    "in some passes only": lambda h, net: h - h.mean(0) if torch.rand(()) < 0.5 else h,
+    "in a complex output": lambda h, net: {"h": h, "spectrum": torch.fft.fft(h, dim=0)},
+}
 APART: dict[str, Callable[..., Any]] = {
     "softmax within an example": lambda h, net: h.softmax(-1),
     "in place": lambda h, net: h.mul_(2.0).relu_(),
@@ -140,6 +157,8 @@ APART: dict[str, Callable[..., Any]] = {
     "dropout": lambda h, net: F.dropout(h, 0.4, net.training),
     "ternary neurons": lambda h, net: net.neurons(h),
     "a constant beside it": lambda h, net: (h, torch.ones(())),
+    "masked by infinity": lambda h, net: h.masked_fill(torch.tensor([False, False, False, True]), -torch.inf),
+    "autocast inside": lambda h, net: autocast_inside(h, net),
     "mixed precision inside": lambda h, net: h.bfloat16().float(),
 }
 
@@ -282,3 +301,53 @@ def test_gradients_behind_a_custom_function_are_those_of_shared_draws():
         found[estimator] = {site: guide.parameters_for(site)["loc"].grad.clone().flatten() for site in model.sites}
     for site, gradient in found["shared"].items():
         assert F.cosine_similarity(gradient, found["local"][site], dim=0) > 0.9, site
+
+
+class Keeping(nn.Linear):
+    """Keeps things between calls: a counter, a history, a cache by size, a running mean in a plain tensor."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.count, self.history, self.cache, self.mean = 0, [], {}, torch.zeros(2)
+        self.register_buffer("factor", torch.ones(2))
+
+    def forward(self, x: Tensor) -> Tensor:
+        out = super().forward(x)
+        if len(x) not in self.cache:
+            self.cache[len(x)] = 2 * self.factor
+        self.count += 1
+        self.history.append(out.detach().mean())
+        self.mean.mul_(0.9).add_(0.1 * out.detach().mean(0))
+        return out * self.cache[len(x)]
+
+
+def test_what_a_network_keeps_between_calls_is_restored():
+    net = Keeping()
+    judged(net, torch.randn(40, 3))
+    assert (net.count, net.history, net.cache) == (0, [], {}) and not net.mean.any()
+
+
+class Switched(nn.Linear):
+    """Examples meet if a flag among the inputs says so, or in training of a part."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2)
+        self.part = nn.Dropout(0.0)
+
+    def forward(self, x: Tensor, flag: bool = False) -> Tensor:
+        h = super().forward(x)
+        return h - h.mean(0) if flag or self.part.training else h
+
+
+def test_options_and_modes_of_parts_are_judged_apart():
+    net = Switched().eval()
+    model = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(1.0), num_data=8)
+    guide, x, y = ps.guides.Additive(model), torch.randn(8, 3), torch.zeros(8, 2)
+
+    def treatment(inputs: Any) -> str:
+        return ps.ELBO("local").terms(model, guide, inputs, y).treatments["weight"]
+
+    model.eval()
+    assert treatment((x, False)) == "local (exact)" and treatment((x, True)) == "shared (examples meet)"
+    net.part.train()
+    assert treatment((x, False)) == "shared (examples meet)"

@@ -56,6 +56,8 @@ _FEW = 16
 # gates.
 _STEPS = (1e-2, 30.0)
 _PERTURBATION, _ATTEMPTS = 0.1, 3
+# Whether the network runs in double precision, and whether buffers are perturbed: tried in this order.
+_TERMS = ((True, True), (False, True), (False, False))
 _NOTHING_SHOWN = "no gradient passes through its operation"
 _SEED = 20_240_229
 
@@ -87,12 +89,13 @@ class _Operation:
 
     def gradients(self, cotangent: Tensor) -> dict[str, Tensor]:
         """Gradients by its random parameters for a gradient by its output."""
-        leaves = {"weight": self.op.weight.detach().requires_grad_()}
+        # In double precision: the network may have cast its operands itself.
+        leaves = {"weight": self.op.weight.detach().double().requires_grad_()}
         if self.op.bias is not None:
-            leaves["bias"] = self.op.bias.detach().requires_grad_()
+            leaves["bias"] = self.op.bias.detach().double().requires_grad_()
         with torch.enable_grad():
-            output = self.op(self.op.input.detach(), leaves["weight"], leaves.get("bias"))
-        found = dict(zip(leaves, torch.autograd.grad(output, list(leaves.values()), cotangent), strict=True))
+            output = self.op(self.op.input.detach().double(), leaves["weight"], leaves.get("bias"))
+        found = dict(zip(leaves, torch.autograd.grad(output, list(leaves.values()), cotangent.double()), strict=True))
         names = {"weight": self.weight, "bias": self.bias}
         return {name: found[role] for role, name in names.items() if name is not None}
 
@@ -177,17 +180,29 @@ def _experiment(
             break
         for name in left:
             found.pop(name, None)
-        try:
-            experiment = _Experiment(net, left, args, kwargs, batch, steps, seed=attempt, move_zeros=True)
-            experiment.run()
-        except Exception:
-            # A buffer may hold what a perturbation makes invalid, such as probabilities or a mask: scale it only.
-            experiment = _Experiment(net, left, args, kwargs, batch, steps, seed=attempt, move_zeros=False)
-            experiment.run()
-        found |= experiment.found
-        if _NOTHING_SHOWN not in experiment.found.values():
+        latest = _on_any_terms(net, left, args, kwargs, batch, steps, attempt)
+        found |= latest
+        if _NOTHING_SHOWN not in latest.values():
             break
     return found
+
+
+def _on_any_terms(
+    net: nn.Module, weights: list[str], args: Any, kwargs: Any, batch: int, steps: tuple[float | None, ...], seed: int
+) -> dict[str, str]:
+    """The reasons found in double precision with all buffers moved, or else in a way that the network can run."""
+    for double, buffers in _TERMS:
+        try:
+            experiment = _Experiment(
+                net, weights, args, kwargs, batch, steps, seed=seed, double=double, move_buffers=buffers
+            )
+            experiment.run()
+            return experiment.found
+        except Exception as error:
+            # Own dtypes may be fixed in the code; a buffer may hold what a perturbation makes invalid, such as
+            # probabilities or a covariance.
+            failure = error
+    raise failure
 
 
 class _Experiment:
@@ -201,7 +216,8 @@ class _Experiment:
         batch: Number of examples.
         steps: Sizes of changes, each tried on every set of examples; `None` alternates between the sizes.
         seed: Number of the attempt: other perturbations, and larger ones.
-        move_zeros: Whether zeros in buffers are moved, too.
+        double: Whether the network runs in double precision, where small effects beside large entries are seen.
+        move_buffers: Whether buffers are perturbed, too.
     """
 
     def __init__(
@@ -214,18 +230,21 @@ class _Experiment:
         steps: tuple[float | None, ...],
         *,
         seed: int,
-        move_zeros: bool,
+        double: bool,
+        move_buffers: bool,
     ) -> None:
-        self.net, self.args, self.kwargs, self.batch, self.steps = net, args, kwargs, batch, steps
+        self.net, self.batch, self.steps, self.double = net, batch, steps, double
+        self.args, self.kwargs = map_tensors(self._cast, (args, kwargs))
         self.generator = torch.Generator().manual_seed(_SEED + seed)
         self.perturbation = _PERTURBATION if seed == 0 else 2.0
         self.weights = {name: self._moved(net.get_parameter(name)) for name in weights}
         self.others = {n: self._moved(p) for n, p in net.named_parameters() if n not in weights}
         aliases = {id(parameter) for parameter in net.parameters()}
         buffers = {name: buffer for name, buffer in net.named_buffers() if id(buffer) not in aliases}
-        self.others |= {name: self._moved(buffer, zeros=move_zeros) for name, buffer in buffers.items()}
+        self.others |= {n: self._moved(b) if move_buffers else self._cast(b.clone()) for n, b in buffers.items()}
         self.device = net.get_parameter(weights[0]).device
         self.found: dict[str, str] = {}
+        self.draws = False  # whether the network draws random numbers itself
 
     def run(self) -> None:
         """Find a reason for each weight that has one."""
@@ -246,8 +265,9 @@ class _Experiment:
         operations = self._open(probe.found)
         self._check_gradients(output, operations, weights)
         reference = [tensor.detach().clone() for tensor in output]
-        if not all(bool(torch.isfinite(tensor).all()) for tensor in reference):
-            raise ValueError("the output is not finite")  # whatever moved it would not show
+        # Masked entries may be infinite; but whatever moved an example whose entries all are would not show.
+        if not all(bool(torch.isfinite(t).reshape(len(t) if t.dim() else 1, -1).any(1).all()) for t in reference):
+            raise ValueError("the output is not finite")
         for operation in operations:
             operation.output = operation.output.detach().clone()
         self.weights = {name: value.detach() for name, value in weights.items()}
@@ -312,6 +332,14 @@ class _Experiment:
         noise = {o.names: size_of(o.output) * self._noise(o.output) for o in operations}
         sets = separating_sets(self.batch)
 
+        # A network that draws may bring examples together in some passes only: other random numbers for each set.
+        seeds = [_SEED + number * self.draws for number in range(len(sets))]
+        references = {_SEED: output}
+        for seed in seeds:
+            if seed not in references:
+                found = self._call(self.weights, _Probe(self.weights), seed)
+                references[seed] = [tensor.detach().clone() for tensor in found]
+
         def moves(chosen: list[_Operation]) -> bool:
             changed = {operation.names for operation in chosen}
             for (number, rows), step in itertools.product(enumerate(sets), self.steps):
@@ -325,19 +353,20 @@ class _Experiment:
                     moved[at] += size * noise[operation.names][at]
                     return moved
 
-                if not same(output, self._call(self.weights, _Probe(self.weights, change)), ~rows, self.batch):
+                moved = self._call(self.weights, _Probe(self.weights, change), seeds[number])
+                if not same(references[seeds[number]], moved, ~rows, self.batch):
                     return True
             return False
 
         if sets:
             self._blame(operations, moves, "examples meet")
 
-    def _call(self, weights: Mapping[str, Tensor], probe: _Probe) -> list[Tensor]:
-        """One pass, with the same random numbers as every other: the real tensors that the network returns."""
+    def _call(self, weights: Mapping[str, Tensor], probe: _Probe, seed: int = _SEED) -> list[Tensor]:
+        """One pass, with the same random numbers as every other of this seed: the real tensors of its output."""
         values = {name: value.clone() for name, value in self.others.items()} | dict(weights)
         args, kwargs = map_tensors(torch.clone, (self.args, self.kwargs))
         with (
-            same_randomness(self.device, _SEED),
+            same_randomness(self.device, seed) as has_drawn,
             torch.enable_grad(),
             torch.autocast(self.device.type, enabled=False),
             block(),
@@ -345,17 +374,21 @@ class _Experiment:
             probe,
         ):
             found = call_with(self.net, values, args, kwargs)
-        return [tensor for tensor in tensors_in(found) if tensor.is_floating_point()]
+            self.draws = self.draws or has_drawn()
+        real = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors_in(found))
+        return [tensor for tensor in real if tensor.is_floating_point()]
 
-    def _moved(self, value: Tensor, *, zeros: bool = True) -> Tensor:
+    def _cast(self, value: Tensor) -> Tensor:
+        return value.double() if self.double and value.is_floating_point() else value
+
+    def _moved(self, value: Tensor) -> Tensor:
         """Every entry scaled a little, and zeros moved off zero: a branch that begins at zero would hide."""
-        value = value.detach().clone()
+        value = self._cast(value.detach().clone())
         if not value.is_floating_point() or not value.numel():
             return value
         noise = self._noise(value)
         moved = value * (1 + self.perturbation * noise)
-        if zeros:
-            moved = torch.where(value == 0, 0.3 * size_of(value) * noise, moved)
+        moved = torch.where(value == 0, 0.3 * size_of(value) * noise, moved)
         return torch.where(torch.isfinite(value), moved, value)
 
     def _noise(self, like: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 
 from pyrostoch._ops import bind
 from pyrostoch.effects.active import entered
+from pyrostoch.effects.repeatable import attributes_restored
 from pyrostoch.effects.swap import call_with
 from pyrostoch.effects.trees import tensors_in
 
@@ -127,7 +128,7 @@ def warn_of_unused(net: nn.Module, names: Iterable[str], when: str) -> None:
 def call_kind(
     net: nn.Module, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[Any, ...]:
-    """What calls have in common that use their weights alike: mode, random weights, kinds of inputs.
+    """What calls have in common that use their weights alike: modes, random weights, kinds of inputs, options.
 
     Args:
         net: The network.
@@ -136,7 +137,11 @@ def call_kind(
         kwargs: Keyword inputs.
     """
     inputs = tuple((tensor.dim(), tensor.dtype) for tensor in tensors_in((args, kwargs)))
-    return (net.training, tuple(weights), inputs)
+    options = tuple(
+        option for option in (*args, *kwargs.values()) if option is None or type(option) in (bool, int, str)
+    )
+    modes = tuple(part.training for part in net.modules())
+    return (modes, tuple(weights), inputs, options, tuple(kwargs))
 
 
 @dataclass
@@ -244,6 +249,7 @@ def weight_usage(
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers() if id(buffer) not in aliases}
     devices = sorted({w.device.index for w in weights.values() if w.device.type == "cuda"})
     with (
+        attributes_restored(net),
         torch.random.fork_rng(devices=devices),
         torch.no_grad(),
         warnings.catch_warnings(),
