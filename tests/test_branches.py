@@ -84,9 +84,9 @@ def test_the_data_term_is_that_of_whole_networks(estimator):
     x = torch.randn(12, 3)
     model, guide = build(Experts(), 12)
     with torch.no_grad():
-        draws = torch.stack([model.outputs(x, guide()) for _ in range(1500)])
+        draws = torch.stack([model.outputs(x, guide()) for _ in range(500)])
     y = draws.mean(0)
     terms = torch.distributions.Normal(draws, 0.3).log_prob(y).sum((1, 2))
-    found = ps.decompose(model, guide, (x, y), num_samples=1500, estimator=estimator)
-    assert abs(found.data - terms.mean()) <= 5 * math.hypot(terms.std() / 1500**0.5, found.data_stderr)
+    found = ps.decompose(model, guide, (x, y), num_samples=500, estimator=estimator)
+    assert abs(found.data - terms.mean()) <= 5 * math.hypot(terms.std() / 500**0.5, found.data_stderr)
     assert all(row.treatment.startswith("shared") for row in found.sites)

@@ -271,11 +271,11 @@ def test_variances_are_those_of_whole_networks(make, estimator):
     model = ps.BayesianModel(make(), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.1), num_data=8)
     guide = ps.guides.Additive(model, init_scale=0.3)
     with torch.no_grad():
-        draws = torch.stack([model.outputs(x, guide()) for _ in range(1500)])
+        draws = torch.stack([model.outputs(x, guide()) for _ in range(500)])
     y = draws.mean(0)
     terms = torch.distributions.Normal(draws, 0.1).log_prob(y).sum((1, 2))
-    found = ps.decompose(model, guide, (x, y), num_samples=1500, estimator=estimator)
-    error = ((terms.std() / 1500**0.5) ** 2 + found.data_stderr**2) ** 0.5
+    found = ps.decompose(model, guide, (x, y), num_samples=500, estimator=estimator)
+    error = ((terms.std() / 500**0.5) ** 2 + found.data_stderr**2) ** 0.5
     assert abs(found.data - terms.mean()) <= 5 * error
     assert all(row.treatment.startswith("shared") for row in found.sites)
 
