@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 
 __all__ = [
-    "batch_size",
     "check_choice",
     "check_count",
     "check_finite",
@@ -60,17 +59,6 @@ def check_count(what: str, value: int) -> int:
 def is_rising(values: Sequence[float]) -> bool:
     """Whether each number is larger than the one before it."""
     return all(low < high for low, high in itertools.pairwise(values))
-
-
-def batch_size(x: object) -> int:
-    """Number of examples in a tensor, or in a tuple of tensors that share their first axis."""
-    first = x[0] if isinstance(x, (tuple, list)) else x
-    if not isinstance(first, Tensor) or first.dim() == 0:
-        raise TypeError(
-            f"inputs: expected a tensor (or a tuple of tensors) whose first axis counts the examples, got "
-            f"{type(first).__name__}" + (" without axes" if isinstance(first, Tensor) else "")
-        )
-    return len(first)
 
 
 def check_finite(what: str, x: object) -> None:

@@ -2,58 +2,31 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 
-from pyrostoch._checks import batch_size, check_finite, name_list
-from pyrostoch.effects import base_distribution, call_network, independent
-from pyrostoch.effects.usage import UsageCache
+from pyrostoch._checks import check_finite, name_list
+from pyrostoch._inputs import check_in_dims, count_examples
+from pyrostoch.effects import base_distribution, call_network
+from pyrostoch.effects.meeting import examples_meet
+from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import LikelihoodSpec, as_likelihood
 from pyrostoch.moments import Moments
 from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, is_bias, owners
-from pyrostoch.protocols import Inputs, Output
+from pyrostoch.protocols import InDims, Inputs, Output
+from pyrostoch.sites import Site, announce_parameters, draw_weight, latent_sites, site_key
 
-__all__ = ["BayesianModel", "Site", "announce_parameters", "draw_weight", "latent_sites", "site_key"]
+__all__ = ["BayesianModel"]
 
 # Names of the Pyro sites that a model has besides its weights.
 _RESERVED_SITES = {"data", "obs", "penalty"}
-
-
-@dataclass(frozen=True, eq=False)
-class Site:
-    """Description of a latent variable of a model, from which guides are built.
-
-    Args:
-        name: Name of the Pyro site; for a weight, the parameter's name.
-        init: Initial value for a guide: the network's current value, or a typical value of the prior.
-        support: Support of the prior: real for most weights, positive for scales.
-        role: `"weight"`, `"bias"`, or `"scale"` for a random scale of a prior or a likelihood.
-        prior: The prior as text.
-        improper: Whether the prior is improper.
-        out_axis: Axis of `init` that counts output neurons or channels.
-        layer: Class name of the module that holds the weight.
-    """
-
-    name: str
-    init: Tensor
-    support: constraints.Constraint
-    role: str
-    prior: str
-    improper: bool = False
-    out_axis: int = 0
-    layer: str = ""
-
-    def __repr__(self) -> str:
-        return f"Site({self.name!r}, {self.role} of shape {tuple(self.init.shape)}, prior {self.prior})"
 
 
 class BayesianModel(nn.Module):
@@ -77,11 +50,15 @@ class BayesianModel(nn.Module):
         num_data: Number N of training examples; the ELBO is that of the whole data set.
         penalty: A function of `net` that returns a penalty in nats for the whole data set, added to the loss; it may
             read the parameters that have no prior.
+        in_dims: The axis of each input that counts the examples, as in `torch.vmap`: a number for all inputs, or a
+            tuple with an entry for each. `None` marks an input that belongs to all examples, such as the edges of a
+            graph or a mask of its labeled nodes: it is never cut into batches. Where no input has such an axis, there
+            is a single batch.
 
     Raises:
         ValueError: The likelihood or `num_data` is missing, `num_data` is not positive, a pattern matches no parameter,
             or a parameter cannot be made random.
-        TypeError: `net`, `prior` or `likelihood` is of another kind.
+        TypeError: `net`, `prior`, `likelihood` or `in_dims` is of another kind.
 
     Example:
         >>> import pyrostoch as ps
@@ -103,6 +80,7 @@ class BayesianModel(nn.Module):
         likelihood: LikelihoodSpec | None = None,
         num_data: int | None = None,
         penalty: Callable[[nn.Module], Tensor] | None = None,
+        in_dims: InDims = 0,
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -118,6 +96,7 @@ class BayesianModel(nn.Module):
         self.likelihood = as_likelihood(likelihood)
         self.num_data = num_data
         self.penalty = penalty
+        self.in_dims = check_in_dims(in_dims)
         priors = assign(net, prior)
         parameters = dict(net.named_parameters(remove_duplicate=True))
         self._parameter_of = {clean_name(name): name for name in priors}
@@ -129,6 +108,7 @@ class BayesianModel(nn.Module):
             )
         self.priors = nn.ModuleDict({site_key(clean_name(name)): p for name, p in priors.items()})
         self._usage_cache: UsageCache = {}
+        self._meeting_cache: dict[tuple[Any, ...], bool] = {}
         self._describe_sites()  # raises an error if a site cannot be drawn, before the network is changed
         for name, holder in owners(net).items():
             # Stored in the module, since copies of a parameter lose its attributes.
@@ -166,6 +146,28 @@ class BayesianModel(nn.Module):
         known = list(self._usage_cache.values())
         return [site_of[name] for name in site_of if known and all(name in usage.unused for usage in known)]
 
+    def examples_meet(self, x: Inputs) -> bool:
+        """Whether a batch of inputs must stay whole: the network's output for an example depends on others.
+
+        That is so in a graph network, in attention over the batch, or in a mean over it. It is found by experiment, on
+        16 examples where the network runs on so few, in evaluation mode; the result is kept.
+
+        Args:
+            x: Inputs.
+
+        Example:
+            >>> import pyrostoch as ps
+            >>> net = nn.Sequential(nn.Linear(2, 3), nn.Softmax(dim=0))
+            >>> model = BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(), num_data=9)
+            >>> model.examples_meet(torch.randn(9, 2))
+            True
+        """
+        inputs = x if isinstance(x, tuple) else (x,)
+        kind = call_kind(self.net, {}, inputs, {})[1:]
+        if (count_examples(x, self.in_dims) or 0) > 1 and kind not in self._meeting_cache:
+            self._meeting_cache[kind] = examples_meet(self.net, inputs, self.in_dims)
+        return self._meeting_cache.get(kind, False)
+
     @property
     def improper(self) -> bool:
         """Whether a prior is improper, so that the ELBO is defined up to a constant per weight."""
@@ -179,6 +181,13 @@ class BayesianModel(nn.Module):
             weights[site] = draw_weight(site, self.prior(site).distribution(site, shape), shape)
         return weights
 
+    def without_data(self) -> None:
+        """The Pyro statements that need no data: weights, random quantities of the likelihood, and the penalty."""
+        self.draw()
+        self.likelihood.draw()
+        if self.penalty is not None:
+            pyro.factor("penalty", -self.penalty(self.net))
+
     def outputs(self, x: Inputs, weights: dict[str, Tensor]) -> Output | Moments:
         """The network's output for given weights, under the active interpretation.
 
@@ -190,7 +199,9 @@ class BayesianModel(nn.Module):
         values = {self._parameter_of[site]: weights[site] for site in self._parameter_of}
         sites = {parameter: site for site, parameter in self._parameter_of.items()}
         try:
-            return call_network(self.net, values, inputs, sites=sites, usage_cache=self._usage_cache)
+            return call_network(
+                self.net, values, inputs, sites=sites, usage_cache=self._usage_cache, in_dims=self._dims_of(inputs)
+            )
         except RuntimeError as error:
             wanted = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
             given = {t.dtype for t in inputs if isinstance(t, Tensor)}
@@ -202,6 +213,11 @@ class BayesianModel(nn.Module):
                     f"(x.to({_dtypes(wanted)})){alternative}"
                 ) from error
             raise
+
+    def _dims_of(self, inputs: tuple[Any, ...]) -> InDims:
+        """`in_dims` as a tuple, or 0."""
+        dims = self.in_dims
+        return dims if isinstance(dims, tuple) or dims == 0 else (dims,) * len(inputs)
 
     def observation(self, x: Inputs) -> Distribution:
         """Draw the weights and return the distribution of the observations given them; nothing is observed.
@@ -222,7 +238,7 @@ class BayesianModel(nn.Module):
         """The Pyro model.
 
         Args:
-            x: Inputs; the first axis counts the examples.
+            x: Inputs; the first axis counts the examples, unless `in_dims` says otherwise.
             y: Targets; `None` draws them.
 
         Returns:
@@ -233,9 +249,9 @@ class BayesianModel(nn.Module):
                 is not finite or a target is out of range.
             TypeError: The inputs or targets are not tensors.
         """
-        count = batch_size(x)
+        count = count_examples(x, self.in_dims)
         if y is not None:
-            self._check_sizes(count, y)
+            count = self._check_sizes(count, y)
         if pyro.settings.get("validate_poutine"):
             check_finite("inputs x", x)
         distribution = self.observation(x)
@@ -245,15 +261,18 @@ class BayesianModel(nn.Module):
                 self.likelihood.check_target(distribution, y)
             if self.penalty is not None:
                 pyro.factor("penalty", -self.penalty(self.net))
+        count = distribution.batch_shape[0] if count is None else count
         size = self.num_data if y is not None else count
         device = y.device if y is not None else _device(x)
         with pyro.plate("data", size=size, subsample=torch.arange(count, device=device)):
             targets: Tensor = pyro.sample("obs", cast(Any, distribution), obs=y)
         return targets
 
-    def _check_sizes(self, count: int, y: Tensor) -> None:
+    def _check_sizes(self, count: int | None, y: Tensor) -> int:
+        """The number of examples, which inputs and targets must have."""
         if not isinstance(y, Tensor):
             raise TypeError(f"targets y: expected a tensor, got {type(y).__name__}")
+        count = len(y) if count is None else count
         if count == 0:
             raise ValueError("inputs x: expected at least one example, got an empty batch")
         if len(y) != count:
@@ -262,6 +281,7 @@ class BayesianModel(nn.Module):
             raise ValueError(
                 f"num_data: expected the size of the whole training set, got {self.num_data} with a batch of {count}"
             )
+        return count
 
     def _describe_sites(self) -> dict[str, Site]:
         start = {site: self.net.get_parameter(name).detach() for site, name in self._parameter_of.items()}
@@ -290,28 +310,6 @@ class BayesianModel(nn.Module):
         return described
 
 
-def draw_weight(site: str, distribution: Distribution, shape: torch.Size) -> Tensor:
-    """Draw a weight as a Pyro site that is marked by `pyrostoch.effects.independent`.
-
-    Args:
-        site: Name of the site.
-        distribution: Its elementwise Pyro distribution.
-        shape: Its shape.
-
-    Raises:
-        ValueError: An enclosing plate or a vectorized inference gave the draw another shape.
-    """
-    fn = cast(Any, distribution)  # torch's class has no `to_event`, Pyro's subclasses do
-    value: Tensor = pyro.sample(site, fn.to_event(len(shape)), infer=independent())
-    if value.shape != shape:
-        raise ValueError(
-            f"site {site!r}: expected a draw of shape {tuple(shape)}, got {tuple(value.shape)}. The weights are drawn "
-            "inside a pyro.plate (vectorize_particles and Predictive(parallel=True) open one), which draws them once "
-            "for each of its entries; put only the observation inside plates, and draw in a loop"
-        )
-    return value
-
-
 class _StartValues(Messenger):
     """Sets weights to their initial values and scales to typical ones, so that improper priors need not be drawn."""
 
@@ -331,49 +329,6 @@ class _StartValues(Messenger):
                 )
         msg["value"] = value
         msg["done"] = True
-
-
-def site_key(site: str) -> str:
-    """A site's name as the name of a submodule, which must not contain a dot or be that of a module's attribute.
-
-    Example:
-        >>> site_key("fc1.weight")
-        'fc1/weight'
-    """
-    key = site.replace(".", "/")
-    return f"/{key}" if hasattr(nn.ModuleDict, key) else key
-
-
-def latent_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
-    """Name and message of the latent sample sites of a trace, in order; sites of subsampling plates are left out."""
-    for name, node in trace.nodes.items():
-        if node["type"] == "sample" and not node["is_observed"] and type(node["fn"]).__name__ != "_Subsample":
-            yield name, node
-
-
-def announce_parameters(module: nn.Module, prefix: str) -> None:
-    """Send Pyro's handlers a `param` message for each trainable parameter of a module.
-
-    `pyro.infer.SVI` optimizes the parameters of which it sees such messages. Unlike `pyro.module`, this does not copy
-    them to the global parameter store.
-
-    Args:
-        module: The module.
-        prefix: Prefix of the parameters' names.
-    """
-    if not am_i_wrapped():
-        return
-    for name, parameter in module.named_parameters():
-        if parameter.requires_grad:
-            value: Any = parameter.detach()
-            value.unconstrained = lambda parameter=parameter: parameter
-            full = f"{prefix}.{name}"
-            _parameter(value, constraint=constraints.real, event_dim=0, name=full)
-
-
-@effectful(type="param")
-def _parameter(value: Tensor, **_: Any) -> Tensor:
-    return value
 
 
 def _dtypes(dtypes: set[torch.dtype]) -> str:

@@ -13,10 +13,14 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["Data", "Guide", "Inputs", "Model", "Output", "PyroCallable", "SiteGuide"]
+__all__ = ["Data", "Guide", "InDims", "Inputs", "Model", "Output", "PyroCallable", "SiteGuide"]
 
-#: A batch of inputs: a tensor, or a tuple of tensors where a network takes several. The first axis counts the examples.
+#: A batch of inputs: a tensor, or a tuple of tensors where a network takes several. The first axis counts the examples,
+#: unless the model's `in_dims` says otherwise.
 Inputs = Tensor | tuple[Tensor, ...]
+
+#: For each input the axis that counts the examples, as in `torch.vmap`; `None` for one that belongs to all of them.
+InDims = int | None | tuple[int | None, ...]
 
 #: A data set: inputs and targets as tensors, or a `Dataset` or `DataLoader` that yields such pairs.
 Data = tuple[Inputs, Tensor] | Dataset[Any] | DataLoader[Any]

@@ -19,11 +19,11 @@ import pytest
 
 # A package may import packages of lower layers, and itself. A package of its own inside another has its own entry.
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(["_checks", "_ops", "_precision", "_seeds", "_version"], 0),
+    **dict.fromkeys(["_checks", "_inputs", "_ops", "_precision", "_seeds", "_version"], 0),
     **dict.fromkeys(["data", "protocols", "records", "safefile"], 0),
     **dict.fromkeys(["distributions", "metrics", "moments"], 1),
     **dict.fromkeys(["effects"], 2),
-    **dict.fromkeys(["priors", "likelihoods", "model", "layers"], 3),
+    **dict.fromkeys(["priors", "likelihoods", "sites", "model", "layers"], 3),
     **dict.fromkeys(["estimators", "guides", "models", "quantize", "staging"], 4),
     **dict.fromkeys(["infer"], 5),
     **dict.fromkeys(["prediction"], 6),
@@ -37,13 +37,16 @@ LAYERS: dict[str, int] = {
 
 # Packages that may import another one of their own layer.
 SAME_LAYER = {
-    # Within layer 3: priors, then likelihoods, then the model, then layers.
+    ("_inputs", "protocols"),
+    # Within layer 3: priors, then likelihoods and sites, then the model, then layers.
     ("likelihoods", "priors"),
     ("layers", "priors"),
     ("layers", "likelihoods"),
     ("layers", "model"),
+    ("layers", "sites"),
     ("model", "priors"),
     ("model", "likelihoods"),
+    ("model", "sites"),
     # An export leaves out what a model does to its inputs in training only.
     ("quantize", "models"),
     # The benchmarks draw their figures.

@@ -170,7 +170,7 @@ def test_sequences_share_one_draw(interpretation):
     out = run(net, distributions, torch.ones(3, 5, 2), handler)
     assert (out == out[0, 0]).all()
     assert handler.treatments == {"weight": "shared (sequence)"}
-    run(net, distributions, torch.ones(3, 1, 2), handler)
+    run(nn.Linear(2, 1, bias=False), distributions, torch.ones(3, 1, 2), handler)
     assert "shared" not in handler.treatments["weight"]
 
 

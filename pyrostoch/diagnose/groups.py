@@ -17,10 +17,9 @@ from torch import Tensor
 from pyrostoch._checks import name_list
 from pyrostoch._version import __version__
 from pyrostoch.effects import SharedSample
-from pyrostoch.infer.batches import as_batches
-from pyrostoch.model import Site, latent_sites
-from pyrostoch.prediction.readouts import batches_on_device, check_targets, observation_distribution
+from pyrostoch.prediction.readouts import batches_for, batches_on_device, check_targets, observation_distribution
 from pyrostoch.protocols import Data, Inputs, Model
+from pyrostoch.sites import Site, latent_sites
 
 __all__ = ["GroupOptions", "collect_groups"]
 
@@ -76,7 +75,7 @@ def collect_groups(
         device: Where the data are moved.
         attrs: Attributes of the result.
     """
-    batches = as_batches(data, batch_size)
+    batches = batches_for(model, data, batch_size)
     count = batches.num_data
     x0, y0 = next(iter(batches_on_device(batches, device)))
     with SharedSample():

@@ -260,7 +260,7 @@ class Interpretation(Messenger):
         call: NetworkCall = msg["args"][0]
         if call.apply is not None:
             return  # an interpretation that was entered after this one handles the call
-        self.batch = batch_of(call.args, call.kwargs)
+        self.batch = batch_of(call.args, call.kwargs, call.in_dims)
         usage = call.usage = self._usage_of(call)
         replaced: dict[str, str] = {}
         for parameter, value in call.weights.items():
@@ -315,7 +315,7 @@ class Interpretation(Messenger):
         """The weight usage for calls of this kind; if this interpretation replaces weights, which of them it may."""
         key = call_kind(call.net, call.weights, call.args, call.kwargs)
         if key not in call.usage_cache:
-            call.usage_cache[key] = Usage(weight_usage(call.net, call.weights, call.args, call.kwargs))
+            call.usage_cache[key] = Usage(weight_usage(call.net, call.weights, call.args, call.kwargs, call.in_dims))
         usage = call.usage_cache[key]
         # Examples that are further apart than those seen so far may meet, too.
         if self._replaces and (usage.obstacles is None or self.batch > usage.batch):
@@ -325,7 +325,7 @@ class Interpretation(Messenger):
                     "analyzes its weight usage, which torch.vmap and torch.func do not allow; call it outside of them"
                 )
             single = [name for name, uses in usage.uses.items() if len(uses) == 1 and uses[0].role != "other"]
-            usage.obstacles = obstacles(call.net, single, call.args, call.kwargs, self.batch)
+            usage.obstacles = obstacles(call.net, single, call.args, call.kwargs, self.batch, call.in_dims)
             usage.batch = self.batch
         return usage
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
+import weakref
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar, cast
@@ -26,6 +27,7 @@ from pyrostoch.effects.swap import call_with, tied_values
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.effects.usage import Usage, UsageCache
 from pyrostoch.moments import MissingRuleError
+from pyrostoch.protocols import InDims
 
 __all__ = ["NetworkCall", "call_network", "checkpoint"]
 
@@ -46,6 +48,7 @@ class NetworkCall:
         kwargs: Keyword inputs.
         sites: Pyro site name of each random parameter.
         usage_cache: Results of the weight usage analysis of this network, kept between calls.
+        in_dims: The axis of each positional input that counts the examples.
 
     Attributes:
         replaced: Names of the parameters whose draws are replaced by their distributions; set by an interpretation.
@@ -61,6 +64,7 @@ class NetworkCall:
         kwargs: dict[str, Any],
         sites: dict[str, str],
         usage_cache: UsageCache,
+        in_dims: InDims = 0,
     ) -> None:
         self.net = net
         self.weights = dict(weights)
@@ -68,6 +72,7 @@ class NetworkCall:
         self.kwargs = kwargs
         self.sites = sites
         self.usage_cache = usage_cache
+        self.in_dims = in_dims
         self.replaced: set[str] = set()
         self.usage: Usage | None = None
         self.apply: ApplyOperation | None = None
@@ -219,6 +224,10 @@ def _called_from(module: str) -> bool:
     return False
 
 
+# The results of calls without a cache of their own, by network.
+_USAGE_CACHES: weakref.WeakKeyDictionary[nn.Module, UsageCache] = weakref.WeakKeyDictionary()
+
+
 @effectful(type="network")
 def _network(call: NetworkCall) -> Any:
     return call.run()
@@ -232,6 +241,7 @@ def call_network(
     *,
     sites: dict[str, str] | None = None,
     usage_cache: UsageCache | None = None,
+    in_dims: InDims = 0,
 ) -> Any:
     """Call `net` with drawn weights in place of its parameters, under the active interpretation.
 
@@ -241,7 +251,10 @@ def call_network(
         args: Positional inputs.
         kwargs: Keyword inputs.
         sites: Pyro site names by parameter name; by default the parameter names.
-        usage_cache: A dictionary that the caller keeps for this network, to analyze its weight usage only once.
+        usage_cache: A dictionary for the results of the analysis of weight usage, which is made once for each kind of
+            call. By default they are kept for as long as the network exists.
+        in_dims: The axis of each positional input that counts the examples, `None` for an input that belongs to all of
+            them. By default, the first axis of every tensor that is as long as that of the first one.
 
     Returns:
         The network's output.
@@ -252,7 +265,8 @@ def call_network(
         3.0
     """
     names = sites if sites is not None else {name: name for name in weights}
-    return _network(NetworkCall(net, weights, args, kwargs or {}, names, {} if usage_cache is None else usage_cache))
+    cache = _USAGE_CACHES.setdefault(net, {}) if usage_cache is None else usage_cache
+    return _network(NetworkCall(net, weights, args, kwargs or {}, names, cache, in_dims))
 
 
 def checkpoint(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

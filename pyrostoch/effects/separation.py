@@ -29,23 +29,22 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro.poutine import block
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from pyrostoch._inputs import take_examples
 from pyrostoch._ops import LinearOp, bind
-from pyrostoch.effects.active import entered
+from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, on_first_terms
 from pyrostoch.effects.repeatable import (
     attributes_restored,
     batch_norm_in_evaluation,
     close,
     same,
-    same_randomness,
     separating_sets,
     size_of,
 )
-from pyrostoch.effects.swap import call_with
-from pyrostoch.effects.trees import map_tensors, tensors_in
+from pyrostoch.effects.trees import map_tensors
+from pyrostoch.protocols import InDims
 
 __all__ = ["obstacles"]
 
@@ -55,11 +54,8 @@ _FEW = 16
 # Sizes of the changes, in units of an output's spread: small ones for functions that saturate, large ones for ranks and
 # gates.
 _STEPS = (1e-2, 30.0)
-_PERTURBATION, _ATTEMPTS = 0.1, 3
-# Whether the network runs in double precision, and whether buffers are perturbed: tried in this order.
-_TERMS = ((True, True), (False, True), (False, False))
+_ATTEMPTS = 3
 _NOTHING_SHOWN = "no gradient passes through its operation"
-_SEED = 20_240_229
 
 
 @dataclass(eq=False)
@@ -131,7 +127,12 @@ class _Probe(TorchFunctionMode):
 
 
 def obstacles(
-    net: nn.Module, weights: Iterable[str], args: tuple[Any, ...], kwargs: dict[str, Any], batch: int
+    net: nn.Module,
+    weights: Iterable[str],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    batch: int,
+    in_dims: InDims = 0,
 ) -> dict[str, str]:
     """Why weights may not be replaced by the distribution of their operation's output.
 
@@ -140,7 +141,9 @@ def obstacles(
         weights: Names of its random weights, each used in one linear operation.
         args: Positional inputs of the network.
         kwargs: Keyword inputs of the network.
-        batch: Number B of examples: the size of the first axis of the inputs.
+        batch: Number B of examples.
+        in_dims: The axis of each positional input that counts them; 0 for the first axis of all tensors that have B
+            entries there.
 
     Returns:
         The reason for each weight that may not be replaced; the others are left out.
@@ -152,12 +155,17 @@ def obstacles(
         >>> obstacles(nn.Sequential(layer, nn.Softmax(dim=0)), ["0.weight"], (x,), {}, 8)
         {'0.weight': 'examples meet'}
     """
-    found: dict[str, str] = {}
     weights = list(weights)
+    if isinstance(in_dims, tuple) and set(in_dims) == {None}:
+        return dict.fromkeys(weights, "no input counts the examples")
+    found: dict[str, str] = {}
     with attributes_restored(net), batch_norm_in_evaluation(net), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the network runs again after the analysis, and warns then
         if batch > _FEW:
-            first = map_tensors(lambda part: part[:_FEW] if part.dim() and len(part) == batch else part, (args, kwargs))
+            if isinstance(in_dims, tuple):
+                first = take_examples(args, slice(_FEW), in_dims), kwargs
+            else:
+                first = map_tensors(lambda t: t[:_FEW] if t.dim() and len(t) == batch else t, (args, kwargs))
             with contextlib.suppress(Exception):  # a network may need its own batch size: the whole batch follows
                 found.update(_experiment(net, weights, first[0], first[1], _FEW, _STEPS))
         left = [name for name in weights if name not in found]
@@ -180,78 +188,40 @@ def _experiment(
             break
         for name in left:
             found.pop(name, None)
-        latest = _on_any_terms(net, left, args, kwargs, batch, steps, attempt)
+
+        def run(double: bool, move_buffers: bool, left: list[str] = left, seed: int = attempt) -> dict[str, str]:
+            moved = PerturbedNetwork(net, left, args, kwargs, seed=seed, double=double, move_buffers=move_buffers)
+            experiment = _Experiment(moved, batch, steps)
+            experiment.run()
+            return experiment.found
+
+        latest = on_first_terms(run)
         found |= latest
         if _NOTHING_SHOWN not in latest.values():
             break
     return found
 
 
-def _on_any_terms(
-    net: nn.Module, weights: list[str], args: Any, kwargs: Any, batch: int, steps: tuple[float | None, ...], seed: int
-) -> dict[str, str]:
-    """The reasons found in double precision with all buffers moved, or else in a way that the network can run."""
-    for double, buffers in _TERMS:
-        try:
-            experiment = _Experiment(
-                net, weights, args, kwargs, batch, steps, seed=seed, double=double, move_buffers=buffers
-            )
-            experiment.run()
-            return experiment.found
-        except Exception as error:
-            # Own dtypes may be fixed in the code; a buffer may hold what a perturbation makes invalid, such as
-            # probabilities or a covariance.
-            failure = error
-    raise failure
-
-
 class _Experiment:
     """The passes on one batch; `found` collects the reasons.
 
     Args:
-        net: The network.
-        weights: Names of random weights; their values here are the network's own, perturbed.
-        args: Positional inputs.
-        kwargs: Keyword inputs.
+        moved: The network, perturbed.
         batch: Number of examples.
         steps: Sizes of changes, each tried on every set of examples; `None` alternates between the sizes.
-        seed: Number of the attempt: other perturbations, and larger ones.
-        double: Whether the network runs in double precision, where small effects beside large entries are seen.
-        move_buffers: Whether buffers are perturbed, too.
     """
 
-    def __init__(
-        self,
-        net: nn.Module,
-        weights: list[str],
-        args: Any,
-        kwargs: Any,
-        batch: int,
-        steps: tuple[float | None, ...],
-        *,
-        seed: int,
-        double: bool,
-        move_buffers: bool,
-    ) -> None:
-        self.net, self.batch, self.steps, self.double = net, batch, steps, double
-        self.args, self.kwargs = map_tensors(self._cast, (args, kwargs))
-        self.generator = torch.Generator().manual_seed(_SEED + seed)
-        self.perturbation = _PERTURBATION if seed == 0 else 2.0
-        self.weights = {name: self._moved(net.get_parameter(name)) for name in weights}
-        self.others = {n: self._moved(p) for n, p in net.named_parameters() if n not in weights}
-        aliases = {id(parameter) for parameter in net.parameters()}
-        buffers = {name: buffer for name, buffer in net.named_buffers() if id(buffer) not in aliases}
-        self.others |= {n: self._moved(b) if move_buffers else self._cast(b.clone()) for n, b in buffers.items()}
-        self.device = net.get_parameter(weights[0]).device
+    def __init__(self, moved: PerturbedNetwork, batch: int, steps: tuple[float | None, ...]) -> None:
+        self.moved, self.batch, self.steps = moved, batch, steps
+        self.weights = moved.weights
         self.found: dict[str, str] = {}
-        self.draws = False  # whether the network draws random numbers itself
 
     def run(self) -> None:
         """Find a reason for each weight that has one."""
         entry = torch._C._functorch.maybe_current_level()
         weights = {name: value.requires_grad_() for name, value in self.weights.items()}
         probe = _Probe(weights)
-        output = self._call(weights, probe)
+        output = self.moved.call(weights, probe)
         names = [name for operation in probe.found for name in operation.names]
         self._blame_names((n for n in weights if names.count(n) != 1), "not used in one linear operation")
         for operation in probe.found:
@@ -298,7 +268,7 @@ class _Experiment:
             return
         names = [name for operation in operations for name in operation.names]
         wanted = [*(operation.output for operation in operations), *(weights[name] for name in names)]
-        cotangents = [self._noise(tensor) for tensor in roots]
+        cotangents = [self.moved.noise(tensor) for tensor in roots]
         gradients = torch.autograd.grad(roots, wanted, cotangents, allow_unused=True)
         by_weight = dict(zip(names, gradients[len(operations) :], strict=True))
         for operation, by_output in zip(operations, gradients, strict=False):
@@ -312,7 +282,7 @@ class _Experiment:
 
     def _check_reads(self, output: list[Tensor], operations: list[_Operation]) -> None:
         """Whether other weights move the output although their operations' outputs are the old ones."""
-        fresh = {name: value + size_of(value) * self._noise(value) for name, value in self.weights.items()}
+        fresh = {name: value + size_of(value) * self.moved.noise(value) for name, value in self.weights.items()}
 
         def moves(chosen: list[_Operation]) -> bool:
             old = {operation.names: operation.output for operation in chosen}
@@ -322,29 +292,29 @@ class _Experiment:
             def put_back(operation: _Operation) -> Tensor:
                 return old[operation.names].clone() if operation.names in old else operation.output
 
-            return not same(output, self._call(weights, _Probe(weights, put_back)), None, self.batch)
+            return not same(output, self.moved.call(weights, _Probe(weights, put_back)), None, self.batch)
 
         self._blame(operations, moves, "read elsewhere, too")
 
     def _check_examples(self, output: list[Tensor], operations: list[_Operation]) -> None:
         """Whether a change of some examples' rows moves other examples."""
         # The same noise in every pass, scaled to the spread of the output.
-        noise = {o.names: size_of(o.output) * self._noise(o.output) for o in operations}
+        noise = {o.names: size_of(o.output) * self.moved.noise(o.output) for o in operations}
         sets = separating_sets(self.batch)
 
         # A network that draws may bring examples together in some passes only: other random numbers for each set.
-        seeds = [_SEED + number * self.draws for number in range(len(sets))]
-        references = {_SEED: output}
+        seeds = [SEED + number * self.moved.draws for number in range(len(sets))]
+        references = {SEED: output}
         for seed in seeds:
             if seed not in references:
-                found = self._call(self.weights, _Probe(self.weights), seed)
+                found = self.moved.call(self.weights, _Probe(self.weights), seed)
                 references[seed] = [tensor.detach().clone() for tensor in found]
 
         def moves(chosen: list[_Operation]) -> bool:
             changed = {operation.names for operation in chosen}
             for (number, rows), step in itertools.product(enumerate(sets), self.steps):
                 size = _STEPS[number % len(_STEPS)] if step is None else step
-                at = rows.to(self.device)
+                at = rows.to(self.moved.device)
 
                 def change(operation: _Operation, at: Tensor = at, size: float = size) -> Tensor:
                     if operation.names not in changed:
@@ -353,43 +323,10 @@ class _Experiment:
                     moved[at] += size * noise[operation.names][at]
                     return moved
 
-                moved = self._call(self.weights, _Probe(self.weights, change), seeds[number])
-                if not same(references[seeds[number]], moved, ~rows, self.batch):
+                outputs = self.moved.call(self.weights, _Probe(self.weights, change), seeds[number])
+                if not same(references[seeds[number]], outputs, ~rows, self.batch):
                     return True
             return False
 
         if sets:
             self._blame(operations, moves, "examples meet")
-
-    def _call(self, weights: Mapping[str, Tensor], probe: _Probe, seed: int = _SEED) -> list[Tensor]:
-        """One pass, with the same random numbers as every other of this seed: the real tensors of its output."""
-        values = {name: value.clone() for name, value in self.others.items()} | dict(weights)
-        args, kwargs = map_tensors(torch.clone, (self.args, self.kwargs))
-        with (
-            same_randomness(self.device, seed) as has_drawn,
-            torch.enable_grad(),
-            torch.autocast(self.device.type, enabled=False),
-            block(),
-            entered(None),
-            probe,
-        ):
-            found = call_with(self.net, values, args, kwargs)
-            self.draws = self.draws or has_drawn()
-        real = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors_in(found))
-        return [tensor for tensor in real if tensor.is_floating_point()]
-
-    def _cast(self, value: Tensor) -> Tensor:
-        return value.double() if self.double and value.is_floating_point() else value
-
-    def _moved(self, value: Tensor) -> Tensor:
-        """Every entry scaled a little, and zeros moved off zero: a branch that begins at zero would hide."""
-        value = self._cast(value.detach().clone())
-        if not value.is_floating_point() or not value.numel():
-            return value
-        noise = self._noise(value)
-        moved = value * (1 + self.perturbation * noise)
-        moved = torch.where(value == 0, 0.3 * size_of(value) * noise, moved)
-        return torch.where(torch.isfinite(value), moved, value)
-
-    def _noise(self, like: Tensor) -> Tensor:
-        return torch.randn(like.shape, generator=self.generator).to(device=like.device, dtype=like.dtype)

@@ -19,11 +19,13 @@ from pyro.poutine import block
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
+from pyrostoch._inputs import count_examples
 from pyrostoch._ops import bind
 from pyrostoch.effects.active import entered
 from pyrostoch.effects.repeatable import attributes_restored
 from pyrostoch.effects.swap import call_with
 from pyrostoch.effects.trees import tensors_in
+from pyrostoch.protocols import InDims
 
 __all__ = ["Usage", "UsageCache", "Use", "batch_of", "call_kind", "warn_of_unused", "weight_usage"]
 
@@ -101,10 +103,23 @@ _PASS_THROUGH: frozenset[Any] = frozenset(
 )
 
 
-def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any]) -> int:
-    """Number of examples of a network call: the size of the first axis of its first tensor input."""
+def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: InDims = 0) -> int:
+    """Number of examples of a network call.
+
+    Args:
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+        in_dims: The axis of each positional input that counts the examples; a number stands for the first tensor.
+
+    Returns:
+        The number; 1 where no input has such an axis.
+    """
+    if isinstance(in_dims, tuple):
+        return count_examples(args, in_dims) or 1
     first = next(tensors_in((args, kwargs)), None)
-    return 1 if first is None or first.dim() == 0 else len(first)
+    if first is None or first.dim() == 0 or in_dims is None:
+        return 1
+    return count_examples(first, in_dims) or 1
 
 
 def warn_of_unused(net: nn.Module, names: Iterable[str], when: str) -> None:
@@ -218,7 +233,7 @@ def _readable(func: Callable[..., Any]) -> str:
 
 
 def weight_usage(
-    net: nn.Module, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]
+    net: nn.Module, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: InDims = 0
 ) -> dict[str, tuple[Use, ...]]:
     """Find the uses of each weight in one pass of `net`, which leaves buffers and random generators unchanged.
 
@@ -227,6 +242,7 @@ def weight_usage(
         weights: Sampled weights by parameter name.
         args: Positional inputs of the network.
         kwargs: Keyword inputs of the network.
+        in_dims: The axis of each input that counts the examples.
 
     Returns:
         For each weight, its uses in order; none for one that this pass left out, as experts chosen by the input are.
@@ -244,7 +260,7 @@ def weight_usage(
     # Copies, since a network may write into its weights (a mask, max_norm), which share memory with the guide's.
     weights = {name: value.detach().clone() for name, value in weights.items()}
     replaced: dict[str, Tensor] = {name: net.get_parameter(name) for name in weights}
-    mode = _UsageMode(weights, replaced, batch_of(args, kwargs))
+    mode = _UsageMode(weights, replaced, batch_of(args, kwargs, in_dims))
     aliases = {id(parameter) for parameter in net.parameters()}
     buffers = {name: buffer.clone() for name, buffer in net.named_buffers() if id(buffer) not in aliases}
     devices = sorted({w.device.index for w in weights.values() if w.device.type == "cuda"})

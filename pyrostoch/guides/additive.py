@@ -10,7 +10,7 @@ from torch.distributions import Distribution
 
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.starts import Start, start_value
-from pyrostoch.model import Site
+from pyrostoch.sites import Site
 
 __all__ = ["Additive"]
 

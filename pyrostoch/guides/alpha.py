@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 from pyrostoch.distributions import MultiplicativeNormal
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.starts import Start, nudge_from_zero, start_value
-from pyrostoch.model import Site
+from pyrostoch.sites import Site
 
 __all__ = ["LayerwiseAlpha", "NeuronwiseAlpha", "WeightwiseAlpha"]
 

@@ -17,7 +17,7 @@ from pyrostoch._checks import name_list
 from pyrostoch.effects import independent
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
 from pyrostoch.guides.starts import nudge_from_zero
-from pyrostoch.model import Site, announce_parameters, site_key
+from pyrostoch.sites import Site, announce_parameters, site_key
 
 __all__ = ["Guide", "sites_of"]
 

@@ -14,7 +14,7 @@ from pyrostoch.distributions import Levels, matching_scale
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.export import with_weights
-from pyrostoch.model import Site
+from pyrostoch.sites import Site
 
 __all__ = ["CategoricalWeights"]
 

@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from pyrostoch._checks import name_list
 from pyrostoch.guides.base import Guide, sites_of
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
-from pyrostoch.model import announce_parameters
+from pyrostoch.sites import announce_parameters
 
 __all__ = ["PerSite"]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pyrostoch.model import Site
+from pyrostoch.sites import Site
 
 __all__ = ["Start", "nudge_from_zero", "start_value"]
 

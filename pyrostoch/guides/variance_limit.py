@@ -15,7 +15,7 @@ from pyrostoch.guides.base import Guide
 from pyrostoch.guides.per_site import PerSite
 from pyrostoch.guides.ratio import is_zero_mean, weight_distributions
 from pyrostoch.guides.variance_only import VarianceOnly
-from pyrostoch.model import Site
+from pyrostoch.sites import Site
 
 __all__ = ["to_variance_only"]
 

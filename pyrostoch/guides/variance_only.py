@@ -12,7 +12,7 @@ from pyrostoch._checks import check_choice
 from pyrostoch.distributions import CenteredNormal, SymmetricUniform, TwoPoint
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.starts import Start, nudge_from_zero, start_value
-from pyrostoch.model import Site
+from pyrostoch.sites import Site
 
 __all__ = ["VarianceOnly"]
 

@@ -5,19 +5,28 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, TensorDataset, default_collate
+from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset, default_collate
 from torch.utils.data.distributed import DistributedSampler
 
-from pyrostoch._checks import batch_size as num_examples
+from pyrostoch._checks import check_count
+from pyrostoch._inputs import count_examples, example_axes, take_examples, to_device
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.protocols import Data, Inputs
+from pyrostoch.protocols import Data, InDims, Inputs
 
-__all__ = ["Batches", "Share", "as_batches", "epoch_order", "inputs_and_targets", "move_to_device", "to_device"]
+__all__ = [
+    "Batches",
+    "Share",
+    "as_batches",
+    "epoch_order",
+    "inputs_and_targets",
+    "move_to_device",
+    "must_stay_whole",
+]
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
@@ -36,26 +45,6 @@ def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
         (True, [0, 1, 2, 3])
     """
     return torch.randperm(count, generator=torch.Generator().manual_seed(mixed_seed(seed, epoch)))
-
-
-@overload
-def to_device(x: Tensor, device: torch.device) -> Tensor: ...
-
-
-@overload
-def to_device(x: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]: ...
-
-
-def to_device(x: Inputs, device: torch.device) -> Inputs:
-    """Move a tensor, or a tuple of tensors, to a device.
-
-    Args:
-        x: The tensor or tensors.
-        device: The device.
-    """
-    if isinstance(x, tuple):
-        return tuple(part.to(device, non_blocking=True) for part in x)
-    return x.to(device, non_blocking=True)
 
 
 @dataclass(frozen=True)
@@ -81,11 +70,13 @@ class Batches(ABC):
     Attributes:
         num_data: Number of examples.
         batch_size: Number of examples in a batch, the last of which may be smaller; `None` where a loader decides.
+        shuffle: Whether epochs with a seed have a random order.
         in_memory: The whole data set `(x, y)` where it is held in memory as tensors, else `None`.
     """
 
     num_data: int
     batch_size: int | None
+    shuffle: bool = True
     in_memory: tuple[Inputs, Tensor] | None = None
 
     @abstractmethod
@@ -115,13 +106,18 @@ class Batches(ABC):
         """The random generators that the order depends on, besides torch's global one."""
         return []
 
+    def whole(self) -> Batches:
+        """The same data set as a single batch; a loader keeps its batches."""
+        return self
+
 
 class _IndexedBatches(Batches):
     """Batches selected by index, from tensors or from a map-style data set."""
 
-    def __init__(self, count: int, batch_size: int, device: torch.device | None = None) -> None:
+    def __init__(self, count: int, batch_size: int, shuffle: bool, device: torch.device | None = None) -> None:
         self.num_data = count
         self.batch_size: int = batch_size
+        self.shuffle = shuffle
         self._device = device
 
     def __len__(self) -> int:
@@ -138,7 +134,11 @@ class _IndexedBatches(Batches):
             yield Share(*self.select(local), weight if ranks.is_distributed else None, len(index))
 
     def _indices(self, seed: int | None, number: int) -> Iterator[Tensor]:
-        order = torch.arange(self.num_data) if seed is None else epoch_order(seed, number, self.num_data)
+        # One batch with all examples needs no random order, and the nodes of a graph must keep theirs.
+        if seed is None or not self.shuffle or self.batch_size >= self.num_data:
+            order = torch.arange(self.num_data)
+        else:
+            order = epoch_order(seed, number, self.num_data)
         # Moved to the data's device once per epoch, so that no step waits for a copy of its indices.
         yield from order.to(self._device).split(self.batch_size)
 
@@ -148,25 +148,45 @@ class _IndexedBatches(Batches):
 
 
 class _TensorBatches(_IndexedBatches):
-    def __init__(self, x: Inputs, y: Tensor, batch_size: int) -> None:
-        super().__init__(len(y), batch_size, y.device)
-        self.in_memory = (x, y)
-        self._x, self._y = x, y
+    def __init__(self, x: Inputs, y: Tensor, batch_size: int, shuffle: bool, in_dims: InDims) -> None:
+        super().__init__(len(y), batch_size, shuffle, y.device)
+        self.in_memory: tuple[Inputs, Tensor] = (x, y)
+        self._x, self._y, self._in_dims = x, y, in_dims
+        self._can_be_cut = any(axis is not None for axis in example_axes(x, in_dims))
+        if not self._can_be_cut:
+            self.batch_size = len(y)
 
     def select(self, index: Tensor) -> tuple[Inputs, Tensor]:
-        """Rows of the tensors, on their own devices."""
-        rows = tuple(part[index.to(part.device)] for part in (self._x if isinstance(self._x, tuple) else (self._x,)))
-        return rows if isinstance(self._x, tuple) else rows[0], self._y[index]
+        """Examples of the tensors, on their own devices."""
+        if not self._can_be_cut and len(index) < self.num_data:
+            raise ValueError(
+                f"data: no input has an axis of examples (in_dims={self._in_dims}), so {self.num_data} of them cannot "
+                "be divided among processes; train with one"
+            )
+        return take_examples(self._x, index, self._in_dims), self._y[index]
+
+    def whole(self) -> Batches:
+        """All examples as one batch."""
+        return _TensorBatches(self._x, self._y, self.num_data, self.shuffle, self._in_dims)
+
+    def moved_to(self, device: torch.device) -> Batches:
+        """The same batches of tensors on another device."""
+        x, y = to_device(self._x, device), self._y.to(device)
+        return _TensorBatches(x, y, self.batch_size, self.shuffle, self._in_dims)
 
 
 class _DatasetBatches(_IndexedBatches):
-    def __init__(self, dataset: Dataset[Any], batch_size: int) -> None:
-        super().__init__(len(dataset), batch_size)  # type: ignore[arg-type]
+    def __init__(self, dataset: Dataset[Any], batch_size: int, shuffle: bool) -> None:
+        super().__init__(len(dataset), batch_size, shuffle)  # type: ignore[arg-type]
         self._dataset = dataset
 
     def select(self, index: Tensor) -> tuple[Inputs, Tensor]:
         """Items of the data set, collated as by a `DataLoader`."""
         return inputs_and_targets(default_collate([self._dataset[i] for i in index.tolist()]))
+
+    def whole(self) -> Batches:
+        """All items as one batch."""
+        return _DatasetBatches(self._dataset, self.num_data, self.shuffle)
 
 
 class _LoaderBatches(Batches):
@@ -214,7 +234,9 @@ class _LoaderBatches(Batches):
         return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
 
 
-def as_batches(data: Data, batch_size: int, what: str = "data") -> Batches:
+def as_batches(
+    data: Data, batch_size: int, what: str = "data", *, shuffle: bool = True, in_dims: InDims = 0
+) -> Batches:
     """Split a data set into batches.
 
     Args:
@@ -222,31 +244,45 @@ def as_batches(data: Data, batch_size: int, what: str = "data") -> Batches:
             keeps its own batches and order.
         batch_size: Number of examples in a batch.
         what: Name of the data in error messages.
+        shuffle: Whether an epoch with a seed has a random order; a loader decides for itself, and a single batch with
+            all examples keeps their order.
+        in_dims: The axis of each input that counts the examples; `None` for one that every batch gets whole.
 
     Returns:
         The batches.
 
     Raises:
         TypeError: The data are of another type.
-        ValueError: The data set is empty, or there are not as many inputs as targets.
+        ValueError: The data set is empty; there are not as many inputs as targets; `in_dims` asks of items of a data
+            set what only tensors can give; or `shuffle=False` contradicts a loader.
 
     Example:
         >>> batches = as_batches((torch.zeros(5, 2), torch.arange(5)), 2)
         >>> [y.tolist() for _, y in batches.epoch(None, 0)]
         [[0, 1], [2, 3], [4]]
     """
-    if not isinstance(batch_size, int) or isinstance(batch_size, bool) or batch_size < 1:
-        raise ValueError(f"batch_size: expected a whole number from 1 up, got {batch_size!r}")
+    check_count("batch_size", batch_size)
     batches: Batches
     if isinstance(data, DataLoader):
+        if not shuffle and not isinstance(data.sampler, SequentialSampler):
+            raise ValueError(
+                f"{what}: shuffle=False contradicts the DataLoader, whose {type(data.sampler).__name__} decides about "
+                "the order; build the loader with shuffle=False"
+            )
         batches = _LoaderBatches(data)
     elif type(data) is TensorDataset and len(data.tensors) > 1:
         *inputs, y = data.tensors
-        batches = _TensorBatches(tuple(inputs) if len(inputs) > 1 else inputs[0], y, batch_size)
+        x = tuple(inputs) if len(inputs) > 1 else inputs[0]
+        batches = _from_tensors(x, y, batch_size, what, shuffle, in_dims)
     elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        batches = _DatasetBatches(data, batch_size)
+        if in_dims != 0 and set(in_dims if isinstance(in_dims, tuple) else (in_dims,)) != {0}:
+            raise ValueError(
+                f"{what}: items of a Dataset are stacked along a first axis, which in_dims={in_dims} contradicts; give "
+                "tensors, or a DataLoader whose collate_fn makes the batches"
+            )
+        batches = _DatasetBatches(data, batch_size, shuffle)
     elif isinstance(data, (tuple, list)) and len(data) == 2:
-        batches = _from_tensors(data[0], data[1], batch_size, what)
+        batches = _from_tensors(data[0], data[1], batch_size, what, shuffle, in_dims)
     else:
         got = f"{type(data).__name__} of {len(data)}" if isinstance(data, (tuple, list)) else type(data).__name__
         raise TypeError(
@@ -258,14 +294,32 @@ def as_batches(data: Data, batch_size: int, what: str = "data") -> Batches:
     return batches
 
 
-def _from_tensors(x: Any, y: Any, batch_size: int, what: str) -> Batches:
+def _from_tensors(x: Any, y: Any, batch_size: int, what: str, shuffle: bool, in_dims: InDims) -> Batches:
     if not isinstance(y, Tensor) or y.dim() == 0:
         raise TypeError(f"{what}: expected targets y as a tensor with an axis of examples, got {type(y).__name__}")
     x = tuple(x) if isinstance(x, list) else x
-    for part in x if isinstance(x, tuple) else (x,):
-        if num_examples(part) != len(y):
-            raise ValueError(f"{what}: expected as many inputs as targets, got {len(part)} inputs and {len(y)} targets")
-    return _TensorBatches(x, y, batch_size)
+    count = count_examples(x, in_dims)
+    if count not in (None, len(y)):
+        raise ValueError(f"{what}: expected as many inputs as targets, got {count} inputs and {len(y)} targets")
+    return _TensorBatches(x, y, batch_size, shuffle, in_dims)
+
+
+def must_stay_whole(batches: Batches, model: object) -> bool:
+    """Whether a data set must not be cut into batches, since a model's examples meet in its network.
+
+    Args:
+        batches: The batches. Those of a loader are what its owner wants them to be.
+        model: A model; one without a method `examples_meet` is taken to keep examples apart.
+
+    Example:
+        >>> must_stay_whole(as_batches((torch.zeros(5, 2), torch.arange(5)), 2), model=None)
+        False
+    """
+    find = getattr(model, "examples_meet", None)
+    if not callable(find) or isinstance(batches, _LoaderBatches):
+        return False
+    x = next(batches.epoch(None, 0))[0] if batches.in_memory is None else batches.in_memory[0]
+    return bool(find(x))
 
 
 def move_to_device(batches: Batches, device: torch.device) -> Batches:
@@ -285,14 +339,14 @@ def move_to_device(batches: Batches, device: torch.device) -> Batches:
         >>> move_to_device(batches, torch.device("cpu")) is batches
         True
     """
-    if batches.in_memory is None or batches.batch_size is None:
+    if not isinstance(batches, _TensorBatches):
         return batches
     x, y = batches.in_memory
     parts = (*(x if isinstance(x, tuple) else (x,)), y)
     to_move = [part for part in parts if part.device != device]
     if not to_move or sum(part.numel() * part.element_size() for part in to_move) > _free_memory(device):
         return batches
-    return _TensorBatches(to_device(x, device), y.to(device), batches.batch_size)
+    return batches.moved_to(device)
 
 
 def _free_memory(device: torch.device) -> int:

@@ -15,9 +15,9 @@ from torch.distributions import Distribution
 from pyrostoch.distributions import has_closed_form, kl_sum
 from pyrostoch.effects import Interpretation, MomentPropagation
 from pyrostoch.effects.independent import is_independent
-from pyrostoch.model import latent_sites
 from pyrostoch.moments.predictive import OutputDistribution
 from pyrostoch.protocols import Guide, PyroCallable
+from pyrostoch.sites import latent_sites
 
 __all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces", "expected_log_prob"]
 

@@ -8,7 +8,7 @@ from torch import nn
 
 from pyrostoch._checks import name_list
 from pyrostoch.layers.weights import RandomWeights
-from pyrostoch.model import Site, announce_parameters
+from pyrostoch.sites import Site, announce_parameters
 
 __all__ = ["PyroNetwork"]
 

@@ -13,8 +13,9 @@ from pyrostoch._checks import name_list
 from pyrostoch.effects import call_network, inside_network
 from pyrostoch.effects.usage import UsageCache
 from pyrostoch.likelihoods import Categorical
-from pyrostoch.model import BayesianModel, Site, announce_parameters, draw_weight
+from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior, PriorSpec, assign
+from pyrostoch.sites import Site, announce_parameters, draw_weight
 
 __all__ = ["RandomWeights"]
 

@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch import guides
+from pyrostoch._inputs import count_examples, take_examples
 from pyrostoch._seeds import forked, generator_states, set_generator_states
 from pyrostoch.effects import Interpretation, SharedSample
 from pyrostoch.effects.interpretation import SiteDraw, UsageUnknownError
-from pyrostoch.model import latent_sites
+from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.activation_sizes import (
     SamplingPlan,
     SizeRecorder,
@@ -35,7 +36,8 @@ from pyrostoch.prediction.activation_sizes import (
     tensor_bytes,
 )
 from pyrostoch.prediction.readouts import MODES, has_valid_arguments, observation_distribution
-from pyrostoch.protocols import Guide, Inputs, Model
+from pyrostoch.protocols import Guide, InDims, Inputs, Model
+from pyrostoch.sites import latent_sites
 from pyrostoch.staging import restore_modules, restore_tensors, unique
 
 __all__ = ["DrawChunk", "PosteriorSampler"]
@@ -182,6 +184,10 @@ class PosteriorSampler:
     plan: SamplingPlan = field(default_factory=SamplingPlan)
     _has_plan: bool = False
 
+    @property
+    def _in_dims(self) -> InDims:
+        return getattr(self.model, "in_dims", 0)
+
     def interpretation(self) -> Interpretation:
         """A new interpretation for the mode."""
         return SharedSample() if self.joint else MODES[self.mode].interpretation(self.model)
@@ -199,7 +205,11 @@ class PosteriorSampler:
         if not self._has_plan:
             self._has_plan, self.plan = True, self._make_plan(x)
         plan, limit = self.plan, self._max_bytes(inputs)
-        size = max(1, limit // max(plan.shared_bytes, 1)) if self._guide_ignores_data else len(inputs[0])
+        count = count_examples(x, self._in_dims)
+        if count is None:  # nothing can be split
+            yield x, slice(None)
+            return
+        size = max(1, limit // max(plan.shared_bytes, 1)) if self._guide_ignores_data else count
         if plan.vectorized and self._guide_ignores_data:
             # Few examples with all draws are better than many examples with some of the draws, since activations shared
             # by all draws are then computed once. But sampled sites are drawn anew for each piece, so a piece should
@@ -210,13 +220,13 @@ class PosteriorSampler:
             size = min(size, max(enough, min(4 * plan.weight_bytes, 8 * half) // draw_bytes))
         if plan.channels_last:
             inputs = tuple(_channels_last(part) for part in inputs)
-        count = len(inputs[0])
+        if size < count and isinstance(self.model, BayesianModel) and self.model.examples_meet(x):
+            size = count
         # Pieces of equal size: a small last one would take Python as long as any other.
         size = -(-count // -(-count // size))
         for start in range(0, count, size):
             rows = slice(start, start + size)
-            piece = tuple(part[rows] for part in inputs)
-            yield piece if isinstance(x, tuple) else piece[0], rows
+            yield take_examples(inputs if isinstance(x, tuple) else inputs[0], rows, self._in_dims), rows
 
     def draw_chunks(self, x: Inputs) -> Iterator[DrawChunk]:
         """All draws from the guide, in chunks.
@@ -227,7 +237,8 @@ class PosteriorSampler:
         inputs = x if isinstance(x, tuple) else (x,)
         left = self.num_samples
         while left:
-            bytes_per_draw = max(self.plan.draw_bytes * len(inputs[0]), self.plan.weight_bytes, 1)
+            count = count_examples(x, self._in_dims) or len(inputs[0])
+            bytes_per_draw = max(self.plan.draw_bytes * count, self.plan.weight_bytes, 1)
             # Half the limit, since several tensors of this size exist at a time, where elsewhere there is one.
             fitting = max(1, self._max_bytes(inputs) // 2 // bytes_per_draw) if self.plan.vectorized else 1
             size = min(left, self.max_chunk_size, fitting)
@@ -271,8 +282,8 @@ class PosteriorSampler:
 
     def _make_plan(self, x: Inputs) -> SamplingPlan:
         """Run few draws on few examples, vectorized if that is possible, and record the sizes of the activations."""
-        count = min(3, len((x if isinstance(x, tuple) else (x,))[0]))
-        examples = [_first(x, max(1, count - 1)), _first(x, count)]
+        count = min(3, count_examples(x, self._in_dims) or 1)
+        examples = [take_examples(x, slice(few), self._in_dims) for few in (max(1, count - 1), count)]
         plan = SamplingPlan()
         modules = [module for module in (self.model, self.guide) if isinstance(module, nn.Module)]
         parts = list(dict.fromkeys(part for module in modules for part in module.modules()))
@@ -361,10 +372,6 @@ class PosteriorSampler:
 def _copy_draw(draw: SiteDraw, value: Tensor) -> SiteDraw:
     """The draw with this value, not used by any network call yet."""
     return SiteDraw(value, draw.distribution, draw.independent, draw.pending and value is draw.value)
-
-
-def _first(x: Inputs, count: int) -> Inputs:
-    return tuple(part[:count] for part in x) if isinstance(x, tuple) else x[:count]
 
 
 def _channels_last(part: Tensor) -> Tensor:

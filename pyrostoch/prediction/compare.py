@@ -10,11 +10,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrostoch.infer.batches import as_batches
 from pyrostoch.metrics import Classification, Regression, Reliability, RunningMean
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage
-from pyrostoch.prediction.readouts import batches_on_device, device_of, evaluating, parse_mode, seeded
+from pyrostoch.prediction.readouts import batches_for, batches_on_device, device_of, evaluating, parse_mode, seeded
 from pyrostoch.protocols import Data, Guide, Model
 from pyrostoch.records import Record, number, table
 
@@ -213,7 +212,7 @@ def compare(
         raise ValueError(f"modes: expected at least one, and each only once, got {names}")
     parsed = {mode: parse_mode(mode) for mode in names}
     device = device_of(model, guide, device)
-    batches = as_batches(data, batch_size)
+    batches = batches_for(model, data, batch_size)
     rows, reliability, count = [], {}, 0
     for mode, (name, draws) in parsed.items():
         scores, count = _Scores(), 0
@@ -275,7 +274,7 @@ def accuracy_by_samples(
     if not wanted or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in wanted):
         raise ValueError(f"samples: expected whole numbers from 1 up, got {tuple(samples)}")
     device = device_of(model, guide, device)
-    batches = as_batches(data, batch_size)
+    batches = batches_for(model, data, batch_size)
     scores = {k: _Scores() for k in wanted}
     count = 0
     sampler = PosteriorSampler(model, guide, "mc", wanted[-1])

@@ -14,10 +14,11 @@ from torch import Tensor
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._seeds import generator_states
 from pyrostoch.effects import SharedSample
-from pyrostoch.infer.batches import as_batches
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
 from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
+from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.readouts import (
+    batches_for,
     batches_on_device,
     check_targets,
     device_of,
@@ -167,18 +168,17 @@ def decompose(
     check_choice("estimator", estimator, ESTIMATORS)
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
         raise ValueError(f"num_samples: expected a whole number from 1 up, got {num_samples!r}")
-    batches = as_batches(data, batch_size)
+    batches = batches_for(model, data, batch_size)
     _check_size(model, batches.num_data)
     device = device_of(model, guide, device)
     data_terms: list[list[float]] = []  # for each batch its data term in each draw, or a single one if nothing is drawn
     sampled = False
     treatments: dict[str, str] = {}
-    example: tuple[Inputs, Tensor] | None = None
+    first: tuple[Inputs, Tensor] | None = None
     count = 0
     with evaluating(model, guide):
         for x, y in batches_on_device(batches, device):
-            if example is None:
-                example = (tuple(part[:1] for part in x) if isinstance(x, tuple) else x[:1], y[:1])
+            first = (x, y) if first is None else first
             values: list[float] = []
             while len(values) < num_samples:
                 handler, before = interpretation(estimator, model), generator_states(device)
@@ -194,7 +194,7 @@ def decompose(
             data_terms.append(values)
             count += len(y)
         _check_size(model, count)
-        draws = _kl_draws(model, guide, example or (), num_samples)
+        draws = _kl_draws(model, guide, first or (), num_samples)
     sites, kl_stderr = _site_rows(draws, treatments)
     totals = [math.fsum(values[min(k, len(values) - 1)] for values in data_terms) for k in range(num_samples)]
     data_mean, data_stderr = _mean_and_error(totals) if sampled else (totals[0], 0.0)
@@ -228,12 +228,25 @@ def _check_size(model: Model, count: int) -> None:
         )
 
 
-def _kl_draws(model: Model, guide: Guide, example: tuple[Any, ...], num_samples: int) -> list[Terms]:
-    """Terms of some draws on a single example, for their KLs: two draws, and more if a KL turns out not to be exact."""
-    draws = [draw_terms(model, guide, example, {}, SharedSample()) for _ in range(2)]
+def _kl_draws(model: Model, guide: Guide, batch: tuple[Any, ...], num_samples: int) -> list[Terms]:
+    """Terms of some draws, for their KLs: two draws, and more if a KL turns out not to be exact.
+
+    The network does not run. A model that may use its weights outside of it runs on a batch of the data.
+    """
+    kind = type(model)
+    plain = isinstance(model, BayesianModel) and all(
+        getattr(kind, name) is getattr(BayesianModel, name) for name in ("forward", "observation")
+    )
+
+    def priors(*batch: Any) -> None:
+        model.without_data()  # type: ignore[attr-defined]
+
+    def draw() -> Terms:
+        return draw_terms(priors if plain else model, guide, batch, {}, SharedSample())
+
+    draws = [draw() for _ in range(2)]
     if not all(_is_exact(draws, site) for site in draws[0].sites):
-        more = max(_KL_SAMPLES, num_samples) - len(draws)
-        draws += [draw_terms(model, guide, example, {}, SharedSample()) for _ in range(more)]
+        draws += [draw() for _ in range(max(_KL_SAMPLES, num_samples) - len(draws))]
     return draws
 
 

@@ -12,8 +12,8 @@ from pyro import poutine
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_finite
+from pyrostoch._inputs import count_examples, to_device
 from pyrostoch.effects.active import active_call, inside_network
-from pyrostoch.infer.batches import to_device
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.moments import Moments
 from pyrostoch.prediction.readouts import MODES, device_of, evaluating, observation_distribution, seeded
@@ -153,7 +153,7 @@ def moments_error(
         row = _layer_error(name, kind, moments, [group[name] for group in groups])
         if row is not None:
             rows.append(row)
-    count = len(x[0] if isinstance(x, tuple) else x)
+    count = count_examples(x, getattr(model, "in_dims", 0)) or len(x[0] if isinstance(x, tuple) else x)
     return MomentsError(mode, count, num_samples // _NUM_GROUPS * _NUM_GROUPS, tuple(rows))
 
 

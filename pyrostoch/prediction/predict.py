@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrostoch._checks import batch_size as num_examples
-from pyrostoch._checks import check_finite
-from pyrostoch.infer.batches import to_device
+from pyrostoch._checks import check_count, check_finite
+from pyrostoch._inputs import count_examples, take_examples, to_device
+from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage
 from pyrostoch.prediction.readouts import MODES, device_of, evaluating, parse_mode, same_device
@@ -140,7 +140,8 @@ def predict(
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)` that returns the observations'
             distribution.
         guide: A Pyro guide of that model.
-        x: Inputs, or a tuple of inputs that share their first axis, the examples.
+        x: Inputs, or a tuple of inputs; the first axis of each counts the examples, unless the model's `in_dims` says
+            otherwise.
         y: Targets, for their `log_density`.
         mode: `"mean"`; `"mc"` or `"mc:K"`; or `"moments"`, which propagates variances and averages over fixed points of
             the output's Gaussian. `"moments:closed"` uses a closed approximation for the class probabilities instead,
@@ -152,6 +153,7 @@ def predict(
             where it can (local reparameterization), which leaves the distribution of each example's prediction exact
             and makes the Monte-Carlo errors of the examples independent.
         batch_size: Largest number of examples that run through the network at a time; fewer if activations are large.
+            Where examples meet in the network (`BayesianModel.examples_meet`), all of them run together.
         device: The model's device, to which the inputs are moved batch by batch. By default they must be there already.
 
     Returns:
@@ -182,7 +184,7 @@ def predict(
         )
     name, draws = parse_mode(mode, num_samples)
     x = tuple(x) if isinstance(x, list) else x
-    batches = _split(x, y, batch_size)
+    batches = _split(model, x, y, batch_size)
     target = _compute_device(x, model, guide, device)
     check_finite("inputs x", x)
     sampler = PosteriorSampler(model, guide, name, draws, joint=joint and MODES[name].sampled)
@@ -213,24 +215,22 @@ def predict(
     return Prediction(mode=name, num_samples=draws, treatments=dict(sampler.treatments), **fields)
 
 
-def _split(x: Inputs, y: Tensor | None, size: int) -> list[tuple[Inputs, Tensor | None]]:
-    """Check inputs and targets, and return views of them with `size` examples each."""
-    if not isinstance(size, int) or size < 1:
-        raise ValueError(f"batch_size: expected a whole number from 1 up, got {size!r}")
-    count = num_examples(x)
+def _split(model: Model, x: Inputs, y: Tensor | None, size: int) -> list[tuple[Inputs, Tensor | None]]:
+    """Check inputs and targets, and return views of them with `size` examples each, or all where they meet."""
+    check_count("batch_size", size)
+    in_dims = getattr(model, "in_dims", 0)
+    count = count_examples(x, in_dims)
+    if count is None:
+        return [(x, y)]
     if count == 0:
         raise ValueError("inputs x: expected at least one example, got none")
-    lengths = [len(part) for part in x] if isinstance(x, tuple) else [count]
-    if len(set(lengths)) > 1:
-        raise ValueError(f"inputs x: expected as many examples in each input, got {lengths}")
     if y is not None and (not isinstance(y, Tensor) or y.dim() == 0 or len(y) != count):
         found = len(y) if isinstance(y, Tensor) and y.dim() else type(y).__name__
         raise ValueError(f"targets y: expected a tensor of {count} targets, one per example, got {found}")
+    if count > size and isinstance(model, BayesianModel) and model.examples_meet(x):
+        size = count
     starts = [slice(i, i + size) for i in range(0, count, size)]
-    return [
-        (tuple(part[rows] for part in x) if isinstance(x, tuple) else x[rows], None if y is None else y[rows])
-        for rows in starts
-    ]
+    return [(take_examples(x, rows, in_dims), None if y is None else y[rows]) for rows in starts]
 
 
 def _compute_device(x: Inputs, model: Model, guide: Guide, device: str | torch.device | None) -> torch.device:

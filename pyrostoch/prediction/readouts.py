@@ -15,18 +15,20 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice, check_finite, name_list
+from pyrostoch._inputs import to_device
 from pyrostoch._seeds import forked
 from pyrostoch.effects import Interpretation, MeanPropagation, NoiseFree, base_distribution
-from pyrostoch.infer.batches import Batches, to_device
+from pyrostoch.infer.batches import Batches, as_batches, must_stay_whole
 from pyrostoch.infer.elbo import MOMENTS, interpretation
 from pyrostoch.likelihoods import Likelihood
-from pyrostoch.model import latent_sites
 from pyrostoch.prediction.validation import training_mode
-from pyrostoch.protocols import Guide, Inputs, Model, PyroCallable
+from pyrostoch.protocols import Data, Guide, Inputs, Model, PyroCallable
+from pyrostoch.sites import latent_sites
 
 __all__ = [
     "MODES",
     "PredictiveMode",
+    "batches_for",
     "batches_on_device",
     "check_targets",
     "device_of",
@@ -160,6 +162,19 @@ def device_of(model: Model, guide: Guide | None, device: str | torch.device | No
 def same_device(one: torch.device, other: torch.device) -> bool:
     """Whether two devices are the same; a missing index counts as 0."""
     return (one.type, one.index or 0) == (other.type, other.index or 0)
+
+
+def batches_for(model: Model, data: Data, batch_size: int, what: str = "data") -> Batches:
+    """A data set in batches that a model can be evaluated on: a single one where its examples meet in the network.
+
+    Args:
+        model: The model, whose `in_dims` tell which axes count the examples.
+        data: The data set.
+        batch_size: Number of examples in a batch.
+        what: Name of the data in error messages.
+    """
+    batches = as_batches(data, batch_size, what, in_dims=getattr(model, "in_dims", 0))
+    return batches.whole() if len(batches) > 1 and must_stay_whole(batches, model) else batches
 
 
 def batches_on_device(batches: Batches, device: torch.device | None) -> Iterator[tuple[Inputs, Tensor]]:

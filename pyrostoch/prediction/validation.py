@@ -10,8 +10,9 @@ import torch
 from pyro import poutine
 from torch import Tensor, nn
 
+from pyrostoch._inputs import to_device
 from pyrostoch._seeds import forked
-from pyrostoch.infer.batches import Batches, to_device
+from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.elbo import interpretation
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import Inputs

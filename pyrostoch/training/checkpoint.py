@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from pyrostoch._checks import name_list
 from pyrostoch._version import __version__
-from pyrostoch.model import BayesianModel, Site
+from pyrostoch.model import BayesianModel
 from pyrostoch.priors import clean_name
 from pyrostoch.safefile import CheckpointError, read_file, write_file
+from pyrostoch.sites import Site
 from pyrostoch.training.state import module_state
 
 __all__ = ["CheckpointError", "check_fits", "describe", "load", "save"]

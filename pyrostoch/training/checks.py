@@ -15,16 +15,18 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch._checks import check_finite, name_list
+from pyrostoch._inputs import to_device
 from pyrostoch._seeds import forked
 from pyrostoch.effects import base_distribution
 from pyrostoch.effects.usage import Use, weight_usage
-from pyrostoch.infer.batches import Batches, to_device
+from pyrostoch.infer.batches import Batches, must_stay_whole
+from pyrostoch.infer.parallel import Ranks
 from pyrostoch.likelihoods import Bernoulli, Categorical
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.protocols import Inputs
 
-__all__ = ["check_data", "check_model_and_guide", "check_param_store", "move_modules"]
+__all__ = ["check_batches", "check_data", "check_model_and_guide", "check_param_store", "move_modules"]
 
 
 def check_model_and_guide(model: object, guide: object) -> None:
@@ -80,6 +82,35 @@ def move_modules(model: nn.Module, guide: nn.Module, device: str | torch.device 
             f"on {_names(devices['guide'])}; give device=, or move both before"
         )
     return next((p.device for module in (model, guide) for p in module.parameters()), torch.device("cpu"))
+
+
+def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: Ranks) -> None:
+    """Raise an error if examples that meet in the network would be trained in random parts of the data set.
+
+    Args:
+        model: The model.
+        batches: The training data.
+        shuffle: Whether their order is random.
+        ranks: The processes among which each batch is divided.
+
+    Raises:
+        ValueError: They would.
+    """
+    divided = ranks.is_distributed or (shuffle and len(batches) > 1)
+    if not divided or not must_stay_whole(batches, model):
+        return
+    start = (
+        f"{type(model.net).__name__}: its output for one example depends on others in the batch (a graph, attention "
+        "over the batch, a mean over it)"
+    )
+    if ranks.is_distributed:
+        raise ValueError(f"{start}, so a batch cannot be divided among {ranks.world_size} processes; train in one")
+    raise ValueError(
+        f"{start}, so random batches of {batches.batch_size} are not what it computes on all examples. Keep them "
+        f"together with batch_size={batches.num_data}; cut them in their own order with shuffle=False; or make the "
+        "batches yourself by a DataLoader. Inputs that belong to all examples (edges, masks) are declared by "
+        "BayesianModel(..., in_dims=(0, None))"
+    )
 
 
 def check_data(
@@ -197,7 +228,7 @@ class _UsageRecorder(Messenger):
     def _pyro_network(self, msg: Any) -> None:
         call = msg["args"][0]
         if self.sites & set(call.sites.values()):
-            usage = weight_usage(call.net, call.weights, call.args, call.kwargs)
+            usage = weight_usage(call.net, call.weights, call.args, call.kwargs, call.in_dims)
             self.uses = {call.sites[name]: uses for name, uses in usage.items() if call.sites[name] in self.sites}
 
 

@@ -22,11 +22,18 @@ from pyrostoch.infer.compile import worth_compiling
 from pyrostoch.infer.elbo import Estimator
 from pyrostoch.infer.parallel import Ranks, join_process_group, local_device
 from pyrostoch.model import BayesianModel
+from pyrostoch.prediction.readouts import batches_for
 from pyrostoch.prediction.validation import predictive_loss, training_mode
 from pyrostoch.protocols import Data, Inputs
 from pyrostoch.safefile import CheckpointError, check_writable, read_file, write_file
 from pyrostoch.training.checkpoint import check_fits, describe
-from pyrostoch.training.checks import check_data, check_model_and_guide, check_param_store, move_modules
+from pyrostoch.training.checks import (
+    check_batches,
+    check_data,
+    check_model_and_guide,
+    check_param_store,
+    move_modules,
+)
 from pyrostoch.training.history import Fit, History, append_epoch
 from pyrostoch.training.schedule import Schedule
 from pyrostoch.training.settings import Settings, check_same_run
@@ -48,6 +55,7 @@ def fit(
     # How long.
     epochs: int,
     batch_size: int = 100,
+    shuffle: bool = True,
     patience: int | None = None,
     # How.
     estimator: Estimator | str = "local",
@@ -88,6 +96,8 @@ def fit(
         validation: Held-out data, as `data`; their predictive loss is recorded each epoch.
         epochs: Number of passes through the data.
         batch_size: Number of examples in a step; the loss of a smaller last batch is scaled correctly.
+        shuffle: Whether each epoch has a new random order; a `DataLoader` has its own. A single batch with all examples
+            keeps their order. Where examples meet in the network, as in a graph, give that, or `shuffle=False`.
         patience: Stop after this many epochs without a better loss on the held-out data. At the end, the parameters of
             the epoch with the best loss are restored.
         estimator: How random weights are treated; see `ELBO`.
@@ -153,8 +163,8 @@ def fit(
         raise ValueError(f"patience={patience} needs held-out data: give validation=(x, y)")
     if resume and checkpoint is None:
         raise ValueError("resume=True needs the path to resume from: give checkpoint=")
-    batches = as_batches(data, batch_size)
-    held_out = None if validation is None else as_batches(validation, batch_size, "validation")
+    batches = as_batches(data, batch_size, shuffle=shuffle, in_dims=model.in_dims)
+    held_out = None if validation is None else batches_for(model, validation, batch_size, "validation")
     path = None if checkpoint is None else Path(checkpoint)
     used_device = move_modules(model, guide, local_device(device))
     ranks = join_process_group(used_device)
@@ -168,6 +178,7 @@ def fit(
         stack.enter_context(pyro.get_param_store().scope())
         if seed is not None or ranks.is_distributed:
             stack.enter_context(forked(used_device, seed))
+        check_batches(model, batches, shuffle, ranks)
         check = check_data(model, guide, batches, used_device)
         check_param_store(model, guide)
         if held_out is not None:
@@ -226,6 +237,7 @@ class _Run:
             batch_size=trainer.batches.batch_size,
             steps_per_epoch=len(trainer.batches),
             num_data=trainer.batches.num_data,
+            shuffle=trainer.batches.shuffle,
             validation_examples=None if self.held_out is None else self.held_out.num_data,
         )
 

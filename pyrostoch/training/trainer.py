@@ -8,9 +8,10 @@ from typing import Any, NoReturn
 import torch
 from torch import Tensor, nn
 
+from pyrostoch._inputs import to_device
 from pyrostoch._seeds import mixed_seed, reseed
 from pyrostoch.effects.frozen import particles
-from pyrostoch.infer.batches import Batches, Share, to_device
+from pyrostoch.infer.batches import Batches, Share
 from pyrostoch.infer.elbo import ELBO
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.infer.terms import Terms

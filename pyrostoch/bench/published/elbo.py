@@ -12,8 +12,9 @@ from pyrostoch.bench.published.variance import lenet5
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides import Additive, Guide, LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha
-from pyrostoch.model import BayesianModel, Site
+from pyrostoch.model import BayesianModel
 from pyrostoch.priors import EmpiricalBayes, LogUniform, Prior
+from pyrostoch.sites import Site
 
 __all__ = ["ELBO_TABLE"]
 

@@ -1,0 +1,111 @@
+"""The latent variables of models: what guides know of them, how they are named and drawn, and found in a trace."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, cast
+
+import pyro
+import torch
+from pyro import poutine
+from pyro.poutine.runtime import am_i_wrapped, effectful
+from torch import Tensor, nn
+from torch.distributions import Distribution, constraints
+
+from pyrostoch.effects import independent
+
+__all__ = ["Site", "announce_parameters", "draw_weight", "latent_sites", "site_key"]
+
+
+@dataclass(frozen=True, eq=False)
+class Site:
+    """Description of a latent variable of a model, from which guides are built.
+
+    Args:
+        name: Name of the Pyro site; for a weight, the parameter's name.
+        init: Initial value for a guide: the network's current value, or a typical value of the prior.
+        support: Support of the prior: real for most weights, positive for scales.
+        role: `"weight"`, `"bias"`, or `"scale"` for a random scale of a prior or a likelihood.
+        prior: The prior as text.
+        improper: Whether the prior is improper.
+        out_axis: Axis of `init` that counts output neurons or channels.
+        layer: Class name of the module that holds the weight.
+    """
+
+    name: str
+    init: Tensor
+    support: constraints.Constraint
+    role: str
+    prior: str
+    improper: bool = False
+    out_axis: int = 0
+    layer: str = ""
+
+    def __repr__(self) -> str:
+        return f"Site({self.name!r}, {self.role} of shape {tuple(self.init.shape)}, prior {self.prior})"
+
+
+def draw_weight(site: str, distribution: Distribution, shape: torch.Size) -> Tensor:
+    """Draw a weight as a Pyro site that is marked by `pyrostoch.effects.independent`.
+
+    Args:
+        site: Name of the site.
+        distribution: Its elementwise Pyro distribution.
+        shape: Its shape.
+
+    Raises:
+        ValueError: An enclosing plate or a vectorized inference gave the draw another shape.
+    """
+    fn = cast(Any, distribution)  # torch's class has no `to_event`, Pyro's subclasses do
+    value: Tensor = pyro.sample(site, fn.to_event(len(shape)), infer=independent())
+    if value.shape != shape:
+        raise ValueError(
+            f"site {site!r}: expected a draw of shape {tuple(shape)}, got {tuple(value.shape)}. The weights are drawn "
+            "inside a pyro.plate (vectorize_particles and Predictive(parallel=True) open one), which draws them once "
+            "for each of its entries; put only the observation inside plates, and draw in a loop"
+        )
+    return value
+
+
+def site_key(site: str) -> str:
+    """A site's name as the name of a submodule, which must not contain a dot or be that of a module's attribute.
+
+    Example:
+        >>> site_key("fc1.weight")
+        'fc1/weight'
+    """
+    key = site.replace(".", "/")
+    return f"/{key}" if hasattr(nn.ModuleDict, key) else key
+
+
+def latent_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
+    """Name and message of the latent sample sites of a trace, in order; sites of subsampling plates are left out."""
+    for name, node in trace.nodes.items():
+        if node["type"] == "sample" and not node["is_observed"] and type(node["fn"]).__name__ != "_Subsample":
+            yield name, node
+
+
+def announce_parameters(module: nn.Module, prefix: str) -> None:
+    """Send Pyro's handlers a `param` message for each trainable parameter of a module.
+
+    `pyro.infer.SVI` optimizes the parameters of which it sees such messages. Unlike `pyro.module`, this does not copy
+    them to the global parameter store.
+
+    Args:
+        module: The module.
+        prefix: Prefix of the parameters' names.
+    """
+    if not am_i_wrapped():
+        return
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            value: Any = parameter.detach()
+            value.unconstrained = lambda parameter=parameter: parameter
+            full = f"{prefix}.{name}"
+            _parameter(value, constraint=constraints.real, event_dim=0, name=full)
+
+
+@effectful(type="param")
+def _parameter(value: Tensor, **_: Any) -> Tensor:
+    return value
