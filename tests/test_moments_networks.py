@@ -243,7 +243,7 @@ def test_weights_without_moments_are_drawn_with_the_fallback():
     model = bayes(Using(lambda body, x: product(body, x).exp(), nn.Linear(4, 4, bias=False)))
     y, treatments = output_of(model, ps.guides.Additive(model), torch.randn(3, 4), fallback="mc")
     assert (
-        treatments["body.weight"] == "one draw (used in torch.functional.einsum)"
+        treatments["body.weight"] == "drawn (used in torch.functional.einsum)"
         and treatments["head.weight"] == "moments"
     )
     assert y.shape == (3, 4) and (y.var > 0.0).all()

@@ -32,6 +32,10 @@ def network(likelihood=None, outputs=1):
         (("mc:5", None), ("mc", 5)),
         (("mc:5", 5), ("mc", 5)),
         (("mean", None), ("mean", 1)),
+        (("moments:mc", None), ("moments:mc", 20)),
+        (("moments:full:mc:7:closed", None), ("moments:full:mc:closed", 7)),
+        (("moments:mc:closed", 3), ("moments:mc:closed", 3)),
+        (("moments:closed", None), ("moments:closed", 1)),
     ],
 )
 def test_modes(given, expected):
@@ -51,6 +55,11 @@ def test_modes(given, expected):
         ("mean:3", None, "draws nothing"),
         ("means", None, "expected one of 'mean', 'mc', .*got 'means'; did you mean 'mean'"),
         ("md:3", None, "'mc:K', .*got 'md:3'"),
+        ("moments:7", None, "'moments:mc:K', .*got 'moments:7'"),
+        ("moments:mc:0", None, "from 1 up"),
+        ("moments:mc:closed:7", None, "got 'moments:mc:closed:7'"),
+        ("moments:mc:7", 8, "contradict"),
+        ("mc:closed", None, "got 'mc:closed'"),
     ],
 )
 def test_wrong_modes_are_refused(mode, num_samples, message):

@@ -33,7 +33,8 @@ class MomentPropagation(Interpretation):
 
     Args:
         covariance: `"diagonal"` propagates variances, `"full"` the covariance of all entries of an example.
-        fallback: `"mc"` samples through operations without a rule; `None` raises an error that names them.
+        fallback: `"mc"` samples through operations without a rule, and draws weights that cannot be replaced, once in
+            each pass; `None` raises an error that names them.
         closed: Whether to compute predictions and log-likelihoods from the output's moments by a closed-form
             approximation, where the likelihood has one, in place of an average over points of the output's Gaussian.
 
@@ -104,10 +105,11 @@ class MomentPropagation(Interpretation):
         if not self.settings.sampled:
             raise ValueError(
                 f"site {site!r}: moment propagation expects each random weight to be independent, with a known mean "
-                f"and variance, and used in exactly one linear layer or convolution; this one: {decision.reason}. Use "
-                "mode='mc', or mode='moments:mc', which draws such a weight"
+                f"and variance, and used in exactly one linear layer or convolution; this one: {decision.reason}. "
+                "Predict with mode='mc', which draws the whole network, or try mode='moments:mc:20', which averages over "
+                "20 draws of such weights only"
             )
-        self.treatments[site] = f"one draw ({decision.reason})"
+        self.treatments[site] = f"drawn ({decision.reason})"
         return self.draw(site)
 
     def apply(self, op: LinearOp, weight: str | None, bias: str | None) -> Any:

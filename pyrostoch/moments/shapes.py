@@ -119,7 +119,7 @@ def _check_examples(name: str, x: Moments, args: tuple[Any, ...], kwargs: dict[s
             refuse(torch.nn.functional.multi_head_attention_forward, reason if x.settings.sampled else "")
         raise ValueError(
             f"moments: the first axis counts examples, which are independent: {name} on shape {tuple(x.loc.shape)} "
-            "would move or select them; keep the examples on the first axis"
+            "would move or select them; keep the examples on the first axis, or predict with mode='mc'"
         )
 
 

@@ -114,8 +114,9 @@ def refuse(func: Callable[..., Any], reason: str = "") -> NoReturn:
         )
     note = NOTES.get(name.rpartition(".")[2], "")
     raise MissingRuleError(
-        f"moments: no rule for {name}{where}{note}. Predict with mode='mc', or with mode='moments:mc' (Monte Carlo for "
-        "such operations only), or add a rule with pyrostoch.moments.rule",
+        f"moments: no rule for {name}{where}{note}. Predict with mode='mc', which draws the whole network, or try "
+        "mode='moments:mc:20' (20 passes with Monte Carlo for such operations only), or add a rule with "
+        "pyrostoch.moments.rule",
         name,
         module,
     )

@@ -27,6 +27,7 @@ from pyrostoch._inputs import count_examples, take_examples
 from pyrostoch._seeds import forked, generator_states, set_generator_states
 from pyrostoch.effects import Interpretation, SharedSample
 from pyrostoch.effects.interpretation import SiteDraw, UsageUnknownError
+from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.activation_sizes import (
     SamplingPlan,
@@ -154,7 +155,7 @@ class PosteriorSampler:
         model: A Pyro model with a method `observation(x)`.
         guide: Its guide.
         mode: A name in `MODES`.
-        num_samples: Number of draws.
+        num_samples: Number of draws; set to 1 where moments turn out to draw nothing.
         joint: Whether each draw is used for all examples.
 
     Attributes:
@@ -291,15 +292,19 @@ class PosteriorSampler:
         # A network may use its weights differently with few examples, so the cached weight usage is restored.
         cache = getattr(self.model, "_usage_cache", {})
         before = dict(cache)
-        with forked((x[0] if isinstance(x, tuple) else x).device), restore_tensors(buffers):
+        device = (x[0] if isinstance(x, tuple) else x).device
+        with forked(device), restore_tensors(buffers):
             try:
                 with restore_modules(parts, caches=False):
                     # The first pass includes the analysis of weight usage, so its sizes are not used.
                     self._record_pass(plan, examples[1])
+                    before_pass = generator_states(device)
                     some, more = (self._record_pass(plan, few) for few in examples)
+                    if self.mode in MOMENTS and all(map(torch.equal, before_pass, generator_states(device))):
+                        self.num_samples = 1  # nothing was drawn, so that all passes would be equal
                     plan.shared_bytes = bytes_per_example(some.shared, more.shared)
                     plan.channels_last = count > 1 and self._accepts_channels_last(plan, examples[1])
-                    if self.num_samples > 1 and MODES[self.mode].sampled and self._distributions_are_fixed(plan):
+                    if self.num_samples > 1 and self.mode == "mc" and self._distributions_are_fixed(plan):
                         self._try_vectorized(plan, examples)
             except Exception:  # the whole batch will raise it again, unless there were just too few examples
                 plan.vectorized = False

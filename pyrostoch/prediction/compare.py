@@ -228,7 +228,7 @@ def compare(
                 _synchronize(device)
                 scores.seconds += time.perf_counter() - start
                 count += len(targets)
-        rows.append(scores.row(mode, draws))
+        rows.append(scores.row(mode, sampler.num_samples))
         if scores.classes is not None:
             reliability[mode] = scores.classes.reliability()
     return Comparison(count, tuple(rows), reliability)

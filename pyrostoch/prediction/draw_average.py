@@ -17,9 +17,6 @@ from pyrostoch.protocols import Model
 
 __all__ = ["DrawAverage", "class_log_probs"]
 
-# Prefix of the names of results that are complete after a single pass, so that there is nothing to average.
-_COMPLETE = "complete/"
-
 
 def class_log_probs(distribution: Distribution) -> Tensor | None:
     """Log-probabilities of the classes, `(n, ..., C)` in float64; `None` where the observations are not classes.
@@ -55,7 +52,9 @@ class DrawAverage:
         self._moments = MomentAverage()
         self._density = LogMeanExp()
         self._shape = torch.Size()
-        self._complete: dict[str, Tensor] = {}
+        # Sums over draws that are predictions themselves, with both kinds of uncertainty: passes of moments.
+        self._within: dict[str, Tensor] = {}
+        self._draws = 0
         self.classes = False
 
     def statistics(self, distribution: Distribution) -> dict[str, Tensor]:
@@ -90,18 +89,20 @@ class DrawAverage:
             ) from error
 
     def _of_moments(self, distribution: OutputDistribution) -> dict[str, Tensor]:
-        """The complete prediction from propagated moments, since there is a single pass and nothing to average."""
-        if self.y is not None:
+        """The prediction of one pass of moments."""
+        if self.y is not None and not self._draws:
             check_targets(self._model, distribution, self.y)
         if distribution.closed is None:
             points = DrawAverage(self._model, self.y)
             for member in distribution.members():
                 points.add(points.statistics(member))
-            return {_COMPLETE + name: value for name, value in points.results().items()}
-        fields = dict(distribution.closed.fields)
-        if self.y is not None:
-            fields["log_density"] = distribution.log_prob(self.y).to(torch.float64)
-        return {_COMPLETE + name: value for name, value in fields.items()}
+            fields = points.results()
+        else:
+            fields = dict(distribution.closed.fields)
+            if self.y is not None:
+                fields["log_density"] = distribution.log_prob(self.y).to(torch.float64)
+        names = {"log_probs": "classes", "log_density": "density"}
+        return {names.get(name, name): value for name, value in fields.items() if name != "total"}
 
     def add(self, statistics: Mapping[str, Tensor]) -> None:
         """Add one draw.
@@ -109,12 +110,10 @@ class DrawAverage:
         Args:
             statistics: The tensors that `statistics` returned for that draw.
         """
-        self._complete = {
-            name.removeprefix(_COMPLETE): value for name, value in statistics.items() if name.startswith(_COMPLETE)
-        }
-        if self._complete:
-            self.classes = "log_probs" in self._complete
-            return
+        self._draws += 1
+        for name in ("aleatoric", "epistemic"):
+            if name in statistics:
+                self._within[name] = self._within.get(name, 0.0) + statistics[name]
         if "density" in statistics:
             self._density.update(statistics["density"])
         if "classes" in statistics:
@@ -126,17 +125,15 @@ class DrawAverage:
     @property
     def log_probs(self) -> Tensor:
         """Log of the mean probabilities of the classes, (n, ..., C)."""
-        return self._complete["log_probs"] if self._complete else self._classes.log_probs.reshape(self._shape)
+        return self._classes.log_probs.reshape(self._shape)
 
     @property
     def log_density(self) -> Tensor:
         """Log of the mean density of the targets over the draws, in nats, (n,)."""
-        return self._complete["log_density"] if self._complete else self._density.compute()
+        return self._density.compute()
 
     def results(self) -> dict[str, Tensor]:
         """The averages, by the names of the fields of `Prediction`."""
-        if self._complete:
-            return self._complete
         found: dict[str, Tensor] = {} if self.y is None else {"log_density": self.log_density}
         if self.classes:
             found["log_probs"] = self.log_probs
@@ -146,4 +143,8 @@ class DrawAverage:
             found["mean"], found["variance"] = self._moments.mean, self._moments.variance
             found |= {"total": found["variance"], "aleatoric": self._moments.aleatoric}
             found["epistemic"] = self._moments.epistemic
+        if self._within:
+            # By the laws of total variance and total entropy.
+            found["aleatoric"] = self._within["aleatoric"] / self._draws
+            found["epistemic"] = found["epistemic"] + self._within["epistemic"] / self._draws
         return found

@@ -14,7 +14,7 @@ from pyrostoch._inputs import count_examples, take_examples, to_device
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage
-from pyrostoch.prediction.readouts import MODES, device_of, evaluating, parse_mode, same_device
+from pyrostoch.prediction.readouts import device_of, evaluating, parse_mode, same_device
 from pyrostoch.protocols import Guide, Inputs, Model
 from pyrostoch.records import Record, table
 
@@ -100,7 +100,7 @@ class Prediction(Record):
         return len(self.total)
 
     def __str__(self) -> str:
-        draws = "one pass" if not MODES[self.mode].sampled else f"{self.num_samples} samples"
+        draws = "one pass" if self.mode != "mc" and self.num_samples == 1 else f"{self.num_samples} samples"
         if self.log_probs is not None:
             what, unit = f"{self.log_probs.shape[-1]} classes", "entropy, nats"
             rows: list[tuple[str, float]] = [("confidence", self.probs.amax(-1).mean().item())]
@@ -146,10 +146,11 @@ def predict(
         mode: `"mean"`; `"mc"` or `"mc:K"`; or `"moments"`, which propagates variances and averages over fixed points of
             the output's Gaussian. `"moments:closed"` uses a closed approximation for the class probabilities instead,
             `"moments:full"` propagates full covariances (memory grows with the square of a layer's width),
-            `"moments:mc"` samples through operations without a rule; they can be combined, as in
-            `"moments:full:mc:closed"`. `"noise-free"` is `"mean"` without the noise of stochastic neurons.
-        num_samples: The K of `"mc"`; 20 by default.
-        joint: Whether each draw of the weights is used for all examples. Otherwise, a layer draws anew for each example
+            `"moments:mc"` or `"moments:mc:K"` samples through operations without a rule, draws the weights that moments
+            cannot replace, and averages over K such passes; they can be combined, as in `"moments:full:mc:5:closed"`.
+            `"noise-free"` is `"mean"` without the noise of stochastic neurons.
+        num_samples: The K of `"mc"` and `"moments:mc"`; 20 by default, and 1 where nothing is drawn.
+        joint: Whether `"mc"` uses each draw of the weights for all examples. Otherwise, a layer draws anew for each one
             where it can (local reparameterization), which leaves the distribution of each example's prediction exact
             and makes the Monte-Carlo errors of the examples independent.
         batch_size: Largest number of examples that run through the network at a time; fewer if activations are large.
@@ -187,7 +188,7 @@ def predict(
     batches = _split(model, x, y, batch_size)
     target = _compute_device(x, model, guide, device)
     check_finite("inputs x", x)
-    sampler = PosteriorSampler(model, guide, name, draws, joint=joint and MODES[name].sampled)
+    sampler = PosteriorSampler(model, guide, name, draws, joint=joint and name == "mc")
 
     def pieces() -> Iterator[tuple[Inputs, DrawAverage]]:
         for x_batch, y_batch in batches:
@@ -212,7 +213,7 @@ def predict(
                     average.add(statistics)
                 results.append(average.results())
     fields: dict[str, Any] = {field: torch.cat([result[field] for result in results]) for field in results[0]}
-    return Prediction(mode=name, num_samples=draws, treatments=dict(sampler.treatments), **fields)
+    return Prediction(mode=name, num_samples=sampler.num_samples, treatments=dict(sampler.treatments), **fields)
 
 
 def _split(model: Model, x: Inputs, y: Tensor | None, size: int) -> list[tuple[Inputs, Tensor | None]]:

@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro import poutine
@@ -14,7 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyrostoch._checks import check_choice, check_finite, name_list
+from pyrostoch._checks import check_choice, check_count, check_finite, name_list
 from pyrostoch._inputs import to_device
 from pyrostoch._seeds import forked
 from pyrostoch.effects import Interpretation, MeanPropagation, NoiseFree, base_distribution
@@ -61,7 +61,7 @@ MODES: dict[str, PredictiveMode] = {
     "mean": PredictiveMode(lambda model: MeanPropagation(), sampled=False),
     "mc": PredictiveMode(lambda model: interpretation("marginal", model), sampled=True),
     "noise-free": PredictiveMode(lambda model: NoiseFree(), sampled=False),
-    **{name: PredictiveMode(partial(interpretation, name), sampled=False) for name in MOMENTS},
+    **{name: PredictiveMode(partial(interpretation, name), sampled=":mc" in name) for name in MOMENTS},
 }
 
 
@@ -69,7 +69,7 @@ def parse_mode(text: str, num_samples: int | None = None) -> tuple[str, int]:
     """Split a mode such as `"mc:20"` into its name and its number of samples.
 
     Args:
-        text: A name in `MODES`; one that is sampled may be followed by `:K`, the number of samples.
+        text: A name in `MODES`; where it has `mc`, that may be followed by `:K`, the number of samples.
         num_samples: The number of samples where `text` has none; 20 by default.
 
     Returns:
@@ -79,39 +79,42 @@ def parse_mode(text: str, num_samples: int | None = None) -> tuple[str, int]:
         ValueError: The mode is unknown, its number is no positive whole number, or two numbers contradict each other.
 
     Example:
-        >>> parse_mode("mc:5"), parse_mode("mc"), parse_mode("mean")
-        (('mc', 5), ('mc', 20), ('mean', 1))
+        >>> parse_mode("mc:5"), parse_mode("moments:mc:50:closed"), parse_mode("mc"), parse_mode("mean")
+        (('mc', 5), ('moments:mc:closed', 50), ('mc', 20), ('mean', 1))
     """
-    if text in MODES and not MODES[text].sampled and num_samples is None:
-        return text, 1
-    name, colon, count = str(text).partition(":")
-    known = [f"{key}:K" if colon and value.sampled else key for key, value in MODES.items()]
+    parts, count = str(text).split(":"), None
+    after = parts.index("mc") + 1 if "mc" in parts else len(parts)
+    if after < len(parts) and parts[after] != "closed":
+        count = parts.pop(after)
+    name = ":".join(parts)
     if name not in MODES:
-        stem = name.rstrip("0123456789")
-        if stem != name and stem in MODES and MODES[stem].sampled and not colon:
-            raise ValueError(
-                f"mode {text!r}: expected a colon before the number of samples: {stem}:{name[len(stem) :]}"
-            )
-        check_choice("mode", text, known)
+        _refuse_mode(text, parts)
     if not MODES[name].sampled:
-        if colon and any(other.startswith(f"{name}:") for other in MODES):
-            check_choice("mode", text, MODES)
-        if colon or num_samples is not None:
-            raise ValueError(
-                f"mode {name!r} draws nothing and has no variants: leave out the colon and what follows, got {text!r}"
-                if colon
-                else f"mode {name!r} draws nothing: leave num_samples out, got num_samples={num_samples}"
-            )
+        if num_samples is not None:
+            raise ValueError(f"mode {name!r} draws nothing: leave num_samples out, got num_samples={num_samples}")
         return name, 1
-    if colon and not (count.isdecimal() and int(count) > 0):
+    if count is not None and not (count.isdecimal() and int(count) > 0):
         raise ValueError(f"mode {text!r}: expected a whole number of samples from 1 up after the colon, got {count!r}")
     if num_samples is None:
-        return name, int(count) if colon else _DEFAULT_SAMPLES
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-        raise ValueError(f"num_samples: expected a whole number from 1 up, got {num_samples!r}")
-    if colon and int(count) != num_samples:
+        return name, _DEFAULT_SAMPLES if count is None else int(count)
+    check_count("num_samples", num_samples)
+    if count is not None and int(count) != num_samples:
         raise ValueError(f"mode {text!r} and num_samples={num_samples} contradict each other: give one of them")
     return name, num_samples
+
+
+def _refuse_mode(text: str, parts: list[str]) -> NoReturn:
+    """Raise the error for an unknown mode."""
+    stem = text.rstrip("0123456789")
+    if stem != text and stem in MODES and MODES[stem].sampled:
+        raise ValueError(f"mode {text!r}: expected a colon before the number of samples: {stem}:{text[len(stem) :]}")
+    if len(parts) > 1 and parts[0] in ("mean", "noise-free"):
+        raise ValueError(
+            f"mode {parts[0]!r} draws nothing and has no variants: leave out the colon and what follows, got {text!r}"
+        )
+    known = [key.replace("mc", "mc:K") if ":" in text else key for key in MODES]
+    check_choice("mode", text, known)
+    raise ValueError(f"mode {text!r}: put a number of samples in place of K")
 
 
 @contextlib.contextmanager
