@@ -21,6 +21,7 @@ WORKER_ARGS  = $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --maxprocesses 4 --
 # Every test starts from this seed, and holds under any other.
 SEED        ?= 0
 DEMO_ARGS   ?=
+ZOO_ARGS    ?=
 DIST        ?= dist
 
 # The tests' tensors are small: one thread is faster than many, and as repeatable.
@@ -29,7 +30,7 @@ TEST_THREADS ?= 1
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test lint cov wheel peers clean distclean
+.PHONY: help venv demo test zoo lint cov wheel peers clean distclean
 
 help:  ## print this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -42,6 +43,10 @@ demo: $(VENV)/.runtime  ## train the five guides on the bundled digits, print th
 
 test: $(VENV)/.test  ## run the test suite (PYTEST_ARGS=..., COVER=90, SEED=3)
 	PYROSTOCH_TEST_SEED=$(SEED) OMP_NUM_THREADS=$(TEST_THREADS) MKL_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest $(WORKER_ARGS) $(COVER_ARGS) $(PYTEST_ARGS)
+
+zoo: $(VENV)/.test  ## measure every treatment on the networks of tests/zoo, write their table (ZOO_ARGS=--draws=500)
+	$(PIP) -e ".[zoo]"
+	PYTHONPATH=tests $(BIN)/python -m zoo.table $(ZOO_ARGS)
 
 cov:  ## run the test suite and fail below 90 % coverage
 	@$(MAKE) --no-print-directory test COVER=90

@@ -290,7 +290,10 @@ class _Experiment:
             weights = {name: fresh[name] if name in other else value for name, value in self.weights.items()}
 
             def put_back(operation: _Operation) -> Tensor:
-                return old[operation.names].clone() if operation.names in old else operation.output
+                if operation.names not in old:
+                    return operation.output
+                # The old value with the new gradient, since the network may take a derivative through it.
+                return old[operation.names] + (operation.output - operation.output.detach())
 
             return not same(output, self.moved.call(weights, _Probe(weights, put_back)), None, self.batch)
 
