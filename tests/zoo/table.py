@@ -49,7 +49,7 @@ def page(results: dict[str, list[Row]], draws: int) -> str:
         "",
         f"`make zoo` made this page: {len(results)} of {len(ZOO)} networks, {draws} draws for each number, torch "
         f"{torch.__version__}. The variance ratio is the variance of all outputs under a mode, divided by that of "
-        "draws of the whole network; the data term is the difference of the expected log-likelihood, in nats; both with "
+        "draws of the whole network; the data term is the difference of the expected log-likelihood in nats; both with "
         "standard errors. `†` marks what promises no exact marginal distributions: `local` over the positions of a "
         "convolution, moments, batch normalization in training. `–` marks a mode that refuses the network by name.",
         "",
