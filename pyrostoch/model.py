@@ -17,7 +17,7 @@ from pyrostoch._inputs import check_in_dims, count_examples
 from pyrostoch.effects import base_distribution, call_network
 from pyrostoch.effects.meeting import examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
-from pyrostoch.likelihoods import LikelihoodSpec, as_likelihood
+from pyrostoch.likelihoods import FromOutput, Likelihood, LikelihoodSpec, as_likelihood
 from pyrostoch.moments import Moments
 from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, is_bias, owners
 from pyrostoch.protocols import InDims, Inputs, Output
@@ -165,7 +165,7 @@ class BayesianModel(nn.Module):
         inputs = x if isinstance(x, tuple) else (x,)
         kind = call_kind(self.net, {}, inputs, {})[1:]
         if (count_examples(x, self.in_dims) or 0) > 1 and kind not in self._meeting_cache:
-            self._meeting_cache[kind] = examples_meet(self.net, inputs, self.in_dims)
+            self._meeting_cache[kind] = examples_meet(self.net, inputs, self.in_dims, self._reading())
         return self._meeting_cache.get(kind, False)
 
     @property
@@ -200,7 +200,13 @@ class BayesianModel(nn.Module):
         sites = {parameter: site for site, parameter in self._parameter_of.items()}
         try:
             return call_network(
-                self.net, values, inputs, sites=sites, usage_cache=self._usage_cache, in_dims=self._dims_of(inputs)
+                self.net,
+                values,
+                inputs,
+                sites=sites,
+                usage_cache=self._usage_cache,
+                in_dims=self._dims_of(inputs),
+                reading=self._reading(),
             )
         except RuntimeError as error:
             wanted = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
@@ -213,6 +219,11 @@ class BayesianModel(nn.Module):
                     f"(x.to({_dtypes(wanted)})){alternative}"
                 ) from error
             raise
+
+    def _reading(self) -> _LogDensities | None:
+        """What a likelihood of the user's own reads of the output; those of this library keep examples apart."""
+        own = isinstance(self.likelihood, FromOutput) or not type(self.likelihood).__module__.startswith("pyrostoch.")
+        return _LogDensities(self.likelihood) if own else None
 
     def _dims_of(self, inputs: tuple[Any, ...]) -> InDims:
         """`in_dims` as a tuple, or 0."""
@@ -308,6 +319,22 @@ class BayesianModel(nn.Module):
                 type(layer).__name__,
             )
         return described
+
+
+class _LogDensities:
+    """Log densities of the first targets drawn, to see which examples they depend on."""
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        self.likelihood = likelihood
+        self.targets: dict[torch.Size, Tensor] = {}
+
+    def __call__(self, output: Any) -> Tensor:
+        distribution: Any = self.likelihood(_full_precision(output))
+        shape = distribution.batch_shape + distribution.event_shape
+        if shape not in self.targets:
+            self.targets[shape] = distribution.sample().detach()
+        log_prob: Tensor = distribution.log_prob(self.targets[shape])
+        return log_prob
 
 
 class _StartValues(Messenger):

@@ -2,6 +2,7 @@
 
 import math
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import nn
@@ -246,6 +247,32 @@ def test_whether_examples_meet_is_found_and_leaves_no_trace(name, count):
     assert examples_meet(net, (x,)) == (kind == "meet")
     assert torch.equal(random, torch.get_rng_state()) and modes == [part.training for part in net.modules()]
     assert all(torch.equal(value, net.state_dict()[name]) for name, value in state.items())
+
+
+class _Centered(ps.likelihoods.Likelihood):
+    def distribution(self, output, **quantities):
+        return dist.Normal(output - output.mean(0), 1.0).to_event(1)
+
+
+LIKELIHOODS = {
+    "apart, normal": lambda out: dist.Normal(out, 1.0).to_event(1),
+    "apart, counts": lambda out: dist.Poisson(out.exp()).to_event(1),
+    "apart, classes": lambda out: dist.Categorical(logits=out),
+    "meet, centered": lambda out: dist.Normal(out - out.mean(0), 1.0).to_event(1),
+    "meet, a class of one's own": _Centered(),
+    "meet, scale": lambda out: dist.Normal(out, out.std(0)).to_event(1),
+    "meet, random walk": lambda out: dist.Normal(out.cumsum(0), 1.0).to_event(1),
+}
+
+
+@pytest.mark.parametrize("name", LIKELIHOODS)
+def test_likelihoods_of_ones_own_may_bring_examples_together(name):
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    model = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=LIKELIHOODS[name], num_data=40)
+    x, guide = torch.randn(40, 3), ps.guides.Additive(model)
+    expected = "shared (examples meet)" if name.startswith("meet") else "local (exact)"
+    assert set(ps.predict(model, guide, x, mode="mc:2").treatments.values()) == {expected}
+    assert model.examples_meet(x) == name.startswith("meet")
 
 
 def test_a_network_that_raises_is_cut_as_asked():

@@ -325,7 +325,9 @@ class Interpretation(Messenger):
                     "analyzes its weight usage, which torch.vmap and torch.func do not allow; call it outside of them"
                 )
             single = [name for name, uses in usage.uses.items() if len(uses) == 1 and uses[0].role != "other"]
-            usage.obstacles = obstacles(call.net, single, call.args, call.kwargs, self.batch, call.in_dims)
+            usage.obstacles = obstacles(
+                call.net, single, call.args, call.kwargs, self.batch, call.in_dims, call.reading
+            )
             usage.batch = self.batch
         return usage
 

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._inputs import count_examples, example_axes, take_examples
-from pyrostoch.effects.perturbed import PerturbedNetwork, on_first_terms
+from pyrostoch.effects.perturbed import PerturbedNetwork, Reading, on_first_terms
 from pyrostoch.effects.repeatable import attributes_restored, same, separating_sets, size_of
 from pyrostoch.protocols import InDims
 
@@ -25,7 +25,7 @@ _FEW = 16
 
 
 @torch.no_grad()
-def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0) -> bool:
+def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, reading: Reading | None = None) -> bool:
     """Whether a batch must stay whole: outputs depend on other examples, or the network runs on the whole batch only.
 
     The network is in evaluation mode, so that batch normalization with running statistics keeps examples apart. Outputs
@@ -35,6 +35,7 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0) -> bo
         net: The network; it, its buffers and all random generators are left as they were.
         x: Its inputs.
         in_dims: The axis of each that counts the examples.
+        reading: What else is computed from the output.
 
     Returns:
         Whether examples meet; `False` also where the network cannot run on these inputs, as its next call will show.
@@ -54,7 +55,7 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0) -> bo
         net.eval()
         try:
             few = _moved(take_examples(x, slice(_FEW), in_dims), device)
-            return _moves_others(net, few, in_dims, min(count, _FEW))
+            return _moves_others(net, few, in_dims, min(count, _FEW), reading)
         except Exception:  # a network may need the whole batch: the nodes of one graph
             return count > _FEW and _runs(net, _moved(x, device))
 
@@ -71,11 +72,11 @@ def _runs(net: nn.Module, x: tuple[Any, ...]) -> bool:
     return True
 
 
-def _moves_others(net: nn.Module, x: tuple[Any, ...], in_dims: InDims, count: int) -> bool:
+def _moves_others(net: nn.Module, x: tuple[Any, ...], in_dims: InDims, count: int, reading: Reading | None) -> bool:
     """Whether other inputs for some examples move the output for the others."""
 
     def run(double: bool, move_buffers: bool) -> bool:
-        moved = PerturbedNetwork(net, (), x, {}, double=double, move_buffers=move_buffers)
+        moved = PerturbedNetwork(net, (), x, {}, double=double, move_buffers=move_buffers, reading=reading)
         reference = moved.call({})
         counting = [number for number, tensor in enumerate(reference) if tensor.dim() and len(tensor) == count]
         if not counting:

@@ -23,6 +23,7 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from pyrostoch._ops import LinearOp, bind
 from pyrostoch.effects.active import active_call, entered, inside_network
+from pyrostoch.effects.perturbed import Reading
 from pyrostoch.effects.swap import call_with, tied_values
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.effects.usage import Usage, UsageCache
@@ -49,6 +50,7 @@ class NetworkCall:
         sites: Pyro site name of each random parameter.
         usage_cache: Results of the weight usage analysis of this network, kept between calls.
         in_dims: The axis of each positional input that counts the examples.
+        reading: What the caller computes from the output, where examples may meet.
 
     Attributes:
         replaced: Names of the parameters whose draws are replaced by their distributions; set by an interpretation.
@@ -65,6 +67,7 @@ class NetworkCall:
         sites: dict[str, str],
         usage_cache: UsageCache,
         in_dims: InDims = 0,
+        reading: Reading | None = None,
     ) -> None:
         self.net = net
         self.weights = dict(weights)
@@ -73,6 +76,7 @@ class NetworkCall:
         self.sites = sites
         self.usage_cache = usage_cache
         self.in_dims = in_dims
+        self.reading = reading
         self.replaced: set[str] = set()
         self.usage: Usage | None = None
         self.apply: ApplyOperation | None = None
@@ -242,6 +246,7 @@ def call_network(
     sites: dict[str, str] | None = None,
     usage_cache: UsageCache | None = None,
     in_dims: InDims = 0,
+    reading: Reading | None = None,
 ) -> Any:
     """Call `net` with drawn weights in place of its parameters, under the active interpretation.
 
@@ -255,6 +260,8 @@ def call_network(
             call. By default they are kept for as long as the network exists.
         in_dims: The axis of each positional input that counts the examples, `None` for an input that belongs to all of
             them. By default, the first axis of every tensor that is as long as that of the first one.
+        reading: What the caller computes from the output, such as log densities: the analysis of weight usage then sees
+            whether examples meet there.
 
     Returns:
         The network's output.
@@ -266,7 +273,7 @@ def call_network(
     """
     names = sites if sites is not None else {name: name for name in weights}
     cache = _USAGE_CACHES.setdefault(net, {}) if usage_cache is None else usage_cache
-    return _network(NetworkCall(net, weights, args, kwargs or {}, names, cache, in_dims))
+    return _network(NetworkCall(net, weights, args, kwargs or {}, names, cache, in_dims, reading))
 
 
 def checkpoint(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -20,7 +20,7 @@ from pyrostoch.effects.repeatable import same_randomness, size_of
 from pyrostoch.effects.swap import call_with
 from pyrostoch.effects.trees import map_tensors, tensors_in
 
-__all__ = ["SEED", "PerturbedNetwork", "on_first_terms"]
+__all__ = ["SEED", "Reading", "PerturbedNetwork", "on_first_terms"]
 
 #: Seed of the passes and, with the number of the attempt added, of the perturbations.
 SEED = 20_240_229
@@ -28,6 +28,9 @@ SEED = 20_240_229
 _PERTURBATION, _LARGE_PERTURBATION = 0.1, 2.0
 # Whether the network runs in double precision, and whether buffers are perturbed: tried in this order.
 _TERMS = ((True, True), (False, True), (False, False))
+
+#: Computes tensors from a network's output: (output) -> tensors.
+Reading = Callable[[Any], Any]
 
 _T = TypeVar("_T")
 
@@ -66,6 +69,7 @@ class PerturbedNetwork:
         seed: Number of the attempt: another perturbation each, and larger ones from the second on.
         double: Whether the network runs in double precision, where small effects beside large entries are seen.
         move_buffers: Whether buffers are perturbed, too.
+        reading: What else is computed from the network's output, such as log densities.
 
     Attributes:
         weights: The perturbed random weights.
@@ -91,8 +95,9 @@ class PerturbedNetwork:
         seed: int = 0,
         double: bool = True,
         move_buffers: bool = True,
+        reading: Reading | None = None,
     ) -> None:
-        self.net, self._double = net, double
+        self.net, self._double, self._reading = net, double, reading
         self.args, self.kwargs = map_tensors(self._cast, (args, kwargs))
         self._generator = torch.Generator().manual_seed(SEED + seed)
         self._size = _PERTURBATION if seed == 0 else _LARGE_PERTURBATION
@@ -122,7 +127,7 @@ class PerturbedNetwork:
             inputs: Positional and keyword inputs; by default those given at the start.
 
         Returns:
-            The real tensors of the output, a complex one as pairs.
+            The real tensors of the output and of what is read from it, a complex one as pairs.
         """
         values = {name: value.clone() for name, value in self._others.items()} | dict(weights)
         args, kwargs = map_tensors(torch.clone, (self.args, self.kwargs) if inputs is None else inputs)
@@ -136,6 +141,8 @@ class PerturbedNetwork:
         ):
             found = call_with(self.net, values, args, kwargs)
             self.draws = self.draws or has_drawn()
+            if self._reading is not None:
+                found = (found, self._reading(found))
         real = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors_in(found))
         return [tensor for tensor in real if tensor.is_floating_point()]
 

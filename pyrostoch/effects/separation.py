@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrostoch._inputs import take_examples
 from pyrostoch._ops import LinearOp, bind
-from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, on_first_terms
+from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, Reading, on_first_terms
 from pyrostoch.effects.repeatable import (
     attributes_restored,
     batch_norm_in_evaluation,
@@ -133,6 +133,7 @@ def obstacles(
     kwargs: dict[str, Any],
     batch: int,
     in_dims: InDims = 0,
+    reading: Reading | None = None,
 ) -> dict[str, str]:
     """Why weights may not be replaced by the distribution of their operation's output.
 
@@ -144,6 +145,7 @@ def obstacles(
         batch: Number B of examples.
         in_dims: The axis of each positional input that counts them; 0 for the first axis of all tensors that have B
             entries there.
+        reading: What else is computed from the network's output: examples may meet there.
 
     Returns:
         The reason for each weight that may not be replaced; the others are left out.
@@ -167,17 +169,23 @@ def obstacles(
             else:
                 first = map_tensors(lambda t: t[:_FEW] if t.dim() and len(t) == batch else t, (args, kwargs))
             with contextlib.suppress(Exception):  # a network may need its own batch size: the whole batch follows
-                found.update(_experiment(net, weights, first[0], first[1], _FEW, _STEPS))
+                found.update(_experiment(net, weights, first[0], first[1], _FEW, _STEPS, reading))
         left = [name for name in weights if name not in found]
         try:
-            found.update(_experiment(net, left, args, kwargs, batch, _STEPS if batch <= _FEW else (None,)))
+            found.update(_experiment(net, left, args, kwargs, batch, _STEPS if batch <= _FEW else (None,), reading))
         except Exception as error:
             found.update(dict.fromkeys(left, f"cannot be analyzed: {type(error).__name__}"))
     return found
 
 
 def _experiment(
-    net: nn.Module, weights: list[str], args: Any, kwargs: Any, batch: int, steps: tuple[float | None, ...]
+    net: nn.Module,
+    weights: list[str],
+    args: Any,
+    kwargs: Any,
+    batch: int,
+    steps: tuple[float | None, ...],
+    reading: Reading | None,
 ) -> dict[str, str]:
     """The reasons found on one batch."""
     found: dict[str, str] = {}
@@ -190,7 +198,9 @@ def _experiment(
             found.pop(name, None)
 
         def run(double: bool, move_buffers: bool, left: list[str] = left, seed: int = attempt) -> dict[str, str]:
-            moved = PerturbedNetwork(net, left, args, kwargs, seed=seed, double=double, move_buffers=move_buffers)
+            moved = PerturbedNetwork(
+                net, left, args, kwargs, seed=seed, double=double, move_buffers=move_buffers, reading=reading
+            )
             experiment = _Experiment(moved, batch, steps)
             experiment.run()
             return experiment.found
