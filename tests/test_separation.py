@@ -172,6 +172,16 @@ def judged(net: nn.Module, x: Tensor, *, training: bool = True) -> dict[str, str
     return obstacles(net, single, (x,), {}, len(x))
 
 
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])
+def test_networks_too_large_for_double_precision_are_judged_in_their_own(monkeypatch, dtype):
+    monkeypatch.setattr("pyrostoch.effects.perturbed._MAX_DOUBLE", 10)
+    x = torch.randn(20, 3, dtype=dtype)
+    apart = Then(lambda h, net: h.softmax(1)).to(dtype)
+    meet = Then(lambda h, net: h + 0.05 * h.mean(0)).to(dtype)
+    assert judged(apart, x) == {}
+    assert judged(meet, x) == {"l.weight": "examples meet"}
+
+
 @pytest.mark.parametrize("count", [8, 60])
 @pytest.mark.parametrize("name", MEET)
 def test_examples_that_meet_are_found(name, count):

@@ -25,6 +25,9 @@ __all__ = ["SEED", "Reading", "PerturbedNetwork", "on_first_terms"]
 #: Seed of the passes and, with the number of the attempt added, of the perturbations.
 SEED = 20_240_229
 
+# Number of parameters from which on a copy in double precision would take too much memory.
+_MAX_DOUBLE = 10**8
+
 _PERTURBATION, _LARGE_PERTURBATION = 0.1, 2.0
 # Whether the network runs in double precision, and whether buffers are perturbed: tried in this order.
 _TERMS = ((True, True), (False, True), (False, False))
@@ -67,7 +70,8 @@ class PerturbedNetwork:
         args: Positional inputs.
         kwargs: Keyword inputs.
         seed: Number of the attempt: another perturbation each, and larger ones from the second on.
-        double: Whether the network runs in double precision, where small effects beside large entries are seen.
+        double: Whether the network runs in double precision, where small effects beside large entries are seen; not if
+            it has more than 100 million parameters.
         move_buffers: Whether buffers are perturbed, too.
         reading: What else is computed from the network's output, such as log densities.
 
@@ -97,7 +101,8 @@ class PerturbedNetwork:
         move_buffers: bool = True,
         reading: Reading | None = None,
     ) -> None:
-        self.net, self._double, self._reading = net, double, reading
+        self.net, self._reading = net, reading
+        self._double = double and sum(parameter.numel() for parameter in net.parameters()) <= _MAX_DOUBLE
         self.args, self.kwargs = map_tensors(self._cast, (args, kwargs))
         self._generator = torch.Generator().manual_seed(SEED + seed)
         self._size = _PERTURBATION if seed == 0 else _LARGE_PERTURBATION
