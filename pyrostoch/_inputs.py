@@ -47,10 +47,12 @@ def example_axes(x: object, in_dims: InDims = 0) -> tuple[int | None, ...]:
     dims: Sequence[int | None] = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(parts)
     if len(dims) != len(parts):
         raise ValueError(f"inputs: expected {len(dims)}, as many as entries of in_dims={in_dims}, got {len(parts)}")
+    # One number stands for all tensors among the inputs; an option such as a flag belongs to all examples.
+    options = isinstance(in_dims, int) and any(isinstance(part, Tensor) for part in parts)
     axes: list[int | None] = []
     for part, dim in zip(parts, dims, strict=True):
-        if dim is None or (isinstance(in_dims, int) and len(parts) > 1 and not isinstance(part, Tensor)):
-            axes.append(None)  # one number stands for all tensors; an option such as a flag belongs to all examples
+        if dim is None or (options and not isinstance(part, Tensor)):
+            axes.append(None)
             continue
         if not isinstance(part, Tensor) or part.dim() == 0:
             which = "first axis" if dim == 0 else f"axis {dim}"

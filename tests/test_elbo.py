@@ -94,9 +94,9 @@ def test_equals_pyros_own_elbos_on_a_network(guide, theirs):
     net = nn.Sequential(nn.Linear(3, 5, **F64), nn.Tanh(), nn.Linear(5, 1, **F64))
     model, x, y = regression(net=net)
     guide = GUIDES[guide](model)
-    ours = losses(ps.ELBO("shared"), model, guide, x, y, 1500)
+    ours = losses(ps.ELBO("shared"), model, guide, x, y, 600)
     with torch.no_grad():
-        their = torch.tensor([theirs().loss(model, guide, x, y) for _ in range(600)], **F64)
+        their = torch.tensor([theirs().loss(model, guide, x, y) for _ in range(400)], **F64)
     error = math.sqrt(ours.var() / len(ours) + their.var() / len(their))
     assert abs(ours.mean() - their.mean()) < 5 * error
 
@@ -108,10 +108,10 @@ def test_pyros_own_guides_under_our_elbo():
     model, x, y = regression(net=net)
     guide = AutoNormal(model, init_scale=0.3)
     guide(x, y)
-    ours = losses(ps.ELBO("local"), model, guide, x, y, 1000)
+    ours = losses(ps.ELBO("local"), model, guide, x, y, 500)
     with torch.no_grad():
-        their = torch.tensor([Trace_ELBO().loss(model, guide, x, y) for _ in range(1000)], **F64)
-    assert abs(ours.mean() - their.mean()) < 5 * math.sqrt((ours.var() + their.var()) / 1000)
+        their = torch.tensor([Trace_ELBO().loss(model, guide, x, y) for _ in range(500)], **F64)
+    assert abs(ours.mean() - their.mean()) < 5 * math.sqrt((ours.var() + their.var()) / 500)
 
 
 def test_shared_draw_with_equal_seeds_equals_pyros_data_term():
@@ -189,10 +189,10 @@ def test_densities_under_autocast_are_in_float32():
 def test_particles_are_averaged():
     model, x, y = regression()
     guide = ps.guides.Additive(model, init_scale=0.5)
-    one = losses(ps.ELBO("shared"), model, guide, x, y, 1500)
-    eight = losses(ps.ELBO("shared", num_particles=8), model, guide, x, y, 600)
-    assert abs(one.mean() - eight.mean()) < 5 * math.sqrt(one.var() / 1500 + eight.var() / 600)
-    assert eight.var() / one.var() == pytest.approx(1 / 8, rel=0.35)
+    one = losses(ps.ELBO("shared"), model, guide, x, y, 1200)
+    eight = losses(ps.ELBO("shared", num_particles=8), model, guide, x, y, 400)
+    assert abs(one.mean() - eight.mean()) < 5 * math.sqrt(one.var() / 1200 + eight.var() / 400)
+    assert eight.var() / one.var() == pytest.approx(1 / 8, rel=0.45)
 
 
 def test_penalty_is_a_separate_term():
@@ -226,27 +226,25 @@ def test_monte_carlo_kl_where_there_is_no_closed_form():
     model, x, y = regression(prior=ps.priors.StudentT(4.0))
     guide = ps.guides.Additive(model, init_scale=0.5)
     for estimator in ("local", "shared"):
-        terms = [ps.ELBO(estimator).terms(model, guide, x, y).sites["weight"] for _ in range(3000)]
+        terms = [ps.ELBO(estimator).terms(model, guide, x, y).sites["weight"] for _ in range(1200)]
         assert not terms[0].exact
         found = torch.stack([t.kl for t in terms]).detach()
         base = guide.site_distribution("weight").base_dist
         grid = torch.linspace(-6, 6, 20001, **F64)[:, None]
-        q = base.log_prob(base.mean[0] + grid[..., None] * 0.5)[:, 0]
         points = base.mean[0] + grid * 0.5
         density = base.expand((1, 3)).log_prob(points[:, None, :])[:, 0]
         truth = (density.exp() * (density - dist.StudentT(4.0).log_prob(points))).sum() * (12 / 20000) * 0.5
-        assert q.shape  # the distribution broadcasts
-        assert abs(found.mean() - truth) < 5 * found.std() / math.sqrt(len(found))
+                assert abs(found.mean() - truth) < 5 * found.std() / math.sqrt(len(found))
 
 
 def test_hierarchical_and_learned_scales():
     model, x, y = regression(prior=ps.priors.Hierarchical())
     guide = ps.guides.Additive(model)
     assert list(model.sites) == ["weight_prior_scale", "weight"]
-    ours = losses(ps.ELBO("shared"), model, guide, x, y, 2000)
+    ours = losses(ps.ELBO("shared"), model, guide, x, y, 800)
     with torch.no_grad():
-        theirs = torch.tensor([Trace_ELBO().loss(model, guide, x, y) for _ in range(2000)], **F64)
-    assert abs(ours.mean() - theirs.mean()) < 5 * math.sqrt((ours.var() + theirs.var()) / 2000)
+        theirs = torch.tensor([Trace_ELBO().loss(model, guide, x, y) for _ in range(800)], **F64)
+    assert abs(ours.mean() - theirs.mean()) < 5 * math.sqrt((ours.var() + theirs.var()) / 800)
     model, x, y = regression(prior=ps.priors.EmpiricalBayes(2.0))
     ps.ELBO()(model, ps.guides.Additive(model))(x, y).backward()
     assert model.prior("weight").log_scale.grad.abs() > 0

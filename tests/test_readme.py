@@ -60,6 +60,7 @@ KNOWN = {
     "class LaplaceGuide": laplace,
     "ps.compile_step": digits,
     'parameter_groups()["alpha"]': rates,
+    "in_dims=": lambda: {"net": torch.nn.Linear(2, 2)},
     "ps.moments_error": digits,
     "ps.Homeostasis": binary,
     "ps.estimators.surrogate": dict,
