@@ -234,7 +234,7 @@ def test_monte_carlo_kl_where_there_is_no_closed_form():
         points = base.mean[0] + grid * 0.5
         density = base.expand((1, 3)).log_prob(points[:, None, :])[:, 0]
         truth = (density.exp() * (density - dist.StudentT(4.0).log_prob(points))).sum() * (12 / 20000) * 0.5
-                assert abs(found.mean() - truth) < 5 * found.std() / math.sqrt(len(found))
+        assert abs(found.mean() - truth) < 5 * found.std() / math.sqrt(len(found))
 
 
 def test_hierarchical_and_learned_scales():
