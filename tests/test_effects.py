@@ -88,7 +88,7 @@ def test_local_and_flipout_have_the_exact_marginal_moments(layer, distribution):
     x = torch.randn(1, *shape, **F64)
     distributions = {name: DISTRIBUTIONS[distribution](parameter) for name, parameter in net.named_parameters()}
     mean, variance = exact_moments(net, distributions, x)
-    copies, rounds = 4000, 600
+    copies, rounds = 4000, 300
     local = run(net, distributions, x.expand(copies, *shape), LocalReparameterization())
     assert_moments(local.detach(), mean[0], variance[0])
     # The examples of a batch share one draw up to signs, so independent rounds are needed.
@@ -101,7 +101,7 @@ def test_only_the_bias_random(interpretation):
     net = nn.Linear(3, 2, **F64)
     x = torch.randn(1, 3, **F64)
     distributions = {"bias": DISTRIBUTIONS["normal"](net.bias)}
-    outputs = torch.cat([run(net, distributions, x.expand(3, 3), interpretation())[:1] for _ in range(3000)])
+    outputs = torch.cat([run(net, distributions, x.expand(3, 3), interpretation())[:1] for _ in range(1500)])
     mean = net(x).detach()[0]
     assert_moments(outputs.detach(), mean, distributions["bias"].variance)
 
@@ -122,7 +122,7 @@ def test_flipout_decorrelates_examples():
     net = nn.Linear(2, 1, bias=False, **F64)
     distributions = {"weight": dist.Normal(torch.zeros(1, 2, **F64), 1.0)}
     x = torch.ones(2, 2, **F64)
-    pairs = torch.stack([run(net, distributions, x, Flipout())[:, 0] for _ in range(4000)])
+    pairs = torch.stack([run(net, distributions, x, Flipout())[:, 0] for _ in range(1500)])
     product = pairs[:, 0] * pairs[:, 1]
     assert abs(product.mean()) < 5 * product.std() / math.sqrt(len(product))
 
@@ -147,7 +147,7 @@ def test_local_over_conv_positions_is_factorized_and_the_gap_is_as_derived():
     assert interpretation.treatments == {"weight": "local (factorized over 4 positions)"}
     assert factorized.var().item() == pytest.approx(1 / 4, rel=0.05)
     exact = LocalReparameterization(factorized=False)
-    draws = torch.stack([run(net, distributions, x[:1], exact).mean() for _ in range(4000)])
+    draws = torch.stack([run(net, distributions, x[:1], exact).mean() for _ in range(2000)])
     assert exact.treatments == {"weight": "shared (convolution)"}
     assert draws.var().item() == pytest.approx(1.0, rel=0.1)
 

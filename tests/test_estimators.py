@@ -89,10 +89,10 @@ def test_unbiased_estimators_have_the_exact_mean(name, estimator):
     net, (x, loss) = NETWORKS[name](), problem(2)
     exact = gradient(enumerated(net, x, loss), net)
     torch.manual_seed(3)
-    drawn = torch.stack([gradient(surrogate(net, x, loss, estimator=estimator, samples=2), net) for _ in range(600)])
+    drawn = torch.stack([gradient(surrogate(net, x, loss, estimator=estimator, samples=2), net) for _ in range(250)])
     error = drawn.std(0) / len(drawn) ** 0.5
     assert ((drawn.mean(0) - exact).abs() <= 4.5 * error + 1e-12).all()
-    assert (error < 0.1 * exact.norm()).all()
+    assert (error < 0.15 * exact.norm()).all()
 
 
 def test_the_value_of_a_surrogate_is_the_mean_loss():

@@ -29,7 +29,7 @@ def model_of(net, prior=None, num_data=4, **kwargs):
     return ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Gaussian(1.0), num_data=num_data, **kwargs)
 
 
-def data_term(model, guide, x, y, estimator, draws=2000):
+def data_term(model, guide, x, y, estimator, draws=800):
     values = torch.stack([ps.ELBO(estimator).terms(model, guide, x, y).data.detach() for _ in range(draws)])
     return values.mean().item(), 5 * values.std().item() / math.sqrt(draws)
 

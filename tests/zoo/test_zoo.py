@@ -15,7 +15,7 @@ _WITHOUT_EXTRAS = [name for name, entry in ZOO.items() if not entry.requires]
 
 @pytest.mark.parametrize("name", _WITHOUT_EXTRAS[_SEED % 10 :: 10])
 def test_variances_and_data_terms_are_those_of_whole_networks(name):
-    rows = measured(name, 200, _SEED)
+    rows = measured(name, 300, _SEED)
     assert [row.mode for row in rows] == list(MODES)
     for row in rows:
         if row.is_exact and not ZOO[name].approximate:
