@@ -71,6 +71,8 @@ def check_finite(what: str, x: object) -> None:
     for index, part in enumerate(x if isinstance(x, (tuple, list)) else (x,)):
         if not isinstance(part, Tensor) or not (part.is_floating_point() or part.is_complex()):
             continue
+        if part.layout != torch.strided:
+            part = part.coalesce().values() if part.layout == torch.sparse_coo else part.values()
         bad = ~torch.isfinite(part)
         if bad.any():
             row = int(bad.flatten(1).any(1).nonzero()[0]) if part.dim() > 1 else int(bad.nonzero()[0])

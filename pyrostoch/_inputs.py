@@ -143,5 +143,6 @@ def to_device(x: Inputs, device: torch.device) -> Inputs:
         device: The device.
     """
     if isinstance(x, tuple):
-        return tuple(part.to(device, non_blocking=True) for part in x)
+        # An option among the inputs, such as a flag, is no tensor.
+        return tuple(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in x)
     return x.to(device, non_blocking=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 
 from pyrostoch._checks import check_finite, name_list
-from pyrostoch._inputs import check_in_dims, count_examples
+from pyrostoch._inputs import check_in_dims, count_examples, example_axes
 from pyrostoch.effects import base_distribution, call_network
 from pyrostoch.effects.meeting import examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
@@ -149,8 +150,8 @@ class BayesianModel(nn.Module):
     def examples_meet(self, x: Inputs) -> bool:
         """Whether a batch of inputs must stay whole: the network's output for an example depends on others.
 
-        That is so in a graph network, in attention over the batch, or in a mean over it. It is found by experiment, on
-        16 examples where the network runs on so few, in evaluation mode; the result is kept.
+        That is so in a graph network, in attention over the batch, or in a mean over it. It is found by experiment in
+        evaluation mode, on up to 128 examples where the network runs on so few; the result is kept.
 
         Args:
             x: Inputs.
@@ -163,10 +164,14 @@ class BayesianModel(nn.Module):
             True
         """
         inputs = x if isinstance(x, tuple) else (x,)
-        kind = call_kind(self.net, {}, inputs, {})[1:]
-        if (count_examples(x, self.in_dims) or 0) > 1 and kind not in self._meeting_cache:
+        count = count_examples(x, self.in_dims) or 0
+        # What is found on up to 128 examples holds for any number; an input that belongs to all may be another one.
+        kind = (*call_kind(self.net, {}, inputs, {})[1:], min(count, 128))
+        if None in example_axes(x, self.in_dims):
+            return examples_meet(self.net, inputs, self.in_dims, self._reading())
+        if kind not in self._meeting_cache:
             self._meeting_cache[kind] = examples_meet(self.net, inputs, self.in_dims, self._reading())
-        return self._meeting_cache.get(kind, False)
+        return self._meeting_cache[kind]
 
     @property
     def improper(self) -> bool:
@@ -322,19 +327,32 @@ class BayesianModel(nn.Module):
 
 
 class _LogDensities:
-    """Log densities of the first targets drawn, to see which examples they depend on."""
+    """Log densities of the first targets drawn, to see which examples they depend on.
+
+    They are computed by a copy of the likelihood, whose state the experiment may change. `None` for a distribution
+    without draws.
+    """
 
     def __init__(self, likelihood: Likelihood) -> None:
         self.likelihood = likelihood
+        self.copied = False
         self.targets: dict[torch.Size, Tensor] = {}
 
-    def __call__(self, output: Any) -> Tensor:
-        distribution: Any = self.likelihood(_full_precision(output))
-        shape = distribution.batch_shape + distribution.event_shape
-        if shape not in self.targets:
-            self.targets[shape] = distribution.sample().detach()
-        log_prob: Tensor = distribution.log_prob(self.targets[shape])
-        return log_prob
+    def __call__(self, output: Any) -> Tensor | None:
+        if not self.copied:
+            self.likelihood, self.copied = copy.deepcopy(self.likelihood), True
+            for part in self.likelihood.modules():
+                part.training = False
+        with pyro.validation_enabled(False):  # perturbed outputs may leave a distribution's support
+            distribution: Any = self.likelihood(_full_precision(output))
+            shape = distribution.batch_shape + distribution.event_shape
+            if shape not in self.targets:
+                try:
+                    self.targets[shape] = distribution.sample().detach()
+                except NotImplementedError:
+                    return None
+            log_prob: Tensor = distribution.log_prob(self.targets[shape])
+            return log_prob
 
 
 class _StartValues(Messenger):

@@ -15,10 +15,11 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyrostoch._checks import name_list
+from pyrostoch._inputs import example_axes
 from pyrostoch._version import __version__
 from pyrostoch.effects import SharedSample
 from pyrostoch.prediction.readouts import batches_for, batches_on_device, check_targets, observation_distribution
-from pyrostoch.protocols import Data, Inputs, Model
+from pyrostoch.protocols import Data, InDims, Inputs, Model
 from pyrostoch.sites import Site, latent_sites
 
 __all__ = ["GroupOptions", "collect_groups"]
@@ -75,7 +76,7 @@ def collect_groups(
         device: Where the data are moved.
         attrs: Attributes of the result.
     """
-    batches = batches_for(model, data, batch_size)
+    batches, in_dims = batches_for(model, data, batch_size), getattr(model, "in_dims", 0)
     count = batches.num_data
     x0, y0 = next(iter(batches_on_device(batches, device)))
     with SharedSample():
@@ -103,9 +104,9 @@ def collect_groups(
                 if index == 0:
                     check_targets(model, distribution, y)
                     observed[rows] = _numpy(y)
-                    order[start] = _fingerprint(x)
+                    order[start] = _fingerprint(x, in_dims)
                 elif batches.in_memory is None and not (
-                    np.array_equal(observed[rows], _numpy(y)) and torch.equal(order[start], _fingerprint(x))
+                    np.array_equal(observed[rows], _numpy(y)) and torch.equal(order[start], _fingerprint(x, in_dims))
                 ):
                     raise ValueError(
                         "data: expected the same order in every pass, of which there is one per draw, but the examples "
@@ -138,10 +139,13 @@ def collect_groups(
     return _assemble(groups, dims, coords, {**attrs, "model": type(getattr(model, "net", model)).__name__})
 
 
-def _fingerprint(x: Inputs) -> Tensor:
+def _fingerprint(x: Inputs, in_dims: InDims) -> Tensor:
     """A number for each example, by which to check that all passes have the same examples in the same order."""
-    inputs = x if isinstance(x, tuple) else (x,)
-    parts = [part.reshape(len(part), -1).double() for part in inputs]
+    axes = example_axes(x, in_dims)
+    inputs = [(p, axis) for p, axis in zip(x if isinstance(x, tuple) else (x,), axes, strict=True) if axis is not None]
+    if not inputs:
+        return torch.zeros(0)
+    parts = [part.movedim(axis, 0).reshape(part.shape[axis], -1).double() for part, axis in inputs]
     weighted = [p @ torch.linspace(1, 2, p.shape[1], dtype=p.dtype, device=p.device) for p in parts]
     return torch.stack(weighted).sum(0)
 

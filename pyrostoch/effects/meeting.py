@@ -14,14 +14,17 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._inputs import count_examples, example_axes, take_examples
-from pyrostoch.effects.perturbed import PerturbedNetwork, Reading, on_first_terms
+from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, Reading, on_first_terms
 from pyrostoch.effects.repeatable import attributes_restored, same, separating_sets, size_of
+from pyrostoch.effects.trees import tensors_in
 from pyrostoch.protocols import InDims
 
-__all__ = ["examples_meet"]
+__all__ = ["cut_is_safe", "examples_meet"]
 
-# Examples of the first experiment; the whole batch is used only where a network cannot run on so few.
-_FEW = 16
+# Examples of a first, cheap round, and of one that sees couplings between examples further apart.
+_FEW, _MORE = 16, 128
+# Sets of examples that are exchanged where inputs belong to all of them, so that nothing can be cut.
+_HALVES = 4
 
 
 @torch.no_grad()
@@ -29,13 +32,14 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
     """Whether a batch must stay whole: outputs depend on other examples, or the network runs on the whole batch only.
 
     The network is in evaluation mode, so that batch normalization with running statistics keeps examples apart. Outputs
-    without an axis of examples, such as an auxiliary loss, are ignored.
+    without an axis of examples, such as an auxiliary loss, are ignored. Couplings are looked for among 16 examples, and
+    then among up to 128; with inputs that belong to all examples, among all.
 
     Args:
         net: The network; it, its buffers and all random generators are left as they were.
         x: Its inputs.
         in_dims: The axis of each that counts the examples.
-        reading: What else is computed from the output.
+        reading: What is computed from the output; examples may meet there, too.
 
     Returns:
         Whether examples meet; `False` also where the network cannot run on these inputs, as its next call will show.
@@ -50,64 +54,108 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
         return False
     net = getattr(net, "_orig_mod", net)  # without torch.compile, which would compile anew for every shape and dtype
     device = next((parameter.device for parameter in net.parameters()), None)
-    with attributes_restored(net), warnings.catch_warnings():
+    axes = example_axes(x, in_dims)
+    # For each example another one from anywhere in the data: the next one of a random cycle.
+    order, anywhere = torch.randperm(count, generator=torch.Generator().manual_seed(SEED)), torch.empty(count).long()
+    anywhere[order] = order.roll(1)
+    with torch.inference_mode(False), attributes_restored(net), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the network runs again afterwards, and warns then
-        net.eval()
-        try:
-            few = _moved(take_examples(x, slice(_FEW), in_dims), device)
-            return _moves_others(net, few, in_dims, min(count, _FEW), reading)
-        except Exception:  # a network may need the whole batch: the nodes of one graph
-            return count > _FEW and _runs(net, _moved(x, device))
+        for part in net.modules():
+            part.training = False  # not by eval(), with which some networks change their weights
+        if None in axes:
+            sets = separating_sets(count) if count <= _MORE else _random_halves(count)
+            others = take_examples(x, anywhere, in_dims)
+            try:
+                return _moves_others(net, x, others, axes, sets, reading, device)
+            except Exception:
+                return False
+        for size in (_FEW, _MORE) if count > _FEW else (count,):
+            size = min(size, count)
+            some, others = take_examples(x, slice(size), in_dims), take_examples(x, anywhere[:size], in_dims)
+            # An index out of range is an error on a CPU, but ends the whole process's use of a GPU.
+            at = device if cut_is_safe(net, x, count) else torch.device("cpu")
+            try:
+                if _moves_others(net, some, others, axes, separating_sets(size), reading, at):
+                    return True
+            except Exception:  # a network may need the whole batch: the nodes of one graph
+                return count > size and _runs(net, x, device)
+        return False
 
 
-def _moved(x: tuple[Any, ...], device: torch.device | None) -> tuple[Any, ...]:
-    return tuple(part.to(device) if isinstance(part, Tensor) else part for part in x)
+def cut_is_safe(net: nn.Module, x: tuple[Any, ...], count: int) -> bool:
+    """Whether a network on a GPU may run on some of the examples: nothing looks like indices of the others.
+
+    Args:
+        net: The network.
+        x: Its inputs.
+        count: Number of examples.
+    """
+    tensors = [tensor for tensor in (*net.buffers(), *tensors_in(x)) if tensor.device.type == "cuda"]
+    whole = [t for t in tensors if not t.is_floating_point() and not t.is_complex() and t.dtype != torch.bool]
+    return not any(t.numel() > 1 and bool(t.max() < count) for t in whole)
 
 
-def _runs(net: nn.Module, x: tuple[Any, ...]) -> bool:
+def _random_halves(count: int) -> list[Tensor]:
+    generator = torch.Generator().manual_seed(SEED)
+    return [torch.rand(count, generator=generator) < 0.5 for _ in range(_HALVES)]
+
+
+def _runs(net: nn.Module, x: tuple[Any, ...], device: torch.device | None) -> bool:
+    def run(double: bool, move_buffers: bool) -> bool:
+        PerturbedNetwork(net, (), x, {}, double=double, move_buffers=move_buffers, device=device).call({})
+        return True
+
     try:
-        on_first_terms(lambda double, move: PerturbedNetwork(net, (), x, {}, double=double, move_buffers=move).call({}))
+        return on_first_terms(run)
     except Exception:
         return False
-    return True
 
 
-def _moves_others(net: nn.Module, x: tuple[Any, ...], in_dims: InDims, count: int, reading: Reading | None) -> bool:
-    """Whether other inputs for some examples move the output for the others."""
+def _moves_others(
+    net: nn.Module,
+    x: tuple[Any, ...],
+    others: tuple[Any, ...],
+    axes: tuple[int | None, ...],
+    sets: list[Tensor],
+    reading: Reading | None,
+    device: torch.device | None,
+) -> bool:
+    """Whether other inputs for some examples move the output for the rest of them."""
+    count = len(sets[0])
 
     def run(double: bool, move_buffers: bool) -> bool:
-        moved = PerturbedNetwork(net, (), x, {}, double=double, move_buffers=move_buffers, reading=reading)
-        reference = moved.call({})
-        counting = [number for number, tensor in enumerate(reference) if tensor.dim() and len(tensor) == count]
+        terms = {"double": double, "move_buffers": move_buffers}
+        moved = PerturbedNetwork(net, (), x, {}, reading=reading, device=device, **terms)
+        references = {SEED: moved.call({})}
+        counting = [number for number, tensor in enumerate(references[SEED]) if tensor.dim() and len(tensor) == count]
         if not counting:
             return True
-        axes = example_axes(moved.args, in_dims)
-        changes = [tuple(_exchanged(part, axis) for part, axis in zip(moved.args, axes, strict=True))]
-        changes.append(tuple(_noisy(part, moved) for part in changes[0]))
-        for rows in separating_sets(count):
-            for change in changes:
+        exchanged = moved.cast(others)
+        changes = [exchanged, tuple(_noisy(part, moved) for part in exchanged)]
+        for number, rows in enumerate(sets):
+            # A network that draws may bring examples together in some passes only.
+            seed = SEED + number * moved.draws
+            if seed not in references:
+                references[seed] = moved.call({}, seed=seed)
+            for change in changes if count <= _FEW else changes[number % 2 :][:1]:
                 changed = tuple(
                     part if axis is None else _mixed(part, other, rows, axis)
                     for part, other, axis in zip(moved.args, change, axes, strict=True)
                 )
                 try:
-                    output = moved.call({}, inputs=(changed, {}))
+                    output = moved.call({}, seed=seed, inputs=(changed, {}))
                 except Exception:
-                    if change is changes[0]:  # these are users' values; noise may be invalid input
+                    if change is exchanged:  # these are users' values; noise may be invalid input
                         raise
                     continue
-                if len(output) != len(reference) or not same(
-                    [reference[number] for number in counting], [output[number] for number in counting], ~rows, count
+                before = [references[seed][at] for at in counting]
+                if len(output) != len(references[seed]) or not same(
+                    before, [output[at] for at in counting], ~rows, count
                 ):
                     return True
         return False
 
     return on_first_terms(run)
-
-
-def _exchanged(part: Any, axis: int | None) -> Any:
-    """The inputs of other examples: valid values, whatever they mean."""
-    return part if axis is None else part.roll(1, axis)
 
 
 def _noisy(part: Any, moved: PerturbedNetwork) -> Any:

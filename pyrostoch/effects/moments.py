@@ -106,8 +106,12 @@ class MomentPropagation(Interpretation):
             raise ValueError(
                 f"site {site!r}: moment propagation expects each random weight to be independent, with a known mean "
                 f"and variance, and used in exactly one linear layer or convolution; this one: {decision.reason}. "
-                "Predict with mode='mc', which draws the whole network, or try mode='moments:mc:20', which averages "
-                "over 20 draws of such weights only"
+                "Predict with mode='mc', which draws the whole network"
+                + (
+                    ", or try mode='moments:mc:20', which averages over 20 draws of such weights only"
+                    if self._draws[site].independent
+                    else ""
+                )
             )
         self.treatments[site] = f"drawn ({decision.reason})"
         return self.draw(site)

@@ -16,7 +16,7 @@ from pyro.poutine import block
 from torch import Tensor, nn
 
 from pyrostoch.effects.active import entered
-from pyrostoch.effects.repeatable import same_randomness, size_of
+from pyrostoch.effects.repeatable import attributes_restored, same_randomness, size_of
 from pyrostoch.effects.swap import call_with
 from pyrostoch.effects.trees import map_tensors, tensors_in
 
@@ -32,7 +32,7 @@ _PERTURBATION, _LARGE_PERTURBATION = 0.1, 2.0
 # Whether the network runs in double precision, and whether buffers are perturbed: tried in this order.
 _TERMS = ((True, True), (False, True), (False, False))
 
-#: Computes tensors from a network's output: (output) -> tensors.
+#: Computes tensors from a network's output: (output) -> tensors, or `None` where it cannot.
 Reading = Callable[[Any], Any]
 
 _T = TypeVar("_T")
@@ -73,7 +73,8 @@ class PerturbedNetwork:
         double: Whether the network runs in double precision, where small effects beside large entries are seen; not if
             it has more than 100 million parameters.
         move_buffers: Whether buffers are perturbed, too.
-        reading: What else is computed from the network's output, such as log densities.
+        reading: What is computed from the network's output, such as log densities; `None` for the output itself.
+        device: Where the passes run; by default where the network is.
 
     Attributes:
         weights: The perturbed random weights.
@@ -100,10 +101,11 @@ class PerturbedNetwork:
         double: bool = True,
         move_buffers: bool = True,
         reading: Reading | None = None,
+        device: torch.device | None = None,
     ) -> None:
-        self.net, self._reading = net, reading
+        self.net, self._reading, self._device = net, reading, device
         self._double = double and sum(parameter.numel() for parameter in net.parameters()) <= _MAX_DOUBLE
-        self.args, self.kwargs = map_tensors(self._cast, (args, kwargs))
+        self.args, self.kwargs = self.cast((args, kwargs))
         self._generator = torch.Generator().manual_seed(SEED + seed)
         self._size = _PERTURBATION if seed == 0 else _LARGE_PERTURBATION
         self.weights = {name: self._moved(net.get_parameter(name)) for name in random}
@@ -113,7 +115,7 @@ class PerturbedNetwork:
         others |= {n: self._moved(b) if move_buffers else self._cast(b.clone()) for n, b in buffers.items()}
         self._others = others
         tensors = (*net.parameters(), *net.buffers(), *tensors_in((args, kwargs)))
-        self.device = next((tensor.device for tensor in tensors), torch.device("cpu"))
+        self.device = device or next((tensor.device for tensor in tensors), torch.device("cpu"))
         self.draws = False
 
     def call(
@@ -132,11 +134,12 @@ class PerturbedNetwork:
             inputs: Positional and keyword inputs; by default those given at the start.
 
         Returns:
-            The real tensors of the output and of what is read from it, a complex one as pairs.
+            The real tensors of the output, or of what is read from it, a complex one as pairs.
         """
         values = {name: value.clone() for name, value in self._others.items()} | dict(weights)
         args, kwargs = map_tensors(torch.clone, (self.args, self.kwargs) if inputs is None else inputs)
         with (
+            attributes_restored(self.net),
             same_randomness(self.device, seed) as has_drawn,
             torch.enable_grad(),
             torch.autocast(self.device.type, enabled=False),
@@ -147,7 +150,8 @@ class PerturbedNetwork:
             found = call_with(self.net, values, args, kwargs)
             self.draws = self.draws or has_drawn()
             if self._reading is not None:
-                found = (found, self._reading(found))
+                read = self._reading(found)
+                found = found if read is None else read
         real = (torch.view_as_real(tensor) if tensor.is_complex() else tensor for tensor in tensors_in(found))
         return [tensor for tensor in real if tensor.is_floating_point()]
 
@@ -159,7 +163,16 @@ class PerturbedNetwork:
         """
         return torch.randn(like.shape, generator=self._generator).to(device=like.device, dtype=like.dtype)
 
+    def cast(self, tree: Any) -> Any:
+        """Tensors in nested tuples, lists and dictionaries, in the precision of the passes.
+
+        Args:
+            tree: The tensors.
+        """
+        return map_tensors(self._cast, tree)
+
     def _cast(self, value: Tensor) -> Tensor:
+        value = value if self._device is None else value.to(self._device)
         return value.double() if self._double and value.is_floating_point() else value
 
     def _moved(self, value: Tensor) -> Tensor:

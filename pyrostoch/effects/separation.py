@@ -34,6 +34,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrostoch._inputs import take_examples
 from pyrostoch._ops import LinearOp, bind
+from pyrostoch.effects.meeting import cut_is_safe, examples_meet
 from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, Reading, on_first_terms
 from pyrostoch.effects.repeatable import (
     attributes_restored,
@@ -43,7 +44,7 @@ from pyrostoch.effects.repeatable import (
     separating_sets,
     size_of,
 )
-from pyrostoch.effects.trees import map_tensors
+from pyrostoch.effects.trees import map_tensors, tensors_in
 from pyrostoch.protocols import InDims
 
 __all__ = ["obstacles"]
@@ -55,6 +56,7 @@ _FEW = 16
 # gates.
 _STEPS = (1e-2, 30.0)
 _ATTEMPTS = 3
+_MEET = "examples meet"
 _NOTHING_SHOWN = "no gradient passes through its operation"
 
 
@@ -145,7 +147,7 @@ def obstacles(
         batch: Number B of examples.
         in_dims: The axis of each positional input that counts them; 0 for the first axis of all tensors that have B
             entries there.
-        reading: What else is computed from the network's output: examples may meet there.
+        reading: What is computed from the network's output; examples may meet there, too.
 
     Returns:
         The reason for each weight that may not be replaced; the others are left out.
@@ -158,12 +160,18 @@ def obstacles(
         {'0.weight': 'examples meet'}
     """
     weights = list(weights)
-    if isinstance(in_dims, tuple) and set(in_dims) == {None}:
-        return dict.fromkeys(weights, "no input counts the examples")
+    if isinstance(in_dims, tuple) and None in in_dims:
+        # It may say who meets whom, and another one may say otherwise.
+        return dict.fromkeys(weights, "an input belongs to all examples")
     found: dict[str, str] = {}
-    with attributes_restored(net), batch_norm_in_evaluation(net), warnings.catch_warnings():
+    with (
+        torch.inference_mode(False),
+        attributes_restored(net),
+        batch_norm_in_evaluation(net),
+        warnings.catch_warnings(),
+    ):
         warnings.simplefilter("ignore")  # the network runs again after the analysis, and warns then
-        if batch > _FEW:
+        if batch > _FEW and cut_is_safe(net, (args, kwargs), batch):
             if isinstance(in_dims, tuple):
                 first = take_examples(args, slice(_FEW), in_dims), kwargs
             else:
@@ -175,7 +183,19 @@ def obstacles(
             found.update(_experiment(net, left, args, kwargs, batch, _STEPS if batch <= _FEW else (None,), reading))
         except Exception as error:
             found.update(dict.fromkeys(left, f"cannot be analyzed: {type(error).__name__}"))
+        if len(found) < len(weights) and _MEET not in found.values() and _meet_by_input(net, args, in_dims, reading):
+            found.update({name: _MEET for name in weights if name not in found})
     return found
+
+
+def _meet_by_input(net: nn.Module, args: tuple[Any, ...], in_dims: InDims, reading: Reading | None) -> bool:
+    """Whether inputs of a discrete kind, such as numbers of groups, may tell which examples meet."""
+    if all(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors_in(args)):
+        return False
+    try:
+        return examples_meet(net, args, in_dims, reading)
+    except (TypeError, ValueError):  # nested inputs, or some without an axis of examples
+        return False
 
 
 def _experiment(
@@ -342,4 +362,4 @@ class _Experiment:
             return False
 
         if sets:
-            self._blame(operations, moves, "examples meet")
+            self._blame(operations, moves, _MEET)

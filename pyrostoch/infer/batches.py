@@ -9,7 +9,16 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, IterableDataset, SequentialSampler, TensorDataset, default_collate
+from torch.utils.data import (
+    DataLoader,
+    Dataset,
+    IterableDataset,
+    RandomSampler,
+    SubsetRandomSampler,
+    TensorDataset,
+    WeightedRandomSampler,
+    default_collate,
+)
 from torch.utils.data.distributed import DistributedSampler
 
 from pyrostoch._checks import check_count
@@ -234,6 +243,9 @@ class _LoaderBatches(Batches):
         return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
 
 
+_RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
+
+
 def as_batches(
     data: Data, batch_size: int, what: str = "data", *, shuffle: bool = True, in_dims: InDims = 0
 ) -> Batches:
@@ -264,10 +276,12 @@ def as_batches(
     check_count("batch_size", batch_size)
     batches: Batches
     if isinstance(data, DataLoader):
-        if not shuffle and not isinstance(data.sampler, SequentialSampler):
+        samplers = (data.sampler, getattr(data.batch_sampler, "sampler", None))
+        random = [type(sampler).__name__ for sampler in samplers if isinstance(sampler, _RANDOM_SAMPLERS)]
+        if not shuffle and random:
             raise ValueError(
-                f"{what}: shuffle=False contradicts the DataLoader, whose {type(data.sampler).__name__} decides about "
-                "the order; build the loader with shuffle=False"
+                f"{what}: shuffle=False contradicts the DataLoader, whose {random[0]} decides about the order; build "
+                "the loader with shuffle=False"
             )
         batches = _LoaderBatches(data)
     elif type(data) is TensorDataset and len(data.tensors) > 1:
@@ -343,7 +357,7 @@ def move_to_device(batches: Batches, device: torch.device) -> Batches:
         return batches
     x, y = batches.in_memory
     parts = (*(x if isinstance(x, tuple) else (x,)), y)
-    to_move = [part for part in parts if part.device != device]
+    to_move = [part for part in parts if isinstance(part, Tensor) and part.device != device]
     if not to_move or sum(part.numel() * part.element_size() for part in to_move) > _free_memory(device):
         return batches
     return batches.moved_to(device)

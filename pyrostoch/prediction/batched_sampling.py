@@ -23,10 +23,11 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch import guides
-from pyrostoch._inputs import count_examples, take_examples
+from pyrostoch._inputs import count_examples, example_axes, take_examples
 from pyrostoch._seeds import forked, generator_states, set_generator_states
 from pyrostoch.effects import Interpretation, SharedSample
 from pyrostoch.effects.interpretation import SiteDraw, UsageUnknownError
+from pyrostoch.effects.meeting import cut_is_safe
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.activation_sizes import (
@@ -238,7 +239,7 @@ class PosteriorSampler:
         inputs = x if isinstance(x, tuple) else (x,)
         left = self.num_samples
         while left:
-            count = count_examples(x, self._in_dims) or len(inputs[0])
+            count = count_examples(x, self._in_dims) or 1
             bytes_per_draw = max(self.plan.draw_bytes * count, self.plan.weight_bytes, 1)
             # Half the limit, since several tensors of this size exist at a time, where elsewhere there is one.
             fitting = max(1, self._max_bytes(inputs) // 2 // bytes_per_draw) if self.plan.vectorized else 1
@@ -283,7 +284,11 @@ class PosteriorSampler:
 
     def _make_plan(self, x: Inputs) -> SamplingPlan:
         """Run few draws on few examples, vectorized if that is possible, and record the sizes of the activations."""
-        count = min(3, count_examples(x, self._in_dims) or 1)
+        total, net = count_examples(x, self._in_dims) or 1, getattr(self.model, "net", None)
+        whole = None in example_axes(x, self._in_dims)
+        if whole or (isinstance(net, nn.Module) and not cut_is_safe(net, (x,), total)):
+            return SamplingPlan()  # few of the examples may lack what the others refer to
+        count = min(3, total)
         examples = [take_examples(x, slice(few), self._in_dims) for few in (max(1, count - 1), count)]
         plan = SamplingPlan()
         modules = [module for module in (self.model, self.guide) if isinstance(module, nn.Module)]

@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrostoch._checks import check_choice, name_list
@@ -176,6 +177,7 @@ def decompose(
     treatments: dict[str, str] = {}
     first: tuple[Inputs, Tensor] | None = None
     count = 0
+    recorder = _SiteRecorder()
     with evaluating(model, guide):
         for x, y in batches_on_device(batches, device):
             first = (x, y) if first is None else first
@@ -183,7 +185,9 @@ def decompose(
             while len(values) < num_samples:
                 handler, before = interpretation(estimator, model), generator_states(device)
                 with handler:
-                    distribution = observation_distribution(model, poutine.trace(guide).get_trace(x), x)
+                    trace = poutine.trace(guide).get_trace(x)
+                    with recorder:
+                        distribution = observation_distribution(model, trace, x)
                 if not values:
                     check_targets(model, distribution, y)
                 values.append(expected_log_prob(distribution, y).sum(dtype=torch.float64).item())
@@ -194,7 +198,7 @@ def decompose(
             data_terms.append(values)
             count += len(y)
         _check_size(model, count)
-        draws = _kl_draws(model, guide, first or (), num_samples)
+        draws = _kl_draws(model, guide, first or (), num_samples, recorder.names)
     sites, kl_stderr = _site_rows(draws, treatments)
     totals = [math.fsum(values[min(k, len(values) - 1)] for values in data_terms) for k in range(num_samples)]
     data_mean, data_stderr = _mean_and_error(totals) if sampled else (totals[0], 0.0)
@@ -228,15 +232,26 @@ def _check_size(model: Model, count: int) -> None:
         )
 
 
-def _kl_draws(model: Model, guide: Guide, batch: tuple[Any, ...], num_samples: int) -> list[Terms]:
+class _SiteRecorder(Messenger):
+    """Records the names of all sites."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.names: set[str] = set()
+
+    def _pyro_sample(self, msg: Any) -> None:
+        self.names.add(msg["name"])
+
+
+def _kl_draws(model: Model, guide: Guide, batch: tuple[Any, ...], num_samples: int, sites: set[str]) -> list[Terms]:
     """Terms of some draws, for their KLs: two draws, and more if a KL turns out not to be exact.
 
-    The network does not run. A model that may use its weights outside of it runs on a batch of the data.
+    The network does not run, unless it or the likelihood has sites of its own (a factor, a latent variable), or the
+    model may use its weights elsewhere: then the model runs on the first batch of the data.
     """
     kind = type(model)
-    plain = isinstance(model, BayesianModel) and all(
-        getattr(kind, name) is getattr(BayesianModel, name) for name in ("forward", "observation")
-    )
+    plain = isinstance(model, BayesianModel) and sites <= set(model.sites)
+    plain = plain and all(getattr(kind, name) is getattr(BayesianModel, name) for name in ("forward", "observation"))
 
     def priors(*batch: Any) -> None:
         model.without_data()  # type: ignore[attr-defined]

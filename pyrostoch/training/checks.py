@@ -101,7 +101,7 @@ def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: 
         return
     start = (
         f"{type(model.net).__name__}: its output for one example depends on others in the batch (a graph, attention "
-        "over the batch, a mean over it)"
+        "over the batch, a mean over it, batch statistics)"
     )
     if ranks.is_distributed:
         raise ValueError(f"{start}, so a batch cannot be divided among {ranks.world_size} processes; train in one")
