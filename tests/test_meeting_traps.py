@@ -253,6 +253,29 @@ def test_sites_of_networks_and_likelihoods_stay_in_the_decomposition(data):
     assert {"weight", "sigma"} <= {row.site for row in ps.decompose(model, guide, data).sites}
 
 
+class Clusters(torch.utils.data.Dataset):
+    """Five parts of a graph, each a batch of its own with its edges."""
+
+    def __len__(self):
+        return 5
+
+    def __getitem__(self, index):
+        return torch.randn(20, 4), torch.eye(20), torch.randn(20, 1)
+
+
+def test_a_loader_of_whole_batches_is_counted_by_examples():
+    loader = DataLoader(Clusters(), batch_size=None, shuffle=True)
+    model = bayes(_Adjacency(), in_dims=(0, None))
+    guide = ps.guides.Additive(model)
+    found = ps.fit(model, guide, loader, epochs=2, progress=False, compile=False)
+    assert found.stopped == "finished" and ps.decompose(model, guide, loader).num_data == COUNT
+    wrong = bayes(_Adjacency(), in_dims=(0, None), num_data=80)
+    with pytest.raises(
+        ValueError, match="expected num_data=80 .* 100 in all; build it with num_data=100"
+    ):
+        ps.fit(wrong, ps.guides.Additive(wrong), loader, epochs=1, progress=False, compile=False)
+
+
 def test_inputs_that_are_no_tensors_and_loaders_that_shuffle(data):
     class Option(nn.Linear):
         def forward(self, x, flag):

@@ -80,12 +80,15 @@ class Batches(ABC):
         num_data: Number of examples.
         batch_size: Number of examples in a batch, the last of which may be smaller; `None` where a loader decides.
         shuffle: Whether epochs with a seed have a random order.
+        items_are_batches: Whether a loader's data set holds whole batches, as parts of graphs; `num_data` counts those
+            until somebody who knows the number of examples sets it.
         in_memory: The whole data set `(x, y)` where it is held in memory as tensors, else `None`.
     """
 
     num_data: int
     batch_size: int | None
     shuffle: bool = True
+    items_are_batches: bool = False
     in_memory: tuple[Inputs, Tensor] | None = None
 
     @abstractmethod
@@ -202,6 +205,7 @@ class _LoaderBatches(Batches):
     def __init__(self, loader: DataLoader[Any]) -> None:
         self._loader = loader
         self.batch_size = loader.batch_size
+        self.items_are_batches = loader.batch_size is None and loader.batch_sampler is None
         try:
             self._steps = len(loader)
             # The sampler's length is the number of examples, since it may leave some out. Not so without a batch_size,

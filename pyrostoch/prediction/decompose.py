@@ -170,7 +170,8 @@ def decompose(
     if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
         raise ValueError(f"num_samples: expected a whole number from 1 up, got {num_samples!r}")
     batches = batches_for(model, data, batch_size)
-    _check_size(model, batches.num_data)
+    if not batches.items_are_batches:
+        _check_size(model, batches.num_data)
     device = device_of(model, guide, device)
     data_terms: list[list[float]] = []  # for each batch its data term in each draw, or a single one if nothing is drawn
     sampled = False

@@ -138,6 +138,8 @@ def check_data(
         TypeError: The targets have a wrong type.
         ValueError: Anything else does not fit.
     """
+    if what == "data" and batches.items_are_batches:
+        batches.num_data = model.num_data  # the first epoch tells whether it is right
     if what == "data" and batches.num_data != model.num_data:
         raise ValueError(
             f"data: expected num_data={model.num_data} examples, as the model was built for, got {batches.num_data}; "

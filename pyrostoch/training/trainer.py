@@ -118,6 +118,7 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: A loss or a parameter is not finite; the state at the start of the epoch is restored.
+            ValueError: A loader of whole batches has other than `num_data` examples; the state is restored likewise.
         """
         start = self.state.capture()
         rows: list[Tensor] = []
@@ -128,6 +129,12 @@ class Trainer:
             rows.append(self._step(part, number, len(rows)))
             sizes.append(part.count)
         self.optimizer.zero_grad(set_to_none=True)
+        if self.batches.items_are_batches and sum(sizes) != self.model.num_data:
+            self.state.restore(start)
+            raise ValueError(
+                f"data: expected num_data={self.model.num_data} examples, as the model was built for, got batches with "
+                f"{sum(sizes)} in all; build it with num_data={sum(sizes)}"
+            )
         terms = self.ranks.mean(torch.stack(rows)).cpu().double()
         bad = (~torch.isfinite(terms).all(1)).nonzero()
         if len(bad) or self._nonfinite_parameters():
