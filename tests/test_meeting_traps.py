@@ -270,9 +270,7 @@ def test_a_loader_of_whole_batches_is_counted_by_examples():
     found = ps.fit(model, guide, loader, epochs=2, progress=False, compile=False)
     assert found.stopped == "finished" and ps.decompose(model, guide, loader).num_data == COUNT
     wrong = bayes(_Adjacency(), in_dims=(0, None), num_data=80)
-    with pytest.raises(
-        ValueError, match="expected num_data=80 .* 100 in all; build it with num_data=100"
-    ):
+    with pytest.raises(ValueError, match="expected num_data=80 .* 100 in all; build it with num_data=100"):
         ps.fit(wrong, ps.guides.Additive(wrong), loader, epochs=1, progress=False, compile=False)
 
 
