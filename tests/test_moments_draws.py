@@ -44,7 +44,7 @@ def test_both_uncertainties_are_those_of_many_whole_draws(make, likelihood):
     x = torch.randn(6, 2)
     classes = likelihood == "classes"
     model, guide = build(make(), ps.likelihoods.Categorical() if classes else ps.likelihoods.Gaussian(1.0))
-    count = 250 if classes else 1000
+    count = 120 if classes else 1000
     # In the tails of its density a target's value would hang on a few of the draws.
     y = torch.randint(0, 3, (6,)) if classes else ps.predict(model, guide, x, mode="mean").mean.float()
     many = ps.predict(model, guide, x, y=y, mode="mc:4000")
