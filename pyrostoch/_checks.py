@@ -5,7 +5,9 @@ from __future__ import annotations
 import difflib
 import itertools
 import math
+import numbers
 from collections.abc import Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -49,11 +51,11 @@ def check_positive(what: str, value: float) -> float:
     return value
 
 
-def check_count(what: str, value: int) -> int:
-    """Return `value` if it is an integer of at least 1, else raise a `ValueError`."""
-    if not isinstance(value, int) or isinstance(value, bool) or value < 1:
-        raise ValueError(f"{what}: expected a whole number from 1 up, got {value!r}")
-    return value
+def check_count(what: str, value: Any, least: int = 1) -> int:
+    """Return `value` as an `int` if it is a whole number (of NumPy, too) of at least `least`, else raise an error."""
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or value < least:
+        raise ValueError(f"{what}: expected a whole number from {least} up, got {value!r}")
+    return int(value)
 
 
 def is_rising(values: Sequence[float]) -> bool:

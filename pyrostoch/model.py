@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import copy
+import numbers
 from collections.abc import Callable
 from typing import Any, cast
 
@@ -18,9 +18,10 @@ from pyrostoch._inputs import check_in_dims, count_examples, example_axes
 from pyrostoch.effects import base_distribution, call_network
 from pyrostoch.effects.meeting import examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
-from pyrostoch.likelihoods import FromOutput, Likelihood, LikelihoodSpec, as_likelihood
+from pyrostoch.likelihoods import FromOutput, LikelihoodSpec, as_likelihood
+from pyrostoch.likelihoods.reading import LogDensities, full_precision
 from pyrostoch.moments import Moments
-from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, is_bias, owners
+from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, fixed_parameters, is_bias, owners
 from pyrostoch.protocols import InDims, Inputs, Output
 from pyrostoch.sites import Site, announce_parameters, draw_weight, latent_sites, site_key
 
@@ -88,14 +89,15 @@ class BayesianModel(nn.Module):
             raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
         if likelihood is None:
             raise ValueError("likelihood is missing: pass one of pyrostoch.likelihoods, such as Categorical()")
-        if not isinstance(num_data, int) or isinstance(num_data, bool) or num_data < 1:
+        count: Any = num_data  # a whole number of NumPy is none for the type checker
+        if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
             raise ValueError(
                 f"num_data: expected the number of training examples, got {num_data!r}; the ELBO needs it to scale the "
                 "log-likelihood of a batch to the whole data set"
             )
         self.net = net
         self.likelihood = as_likelihood(likelihood)
-        self.num_data = num_data
+        self.num_data = int(count)
         self.penalty = penalty
         self.in_dims = check_in_dims(in_dims)
         priors = assign(net, prior)
@@ -111,17 +113,22 @@ class BayesianModel(nn.Module):
         self._usage_cache: UsageCache = {}
         self._meeting_cache: dict[tuple[Any, ...], bool] = {}
         self._describe_sites()  # raises an error if a site cannot be drawn, before the network is changed
+        fixed_ids = fixed_parameters(net)
         for name, holder in owners(net).items():
             # Stored in the module, since copies of a parameter lose its attributes.
             frozen = holder.__dict__.setdefault("_pyrostoch_frozen", set())
+            fixed = holder.__dict__.setdefault("_pyrostoch_fixed", set())
             last = name.rpartition(".")[2]
+            if id(parameters[name]) in fixed_ids:
+                fixed.add(last)
             if name in priors:
                 frozen.add(last)
                 parameters[name].requires_grad_(False)
             elif last in frozen or last in getattr(holder, "priors", {}):
-                # Frozen by another model, or by the layer's `prior=` which `prior` overrides: make it trainable again.
+                # Frozen by another model, or by the layer's `prior=` which `prior` overrides: make it trainable again,
+                # unless the user had fixed it before a rule made it random.
                 frozen.discard(last)
-                parameters[name].requires_grad_(True)
+                parameters[name].requires_grad_(last not in fixed)
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -225,10 +232,10 @@ class BayesianModel(nn.Module):
                 ) from error
             raise
 
-    def _reading(self) -> _LogDensities | None:
+    def _reading(self) -> LogDensities | None:
         """What a likelihood of the user's own reads of the output; those of this library keep examples apart."""
         own = isinstance(self.likelihood, FromOutput) or not type(self.likelihood).__module__.startswith("pyrostoch.")
-        return _LogDensities(self.likelihood) if own else None
+        return LogDensities(self.likelihood) if own else None
 
     def _dims_of(self, inputs: tuple[Any, ...]) -> InDims:
         """`in_dims` as a tuple, or 0."""
@@ -247,7 +254,7 @@ class BayesianModel(nn.Module):
         announce_parameters(self, "model")
         weights = self.draw()
         quantities = self.likelihood.draw()
-        distribution: Distribution = self.likelihood(_full_precision(self.outputs(x, weights)), quantities)
+        distribution: Distribution = self.likelihood(full_precision(self.outputs(x, weights)), quantities)
         return distribution
 
     def forward(self, x: Inputs, y: Tensor | None = None) -> Tensor:
@@ -326,35 +333,6 @@ class BayesianModel(nn.Module):
         return described
 
 
-class _LogDensities:
-    """Log densities of the first targets drawn, to see which examples they depend on.
-
-    They are computed by a copy of the likelihood, whose state the experiment may change. `None` for a distribution
-    without draws.
-    """
-
-    def __init__(self, likelihood: Likelihood) -> None:
-        self.likelihood = likelihood
-        self.copied = False
-        self.targets: dict[torch.Size, Tensor] = {}
-
-    def __call__(self, output: Any) -> Tensor | None:
-        if not self.copied:
-            self.likelihood, self.copied = copy.deepcopy(self.likelihood), True
-            for part in self.likelihood.modules():
-                part.training = False
-        with pyro.validation_enabled(False):  # perturbed outputs may leave a distribution's support
-            distribution: Any = self.likelihood(_full_precision(output))
-            shape = distribution.batch_shape + distribution.event_shape
-            if shape not in self.targets:
-                try:
-                    self.targets[shape] = distribution.sample().detach()
-                except NotImplementedError:
-                    return None
-            log_prob: Tensor = distribution.log_prob(self.targets[shape])
-            return log_prob
-
-
 class _StartValues(Messenger):
     """Sets weights to their initial values and scales to typical ones, so that improper priors need not be drawn."""
 
@@ -383,12 +361,6 @@ def _dtypes(dtypes: set[torch.dtype]) -> str:
 def _support(distribution: Any) -> constraints.Constraint:
     support = distribution.support
     return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support
-
-
-def _full_precision(output: Any) -> Any:
-    """The output, converted from half precision to float32, which densities and their sums need."""
-    half = isinstance(output, Tensor) and output.dtype in (torch.bfloat16, torch.float16)
-    return output.float() if half else output
 
 
 def _device(x: Any) -> torch.device:

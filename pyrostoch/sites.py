@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyrostoch.effects import independent
+from pyrostoch.protocols import PyroCallable
 
-__all__ = ["Site", "announce_parameters", "draw_weight", "latent_sites", "site_key"]
+__all__ = ["Site", "announce_parameters", "draw_weight", "latent_sites", "site_key", "trace_of"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,6 +78,29 @@ def site_key(site: str) -> str:
     """
     key = site.replace(".", "/")
     return f"/{key}" if hasattr(nn.ModuleDict, key) else key
+
+
+def trace_of(fn: PyroCallable, *args: Any, **kwargs: Any) -> poutine.Trace:
+    """Pyro's trace of a call, with errors as they were raised: Pyro appends the shapes of all sites to their message.
+
+    Args:
+        fn: A model or a guide.
+        args: Its arguments.
+        kwargs: Its keyword arguments.
+
+    Example:
+        >>> list(trace_of(lambda: pyro.sample("a", pyro.distributions.Normal(0.0, 1.0))).nodes)
+        ['_INPUT', 'a', '_RETURN']
+    """
+    try:
+        return poutine.trace(fn).get_trace(*args, **kwargs)
+    except (ValueError, RuntimeError) as error:
+        raised: BaseException = error
+        while " Trace Shapes:" in str(raised) and raised.__cause__ is not None:
+            raised = raised.__cause__
+        if raised is error:
+            raise
+        raise raised from raised.__cause__
 
 
 def latent_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:

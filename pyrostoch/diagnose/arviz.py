@@ -8,7 +8,6 @@ from typing import Any
 import pyro
 import torch
 from pyro import distributions as dist
-from pyro import poutine
 from pyro.infer import MCMC
 from pyro.poutine import Trace
 from torch import Tensor
@@ -17,6 +16,7 @@ from pyrostoch._checks import check_count, name_list
 from pyrostoch.diagnose.groups import GroupOptions, collect_groups
 from pyrostoch.prediction.readouts import device_of, evaluating, seeded
 from pyrostoch.protocols import Data, Guide, Inputs, Model
+from pyrostoch.sites import trace_of
 
 __all__ = ["from_mcmc", "to_arviz"]
 
@@ -88,7 +88,7 @@ def to_arviz(
     options = GroupOptions(chains, -(-draws // thin), thin, sites, posterior_predictive, log_likelihood, max_bytes)
 
     def guide_trace(index: int, x: Inputs) -> Trace:
-        return poutine.trace(guide).get_trace(x)
+        return trace_of(guide, x)
 
     device = device_of(model, guide, device)
     with seeded(seed, device), evaluating(model, guide):
@@ -172,7 +172,7 @@ def from_mcmc(
             pyro.sample(name, dist.Delta(value, event_dim=value.dim()))
 
     def stored_trace(index: int, x: Inputs) -> Trace:
-        return poutine.trace(stored_draw).get_trace(index)
+        return trace_of(stored_draw, index)
 
     kernel = type(getattr(mcmc, "kernel", mcmc)).__name__
     with seeded(seed, used_device), evaluating(model):

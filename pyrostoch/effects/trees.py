@@ -36,7 +36,7 @@ def tensors_in(tree: object) -> Iterator[Tensor]:
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: object) -> Any:
-    """The same nested tuples, lists and dictionaries with each tensor replaced; other objects are kept.
+    """The same nested tuples, lists, dictionaries and dataclasses with each tensor replaced; other objects are kept.
 
     Args:
         function: Maps a tensor.
@@ -55,4 +55,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: object) -> Any:
         return type(tree)(map_tensors(function, item) for item in tree)
     if isinstance(tree, dict) and type(tree) is dict:
         return {key: map_tensors(function, item) for key, item in tree.items()}
+    if dataclasses.is_dataclass(tree) and not isinstance(tree, type):  # such as the outputs of HuggingFace
+        fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree) if field.init}
+        return dataclasses.replace(tree, **{name: map_tensors(function, item) for name, item in fields.items()})
     return tree

@@ -277,7 +277,7 @@ def as_batches(
         >>> [y.tolist() for _, y in batches.epoch(None, 0)]
         [[0, 1], [2, 3], [4]]
     """
-    check_count("batch_size", batch_size)
+    batch_size = check_count("batch_size", batch_size)
     batches: Batches
     if isinstance(data, DataLoader):
         samplers = (data.sampler, getattr(data.batch_sampler, "sampler", None))

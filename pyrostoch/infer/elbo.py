@@ -12,7 +12,7 @@ from pyro.infer import ELBO as PyroELBO
 from pyro.poutine import Trace
 from torch import Tensor
 
-from pyrostoch._checks import check_choice
+from pyrostoch._checks import check_choice, check_count
 from pyrostoch.effects import Flipout, Interpretation, LocalReparameterization, MomentPropagation, SharedSample
 from pyrostoch.effects.frozen import particles
 from pyrostoch.infer.terms import Terms, draw_terms, draw_traces
@@ -123,10 +123,8 @@ class ELBO(PyroELBO):
     def __init__(
         self, estimator: Estimator | str = "local", *, num_particles: int = 1, kl_weight: float | Tensor = 1.0
     ) -> None:
-        super().__init__(num_particles=num_particles)
+        super().__init__(num_particles=check_count("num_particles", num_particles))
         self.estimator = check_choice("estimator", estimator, ESTIMATORS)
-        if not isinstance(num_particles, int) or num_particles < 1:
-            raise ValueError(f"num_particles: expected a whole number from 1 up, got {num_particles!r}")
         self.kl_weight = kl_weight
 
     def terms(self, model: PyroCallable, guide: Guide, *args: Any, **kwargs: Any) -> Terms:

@@ -17,7 +17,7 @@ from pyrostoch.effects import Interpretation, MomentPropagation
 from pyrostoch.effects.independent import is_independent
 from pyrostoch.moments.predictive import OutputDistribution
 from pyrostoch.protocols import Guide, PyroCallable
-from pyrostoch.sites import latent_sites
+from pyrostoch.sites import latent_sites, trace_of
 
 __all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces", "expected_log_prob"]
 
@@ -78,9 +78,9 @@ def draw_traces(
         The traces of model and guide.
     """
     with interpretation:
-        guide_trace = poutine.trace(guide).get_trace(*args, **kwargs)
+        guide_trace = trace_of(guide, *args, **kwargs)
         try:
-            model_trace = poutine.trace(poutine.replay(model, trace=guide_trace)).get_trace(*args, **kwargs)
+            model_trace = trace_of(poutine.replay(model, trace=guide_trace), *args, **kwargs)
         except (ValueError, RuntimeError):
             # Perhaps the guide lacks a site, or drew it in another shape: then raise an error that names it.
             sites = getattr(model, "sites", None)

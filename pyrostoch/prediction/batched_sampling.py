@@ -39,7 +39,7 @@ from pyrostoch.prediction.activation_sizes import (
 )
 from pyrostoch.prediction.readouts import MODES, has_valid_arguments, observation_distribution
 from pyrostoch.protocols import Guide, InDims, Inputs, Model
-from pyrostoch.sites import latent_sites
+from pyrostoch.sites import latent_sites, trace_of
 from pyrostoch.staging import restore_modules, restore_tensors, unique
 
 __all__ = ["DrawChunk", "PosteriorSampler"]
@@ -273,7 +273,7 @@ class PosteriorSampler:
                 values += [{}] * (count - len(values))
                 break
             with self.interpretation() as interpretation:
-                trace = poutine.trace(self.guide).get_trace(x)
+                trace = trace_of(self.guide, x)
                 draws = interpretation.export_draws(self.plan.sampled_sites)
             values.append({site: draws[site].value for site in self.plan.sampled_sites if site in draws})
             if first_trace is None:
@@ -330,8 +330,8 @@ class PosteriorSampler:
     def _record_pass(self, plan: SamplingPlan, x: Inputs) -> SizeRecorder:
         """Record the sizes of one pass, and enter into the plan which sites it replaces."""
         with self.interpretation() as interpretation, SizeRecorder() as recorder:
-            trace = poutine.trace(self.guide).get_trace(x)
-            model_trace = poutine.trace(poutine.replay(self.model.observation, trace=trace)).get_trace(x)
+            trace = trace_of(self.guide, x)
+            model_trace = trace_of(poutine.replay(self.model.observation, trace=trace), x)
         latents = dict(latent_sites(model_trace))
         plan.sampled_sites = tuple(site for site in latents if site not in interpretation.replaced)
         plan.replaces_sites = len(plan.sampled_sites) < len(latents)

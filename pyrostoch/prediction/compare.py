@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pyrostoch._checks import check_count
 from pyrostoch.metrics import Classification, Regression, Reliability, RunningMean
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage
@@ -270,9 +271,9 @@ def accuracy_by_samples(
         >>> [row.mode for row in scores.rows]
         ['mc:1', 'mc:3']
     """
-    wanted = sorted(set(samples))
-    if not wanted or any(not isinstance(k, int) or isinstance(k, bool) or k < 1 for k in wanted):
-        raise ValueError(f"samples: expected whole numbers from 1 up, got {tuple(samples)}")
+    wanted = sorted({check_count("samples", k) for k in samples})
+    if not wanted:
+        raise ValueError("samples: expected whole numbers from 1 up, got none")
     device = device_of(model, guide, device)
     batches = batches_for(model, data, batch_size)
     scores = {k: _Scores() for k in wanted}

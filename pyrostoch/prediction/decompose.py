@@ -8,11 +8,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrostoch._checks import check_choice, name_list
+from pyrostoch._checks import check_choice, check_count, name_list
 from pyrostoch._seeds import generator_states
 from pyrostoch.effects import SharedSample
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
@@ -28,6 +27,7 @@ from pyrostoch.prediction.readouts import (
 )
 from pyrostoch.protocols import Data, Guide, Inputs, Model
 from pyrostoch.records import Record, number, table
+from pyrostoch.sites import trace_of
 
 __all__ = ["Decomposition", "SiteRow", "decompose"]
 
@@ -167,8 +167,7 @@ def decompose(
         "Weight uncertainty in neural networks", 2015.
     """
     check_choice("estimator", estimator, ESTIMATORS)
-    if not isinstance(num_samples, int) or isinstance(num_samples, bool) or num_samples < 1:
-        raise ValueError(f"num_samples: expected a whole number from 1 up, got {num_samples!r}")
+    num_samples = check_count("num_samples", num_samples)
     batches = batches_for(model, data, batch_size)
     if not batches.items_are_batches:
         _check_size(model, batches.num_data)
@@ -186,7 +185,7 @@ def decompose(
             while len(values) < num_samples:
                 handler, before = interpretation(estimator, model), generator_states(device)
                 with handler:
-                    trace = poutine.trace(guide).get_trace(x)
+                    trace = trace_of(guide, x)
                     with recorder:
                         distribution = observation_distribution(model, trace, x)
                 if not values:

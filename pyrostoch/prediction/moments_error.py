@@ -8,10 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from pyro import poutine
 from torch import Tensor, nn
 
-from pyrostoch._checks import check_finite
+from pyrostoch._checks import check_count, check_finite
 from pyrostoch._inputs import count_examples, to_device
 from pyrostoch.effects.active import active_call, inside_network
 from pyrostoch.infer.elbo import MOMENTS
@@ -19,6 +18,7 @@ from pyrostoch.moments import Moments
 from pyrostoch.prediction.readouts import MODES, device_of, evaluating, observation_distribution, seeded
 from pyrostoch.protocols import Guide, Inputs, Model
 from pyrostoch.records import Record, number, table
+from pyrostoch.sites import trace_of
 
 __all__ = ["LayerError", "MomentsError", "moments_error"]
 
@@ -134,8 +134,7 @@ def moments_error(
     """
     if mode not in MOMENTS:
         raise ValueError(f"mode: expected one of {', '.join(map(repr, MOMENTS))}, got {mode!r}")
-    if not isinstance(num_samples, int) or num_samples < 2 * _NUM_GROUPS:
-        raise ValueError(f"num_samples: expected a whole number from {2 * _NUM_GROUPS} up, got {num_samples!r}")
+    num_samples = check_count("num_samples", num_samples, 2 * _NUM_GROUPS)
     check_finite("inputs x", x)
     device = device_of(model, guide)
     x = tuple(x) if isinstance(x, list) else x
@@ -159,7 +158,7 @@ def moments_error(
 
 def _run(mode: str, model: Model, guide: Guide, x: Inputs) -> None:
     with MODES[mode].interpretation(model):
-        observation_distribution(model, poutine.trace(guide).get_trace(x), x)
+        observation_distribution(model, trace_of(guide, x), x)
 
 
 def _record_outputs(net: nn.Module, run: Callable[[], None]) -> dict[str, tuple[str, Any]]:

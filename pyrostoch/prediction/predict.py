@@ -218,7 +218,7 @@ def predict(
 
 def _split(model: Model, x: Inputs, y: Tensor | None, size: int) -> list[tuple[Inputs, Tensor | None]]:
     """Check inputs and targets, and return views of them with `size` examples each, or all where they meet."""
-    check_count("batch_size", size)
+    size = check_count("batch_size", size)
     in_dims = getattr(model, "in_dims", 0)
     count = count_examples(x, in_dims)
     if count is None:

@@ -23,7 +23,7 @@ from pyrostoch.infer.elbo import MOMENTS, interpretation
 from pyrostoch.likelihoods import Likelihood
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.protocols import Data, Guide, Inputs, Model, PyroCallable
-from pyrostoch.sites import latent_sites
+from pyrostoch.sites import latent_sites, trace_of
 
 __all__ = [
     "MODES",
@@ -97,7 +97,7 @@ def parse_mode(text: str, num_samples: int | None = None) -> tuple[str, int]:
         raise ValueError(f"mode {text!r}: expected a whole number of samples from 1 up after the colon, got {count!r}")
     if num_samples is None:
         return name, _DEFAULT_SAMPLES if count is None else int(count)
-    check_count("num_samples", num_samples)
+    num_samples = check_count("num_samples", num_samples)
     if count is not None and int(count) != num_samples:
         raise ValueError(f"mode {text!r} and num_samples={num_samples} contradict each other: give one of them")
     return name, num_samples
@@ -231,7 +231,7 @@ def observation_distribution(model: Model, guide_trace: Trace, x: Inputs) -> Dis
             f"model: expected a BayesianModel, or a Pyro model with a method observation(x) that draws the latent "
             f"variables and returns the distribution of the observations, got {type(model).__name__}"
         )
-    trace = poutine.trace(poutine.replay(observation, trace=guide_trace)).get_trace(x)
+    trace = trace_of(poutine.replay(observation, trace=guide_trace), x)
     missing = [name for name, _ in latent_sites(trace) if name not in guide_trace.nodes]
     if missing:
         drawn = [name for name, _ in latent_sites(guide_trace)]

@@ -16,6 +16,7 @@ from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.elbo import interpretation
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import Inputs
+from pyrostoch.sites import trace_of
 
 __all__ = ["training_mode", "predictive_loss"]
 
@@ -99,7 +100,7 @@ def predictive_loss(
 def _log_prob(model: BayesianModel, guide: nn.Module, x: Inputs, y: Tensor, name: str) -> Tensor:
     """The log density of each example's target under one draw of the weights."""
     with interpretation(name, model):
-        trace = poutine.trace(guide).get_trace(x)
+        trace = trace_of(guide, x)
         distribution = poutine.replay(model.observation, trace=trace)(x)
     log_prob: Tensor = distribution.log_prob(y)
     return log_prob.float()

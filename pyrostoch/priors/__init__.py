@@ -16,7 +16,7 @@ from __future__ import annotations
 
 from pyrostoch.priors.base import FromDistribution, Prior, PriorSpec, as_prior
 from pyrostoch.priors.fixed import ARD, Grid, Laplace, LogUniform, Normal, ScaleMixture, StudentT
-from pyrostoch.priors.rules import assign, clean_name, is_bias, owners
+from pyrostoch.priors.rules import assign, clean_name, fixed_parameters, is_bias, owners
 from pyrostoch.priors.scales import EmpiricalBayes, Hierarchical
 
 __all__ = [
@@ -35,6 +35,7 @@ __all__ = [
     "as_prior",
     "assign",
     "clean_name",
+    "fixed_parameters",
     "is_bias",
     "owners",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import fnmatch
+import warnings
+from collections.abc import Callable
 from typing import Any, cast
 
 from torch import nn
@@ -13,7 +15,7 @@ from torch.nn.parameter import UninitializedParameter
 from pyrostoch._checks import name_list
 from pyrostoch.priors.base import Prior, PriorSpec, as_prior
 
-__all__ = ["assign", "clean_name", "is_bias", "owners"]
+__all__ = ["assign", "clean_name", "fixed_parameters", "is_bias", "owners"]
 
 _NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
@@ -60,14 +62,30 @@ def owners(net: nn.Module) -> dict[str, nn.Module]:
     return {name: modules[name.rpartition(".")[0]] for name, _ in net.named_parameters(remove_duplicate=True)}
 
 
+def fixed_parameters(net: nn.Module) -> set[int]:
+    """The parameters that the user has fixed by `requires_grad=False`, by `id`; not those that a model has made random.
+
+    Args:
+        net: The network.
+    """
+    by_us: set[int] = set()
+    for module in net.modules():
+        names = {*module.__dict__.get("_pyrostoch_frozen", ()), *getattr(module, "priors", {})}
+        by_us |= {id(module._parameters.get(name)) for name in names}
+    return {id(parameter) for parameter in net.parameters() if not parameter.requires_grad} - by_us
+
+
 def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
     """Assign priors to the parameters of a network.
 
-    - A single prior applies to all parameters except biases and the parameters of normalization layers.
+    - A single prior applies to all parameters except biases, the parameters of normalization layers, and those that
+      the user has fixed (`requires_grad=False`).
     - A dictionary maps name patterns (shell wildcards) to priors, distributions, callables or `None`; the last match
-      wins. A pattern may match biases. The parameters of a normalization layer are matched only by a pattern that
-      writes out the layer's name (`"bn1.weight"`, `"bn1.*"`).
+      wins. A pattern may match biases. Fixed parameters and those of a normalization layer are matched only by a
+      pattern that writes out the layer's name (`"bn1.weight"`, `"bn1.*"`).
     - A callable gets each parameter's name and value, and returns a prior, a distribution or `None`.
+    - Normalization layers are those of torch, and modules with `Norm` in their class name whose parameters have one
+      axis (`LlamaRMSNorm`, `T5LayerNorm`).
     - The `prior=` of a layer from `pyrostoch.layers` applies where `spec` is `None`, a single prior, or a dictionary
       without a matching pattern.
 
@@ -93,13 +111,26 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
     parameters = dict(net.named_parameters(remove_duplicate=True))
     holders = owners(net)
     of_layers = _layer_priors(net)
+    fixed_ids = fixed_parameters(net)
+
+    def set_apart(name: str) -> bool:
+        """Whether only a rule that writes out its name gives a parameter a prior."""
+        return _is_normalization(parameters[name], holders[name]) or id(parameters[name]) in fixed_ids
+
     chosen: dict[str, Prior | None] = {name: of_layers.get(id(parameter)) for name, parameter in parameters.items()}
     if isinstance(spec, dict):
-        _by_pattern(spec, parameters, holders, chosen)
+        _by_pattern(spec, parameters, set_apart, chosen)
     elif isinstance(spec, (Prior, Distribution)):
         for name in parameters:
-            if chosen[name] is None and not is_bias(name) and not isinstance(holders[name], _NORMALIZATION):
+            if chosen[name] is None and not is_bias(name) and not set_apart(name):
                 chosen[name] = as_prior(spec)
+        fixed = [name for name in parameters if id(parameters[name]) in fixed_ids]
+        if fixed and all(prior is None for prior in chosen.values()):
+            raise ValueError(
+                f"prior: parameter(s) {name_list(clean_name(name) for name in fixed)} are fixed (requires_grad=False), "
+                "so a single prior makes none random; name those that it is for by rules, such as "
+                f"{{{clean_name(fixed[0])!r}: prior}}, or make them trainable"
+            )
     elif callable(spec) and not isinstance(spec, type):
         for name, parameter in parameters.items():
             chosen[name] = as_prior(spec(clean_name(name), parameter))
@@ -108,7 +139,19 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
     random = {name: prior for name, prior in chosen.items() if prior is not None}
     for name in random:
         _check_can_be_random(name, parameters[name], holders[name])
+    fixed = [name for name in random if id(parameters[name]) in fixed_ids]
+    if fixed:
+        warnings.warn(
+            f"prior: parameter(s) {name_list(clean_name(name) for name in fixed)} were fixed (requires_grad=False) and "
+            "become random, since a rule names them",
+            UserWarning,
+            stacklevel=3,
+        )
     return {name: prior.for_parameter(parameters[name]) for name, prior in random.items()}
+
+
+def _is_normalization(parameter: nn.Parameter, holder: nn.Module) -> bool:
+    return isinstance(holder, _NORMALIZATION) or ("norm" in type(holder).__name__.lower() and parameter.dim() < 2)
 
 
 def _layer_priors(net: nn.Module) -> dict[int, Prior]:
@@ -125,7 +168,7 @@ def _layer_priors(net: nn.Module) -> dict[int, Prior]:
 def _by_pattern(
     rules: dict[str, Any],
     parameters: dict[str, nn.Parameter],
-    holders: dict[str, nn.Module],
+    set_apart: Callable[[str], bool],
     chosen: dict[str, Prior | None],
 ) -> None:
     for pattern, value in rules.items():
@@ -135,15 +178,16 @@ def _by_pattern(
             if not fnmatch.fnmatchcase(clean, pattern):
                 continue
             module, _, _ = clean.rpartition(".")
-            spelled_out = pattern == clean or pattern.rpartition(".")[0] == module
-            if isinstance(holders[name], _NORMALIZATION) and not (spelled_out and module):
+            spelled_out = pattern == clean or (module and pattern.rpartition(".")[0] == module)
+            if set_apart(name) and not spelled_out:
                 continue
             chosen[name] = as_prior(value(clean, parameter) if _is_rule(value) else value)
             matched = True
         if not matched:
             raise ValueError(
                 f"prior rule {pattern!r} matches no parameter; the network has "
-                f"{name_list(clean_name(n) for n in parameters)} (for a normalization layer, write out its name)"
+                f"{name_list(clean_name(n) for n in parameters)} (write out the name of a normalization layer or of a "
+                "fixed parameter)"
             )
 
 

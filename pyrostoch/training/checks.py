@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrostoch._checks import check_finite, name_list
 from pyrostoch._inputs import to_device
@@ -24,9 +25,18 @@ from pyrostoch.infer.parallel import Ranks
 from pyrostoch.likelihoods import Bernoulli, Categorical
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.validation import training_mode
+from pyrostoch.priors import fixed_parameters
 from pyrostoch.protocols import Inputs
+from pyrostoch.sites import trace_of
 
-__all__ = ["check_batches", "check_data", "check_model_and_guide", "check_param_store", "move_modules"]
+__all__ = [
+    "check_batches",
+    "check_data",
+    "check_model_and_guide",
+    "check_param_store",
+    "keep_fixed_statistics",
+    "move_modules",
+]
 
 
 def check_model_and_guide(model: object, guide: object) -> None:
@@ -82,6 +92,19 @@ def move_modules(model: nn.Module, guide: nn.Module, device: str | torch.device 
             f"on {_names(devices['guide'])}; give device=, or move both before"
         )
     return next((p.device for module in (model, guide) for p in module.parameters()), torch.device("cpu"))
+
+
+def keep_fixed_statistics(net: nn.Module) -> None:
+    """Put batch normalization whose parameters are all fixed by the user into evaluation mode.
+
+    Args:
+        net: The network, in training mode.
+    """
+    fixed = fixed_parameters(net)
+    for part in net.modules():
+        own = list(part.parameters(recurse=False)) if isinstance(part, _BatchNorm) else []
+        if own and all(id(parameter) in fixed for parameter in own):
+            part.training = False
 
 
 def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: Ranks) -> None:
@@ -161,7 +184,7 @@ def check_data(
             x, y = next(iter(batches.epoch(None, 0)))
             check_finite(f"{what}: inputs x", x)
             x, y = to_device(x, device), to_device(y, device)
-            trace = poutine.trace(guide).get_trace(x, y)
+            trace = trace_of(guide, x, y)
             centered = _centered_sites(model, trace) if what == "data" else set()
             with _UsageRecorder(centered) as recorder:
                 distribution = poutine.replay(model.observation, trace=trace)(x)

@@ -32,6 +32,7 @@ from pyrostoch.training.checks import (
     check_data,
     check_model_and_guide,
     check_param_store,
+    keep_fixed_statistics,
     move_modules,
 )
 from pyrostoch.training.history import Fit, History, append_epoch
@@ -78,7 +79,8 @@ def fit(
 ) -> Fit:
     r"""Train a guide, and the parameters of the model that have no prior, by maximizing the ELBO with Adam.
 
-    The network is in training mode during the run, and every submodule is put back into its own mode afterwards. The
+    The network is in training mode during the run, and every submodule is put back into its own mode afterwards; batch
+    normalization whose parameters the user has fixed (`requires_grad=False`) keeps its running statistics. The
     data are checked once, before the first step if they are in memory, else during the first epoch; Pyro's validation
     is off during the steps, which never wait for the device. With `seed`, a run on a CPU repeats bit for bit, and the
     caller's random state is restored afterwards. With `checkpoint`, the state of the run is saved at the end of every
@@ -158,6 +160,7 @@ def fit(
         precision=precision,
         seed=seed,
     )
+    seed = settings.seed
     check_model_and_guide(model, guide)
     if patience is not None and validation is None:
         raise ValueError(f"patience={patience} needs held-out data: give validation=(x, y)")
@@ -172,6 +175,7 @@ def fit(
         ranks.run_on_first(lambda: check_writable(path))
     with ExitStack() as stack:
         stack.enter_context(training_mode(True, model, guide))
+        keep_fixed_statistics(model.net)
         stack.enter_context(pyro.validation_enabled(False))
         # Pyro's autoguides look in the global parameter store first, which may hold another guide's parameters by the
         # same names: the store is empty during the run.

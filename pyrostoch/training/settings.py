@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pyrostoch._checks import check_choice, check_positive
+from pyrostoch._checks import check_choice, check_count, check_positive
 from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.schedule import SCHEDULES
@@ -42,12 +42,11 @@ class Settings:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        _check_whole("epochs", self.epochs, 1)
-        _check_whole("num_particles", self.num_particles, 1)
-        if self.patience is not None:
-            _check_whole("patience", self.patience, 1)
-        if self.seed is not None:
-            _check_whole("seed", self.seed, 0)
+        for name, least in (("epochs", 1), ("num_particles", 1), ("patience", 1), ("seed", 0)):
+            value = getattr(self, name)
+            if value is not None or name in ("epochs", "num_particles"):
+                # As Python's own integer, which a checkpoint can hold.
+                object.__setattr__(self, name, check_count(name, value, least))
         check_positive("lr", self.lr)
         for name in ("lr_alpha", "clip"):
             if getattr(self, name) is not None:
@@ -101,8 +100,3 @@ def _check_warmup(warmup: Any) -> None:
         raise ValueError(
             f"kl_warmup: expected a number of epochs from 0 up, or a pair of them in rising order, got {warmup!r}"
         )
-
-
-def _check_whole(name: str, value: Any, least: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"{name}: expected a whole number from {least} up, got {value!r}")

@@ -1,0 +1,65 @@
+"""What is read of a network's output: tensors in full precision, and log densities that show which examples meet."""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pyro
+import torch
+from torch import Tensor
+
+from pyrostoch.effects.trees import map_tensors
+from pyrostoch.likelihoods.base import Likelihood
+
+__all__ = ["LogDensities", "full_precision"]
+
+
+def full_precision(output: Any) -> Any:
+    """The output with tensors in half precision converted to float32, which densities and their sums need.
+
+    Args:
+        output: A tensor, or tensors in nested tuples, lists, dictionaries and dataclasses.
+
+    Example:
+        >>> full_precision({"logits": torch.zeros(2, dtype=torch.bfloat16)})["logits"].dtype
+        torch.float32
+    """
+    return map_tensors(lambda part: part.float() if part.dtype in (torch.bfloat16, torch.float16) else part, output)
+
+
+class LogDensities:
+    """Log densities of the first targets drawn, to see which examples they depend on.
+
+    They are computed by a copy of the likelihood, whose state the experiment may change. `None` for a distribution
+    without draws.
+
+    Args:
+        likelihood: The likelihood.
+    """
+
+    def __init__(self, likelihood: Likelihood) -> None:
+        self.likelihood = likelihood
+        self.copied = False
+        self.targets: dict[torch.Size, Tensor] = {}
+
+    def __call__(self, output: Any) -> Tensor | None:
+        """Log densities of the targets first drawn for outputs of this shape, one for each example.
+
+        Args:
+            output: The network's output.
+        """
+        if not self.copied:
+            self.likelihood, self.copied = copy.deepcopy(self.likelihood), True
+            for part in self.likelihood.modules():
+                part.training = False
+        with pyro.validation_enabled(False):  # perturbed outputs may leave a distribution's support
+            distribution: Any = self.likelihood(full_precision(output))
+            shape = distribution.batch_shape + distribution.event_shape
+            if shape not in self.targets:
+                try:
+                    self.targets[shape] = distribution.sample().detach()
+                except NotImplementedError:
+                    return None
+            log_prob: Tensor = distribution.log_prob(self.targets[shape])
+            return log_prob
