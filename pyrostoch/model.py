@@ -171,11 +171,10 @@ class BayesianModel(nn.Module):
             True
         """
         inputs = x if isinstance(x, tuple) else (x,)
-        count = count_examples(x, self.in_dims) or 0
-        # What is found on up to 128 examples holds for any number; an input that belongs to all may be another one.
-        kind = (*call_kind(self.net, {}, inputs, {})[1:], min(count, 128))
-        if None in example_axes(x, self.in_dims):
+        if None in example_axes(x, self.in_dims):  # the next one may say otherwise which examples meet
             return examples_meet(self.net, inputs, self.in_dims, self._reading())
+        # What is found on up to 128 examples holds for any number.
+        kind = (*call_kind(self.net, {}, inputs, {})[1:], min(count_examples(x, self.in_dims) or 0, 128))
         if kind not in self._meeting_cache:
             self._meeting_cache[kind] = examples_meet(self.net, inputs, self.in_dims, self._reading())
         return self._meeting_cache[kind]

@@ -7,6 +7,8 @@ import random
 from collections.abc import Callable
 from typing import Any
 
+import pyro
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
@@ -170,6 +172,18 @@ def judged(net: nn.Module, x: Tensor, *, training: bool = True) -> dict[str, str
     uses = weight_usage(net, weights, (x,), {})
     single = [name for name, found in uses.items() if len(found) == 1 and found[0].role != "other"]
     return obstacles(net, single, (x,), {}, len(x))
+
+
+def test_models_that_count_examples_on_other_axes_do_not_share_results():
+    net = Then(lambda h, net: h.softmax(1))
+    treatments = []
+    for in_dims in ((None,), 0):
+        with ps.effects.LocalReparameterization() as local:
+            value = pyro.sample("w", dist.Normal(torch.zeros(4, 3), 1.0).to_event(2), infer=ps.effects.independent())
+            x = torch.randn(8, 3)
+            ps.effects.call_network(net, {"l.weight": value}, (x,), sites={"l.weight": "w"}, in_dims=in_dims)
+        treatments.append(local.treatments["w"])
+    assert treatments == ["shared (sequence)", "local (exact)"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

@@ -313,7 +313,8 @@ class Interpretation(Messenger):
 
     def _usage_of(self, call: NetworkCall) -> Usage:
         """The weight usage for calls of this kind; if this interpretation replaces weights, which of them it may."""
-        key = call_kind(call.net, call.weights, call.args, call.kwargs)
+        # A network called by several models shares its results only where they count examples alike.
+        key = (*call_kind(call.net, call.weights, call.args, call.kwargs), call.in_dims)
         if key not in call.usage_cache:
             call.usage_cache[key] = Usage(weight_usage(call.net, call.weights, call.args, call.kwargs, call.in_dims))
         usage = call.usage_cache[key]

@@ -59,7 +59,7 @@ class LogDensities:
             if shape not in self.targets:
                 try:
                     self.targets[shape] = distribution.sample().detach()
-                except NotImplementedError:
+                except NotImplementedError:  # a density alone, as of a robust loss: there is no target to read
                     return None
             log_prob: Tensor = distribution.log_prob(self.targets[shape])
             return log_prob
