@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 
 from pyrostoch._checks import check_finite, name_list
+from pyrostoch._fixed_entries import FixedEntries, fixed_entries, partly_fixed
 from pyrostoch._inputs import check_in_dims, count_examples, example_axes
 from pyrostoch.effects import base_distribution, call_network
 from pyrostoch.effects.meeting import examples_meet
@@ -109,6 +110,7 @@ class BayesianModel(nn.Module):
                 f"parameter(s) {name_list(taken)} have the names of sites that every model has; rename them in the "
                 "network, or wrap the network in a module"
             )
+        self._partly_fixed = partly_fixed(net) & set(priors)
         self.priors = nn.ModuleDict({site_key(clean_name(name)): p for name, p in priors.items()})
         self._usage_cache: UsageCache = {}
         self._meeting_cache: dict[tuple[Any, ...], bool] = {}
@@ -189,8 +191,13 @@ class BayesianModel(nn.Module):
         weights = {}
         for site, parameter in self._parameter_of.items():
             shape = self.net.get_parameter(parameter).shape
-            weights[site] = draw_weight(site, self.prior(site).distribution(site, shape), shape)
+            weights[site] = draw_weight(
+                site, self.prior(site).distribution(site, shape), shape, self._fixed_entries(parameter)
+            )
         return weights
+
+    def _fixed_entries(self, parameter: str) -> FixedEntries | None:
+        return fixed_entries(self.net, parameter) if parameter in self._partly_fixed else None
 
     def without_data(self) -> None:
         """The Pyro statements that need no data: weights, random quantities of the likelihood, and the penalty."""
@@ -218,6 +225,7 @@ class BayesianModel(nn.Module):
                 usage_cache=self._usage_cache,
                 in_dims=self._dims_of(inputs),
                 reading=self._reading(),
+                fixed={name: fixed_entries(self.net, name) for name in self._partly_fixed},
             )
         except RuntimeError as error:
             wanted = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
@@ -328,6 +336,7 @@ class BayesianModel(nn.Module):
                 prior.improper,
                 1 if getattr(layer, "transposed", False) and init.dim() > 2 else 0,
                 type(layer).__name__,
+                self._fixed_entries(self._parameter_of[name]),
             )
         return described
 

@@ -13,6 +13,8 @@ from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
+from pyrostoch._fixed_entries import FixedEntries
+from pyrostoch.distributions import PartlyFixed
 from pyrostoch.effects import independent
 from pyrostoch.protocols import PyroCallable
 
@@ -32,6 +34,7 @@ class Site:
         improper: Whether the prior is improper.
         out_axis: Axis of `init` that counts output neurons or channels.
         layer: Class name of the module that holds the weight.
+        fixed: Entries that torch holds constant, such as the padding row of an embedding; `None` if there are none.
     """
 
     name: str
@@ -42,23 +45,26 @@ class Site:
     improper: bool = False
     out_axis: int = 0
     layer: str = ""
+    fixed: FixedEntries | None = None
 
     def __repr__(self) -> str:
         return f"Site({self.name!r}, {self.role} of shape {tuple(self.init.shape)}, prior {self.prior})"
 
 
-def draw_weight(site: str, distribution: Distribution, shape: torch.Size) -> Tensor:
+def draw_weight(site: str, distribution: Distribution, shape: torch.Size, fixed: FixedEntries | None = None) -> Tensor:
     """Draw a weight as a Pyro site that is marked by `pyrostoch.effects.independent`.
 
     Args:
         site: Name of the site.
         distribution: Its elementwise Pyro distribution.
         shape: Its shape.
+        fixed: Entries that torch holds constant, which are not drawn.
 
     Raises:
         ValueError: An enclosing plate or a vectorized inference gave the draw another shape.
     """
-    fn = cast(Any, distribution)  # torch's class has no `to_event`, Pyro's subclasses do
+    drawn = distribution if fixed is None else PartlyFixed(distribution, fixed)
+    fn = cast(Any, drawn)  # torch's class has no `to_event`, Pyro's subclasses do
     value: Tensor = pyro.sample(site, fn.to_event(len(shape)), infer=independent())
     if value.shape != shape:
         raise ValueError(

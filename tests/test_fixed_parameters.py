@@ -146,3 +146,46 @@ def test_whole_numbers_of_numpy_count_and_errors_come_without_pyros_shapes():
         with pytest.raises((ValueError, RuntimeError)) as caught:
             call()
         assert "Trace Shapes" not in str(caught.value)
+
+
+class Rescaled(nn.Module):
+    """Scales of a module that normalizes, under a name that does not say so."""
+
+    def __init__(self):
+        super().__init__()
+        self.g, self.shift = nn.Parameter(torch.ones(8)), nn.Parameter(torch.zeros(8))
+
+    def scaled(self, x):
+        return x / (x.square().mean(-1, keepdim=True) + 1e-6).sqrt()
+
+    def forward(self, x):
+        return self.g * self.scaled(x) + self.shift
+
+
+class LayerScale(nn.Module):
+    """A scale per channel in a block that has a normalization, but is none."""
+
+    def __init__(self):
+        super().__init__()
+        self.norm, self.gamma = nn.LayerNorm(8), nn.Parameter(torch.full((8,), 0.1))
+
+    def forward(self, x):
+        return x + self.gamma * self.norm(x)
+
+
+class WithMatrix(nn.Module):
+    """A layer that normalizes its input and holds a matrix: its parameters are weights."""
+
+    def __init__(self):
+        super().__init__()
+        self.matrix, self.g = nn.Parameter(torch.ones(8, 8)), nn.Parameter(torch.ones(8))
+
+    def forward(self, x):
+        return (x / x.norm(dim=-1, keepdim=True)) @ self.matrix * self.g
+
+
+def test_normalization_is_known_by_what_it_computes():
+    net = nn.Sequential(nn.Linear(3, 8), Rescaled(), LayerScale(), WithMatrix())
+    found = set(bayes(net, ps.priors.Normal()).sites)
+    assert found == {"0.weight", "2.gamma", "3.matrix", "3.g"}
+    assert "1.g" in bayes(net, {"1.g": ps.priors.Normal()}).sites

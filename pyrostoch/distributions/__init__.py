@@ -10,6 +10,7 @@
 ``LogUniform``             improper prior p(|w|) ~ 1/|w|
 ``ARD``                    prior N(0, tau^2) with the optimal tau^2 for each weight
 ``ScaleMixture``           prior pi N(0, s1^2) + (1 - pi) N(0, s2^2)
+``PartlyFixed``            a distribution some of whose entries are constants
 ``ImproperPrior``          base class of the priors with infinite mass
 ``SymmetricDistribution``  base class of ``SymmetricUniform`` and ``TwoPoint``
 ``kl_log_uniform``         exact KL of N(mu, alpha mu^2) to ``LogUniform``, a function of log alpha
@@ -33,6 +34,7 @@ from pyrostoch.distributions.kl import has_closed_form, kl_sum
 from pyrostoch.distributions.levels import Grid, Levels, matching_scale
 from pyrostoch.distributions.log_uniform import LogUniform
 from pyrostoch.distributions.mixture import ScaleMixture
+from pyrostoch.distributions.partly_fixed import PartlyFixed
 from pyrostoch.distributions.symmetric import SymmetricDistribution
 from pyrostoch.distributions.uniform import SymmetricUniform
 
@@ -44,6 +46,7 @@ __all__ = [
     "Levels",
     "LogUniform",
     "MultiplicativeNormal",
+    "PartlyFixed",
     "ScaleMixture",
     "SymmetricDistribution",
     "SymmetricUniform",

@@ -19,6 +19,7 @@ from pyrostoch.distributions.gaussian import MultiplicativeNormal
 from pyrostoch.distributions.kl_normal import normal_kl_sum
 from pyrostoch.distributions.kl_pairs import alpha_kl_of, refuse_two_point
 from pyrostoch.distributions.log_uniform import LogUniform
+from pyrostoch.distributions.partly_fixed import PartlyFixed
 
 __all__ = ["has_closed_form", "kl_ard", "kl_log_uniform", "kl_log_uniform_molchanov", "kl_sum"]
 
@@ -26,9 +27,9 @@ __all__ = ["has_closed_form", "kl_ard", "kl_log_uniform", "kl_log_uniform_molcha
 def has_closed_form(q: Distribution, p: Distribution) -> bool:
     """Whether ``kl_sum(q, p)`` has a formula; otherwise it needs a draw.
 
-    The wrappers ``Independent``, ``expand`` and ``mask`` are removed on both sides. A ``Delta`` posterior has no closed
-    form, since the divergence that Pyro registers for it ignores its ``log_density``. Nor has a pair of which only one
-    distribution is masked.
+    The wrappers ``Independent``, ``expand``, ``mask`` and ``PartlyFixed`` are removed on both sides. A ``Delta``
+    posterior has no closed form, since the divergence that Pyro registers for it ignores its ``log_density``. Nor has a
+    pair of which only one distribution is masked.
 
     Args:
         q: The posterior.
@@ -142,6 +143,9 @@ def _unwrap(distribution: Distribution) -> _Unwrapped:
     while True:
         if isinstance(core, MaskedDistribution):
             masks.append((torch.as_tensor(core._mask), len(core.event_shape)))
+            core = core.base_dist
+        elif isinstance(core, PartlyFixed):
+            masks.append((core.free, 0))
             core = core.base_dist
         elif isinstance(core, Independent | ExpandedDistribution):
             core = core.base_dist

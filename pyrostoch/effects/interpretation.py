@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 
 from pyrostoch._ops import LinearOp
+from pyrostoch.distributions import PartlyFixed
 from pyrostoch.effects.independent import is_independent
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.separation import obstacles
@@ -269,7 +270,7 @@ class Interpretation(Messenger):
             if draw is None or draw.value is not value:
                 self.treatments[site] = "shared (value given)"
                 continue
-            decision = self._decide(draw, usage, parameter)
+            decision = self._decide(draw, usage, parameter, parameter in call.fixed)
             if decision.outcome is not Outcome.REPLACED:
                 call.weights[parameter] = self.use_sample(site, decision)
                 continue
@@ -291,15 +292,19 @@ class Interpretation(Messenger):
 
         call.apply = apply
 
-    def _decide(self, draw: SiteDraw, usage: Usage, parameter: str) -> Decision:
+    def _decide(self, draw: SiteDraw, usage: Usage, parameter: str, has_constants: bool) -> Decision:
         """Decide whether a weight is replaced, from its distribution and its uses in the network."""
         uses = usage.uses.get(parameter, ())
         if not self._replaces:
             return Decision(Outcome.SAMPLED)
         if not self.supports(draw.distribution):
-            return Decision(Outcome.NOT_SUPPORTED, f"no rule for {type(draw.distribution).__name__}")
+            partly = isinstance(draw.distribution, PartlyFixed)
+            kind = type(draw.distribution).__name__
+            return Decision(Outcome.NOT_SUPPORTED, "some entries are constant" if partly else f"no rule for {kind}")
         reason: str | None = None
-        if not draw.independent:
+        if has_constants and not isinstance(draw.distribution, PartlyFixed):
+            reason = "some entries are constant"
+        elif not draw.independent:
             reason = "not marked independent"
         elif not uses:
             reason = "not used in the first pass"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import sys
 import weakref
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
 from typing import Any, ParamSpec, TypeVar, cast
 
@@ -21,6 +21,7 @@ from torch.nn.utils.stateless import _reparametrize_module
 from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from pyrostoch._fixed_entries import FixedEntries
 from pyrostoch._ops import LinearOp, bind
 from pyrostoch.effects.active import active_call, entered, inside_network
 from pyrostoch.effects.perturbed import Reading
@@ -51,6 +52,7 @@ class NetworkCall:
         usage_cache: Results of the weight usage analysis of this network, kept between calls.
         in_dims: The axis of each positional input that counts the examples.
         reading: What the caller computes from the output, where examples may meet.
+        fixed: Entries of weights that are constant, by parameter name.
 
     Attributes:
         replaced: Names of the parameters whose draws are replaced by their distributions; set by an interpretation.
@@ -68,6 +70,7 @@ class NetworkCall:
         usage_cache: UsageCache,
         in_dims: InDims = 0,
         reading: Reading | None = None,
+        fixed: Mapping[str, FixedEntries] | None = None,
     ) -> None:
         self.net = net
         self.weights = dict(weights)
@@ -77,12 +80,17 @@ class NetworkCall:
         self.usage_cache = usage_cache
         self.in_dims = in_dims
         self.reading = reading
+        self.fixed = dict(fixed or {})
         self.replaced: set[str] = set()
         self.usage: Usage | None = None
         self.apply: ApplyOperation | None = None
 
     def run(self) -> Any:
         """Call the network once; torch functions are intercepted during the call only."""
+        # A guide of another library may have drawn the constants, too.
+        for name, entries in self.fixed.items():
+            if name in self.weights and name not in self.replaced:
+                self.weights[name] = entries.put_into(self.weights[name])
         mode = _NetworkMode(self, count=True)
         self.mode = mode
         try:
@@ -247,6 +255,7 @@ def call_network(
     usage_cache: UsageCache | None = None,
     in_dims: InDims = 0,
     reading: Reading | None = None,
+    fixed: Mapping[str, FixedEntries] | None = None,
 ) -> Any:
     """Call `net` with drawn weights in place of its parameters, under the active interpretation.
 
@@ -262,6 +271,7 @@ def call_network(
             them. By default, the first axis of every tensor that is as long as that of the first one.
         reading: What the caller computes from the output, such as log densities: the analysis of weight usage then sees
             whether examples meet there.
+        fixed: Entries of weights that are constant, by parameter name; they replace those of the draws.
 
     Returns:
         The network's output.
@@ -273,7 +283,7 @@ def call_network(
     """
     names = sites if sites is not None else {name: name for name in weights}
     cache = _USAGE_CACHES.setdefault(net, {}) if usage_cache is None else usage_cache
-    return _network(NetworkCall(net, weights, args, kwargs or {}, names, cache, in_dims, reading))
+    return _network(NetworkCall(net, weights, args, kwargs or {}, names, cache, in_dims, reading, fixed))
 
 
 def checkpoint(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

@@ -14,6 +14,8 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints
 
 from pyrostoch._checks import name_list
+from pyrostoch._fixed_entries import FixedEntries
+from pyrostoch.distributions import PartlyFixed
 from pyrostoch.effects import independent
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
 from pyrostoch.guides.starts import nudge_from_zero
@@ -57,6 +59,9 @@ class Guide(nn.Module):
     `parameters_for(site)` its parameters by name. A guide with settings of its own assigns them before it calls
     `super().__init__`, which calls `initial_parameters`. Parameters whose names are in the class attribute
     `alpha_parameters` are trained with `fit`'s `lr_alpha`.
+
+    Entries that torch holds constant (the padding row of an embedding, what `torch.nn.utils.prune` cut) stay constants
+    in every guide: they are not drawn, cost no KL, and their parameters are never trained.
 
     The two methods are called for sites of real support, the usual one of weights and biases. A site of positive
     support, such as the random scale of a prior or of a likelihood's noise, has a log-normal distribution in every
@@ -107,12 +112,15 @@ class Guide(nn.Module):
         # Strings and not torch's constraints: those are compared by identity, which a deep copy does not keep.
         self._kinds = {name: _kind(model_sites[name]) for name in chosen}
         self.parameters_of = nn.ModuleDict()
+        self.constants = nn.ModuleDict()
         for name in chosen:
             site = model_sites[name]
             initial = self.initial_parameters(site) if self._kinds[name] == "real" else _initial_scale(site)
             self.parameters_of[site_key(name)] = nn.ParameterDict(
                 {key: nn.Parameter(value.detach().clone()) for key, value in initial.items()}
             )
+            if site.fixed is not None:
+                self.constants[site_key(name)] = _Constants(site.fixed)
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """The initial variational parameters of a site, by name.
@@ -153,6 +161,10 @@ class Guide(nn.Module):
         distribution: Any = (
             self.distribution(site, **parameters) if self._kinds[site] == "real" else _scale_distribution(**parameters)
         )
+        key = site_key(site)
+        if key in self.constants:
+            constants: Any = self.constants[key]
+            distribution = PartlyFixed(distribution, constants.entries)
         event: Distribution = distribution.to_event(len(distribution.batch_shape))
         return event
 
@@ -236,10 +248,28 @@ class Guide(nn.Module):
         for name in self.site_names:
             if name not in kept:
                 del restricted.parameters_of[site_key(name)]
+                if site_key(name) in restricted.constants:
+                    del restricted.constants[site_key(name)]
         restricted._kinds = {name: kind for name, kind in self._kinds.items() if name in kept}
         restricted.site_names = tuple(name for name in self.site_names if name in kept)
         restricted.weight_names = tuple(name for name in self.weight_names if name in kept)
         return restricted
+
+
+class _Constants(nn.Module):
+    """The constant entries of a site as buffers, which move and are saved with the guide."""
+
+    mask: Tensor
+    value: Tensor
+
+    def __init__(self, fixed: FixedEntries) -> None:
+        super().__init__()
+        self.register_buffer("mask", fixed.mask.clone())
+        self.register_buffer("value", fixed.value.clone())
+
+    @property
+    def entries(self) -> FixedEntries:
+        return FixedEntries(self.mask, self.value)
 
 
 def _kind(site: Site) -> str:

@@ -14,6 +14,7 @@ from pyrostoch.distributions import Levels, matching_scale
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.export import with_weights
+from pyrostoch.guides.ratio import free_entries
 from pyrostoch.sites import Site
 
 __all__ = ["CategoricalWeights"]
@@ -98,9 +99,12 @@ class CategoricalWeights(Guide):
         """
         weights = {}
         for name in self.weight_names:
-            distribution: Any = base_distribution(self.site_distribution(name))
+            whole = base_distribution(self.site_distribution(name))
+            distribution: Any = free_entries(whole)[0]
+            fixed = free_entries(whole)[1]
             levels = distribution.scale.new_tensor(self.levels)
-            weights[name] = distribution.scale * levels[distribution.states().long()]
+            states = distribution.scale * levels[distribution.states().long()]
+            weights[name] = states if fixed is None else fixed.put_into(states)
         return with_weights(model, weights)
 
     def extra_repr(self) -> str:

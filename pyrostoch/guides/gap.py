@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch.distributions import Normal
 
-from pyrostoch.guides.ratio import is_zero_mean, log_alpha, squared_signal_to_noise, weight_distributions
+from pyrostoch.guides.ratio import free_entries, is_zero_mean, log_alpha, squared_signal_to_noise, weight_distributions
 from pyrostoch.protocols import SiteGuide
 from pyrostoch.records import Record, table
 
@@ -109,8 +109,11 @@ def zero_mean_gap(guide: SiteGuide) -> ZeroMeanGap:
     """
     with torch.no_grad():
         rows = []
-        for site, distribution in weight_distributions(guide, "zero_mean_gap").items():
-            weights = distribution.batch_shape.numel()
+        for site, whole in weight_distributions(guide, "zero_mean_gap").items():
+            distribution, fixed = free_entries(whole)
+            shape = distribution.batch_shape
+            free = torch.ones(shape, dtype=torch.bool) if fixed is None else ~fixed.mask.expand(shape).cpu()
+            weights = int(free.sum())
             if is_zero_mean(distribution):
                 rows.append(ZeroMeanRow(site, weights, 0.0, math.inf))
                 continue
@@ -123,8 +126,8 @@ def zero_mean_gap(guide: SiteGuide) -> ZeroMeanGap:
                 ZeroMeanRow(
                     site,
                     weights,
-                    squared_signal_to_noise(distribution).sum().item() / 2,
-                    log_alpha(distribution).median().item(),
+                    squared_signal_to_noise(distribution).cpu()[free].sum().item() / 2,
+                    log_alpha(distribution).cpu()[free].median().item(),
                 )
             )
     return ZeroMeanGap(math.fsum(row.gap for row in rows), tuple(rows))

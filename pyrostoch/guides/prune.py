@@ -14,7 +14,7 @@ from torch.distributions import Normal
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch.guides.export import make_sparse, with_weights
-from pyrostoch.guides.ratio import is_zero_mean, log_alpha, weight_distributions
+from pyrostoch.guides.ratio import free_entries, is_zero_mean, log_alpha, weight_distributions
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import clean_name
 from pyrostoch.protocols import SiteGuide
@@ -179,7 +179,8 @@ def prune(guide: SiteGuide, threshold: float = 3.0) -> Pruning:
         raise ValueError(f"prune: expected a finite threshold, got {threshold!r}")
     masks, values = {}, {}
     with torch.no_grad():
-        for site, distribution in weight_distributions(guide, "prune").items():
+        for site, whole in weight_distributions(guide, "prune").items():
+            distribution, fixed = free_entries(whole)
             if is_zero_mean(distribution):
                 raise ValueError(
                     f"prune: the distribution at site {site!r} has mean zero by construction: its weights act through "
@@ -192,8 +193,10 @@ def prune(guide: SiteGuide, threshold: float = 3.0) -> Pruning:
             ratio = log_alpha(distribution)
             if bool(torch.isnan(ratio).any()) or not bool(torch.isfinite(distribution.loc).all()):
                 raise ValueError(f"prune: the guide's parameters at site {site!r} are not finite")
-            masks[site] = ratio <= threshold
-            values[site] = distribution.loc.clone()
+            masks[site], values[site] = ratio <= threshold, distribution.loc.clone()
+            if fixed is not None:  # constants are kept
+                values[site] = fixed.put_into(values[site])
+                masks[site] = torch.where(fixed.mask, values[site] != 0, masks[site])
     pruning = _pruning(f"log alpha <= {threshold:g}", masks, values)
     emptied = [row.site for row in pruning.sites if row.weights and not row.kept]
     if emptied:

@@ -6,11 +6,12 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
-from pyrostoch.distributions import MultiplicativeNormal
+from pyrostoch._fixed_entries import FixedEntries
+from pyrostoch.distributions import MultiplicativeNormal, PartlyFixed
 from pyrostoch.effects import base_distribution
 from pyrostoch.protocols import SiteGuide
 
-__all__ = ["is_zero_mean", "log_alpha", "squared_signal_to_noise", "weight_distributions"]
+__all__ = ["free_entries", "is_zero_mean", "log_alpha", "squared_signal_to_noise", "weight_distributions"]
 
 
 def weight_distributions(guide: SiteGuide, purpose: str = "weight_distributions") -> dict[str, Distribution]:
@@ -30,6 +31,21 @@ def weight_distributions(guide: SiteGuide, purpose: str = "weight_distributions"
     if names is None:
         raise TypeError(f"{purpose}: expected a guide of pyrostoch.guides, got {type(guide).__name__}")
     return {name: base_distribution(guide.site_distribution(name)) for name in names}
+
+
+def free_entries(distribution: Distribution) -> tuple[Distribution, FixedEntries | None]:
+    """The distribution that all entries of a weight would have, and those of them that are constants instead.
+
+    Args:
+        distribution: The elementwise distribution of a weight.
+
+    Example:
+        >>> free_entries(Normal(0.0, 1.0))
+        (Normal(loc: 0.0, scale: 1.0), None)
+    """
+    if isinstance(distribution, PartlyFixed):
+        return distribution.base_dist, distribution.fixed
+    return distribution, None
 
 
 def is_zero_mean(distribution: Distribution) -> bool:

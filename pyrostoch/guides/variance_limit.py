@@ -13,7 +13,7 @@ from pyrostoch._checks import name_list
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.per_site import PerSite
-from pyrostoch.guides.ratio import is_zero_mean, weight_distributions
+from pyrostoch.guides.ratio import free_entries, is_zero_mean, weight_distributions
 from pyrostoch.guides.variance_only import VarianceOnly
 from pyrostoch.sites import Site
 
@@ -58,7 +58,8 @@ def to_variance_only(guide: Guide | PerSite, sites: str | Iterable[str] | None =
         >>> bool(torch.allclose(limit.site_distribution("weight").variance, guide.site_distribution("weight").variance))
         True
     """
-    distributions = weight_distributions(guide, "to_variance_only")
+    weights = weight_distributions(guide, "to_variance_only")
+    distributions = {site: free_entries(distribution)[0] for site, distribution in weights.items()}
     chosen = set(distributions) if sites is None else {sites} if isinstance(sites, str) else set(sites)
     unknown = sorted(chosen - set(distributions))
     if unknown:
@@ -98,9 +99,9 @@ def _variance_network(part: Guide, names: Iterable[str]) -> VarianceOnly:
     sites, scales = {}, []
     with torch.no_grad():
         for name in names:
-            distribution = base_distribution(part.site_distribution(name))
+            distribution, fixed = free_entries(base_distribution(part.site_distribution(name)))
             if name in part.weight_names:
-                sites[name] = Site(name, distribution.stddev.clone(), constraints.real, "weight", "")
+                sites[name] = Site(name, distribution.stddev.clone(), constraints.real, "weight", "", fixed=fixed)
             else:
                 sites[name] = Site(name, distribution.mean.clone(), constraints.positive, "scale", "")
                 scales.append(name)

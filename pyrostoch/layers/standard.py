@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 from torch import nn
 
 from pyrostoch.layers.weights import RandomWeights
-from pyrostoch.priors import PriorSpec
 
 __all__ = [
     "GRU",
@@ -62,19 +59,11 @@ class ConvTranspose3d(RandomWeights, nn.ConvTranspose3d):
 
 
 class Embedding(RandomWeights, nn.Embedding):
-    """`torch.nn.Embedding` with priors; see `RandomWeights`. The row of `padding_idx` is drawn like the other rows.
+    """`torch.nn.Embedding` with priors; see `RandomWeights`. The row of `padding_idx` stays a constant.
 
     Raises:
         ValueError: A prior is given together with `max_norm`, with which torch overwrites rows of the drawn weight.
     """
-
-    def __init__(self, *args: Any, prior: PriorSpec = None, name: str | None = None, **kwargs: Any) -> None:
-        super().__init__(*args, prior=prior, name=name, **kwargs)
-        if self.priors and self.max_norm is not None:
-            raise ValueError(
-                f"Embedding: max_norm={self.max_norm} overwrites rows of the weight when they are looked up, so a "
-                "weight with a prior would not keep its drawn value; omit max_norm or the prior"
-            )
 
 
 class LSTM(RandomWeights, nn.LSTM):

@@ -10,6 +10,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from pyrostoch._checks import name_list
+from pyrostoch._fixed_entries import fixed_entries, partly_fixed
 from pyrostoch.effects import call_network, inside_network
 from pyrostoch.effects.usage import UsageCache
 from pyrostoch.likelihoods import Categorical
@@ -96,7 +97,8 @@ class RandomWeights(nn.Module):
         weights: dict[str, Tensor] = {}
         for parameter, prior in self.priors.items():
             site, shape = self._site(parameter), self.get_parameter(parameter).shape
-            weights[parameter] = draw_weight(site, prior.distribution(site, shape), shape)
+            constants = fixed_entries(self, parameter) if parameter in partly_fixed(self) else None
+            weights[parameter] = draw_weight(site, prior.distribution(site, shape), shape, constants)
         return weights
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -116,7 +118,10 @@ class RandomWeights(nn.Module):
             )
         announce_parameters(self, self.name or "layer")
         sites = {parameter: self._site(parameter) for parameter in self.priors}
-        return call_network(self, self.draw(), args, kwargs, sites=sites, usage_cache=self._usage_cache)
+        constants = {name: fixed_entries(self, name) for name in partly_fixed(self)}
+        return call_network(
+            self, self.draw(), args, kwargs, sites=sites, usage_cache=self._usage_cache, fixed=constants
+        )
 
     def extra_repr(self) -> str:
         """The text of torch's layer, and the priors."""

@@ -9,15 +9,13 @@ from typing import Any, cast
 
 from torch import nn
 from torch.distributions import Distribution
-from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.parameter import UninitializedParameter
 
 from pyrostoch._checks import name_list
 from pyrostoch.priors.base import Prior, PriorSpec, as_prior
+from pyrostoch.priors.normalization import is_normalization
 
 __all__ = ["assign", "clean_name", "fixed_parameters", "is_bias", "owners"]
-
-_NORMALIZATION = (_NormBase, nn.LayerNorm, nn.GroupNorm, nn.RMSNorm)
 
 
 def clean_name(name: str) -> str:
@@ -84,8 +82,8 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
       wins. A pattern may match biases. Fixed parameters and those of a normalization layer are matched only by a
       pattern that writes out the layer's name (`"bn1.weight"`, `"bn1.*"`).
     - A callable gets each parameter's name and value, and returns a prior, a distribution or `None`.
-    - Normalization layers are those of torch, and modules with `Norm` in their class name whose parameters have one
-      axis (`LlamaRMSNorm`, `T5LayerNorm`).
+    - Normalization layers are those of torch, and modules whose parameters have one axis and which have `Norm` in their
+      class name (`LlamaRMSNorm`, `T5LayerNorm`) or divide by a norm or a standard deviation in their `forward`.
     - The `prior=` of a layer from `pyrostoch.layers` applies where `spec` is `None`, a single prior, or a dictionary
       without a matching pattern.
 
@@ -115,7 +113,7 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
 
     def set_apart(name: str) -> bool:
         """Whether only a rule that writes out its name gives a parameter a prior."""
-        return _is_normalization(parameters[name], holders[name]) or id(parameters[name]) in fixed_ids
+        return is_normalization(parameters[name], holders[name]) or id(parameters[name]) in fixed_ids
 
     chosen: dict[str, Prior | None] = {name: of_layers.get(id(parameter)) for name, parameter in parameters.items()}
     if isinstance(spec, dict):
@@ -148,10 +146,6 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
             stacklevel=3,
         )
     return {name: prior.for_parameter(parameters[name]) for name, prior in random.items()}
-
-
-def _is_normalization(parameter: nn.Parameter, holder: nn.Module) -> bool:
-    return isinstance(holder, _NORMALIZATION) or ("norm" in type(holder).__name__.lower() and parameter.dim() < 2)
 
 
 def _layer_priors(net: nn.Module) -> dict[int, Prior]:
@@ -205,6 +199,11 @@ def _check_can_be_random(name: str, parameter: nn.Parameter, holder: nn.Module) 
         reason = "its name contains a '/', which replaces the dot in the names of priors and guides; rename it"
     elif parameter.numel() == 0:
         reason = f"it is empty, of shape {tuple(parameter.shape)}"
+    elif isinstance(holder, (nn.Embedding, nn.EmbeddingBag)) and holder.max_norm is not None:
+        reason = (
+            f"max_norm={holder.max_norm} overwrites rows of the weight when they are looked up, so a draw would not "
+            f"keep its value; omit max_norm, or give the weight no prior (rule {{{clean_name(name)!r}: None}})"
+        )
     elif type(holder).__module__.startswith("torch.jit"):
         reason = "it belongs to a scripted module, which does not accept a drawn weight"
     if reason:

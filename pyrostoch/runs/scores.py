@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 
 from pyrostoch.effects import base_distribution
+from pyrostoch.guides.ratio import free_entries
 from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compare
 from pyrostoch.prediction.decompose import Decomposition, decompose
 from pyrostoch.prediction.readouts import parse_mode, seeded
@@ -157,7 +158,7 @@ def posterior_histograms(guide: SiteGuide, sites: Sequence[str]) -> list[dict[st
         parameters = guide.parameters_for(site)
         if "log_alpha" in parameters:
             # That of the distribution, which is clamped; the parameter may lie outside the bounds.
-            distribution: Any = base_distribution(guide.site_distribution(site))
+            distribution: Any = free_entries(base_distribution(guide.site_distribution(site)))[0]
             quantity, values = "log alpha", distribution.unexpanded_log_alpha
         elif "log_scale" in parameters:
             quantity, values = "log sigma", parameters["log_scale"]
