@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
+from torch._C._functorch import maybe_current_level
 
 from pyrostoch.effects.interpretation import Interpretation, base_distribution
 
@@ -82,15 +84,19 @@ def replace_by_mean(msg: Message) -> None:
         return
     fn: Any = msg["fn"]
     distribution = base_distribution(fn)
+    without = ValueError(
+        f"site {msg['name']!r}: {type(distribution).__name__} has no known mean, so it cannot be replaced by it; use "
+        "mode='mc'"
+    )
     try:
         mean = distribution.mean
     except (NotImplementedError, ValueError) as error:  # raised by distributions of torch and Pyro without a mean
         mean = _mean_through_transforms(distribution)
         if mean is None:
-            raise ValueError(
-                f"site {msg['name']!r}: {type(distribution).__name__} has no known mean, so it cannot be replaced by "
-                "it; use mode='mc'"
-            ) from error
+            raise without from error
+    # Others, such as the Cauchy, return NaN. In training the loss tells, and reading a value would wait for the device.
+    if not torch.is_grad_enabled() and maybe_current_level() is None and bool(torch.isnan(mean).any()):
+        raise without
     # A copy, since a network may write into its weights, and the mean may be a parameter of the guide.
     msg["value"] = mean.expand(fn.shape()).clone()
     msg["done"] = True

@@ -9,7 +9,7 @@ from typing import Any, cast
 import pyro
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution
+from torch.distributions import Categorical, Distribution
 from torch.nn import functional as F
 
 from pyrostoch._checks import check_positive
@@ -88,7 +88,13 @@ class Likelihood(nn.Module):
             return OutputDistribution(
                 output, lambda z: self.distribution(z, **drawn), lambda: self.closed(output, **drawn)
             )
-        return self.distribution(cast(Tensor, output), **drawn)  # `FromOutput` takes other outputs than tensors, too
+        if not isinstance(output, Tensor) and not isinstance(self, FromOutput):
+            raise TypeError(
+                f"likelihood {type(self).__name__}: expected the network's output to be a tensor, got "
+                f"{type(output).__name__}; give a function as the likelihood that takes the tensor out of it, such as "
+                "lambda out: pyro.distributions.Categorical(logits=out.logits)"
+            )
+        return self.distribution(cast(Tensor, output), **drawn)
 
     def check_shape(self, distribution: Distribution, target: Tensor) -> None:
         """Raise a `ValueError` if the targets' shape is not the distribution's, since they would be broadcast.
@@ -113,7 +119,10 @@ class Likelihood(nn.Module):
         """
         if target.is_floating_point() and not bool(torch.isfinite(target).all()):
             bad = int((~torch.isfinite(target)).sum())
-            raise ValueError(f"likelihood {type(self).__name__}: {bad} target(s) are NaN or infinite")
+            raise ValueError(
+                f"likelihood {type(self).__name__}: {bad} target(s) are NaN or infinite; where a mask leaves them out, "
+                "put any number in their place, since NaN would pass into gradients"
+            )
 
 
 class Noise(nn.Module):
@@ -188,6 +197,22 @@ class FromOutput(Likelihood):
                 f"likelihood function: expected a Pyro distribution (pyro.distributions), got {distribution!r:.60}"
             )
         return per_example(distribution)
+
+    def check_target(self, distribution: Distribution, target: Tensor) -> None:
+        """Raise a `ValueError` for targets that are NaN or infinite, and for labels that are no classes."""
+        super().check_target(distribution, target)
+        base: Any = distribution
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        if not isinstance(base, Categorical):
+            return
+        classes = base.logits.shape[-1]
+        wrong = (target < 0) | (target >= classes)
+        if bool(wrong.any()):
+            raise ValueError(
+                f"likelihood function: expected labels from 0 to {classes - 1}, got {int(wrong.sum())} outside, among "
+                f"them {int(target[wrong][0])}; where a mask leaves them out, put any class in their place"
+            )
 
 
 #: What a user may give as a likelihood: a `Likelihood`, or a function from the network's output to a Pyro distribution.

@@ -53,7 +53,8 @@ class Categorical(Likelihood):
         if bool(wrong.any()):
             raise ValueError(
                 f"likelihood Categorical: expected labels from 0 to {classes - 1} (the network has {classes} outputs), "
-                f"got {int(wrong.sum())} outside, among them {int(target[wrong][0])}"
+                f"got {int(wrong.sum())} outside, among them {int(target[wrong][0])}; leave unlabeled examples out, or "
+                "give a function as the likelihood that masks them: lambda out: Categorical(logits=out).mask(labeled)"
             )
 
 

@@ -70,13 +70,15 @@ class Regression:
         """Number of examples seen."""
         return self._losses.count
 
-    def update(self, log_density: Tensor, mean: Tensor, target: Tensor) -> None:
+    def update(self, log_density: Tensor, mean: Tensor, target: Tensor, observed: Tensor | None = None) -> None:
         """Add a batch of predictions.
 
         Args:
             log_density: Log predictive density of each target, summed over its outputs, shape (n,).
             mean: Predictive mean, shape (n,) or (n, ...).
             target: Target, in the shape of `mean`.
+            observed: Which targets count for the RMSE, in the shape of `mean`; all by default. With a mask that leaves
+                some out, every target that counts is an example of the standard error.
 
         Raises:
             ValueError: A shape is wrong (nothing is broadcast).
@@ -97,7 +99,10 @@ class Regression:
             return
         self._losses.update(-log_density)
         errors = mean.detach().to(torch.float64) - target.detach().to(mean.device, torch.float64)
-        self._squares.update(errors.square().reshape(len(errors), -1).mean(-1))
+        if observed is None or bool(observed.all()):
+            self._squares.update(errors.square().reshape(len(errors), -1).mean(-1))
+        else:
+            self._squares.update(errors.square()[observed])
 
     def merge(self, other: Regression) -> None:
         """Add the examples of another accumulator; `other` is not changed.

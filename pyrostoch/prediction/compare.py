@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from torch import Tensor
 from pyrostoch._checks import check_count
 from pyrostoch.metrics import Classification, Regression, Reliability, RunningMean
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
-from pyrostoch.prediction.draw_average import DrawAverage
+from pyrostoch.prediction.draw_average import DrawAverage, without_nan
 from pyrostoch.prediction.readouts import batches_for, batches_on_device, device_of, evaluating, parse_mode, seeded
 from pyrostoch.protocols import Data, Guide, Model
 from pyrostoch.records import Record, number, table
@@ -35,7 +36,7 @@ class ComparisonRow(Record):
         accuracy_stderr: Binomial standard error of `accuracy`.
         brier: Brier score, squares summed over classes.
         ece: Expected calibration error.
-        rmse: Root mean squared error of the predictive mean.
+        rmse: Root mean squared error of the predictive mean; `None` where the observations have no mean.
         rmse_stderr: Standard error of `rmse`.
     """
 
@@ -61,7 +62,7 @@ class Comparison(Record):
     """Scores by mode.
 
     Args:
-        num_examples: Number of examples scored.
+        num_examples: Number of examples scored: those of which the likelihood masks every target are left out.
         rows: One row per mode.
         reliability: For classes: confidence and accuracy by bin, by mode.
     """
@@ -102,13 +103,21 @@ class Comparison(Record):
             cells = [
                 (
                     row.mode,
-                    f"{number(row.rmse)} ± {number(row.rmse_stderr)}",
-                    f"{number(row.nll)} ± {number(row.nll_stderr)}",
+                    _with_error(row.rmse, row.rmse_stderr),
+                    _with_error(row.nll, row.nll_stderr),
                     number(row.seconds, 2),
                 )
                 for row in self.rows
             ]
-        return f"{self.num_examples} examples; NLL in nats per example\n" + table(head, cells)
+        meanless = not self.reliability and any(row.rmse is None for row in self.rows)
+        note = "; no RMSE: the likelihood's distribution has no mean" if meanless else ""
+        return f"{self.num_examples} examples; NLL in nats per example{note}\n" + table(head, cells)
+
+
+def _with_error(value: float | None, stderr: float | None) -> str:
+    """A score with its standard error, where it has one: that of a single example is not defined."""
+    known = stderr is not None and not math.isnan(stderr)
+    return f"{number(value)} ± {number(stderr)}" if known else number(value)
 
 
 class _Scores:
@@ -117,39 +126,49 @@ class _Scores:
     def __init__(self) -> None:
         self.classes: Classification | None = None
         self.numbers = Regression()
-        self.examples: RunningMean | None = None
+        self.examples = RunningMean()
+        self.has_mean = True
+        self.joint = False
         self.seconds = 0.0
 
     def update(self, average: DrawAverage, y: Tensor) -> None:
-        if not average.classes:
-            found = average.results()
-            self.numbers.update(found["log_density"], found["mean"], y)
+        """Add a batch. Targets that the likelihood masks are left out, and examples of which nothing is observed."""
+        observed = average.observed
+        rows = slice(None) if observed is None else observed.reshape(len(y), -1).any(1)
+        found = without_nan(average.results())
+        self.examples.update(-found["log_density"][rows])
+        if average.classes:
+            log_probs = average.log_probs.flatten(0, -2)
+            if self.classes is None:
+                self.classes = Classification(log_probs.shape[-1])
+            labels = slice(None) if observed is None else observed.reshape(-1)
+            self.classes.update(log_probs[labels], y.reshape(-1).long()[labels])
+            self.joint = average.log_probs.dim() > 2
             return
-        log_probs = average.log_probs.flatten(0, -2)
-        if self.classes is None:
-            self.classes = Classification(log_probs.shape[-1])
-        self.classes.update(log_probs, y.reshape(-1).long())
-        if average.log_probs.dim() > 2:  # several labels per example depend on the same draws: average over examples
-            self.examples = self.examples or RunningMean()
-            self.examples.update(-average.log_density)
+        self.has_mean = self.has_mean and "mean" in found
+        if self.has_mean:
+            entries = None if observed is None else observed[rows]
+            self.numbers.update(found["log_density"][rows], found["mean"][rows], y[rows], entries)
 
     def row(self, mode: str, draws: int) -> ComparisonRow:
+        if self.examples.count == 0:
+            raise ValueError("compare: the likelihood masks every target of these data, so there is nothing to score")
+        examples = self.examples.compute()
         if self.classes is None:
-            numbers = self.numbers.compute()
+            numbers = self.numbers.compute() if self.has_mean else None
             return ComparisonRow(
                 mode,
                 draws,
                 self.seconds,
-                numbers.nll,
-                numbers.nll_stderr,
-                rmse=numbers.rmse,
-                rmse_stderr=numbers.rmse_stderr,
+                examples.value,
+                examples.stderr,
+                rmse=None if numbers is None else numbers.rmse,
+                rmse_stderr=None if numbers is None else numbers.rmse_stderr,
             )
         scores = self.classes.compute()
         nll, nll_stderr = scores.nll, scores.nll_stderr
-        if self.examples is not None:
-            joint = self.examples.compute()
-            nll, nll_stderr = joint.value, joint.stderr
+        if self.joint:  # several labels per example depend on the same draws: average over examples
+            nll, nll_stderr = examples.value, examples.stderr
         return ComparisonRow(
             mode,
             draws,
@@ -175,8 +194,9 @@ def compare(
 ) -> Comparison:
     """Score a network under several modes of prediction: accuracy, NLL, Brier score and calibration, or RMSE and NLL.
 
-    The scores are accumulated batch by batch, and no prediction is kept. Where the accuracy of `"mean"` differs from
-    that of many samples, the network has stored information in the variances of its weights.
+    The scores are accumulated batch by batch, and no prediction is kept. Targets that the likelihood masks are left
+    out. Where the accuracy of `"mean"` differs from that of many samples, the network has stored information in the
+    variances of its weights.
 
     Args:
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)`.
@@ -216,7 +236,7 @@ def compare(
     batches = batches_for(model, data, batch_size)
     rows, reliability, count = [], {}, 0
     for mode, (name, draws) in parsed.items():
-        scores, count = _Scores(), 0
+        scores = _Scores()
         sampler = PosteriorSampler(model, guide, name, draws)
         with seeded(seed, device), evaluating(model, guide):
             for batch, targets in batches_on_device(batches, device):
@@ -228,7 +248,7 @@ def compare(
                     scores.update(average, targets[examples])
                 _synchronize(device)
                 scores.seconds += time.perf_counter() - start
-                count += len(targets)
+        count = scores.examples.count
         rows.append(scores.row(mode, sampler.num_samples))
         if scores.classes is not None:
             reliability[mode] = scores.classes.reliability()
@@ -277,7 +297,6 @@ def accuracy_by_samples(
     device = device_of(model, guide, device)
     batches = batches_for(model, data, batch_size)
     scores = {k: _Scores() for k in wanted}
-    count = 0
     sampler = PosteriorSampler(model, guide, "mc", wanted[-1])
     with seeded(seed, device), evaluating(model, guide):
         for batch, targets in batches_on_device(batches, device):
@@ -292,7 +311,7 @@ def accuracy_by_samples(
                         scores[k].update(average, targets[examples])
                         scores[k].seconds += spent
                         start = time.perf_counter()
-            count += len(targets)
+    count = scores[wanted[-1]].examples.count
     modes = {k: f"mc:{k}" for k in wanted}
     rows = tuple(scores[k].row(mode, k) for k, mode in modes.items())
     classes = {mode: scores[k].classes for k, mode in modes.items()}

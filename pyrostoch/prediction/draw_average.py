@@ -6,33 +6,16 @@ from collections.abc import Mapping
 
 import torch
 from torch import Tensor
-from torch.distributions import Bernoulli, Categorical, Distribution
+from torch.distributions import Distribution
 
-from pyrostoch.effects import base_distribution
 from pyrostoch.metrics import MomentAverage, PredictiveAverage
 from pyrostoch.metrics.uncertainty import LogMeanExp
 from pyrostoch.moments.predictive import OutputDistribution
+from pyrostoch.prediction.observed import class_log_probs, mean_and_variance, observed_mask, without_wrappers
 from pyrostoch.prediction.readouts import check_targets
 from pyrostoch.protocols import Model
 
-__all__ = ["DrawAverage", "class_log_probs"]
-
-
-def class_log_probs(distribution: Distribution) -> Tensor | None:
-    """Log-probabilities of the classes, `(n, ..., C)` in float64; `None` where the observations are not classes.
-
-    A single Bernoulli variable per example counts as two classes, no and yes.
-
-    Args:
-        distribution: A distribution of observations.
-    """
-    base = base_distribution(distribution)
-    if isinstance(base, Categorical):
-        return base.logits.to(torch.float64).log_softmax(-1)
-    if isinstance(base, Bernoulli) and base.logits.numel() == distribution.batch_shape[0]:
-        logits = base.logits.to(torch.float64).reshape(-1)
-        return torch.stack([torch.zeros_like(logits), logits], dim=-1).log_softmax(-1)
-    return None
+__all__ = ["DrawAverage", "without_nan"]
 
 
 class DrawAverage:
@@ -44,6 +27,7 @@ class DrawAverage:
 
     Attributes:
         classes: After the first draw: whether the observations are classes.
+        observed: After a draw: which entries of the targets are observed; `None` where all are.
     """
 
     def __init__(self, model: Model, y: Tensor | None = None) -> None:
@@ -56,6 +40,7 @@ class DrawAverage:
         self._within: dict[str, Tensor] = {}
         self._draws = 0
         self.classes = False
+        self.observed: Tensor | None = None
 
     def statistics(self, distribution: Distribution) -> dict[str, Tensor]:
         """The tensors of one draw that are averaged; within `torch.vmap`, those of several draws.
@@ -67,8 +52,8 @@ class DrawAverage:
             Tensors by name, for `add`.
 
         Raises:
-            ValueError: The observations are not classes and their distribution has no known mean or variance; or the
-                targets do not fit it.
+            ValueError: No targets are given, the observations are not classes, and their distribution has no known mean
+                or variance; or the targets do not fit it.
         """
         if isinstance(distribution, OutputDistribution):
             return self._of_moments(distribution)
@@ -77,16 +62,19 @@ class DrawAverage:
             if not self._density.draws:
                 check_targets(self._model, distribution, self.y)
             found["density"] = distribution.log_prob(self.y)
+        observed = observed_mask(distribution)
+        if observed is not None:
+            found["observed"] = observed
         log_probs = class_log_probs(distribution)
         if log_probs is not None:
             return found | {"classes": log_probs}
-        try:
-            return found | {"mean": distribution.mean, "variance": distribution.variance}
-        except NotImplementedError as error:  # raised by torch's distributions that have no known mean or variance
+        moments = mean_and_variance(distribution)
+        if not moments and self.y is None:
             raise ValueError(
-                f"likelihood: {type(base_distribution(distribution)).__name__} has no known mean or variance, so there "
-                "is nothing to report; use a distribution with both"
-            ) from error
+                f"likelihood: {type(without_wrappers(distribution)).__name__} has no known mean or variance, so there "
+                "is nothing to report without targets; give y= for its log density, or use a distribution with both"
+            )
+        return found | moments
 
     def _of_moments(self, distribution: OutputDistribution) -> dict[str, Tensor]:
         """The prediction of one pass of moments."""
@@ -97,6 +85,8 @@ class DrawAverage:
             for member in distribution.members():
                 points.add(points.statistics(member))
             fields = points.results()
+            if points.observed is not None:
+                fields["observed"] = points.observed
         else:
             fields = dict(distribution.closed.fields)
             if self.y is not None:
@@ -114,12 +104,13 @@ class DrawAverage:
         for name in ("aleatoric", "epistemic"):
             if name in statistics:
                 self._within[name] = self._within.get(name, 0.0) + statistics[name]
+        self.observed = statistics.get("observed")
         if "density" in statistics:
             self._density.update(statistics["density"])
         if "classes" in statistics:
             self.classes, self._shape = True, statistics["classes"].shape
             self._classes.update(statistics["classes"].flatten(0, -2))
-        else:
+        elif "mean" in statistics:
             self._moments.update(statistics["mean"], statistics["variance"])
 
     @property
@@ -139,7 +130,7 @@ class DrawAverage:
             found["log_probs"] = self.log_probs
             for name in ("total", "aleatoric", "epistemic"):
                 found[name] = getattr(self._classes, name).reshape(self._shape[:-1])
-        else:
+        elif self._moments.draws:
             found["mean"], found["variance"] = self._moments.mean, self._moments.variance
             found |= {"total": found["variance"], "aleatoric": self._moments.aleatoric}
             found["epistemic"] = self._moments.epistemic
@@ -148,3 +139,33 @@ class DrawAverage:
             found["aleatoric"] = self._within["aleatoric"] / self._draws
             found["epistemic"] = found["epistemic"] + self._within["epistemic"] / self._draws
         return found
+
+
+def without_nan(fields: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The fields of a prediction without those that do not exist, such as the mean of a Cauchy distribution.
+
+    Args:
+        fields: The fields of a `Prediction`.
+
+    Raises:
+        ValueError: What is NaN is all there is, or the network's output is NaN.
+
+    Example:
+        >>> list(without_nan({"mean": torch.tensor([torch.nan]), "log_density": torch.zeros(1)}))
+        ['log_density']
+    """
+    nan = [name for name, values in fields.items() if bool(torch.isnan(values).any())]
+    if not nan:
+        return fields
+    if "log_probs" in fields or "log_density" in nan:
+        raise ValueError(
+            f"prediction: {', '.join(nan)} are NaN: the network's output is NaN or infinite, or its weights are; check "
+            "the guide's parameters and the scale of the inputs"
+        )
+    kept = {name: values for name, values in fields.items() if name == "log_density"}
+    if not kept:
+        raise ValueError(
+            "prediction: the predictive mean or variance is NaN: the likelihood's distribution has none (a Cauchy), or "
+            "the network's output is NaN; give targets y= for their log density"
+        )
+    return kept

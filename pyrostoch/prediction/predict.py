@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,8 +12,8 @@ from pyrostoch._checks import check_count, check_finite
 from pyrostoch._inputs import count_examples, take_examples, to_device
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
-from pyrostoch.prediction.draw_average import DrawAverage
-from pyrostoch.prediction.readouts import device_of, evaluating, parse_mode, same_device
+from pyrostoch.prediction.draw_average import DrawAverage, without_nan
+from pyrostoch.prediction.readouts import device_of, evaluating, parse_mode, same_device, seeded
 from pyrostoch.protocols import Guide, Inputs, Model
 from pyrostoch.records import Record, table
 
@@ -27,7 +26,9 @@ class Prediction(Record):
 
     For classes (a `Categorical` likelihood, or a single `Bernoulli` per example, whose classes are no and yes) it holds
     `probs` and `log_probs`, and the uncertainties are entropies in nats. Otherwise it holds `mean` and `variance`, and
-    the uncertainties are variances.
+    the uncertainties are variances. Of a distribution without a mean (Cauchy, a density of your own) there is only the
+    `log_density` of given targets. Where a likelihood masks targets, everything but `log_density` is predicted for the
+    masked entries, too.
 
     Args:
         mode: The mode's name.
@@ -46,9 +47,9 @@ class Prediction(Record):
 
     mode: str
     num_samples: int
-    total: Tensor
-    aleatoric: Tensor
-    epistemic: Tensor
+    total: Tensor | None = None
+    aleatoric: Tensor | None = None
+    epistemic: Tensor | None = None
     log_probs: Tensor | None = None
     mean: Tensor | None = None
     variance: Tensor | None = None
@@ -63,7 +64,8 @@ class Prediction(Record):
             ValueError: The observations are not classes.
         """
         if self.log_probs is None:
-            raise ValueError("probs: the observations are not classes; this prediction has a mean and a variance")
+            has = "a log density of the targets only" if self.mean is None else "a mean and a variance"
+            raise ValueError(f"probs: the observations are not classes; this prediction has {has}")
         return self.log_probs.exp()
 
     def log_prob(self, y: Tensor) -> Tensor:
@@ -97,18 +99,20 @@ class Prediction(Record):
         return self.log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
 
     def __len__(self) -> int:
-        return len(self.total)
+        return next(len(values) for values in (self.total, self.log_density) if values is not None)
 
     def __str__(self) -> str:
         draws = "one pass" if self.mode != "mc" and self.num_samples == 1 else f"{self.num_samples} samples"
         if self.log_probs is not None:
             what, unit = f"{self.log_probs.shape[-1]} classes", "entropy, nats"
             rows: list[tuple[str, float]] = [("confidence", self.probs.amax(-1).mean().item())]
-        else:
-            what, unit = f"outputs of shape {tuple(self.total.shape[1:])}", "variance"
+        elif self.mean is not None:
+            what, unit = f"outputs of shape {tuple(self.mean.shape[1:])}", "variance"
             rows = []
+        else:
+            what, unit, rows = "a distribution without a mean", "", []
         parts = (("total", self.total), ("aleatoric", self.aleatoric), ("epistemic", self.epistemic))
-        rows += [(f"{name} {unit}", value.mean().item()) for name, value in parts]
+        rows += [(f"{name} {unit}", value.mean().item()) for name, value in parts if value is not None]
         if self.log_density is not None:
             rows.append(("log density of the targets, nats", self.log_density.mean().item()))
         head = f"Prediction of {len(self)} examples, {what}, mode {self.mode!r} ({draws})"
@@ -126,6 +130,7 @@ def predict(
     joint: bool = False,
     batch_size: int = 1000,
     device: str | torch.device | None = None,
+    seed: int | None = None,
 ) -> Prediction:
     r"""Predict with a Bayesian network.
 
@@ -156,6 +161,8 @@ def predict(
         batch_size: Largest number of examples that run through the network at a time; fewer if activations are large.
             Where examples meet in the network (`BayesianModel.examples_meet`), all of them run together.
         device: The model's device, to which the inputs are moved batch by batch. By default they must be there already.
+        seed: Seed of the draws; torch's random state is restored afterwards. Without it, draws continue from the
+            present random state.
 
     Returns:
         The prediction.
@@ -163,7 +170,8 @@ def predict(
     Raises:
         TypeError: Inputs are not tensors, the guide is not callable, or the model has no method `observation`.
         ValueError: The mode is unknown or contradicts `num_samples`; inputs are empty, not finite, or on another device
-            than the model; targets do not fit; or the guide lacks a site.
+            than the model; targets do not fit; the guide lacks a site; the prediction is NaN; or the observations have
+            no mean and no targets are given.
 
     Example:
         >>> import pyrostoch as ps
@@ -196,7 +204,7 @@ def predict(
             for x_piece, rows in sampler.split_batch(to_device(x_batch, target)):
                 yield x_piece, DrawAverage(model, None if y_batch is None else y_batch[rows])
 
-    with evaluating(model, guide):
+    with seeded(seed, target), evaluating(model, guide):
         if sampler.joint:
             # Inputs are moved to the device again for each chunk of draws, so that only one batch of them is there.
             averages: list[DrawAverage] = []
@@ -212,7 +220,7 @@ def predict(
                 for statistics in sampler.run(piece, average.statistics):
                     average.add(statistics)
                 results.append(average.results())
-    fields: dict[str, Any] = {field: torch.cat([result[field] for result in results]) for field in results[0]}
+    fields = without_nan({field: torch.cat([result[field] for result in results]) for field in results[0]})
     return Prediction(mode=name, num_samples=sampler.num_samples, treatments=dict(sampler.treatments), **fields)
 
 

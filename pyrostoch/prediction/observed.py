@@ -1,0 +1,88 @@
+"""What the distribution of observations has: classes, a mean and a variance, and a mask of what was observed."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDistribution
+from torch import Tensor
+from torch.distributions import Bernoulli, Categorical, Distribution, Independent
+
+__all__ = ["class_log_probs", "mean_and_variance", "observed_mask", "without_wrappers"]
+
+
+def without_wrappers(distribution: Distribution) -> Distribution:
+    """The elementwise distribution inside `Independent`, `expand` and `mask`.
+
+    Args:
+        distribution: A distribution of observations.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> without_wrappers(dist.Normal(torch.zeros(2, 3), 1.0).mask(torch.ones(2, 3) > 0).to_event(1))
+        Normal(loc: torch.Size([2, 3]), scale: torch.Size([2, 3]))
+    """
+    inner: Any = distribution
+    while isinstance(inner, (Independent, ExpandedDistribution, MaskedDistribution)):
+        inner = inner.base_dist
+    base: Distribution = inner
+    return base
+
+
+def observed_mask(distribution: Distribution) -> Tensor | None:
+    """Which entries of the targets are observed, in the targets' shape; `None` where all are.
+
+    Args:
+        distribution: A distribution of observations, perhaps one with `.mask(...)`.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> observed_mask(dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])))
+        tensor([ True, False])
+    """
+    shape = distribution.batch_shape + distribution.event_shape
+    inner: Any = distribution
+    mask: Tensor | None = None
+    while isinstance(inner, (Independent, ExpandedDistribution, MaskedDistribution)):
+        if isinstance(inner, MaskedDistribution) and inner._mask is not True:
+            own = torch.as_tensor(inner._mask)
+            # A mask over the batch of a joint distribution masks whole events.
+            own = own.reshape(own.shape + (1,) * len(inner.event_shape)).expand(shape)
+            mask = own if mask is None else mask & own
+        inner = inner.base_dist
+    return mask
+
+
+def class_log_probs(distribution: Distribution) -> Tensor | None:
+    """Log-probabilities of the classes, `(n, ..., C)` in float64; `None` where the observations are not classes.
+
+    A single Bernoulli variable per example counts as two classes, no and yes.
+
+    Args:
+        distribution: A distribution of observations.
+    """
+    base = without_wrappers(distribution)
+    if isinstance(base, Categorical):
+        logits = base.logits.to(torch.float64).log_softmax(-1)
+        return logits.expand(*distribution.batch_shape, *distribution.event_shape, logits.shape[-1])
+    if isinstance(base, Bernoulli) and base.logits.numel() == distribution.batch_shape[0]:
+        logits = base.logits.to(torch.float64).reshape(-1)
+        return torch.stack([torch.zeros_like(logits), logits], dim=-1).log_softmax(-1)
+    return None
+
+
+def mean_and_variance(distribution: Distribution) -> dict[str, Tensor]:
+    """Mean and variance of the observations by name; empty where torch or Pyro know none.
+
+    Args:
+        distribution: A distribution of observations.
+
+    Example:
+        >>> mean_and_variance(torch.distributions.Normal(torch.zeros(2), 2.0))["variance"].tolist()
+        [4.0, 4.0]
+    """
+    try:
+        return {"mean": distribution.mean, "variance": distribution.variance}
+    except (NotImplementedError, AttributeError):
+        return {}
