@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 import pyrostoch as ps
-from pyrostoch.infer.batches import as_batches, epoch_order
+from pyrostoch.infer.batches import epoch_order
+from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.prediction.validation import predictive_loss
 from pyrostoch.training.fit import fit
 from pyrostoch.training.schedule import kl_weight, rate_factor

@@ -12,7 +12,8 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, IterableDataset, Sampler, SubsetRandomSampler, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.batches import as_batches, epoch_order, move_to_device
+from pyrostoch.infer.batches import epoch_order
+from pyrostoch.infer.data_sets import as_batches, move_to_device
 from pyrostoch.prediction.predict import predict
 from pyrostoch.training.fit import fit
 
@@ -138,7 +139,7 @@ class SpoiltItems(Items):
 
 BAD_DATA = {
     "empty": ((X[:0], Y[:0]), ValueError, "data: expected at least one example"),
-    "more inputs": ((X, Y[:-1]), ValueError, "23 inputs and 22 targets"),
+    "more inputs": ((X, Y[:-1]), ValueError, "got 23 and 22"),
     "num_data": ((X[:20], Y[:20]), ValueError, "num_data=23 examples.*got 20"),
     "NaN": ((with_nan(), Y), ValueError, "data: inputs x: expected finite values, got 1 NaN.*row 7"),
     "label": ((X, Y + 1), ValueError, "data: .*labels from 0 to 1.*among them 2"),
@@ -236,7 +237,7 @@ def test_nothing_to_train_is_refused() -> None:
 
 @pytest.mark.parametrize(("free", "moved"), [(10**6, True), (79, False)])
 def test_data_that_fit_are_kept_on_the_device(monkeypatch, free, moved):
-    monkeypatch.setattr("pyrostoch.infer.batches._free_memory", lambda device: free)
+    monkeypatch.setattr("pyrostoch.infer.data_sets._free_memory", lambda device: free)
     x, y = (torch.zeros(5, 2), torch.zeros(5, 1)), torch.arange(5, dtype=torch.int32)
     batches = as_batches((x, y), 2)
     found = move_to_device(batches, torch.device("meta"))
@@ -247,6 +248,6 @@ def test_data_that_fit_are_kept_on_the_device(monkeypatch, free, moved):
 
 
 def test_only_tensors_are_moved(monkeypatch):
-    monkeypatch.setattr("pyrostoch.infer.batches._free_memory", lambda device: 10**9)
+    monkeypatch.setattr("pyrostoch.infer.data_sets._free_memory", lambda device: 10**9)
     batches = as_batches(Items(), 2)
     assert move_to_device(batches, torch.device("meta")) is batches

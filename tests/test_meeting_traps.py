@@ -10,7 +10,7 @@ from torch.nn import functional as F
 from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
 import pyrostoch as ps
-from pyrostoch.infer.batches import as_batches
+from pyrostoch.infer.data_sets import as_batches
 
 COUNT = 100
 

@@ -97,7 +97,7 @@ def test_the_nll_of_several_labels_per_example_is_that_of_the_example():
 def test_generators_of_samplers_are_found_and_those_of_held_out_data_restored():
     from torch.utils.data import BatchSampler, DataLoader, RandomSampler, TensorDataset
 
-    from pyrostoch.infer.batches import as_batches
+    from pyrostoch.infer.data_sets import as_batches
     from pyrostoch.prediction.validation import predictive_loss
 
     generator = torch.Generator().manual_seed(3)

@@ -11,7 +11,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrostoch as ps
 from pyrostoch._inputs import count_examples, example_axes, take_examples
 from pyrostoch.effects.meeting import examples_meet
-from pyrostoch.infer.batches import as_batches
+from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.training.checks import check_batches
 

@@ -313,7 +313,7 @@ class Interpretation(Messenger):
         elif uses[0].role == "other":
             reason = f"used in {uses[0].function}"
         else:
-            reason = self.reason_not_supported(uses[0]) or (usage.obstacles or {}).get(parameter)
+            reason = (usage.obstacles or {}).get(parameter) or self.reason_not_supported(uses[0])
         return Decision(Outcome.REPLACED) if reason is None else Decision(Outcome.NOT_SUPPORTED, reason)
 
     def _usage_of(self, call: NetworkCall) -> Usage:

@@ -105,7 +105,8 @@ class MomentPropagation(Interpretation):
         if not self.settings.sampled:
             raise ValueError(
                 f"site {site!r}: moment propagation expects each random weight to be independent, with a known mean "
-                f"and variance, and used in exactly one linear layer or convolution; this one: {decision.reason}. "
+                f"and variance, and used in exactly one linear layer or convolution that keeps examples apart; the "
+                f"reason here: {decision.reason}. "
                 "Predict with mode='mc', which draws the whole network"
                 + (
                     ", or try mode='moments:mc:20', which averages over 20 draws of such weights only"

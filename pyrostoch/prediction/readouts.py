@@ -18,7 +18,8 @@ from pyrostoch._checks import check_choice, check_count, check_finite, name_list
 from pyrostoch._inputs import to_device
 from pyrostoch._seeds import forked
 from pyrostoch.effects import Interpretation, MeanPropagation, NoiseFree, base_distribution
-from pyrostoch.infer.batches import Batches, as_batches, must_stay_whole
+from pyrostoch.infer.batches import Batches, must_stay_whole
+from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.elbo import MOMENTS, interpretation
 from pyrostoch.likelihoods import Likelihood
 from pyrostoch.prediction.validation import training_mode

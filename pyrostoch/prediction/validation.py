@@ -73,7 +73,7 @@ def predictive_loss(
 
     Example:
         >>> import pyrostoch as ps
-        >>> from pyrostoch.infer.batches import as_batches
+        >>> from pyrostoch.infer.data_sets import as_batches
         >>> model = BayesianModel(nn.Linear(1, 1), likelihood=ps.likelihoods.Gaussian(1.0), num_data=3)
         >>> _ = nn.init.zeros_(model.net.weight), nn.init.zeros_(model.net.bias)
         >>> held_out = as_batches((torch.ones(3, 1), torch.zeros(3, 1)), 2)

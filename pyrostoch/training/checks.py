@@ -128,11 +128,15 @@ def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: 
     )
     if ranks.is_distributed:
         raise ValueError(f"{start}, so a batch cannot be divided among {ranks.world_size} processes; train in one")
+    declare = (
+        ""
+        if model.in_dims != 0
+        else ". Inputs that belong to all examples (edges, masks) are declared by BayesianModel(..., in_dims=(0, None))"
+    )
     raise ValueError(
         f"{start}, so random batches of {batches.batch_size} are not what it computes on all examples. Keep them "
-        f"together with batch_size={batches.num_data}; cut them in their own order with shuffle=False; or make the "
-        "batches yourself by a DataLoader. Inputs that belong to all examples (edges, masks) are declared by "
-        "BayesianModel(..., in_dims=(0, None))"
+        f"together with batch_size={batches.num_data}; where the network runs on a part of them (a series), cut them "
+        f"in their own order with shuffle=False; or make the batches yourself by a DataLoader{declare}"
     )
 
 

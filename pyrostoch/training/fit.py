@@ -17,8 +17,9 @@ from tqdm import tqdm
 
 from pyrostoch._seeds import forked
 from pyrostoch.effects.usage import warn_of_unused
-from pyrostoch.infer.batches import Batches, as_batches, move_to_device
+from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.compile import worth_compiling
+from pyrostoch.infer.data_sets import as_batches, move_to_device
 from pyrostoch.infer.elbo import Estimator
 from pyrostoch.infer.parallel import Ranks, join_process_group, local_device
 from pyrostoch.model import BayesianModel
