@@ -18,6 +18,7 @@ that a loss becomes a deterministic function.
 from __future__ import annotations
 
 from pyrostoch.effects.active import inside_network
+from pyrostoch.effects.checkpointing import checkpoint
 from pyrostoch.effects.flipout import Flipout
 from pyrostoch.effects.frozen import frozen_noise
 from pyrostoch.effects.independent import independent
@@ -25,7 +26,7 @@ from pyrostoch.effects.interpretation import Interpretation, base_distribution
 from pyrostoch.effects.local import LocalReparameterization
 from pyrostoch.effects.mean import MeanPropagation, NoiseFree
 from pyrostoch.effects.moments import MomentPropagation
-from pyrostoch.effects.network import call_network, checkpoint
+from pyrostoch.effects.network import call_network
 from pyrostoch.effects.shared import SharedSample
 
 __all__ = [

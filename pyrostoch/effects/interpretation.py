@@ -15,6 +15,8 @@ from torch.distributions import Distribution, Independent
 
 from pyrostoch._ops import LinearOp
 from pyrostoch.distributions import PartlyFixed
+from pyrostoch.effects.active import active_call
+from pyrostoch.effects.checkpointing import checkpointed_function, explain_refusal
 from pyrostoch.effects.independent import is_independent
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.separation import obstacles
@@ -246,6 +248,8 @@ class Interpretation(Messenger):
             self._pending.add(msg["name"])
 
     def _pyro_post_sample(self, msg: Any) -> None:
+        if active_call() is not None and not torch.compiler.is_compiling() and checkpointed_function() is not None:
+            raise explain_refusal(f"site {msg['name']!r} is drawn in it")
         if msg["is_observed"] or site_is_subsample(msg):
             return
         name, value = msg["name"], msg["value"]

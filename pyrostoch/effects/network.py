@@ -7,34 +7,31 @@ handler, an interpretation, decides how the weights' randomness is treated. With
 from __future__ import annotations
 
 import contextlib
-import sys
 import weakref
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any, ParamSpec, TypeVar, cast
+from typing import Any
 
 import torch
+from pyro.nn import PyroModule
 from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.stateless import _reparametrize_module
 from torch.overrides import TorchFunctionMode
-from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from pyrostoch._fixed_entries import FixedEntries
 from pyrostoch._ops import LinearOp, bind
-from pyrostoch.effects.active import active_call, entered, inside_network
+from pyrostoch.effects.active import entered
+from pyrostoch.effects.checkpointing import checkpointed_function, explain_refusal, modules_of
 from pyrostoch.effects.perturbed import Reading
 from pyrostoch.effects.swap import call_with, tied_values
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.effects.usage import Usage, UsageCache
-from pyrostoch.moments import MissingRuleError
+from pyrostoch.moments import MissingRuleError, Moments
 from pyrostoch.protocols import InDims
 
-__all__ = ["NetworkCall", "call_network", "checkpoint"]
-
-_P = ParamSpec("_P")
-_T = TypeVar("_T")
+__all__ = ["NetworkCall", "call_network"]
 
 # Computes one linear operation with replaced weights: (operation, name of weight, name of bias) -> output.
 ApplyOperation = Callable[[LinearOp, str | None, str | None], Any]
@@ -112,6 +109,29 @@ class NetworkCall:
             self.usage.count_pass(self.net)
         return output
 
+    def reason_not_fixed(self, function: Any) -> str:
+        """Why a part of the network may draw or use something random; empty where it does neither.
+
+        Args:
+            function: The part: a module, a method of one, or a function that holds some.
+        """
+        parts = modules_of(function)
+        if not parts:
+            return "its modules are not known"
+        names = {id(module): prefix for prefix, module in self.net.named_modules()}
+        places = tied_values(self.net, self.weights)
+        for part in parts:
+            if id(part) not in names:
+                return f"{type(part).__name__} is no module of the network"
+            prefix = names[id(part)]
+            inside = [place for place in places if not prefix or place.startswith(f"{prefix}.")]
+            if inside:
+                return f"it holds {inside[0]!r}"
+            for inner in part.modules():
+                if isinstance(inner, PyroModule) or type(inner).__module__.startswith("pyrostoch."):
+                    return f"it holds a {type(inner).__name__}"
+        return ""
+
     def checkpoint_contexts(self) -> tuple[AbstractContextManager[None], AbstractContextManager[None]]:
         """Contexts for `torch.utils.checkpoint`: one for the forward pass, one for its recomputation."""
         return self._forward_context(), self._recomputation_context()
@@ -165,13 +185,15 @@ class _NetworkMode(TorchFunctionMode):
         unused = () if call.usage is None else call.usage.unused
         self.unused = {id(call.weights[name]): name for name in unused}
         self.newly_used: set[str] = set()
+        # Functions that torch checkpoints, in which nothing is random, by id.
+        self.fixed_parts: dict[int, Any] = {}
 
     def __torch_function__(
         self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if self.grad_at_entry and not self.protected:
-            _refuse_torch_checkpoint()
+        if self.grad_at_entry and not self.protected and not torch.compiler.is_compiling():
+            self._refuse_random_checkpoint((args, kwargs))
         if self.unused:
             self.newly_used |= {self.unused[id(t)] for t in tensors_in((args, kwargs)) if id(t) in self.unused}
         if not self.names:
@@ -189,6 +211,22 @@ class _NetworkMode(TorchFunctionMode):
         self._count(weight, bias)
         return self.call.apply(op, weight, bias)
 
+    def _refuse_random_checkpoint(self, inputs: Any) -> None:
+        """Raise an error where torch's checkpointing would recompute something random after the call."""
+        function = checkpointed_function()
+        if function is None:
+            return
+        if id(function) not in self.fixed_parts:
+            reason = self.call.reason_not_fixed(function)
+            if reason:
+                raise explain_refusal(reason)
+            self.fixed_parts[id(function)] = function
+        random = [name for name, value in self.call.weights.items() if any(value is t for t in tensors_in(inputs))]
+        if random:
+            raise explain_refusal(f"it uses {random[0]!r}")
+        if any(isinstance(t, Moments) for t in inputs[0]):
+            raise explain_refusal("it is given moments")
+
     def _count(self, *names: str | None) -> None:
         for name in names:
             if name is not None:
@@ -204,36 +242,6 @@ class _NetworkMode(TorchFunctionMode):
                 f"expected each in one linear operation, got {counts}. The forward pass depends on its input or state, "
                 "which only shared samples support: use estimator='shared'"
             )
-
-
-def _refuse_torch_checkpoint() -> None:
-    if torch.compiler.is_compiling():
-        return
-    if torch.is_grad_enabled():
-        hooks = torch._C._autograd._top_saved_tensors_default_hooks(True)
-        found = hooks is not None and getattr(hooks[0], "__module__", "") == "torch.utils.checkpoint"
-    else:
-        found = _called_from("torch.utils.checkpoint")
-    if found:
-        raise RuntimeError(
-            "torch.utils.checkpoint inside a network with random weights gives wrong gradients: it recomputes the "
-            "forward pass after the drawn weights have been removed again. Replace it in the network by "
-            "pyrostoch.effects.checkpoint, which recomputes with the same weights and noise (and also works outside "
-            "pyrostoch's models)"
-        )
-
-
-def _called_from(module: str) -> bool:
-    """Whether a function of the module is on the call stack.
-
-    Reentrant checkpointing, which runs with gradients off, sets no saved-tensor hook and can only be found this way.
-    """
-    frame = sys._getframe(1)
-    while frame is not None:
-        if frame.f_globals.get("__name__") == module:
-            return True
-        frame = frame.f_back  # type: ignore[assignment]
-    return False
 
 
 # The results of calls without a cache of their own, by network.
@@ -284,32 +292,3 @@ def call_network(
     names = sites if sites is not None else {name: name for name in weights}
     cache = _USAGE_CACHES.setdefault(net, {}) if usage_cache is None else usage_cache
     return _network(NetworkCall(net, weights, args, kwargs or {}, names, cache, in_dims, reading, fixed))
-
-
-def checkpoint(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:
-    """Checkpoint a part of a network: recompute its activations in the backward pass instead of storing them.
-
-    Use it in place of `torch.utils.checkpoint.checkpoint(function, *args, use_reentrant=False)`. In a network with
-    random weights torch's function would recompute with other weights; this one recomputes with the same.
-
-    Args:
-        function: The part of the network.
-        args: Its inputs.
-        kwargs: Its keyword inputs.
-
-    Returns:
-        The result of `function`.
-
-    Example:
-        >>> x = torch.ones(2, requires_grad=True)
-        >>> checkpoint(torch.sin, x).sum().backward()
-        >>> bool(torch.allclose(x.grad, torch.cos(x)))
-        True
-    """
-    call, options = active_call(), cast(Any, kwargs)
-    if call is None and inside_network():
-        return function(*args, **kwargs)  # the analysis of weight usage, whose weights a recomputation would not see
-    if call is None:
-        return cast(_T, torch_checkpoint(function, *args, use_reentrant=False, **options))
-    contexts = call.checkpoint_contexts
-    return cast(_T, torch_checkpoint(function, *args, use_reentrant=False, context_fn=contexts, **options))

@@ -43,6 +43,16 @@ class Categorical(Likelihood):
                 f"likelihood Categorical: expected integer class labels, got {target.dtype}; one-hot or soft labels "
                 "are not supported, convert with y.argmax(-1) or y.long()"
             )
+        base: Any = distribution
+        while hasattr(base, "base_dist"):
+            base = base.base_dist
+        logits = getattr(base, "logits", target).shape
+        if len(logits) > 2 and target.shape == logits[:1] + logits[2:] and target.shape != logits[:-1]:
+            raise ValueError(
+                f"likelihood Categorical: expected the classes on the last axis of the network's output, got an output "
+                f"of shape {tuple(logits)} and targets of shape {tuple(target.shape)}: the classes seem to be on the "
+                "second axis, as torch's cross_entropy has them; return output.movedim(1, -1) from the network"
+            )
         super().check_shape(distribution, target)
 
     def check_target(self, distribution: Distribution, target: Tensor) -> None:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import gc
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -117,7 +118,9 @@ class DrawChunk:
             return self._run_draw(x, values, checked_statistics)
 
         # Pyro's checks need the truth value of a tensor, which vmap does not allow: all draws are checked at the end.
-        with pyro.validation_enabled(False):
+        with pyro.validation_enabled(False), warnings.catch_warnings():
+            # torch asks to report operations that it runs draw by draw, which is right, and none of the user's doing.
+            warnings.filterwarnings("ignore", "There is a performance drop", UserWarning)
             device = (x[0] if isinstance(x, tuple) else x).device
             states = generator_states(device)
             try:

@@ -30,6 +30,7 @@ from pyrostoch.protocols import Inputs
 from pyrostoch.sites import trace_of
 
 __all__ = [
+    "check_all_batches",
     "check_batches",
     "check_data",
     "check_model_and_guide",
@@ -200,12 +201,37 @@ def check_data(
 
     def check(x: Inputs, y: Tensor) -> None:
         check_finite(f"{what}: inputs x", x)
+        if y.shape[1:] != distribution.event_shape:
+            raise ValueError(
+                f"{what}: expected every target of shape {tuple(distribution.event_shape)}, as in the first batch, got "
+                f"{tuple(y.shape[1:])} in another one"
+            )
         _check_target(model, distribution, y.to(device), what)
 
     _warn_of_centered_output(model, recorder.uses)
     model.likelihood.check_shape(distribution, y)
     _check_target(model, distribution, y if batches.in_memory is None else batches.in_memory[1].to(device), what)
     return check if batches.in_memory is None else None
+
+
+def check_all_batches(batches: Batches, device: torch.device, check: Callable[[Inputs, Tensor], None] | None) -> None:
+    """Check every batch of data that are not held in memory, before a long run needs them.
+
+    Args:
+        batches: The data; states of random generators are left as they were.
+        device: The device of model and guide.
+        check: The result of `check_data`.
+    """
+    if check is None:
+        return
+    generators = [(generator, generator.get_state()) for generator in batches.generators()]
+    try:
+        with forked(device):
+            for x, y in batches.epoch(None, 0):
+                check(x, y)
+    finally:
+        for generator, state in generators:
+            generator.set_state(state)
 
 
 def check_param_store(model: nn.Module, guide: nn.Module) -> None:

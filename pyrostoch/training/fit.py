@@ -29,6 +29,7 @@ from pyrostoch.protocols import Data, Inputs
 from pyrostoch.safefile import CheckpointError, check_writable, read_file, write_file
 from pyrostoch.training.checkpoint import check_fits, describe
 from pyrostoch.training.checks import (
+    check_all_batches,
     check_batches,
     check_data,
     check_model_and_guide,
@@ -187,7 +188,7 @@ def fit(
         check = check_data(model, guide, batches, used_device)
         check_param_store(model, guide)
         if held_out is not None:
-            check_data(model, guide, held_out, used_device, "validation")
+            check_all_batches(held_out, used_device, check_data(model, guide, held_out, used_device, "validation"))
             held_out = move_to_device(held_out, used_device)
         batches = move_to_device(batches, used_device)
         order_seed = ranks.broadcast_from_first(int(torch.randint(2**31, ())) if seed is None else seed)
@@ -305,6 +306,15 @@ class _Run:
             )
             # The same number on all ranks, since it decides when to stop.
             row["validation"] = self._ranks.broadcast_from_first(loss)
+            if math.isnan(row["validation"]):
+                raise NonFiniteLossError(
+                    self.done,
+                    0,
+                    ["the loss on the validation data"],
+                    f"epoch {self.done}: the loss on the validation data is NaN, while that on the training data is "
+                    f"{row['loss']:g}: the network's output is NaN or infinite for some of these inputs. Model and "
+                    "guide are as this epoch left them",
+                )
         row["seconds"] = perf_counter() - start
         append_epoch(self.history, row)
         if settings.patience is not None:

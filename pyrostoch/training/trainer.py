@@ -118,23 +118,31 @@ class Trainer:
 
         Raises:
             NonFiniteLossError: A loss or a parameter is not finite; the state at the start of the epoch is restored.
-            ValueError: A loader of whole batches has other than `num_data` examples; the state is restored likewise.
+            ValueError: A loader of whole batches has other than `num_data` examples; the state is restored likewise, as
+                after any other error in a batch.
         """
         start = self.state.capture()
         rows: list[Tensor] = []
         sizes: list[int] = []
-        for part in self._shares(number):
-            if check is not None:
-                check(part.x, part.y)
-            rows.append(self._step(part, number, len(rows)))
-            sizes.append(part.count)
-        self.optimizer.zero_grad(set_to_none=True)
-        if self.batches.items_are_batches and sum(sizes) != self.model.num_data:
+        try:
+            for part in self._shares(number):
+                if check is not None:
+                    check(part.x, part.y)
+                rows.append(self._step(part, number, len(rows)))
+                sizes.append(part.count)
+            if self.batches.items_are_batches and sum(sizes) != self.model.num_data:
+                raise ValueError(
+                    f"data: expected num_data={self.model.num_data} examples, as the model was built for, got batches "
+                    f"with {sum(sizes)} in all; build it with num_data={sum(sizes)}"
+                )
+        except Exception as error:
             self.state.restore(start)
-            raise ValueError(
-                f"data: expected num_data={self.model.num_data} examples, as the model was built for, got batches with "
-                f"{sum(sizes)} in all; build it with num_data={sum(sizes)}"
+            error.add_note(
+                f"This was step {len(rows) + 1} of epoch {number}; model and guide are as they were before that epoch."
             )
+            raise
+        finally:
+            self.optimizer.zero_grad(set_to_none=True)
         terms = self.ranks.mean(torch.stack(rows)).cpu().double()
         bad = (~torch.isfinite(terms).all(1)).nonzero()
         if len(bad) or self._nonfinite_parameters():
