@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pyrostoch.protocols import InDims, Inputs
 
-__all__ = ["check_in_dims", "count_examples", "example_axes", "take_examples", "to_device"]
+__all__ = ["check_in_dims", "count_examples", "device_of_inputs", "example_axes", "take_examples", "to_device"]
 
 
 def check_in_dims(in_dims: InDims) -> InDims:
@@ -125,6 +125,21 @@ def _take(part: Tensor, rows: slice | Tensor, axis: int) -> Tensor:
     if isinstance(rows, slice):
         return part[(slice(None),) * axis + (rows,)]
     return torch.index_select(part, axis, rows.to(part.device)) if axis else part[rows.to(part.device)]
+
+
+def device_of_inputs(x: Inputs) -> torch.device:
+    """The device of the first tensor among the inputs; options such as flags have none.
+
+    Args:
+        x: A tensor, or a tuple of inputs.
+
+    Raises:
+        TypeError: There is no tensor among them.
+    """
+    for part in x if isinstance(x, (tuple, list)) else (x,):
+        if isinstance(part, Tensor):
+            return part.device
+    raise TypeError("inputs x: expected at least one tensor among them, got none")
 
 
 @overload

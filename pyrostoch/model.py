@@ -15,9 +15,9 @@ from torch.distributions import Distribution, constraints, transform_to
 
 from pyrostoch._checks import check_finite, name_list
 from pyrostoch._fixed_entries import FixedEntries, fixed_entries, partly_fixed
-from pyrostoch._inputs import check_in_dims, count_examples, example_axes
+from pyrostoch._inputs import check_in_dims, count_examples, device_of_inputs, example_axes
 from pyrostoch.effects import base_distribution, call_network
-from pyrostoch.effects.meeting import examples_meet
+from pyrostoch.effects.meeting import depends_on_place, examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import FromOutput, LikelihoodSpec, as_likelihood
 from pyrostoch.likelihoods.reading import LogDensities, full_precision
@@ -113,6 +113,7 @@ class BayesianModel(nn.Module):
         self._partly_fixed = partly_fixed(net) & set(priors)
         self.priors = nn.ModuleDict({site_key(clean_name(name)): p for name, p in priors.items()})
         self._usage_cache: UsageCache = {}
+        self._targets: list[Tensor | None] = [None]
         self._meeting_cache: dict[tuple[Any, ...], bool] = {}
         self._describe_sites()  # raises an error if a site cannot be drawn, before the network is changed
         fixed_ids = fixed_parameters(net)
@@ -156,14 +157,16 @@ class BayesianModel(nn.Module):
         known = list(self._usage_cache.values())
         return [site_of[name] for name in site_of if known and all(name in usage.unused for usage in known)]
 
-    def examples_meet(self, x: Inputs) -> bool:
+    def examples_meet(self, x: Inputs, y: Tensor | None = None) -> bool:
         """Whether a batch of inputs must stay whole: the network's output for an example depends on others.
 
-        That is so in a graph network, in attention over the batch, or in a mean over it. It is found by experiment in
-        evaluation mode, on up to 128 examples where the network runs on so few; the result is kept.
+        That is so in a graph network, in attention over the batch, in a mean over it, or where an example's number in
+        the batch counts. It is found by experiment in evaluation mode, on up to 128 examples where the network runs on
+        so few; the result is kept.
 
         Args:
             x: Inputs.
+            y: Their targets, which a density of your own may bring together; drawn by default.
 
         Example:
             >>> import pyrostoch as ps
@@ -174,11 +177,14 @@ class BayesianModel(nn.Module):
         """
         inputs = x if isinstance(x, tuple) else (x,)
         if None in example_axes(x, self.in_dims):  # the next one may say otherwise which examples meet
-            return examples_meet(self.net, inputs, self.in_dims, self._reading())
+            return examples_meet(self.net, inputs, self.in_dims, self._reading(y))
         # What is found on up to 128 examples holds for any number.
-        kind = (*call_kind(self.net, {}, inputs, {})[1:], min(count_examples(x, self.in_dims) or 0, 128))
+        size = min(count_examples(x, self.in_dims) or 0, 128)
+        kind = (*call_kind(self.net, {}, inputs, {})[1:], size, y is None)
         if kind not in self._meeting_cache:
-            self._meeting_cache[kind] = examples_meet(self.net, inputs, self.in_dims, self._reading())
+            self._meeting_cache[kind] = examples_meet(
+                self.net, inputs, self.in_dims, self._reading(y)
+            ) or depends_on_place(self.net, inputs, self.in_dims)
         return self._meeting_cache[kind]
 
     @property
@@ -239,10 +245,11 @@ class BayesianModel(nn.Module):
                 ) from error
             raise
 
-    def _reading(self) -> LogDensities | None:
+    def _reading(self, y: Tensor | None = None) -> LogDensities | None:
         """What a likelihood of the user's own reads of the output; those of this library keep examples apart."""
+        y = self._targets[0] if y is None else y
         own = isinstance(self.likelihood, FromOutput) or not type(self.likelihood).__module__.startswith("pyrostoch.")
-        return LogDensities(self.likelihood) if own else None
+        return LogDensities(self.likelihood, y) if own else None
 
     def _dims_of(self, inputs: tuple[Any, ...]) -> InDims:
         """`in_dims` as a tuple, or 0."""
@@ -284,7 +291,11 @@ class BayesianModel(nn.Module):
             count = self._check_sizes(count, y)
         if pyro.settings.get("validate_poutine"):
             check_finite("inputs x", x)
-        distribution = self.observation(x)
+        self._targets[0] = y  # for the analysis of the network
+        try:
+            distribution = self.observation(x)
+        finally:
+            self._targets[0] = None
         if y is not None:
             self.likelihood.check_shape(distribution, y)
             if pyro.settings.get("validate_poutine"):
@@ -293,7 +304,7 @@ class BayesianModel(nn.Module):
                 pyro.factor("penalty", -self.penalty(self.net))
         count = distribution.batch_shape[0] if count is None else count
         size = self.num_data if y is not None else count
-        device = y.device if y is not None else _device(x)
+        device = y.device if y is not None else device_of_inputs(x)
         with pyro.plate("data", size=size, subsample=torch.arange(count, device=device)):
             targets: Tensor = pyro.sample("obs", cast(Any, distribution), obs=y)
         return targets
@@ -369,7 +380,3 @@ def _dtypes(dtypes: set[torch.dtype]) -> str:
 def _support(distribution: Any) -> constraints.Constraint:
     support = distribution.support
     return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support
-
-
-def _device(x: Any) -> torch.device:
-    return (x[0] if isinstance(x, tuple) else x).device

@@ -12,8 +12,9 @@ from torch import nn
 
 import pyrostoch as ps
 from pyrostoch.prediction import activation_sizes, batched_sampling
-from pyrostoch.prediction.batched_sampling import DrawChunk, PosteriorSampler
+from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage
+from pyrostoch.prediction.draw_chunk import DrawChunk
 from pyrostoch.prediction.predict import predict
 from pyrostoch.prediction.readouts import evaluating
 
@@ -180,7 +181,7 @@ def test_chunks_and_pieces_are_within_the_limit_of_memory(monkeypatch):
 @pytest.mark.parametrize("error", [torch.OutOfMemoryError("CUDA out of memory"), RuntimeError("can't allocate memory")])
 def test_out_of_memory_halves_the_chunk_and_continues(monkeypatch, error):
     model, guide = build(Residual(), {"middle.weight": ps.priors.Normal()})
-    run_vectorized, tried = DrawChunk._run_vectorized, []
+    run_vectorized, tried = DrawChunk.run_vectorized, []
 
     def little(self, x, statistics):
         tried.append(len(self.values))
@@ -188,7 +189,7 @@ def test_out_of_memory_halves_the_chunk_and_continues(monkeypatch, error):
             raise error
         return run_vectorized(self, x, statistics)
 
-    monkeypatch.setattr(DrawChunk, "_run_vectorized", little)
+    monkeypatch.setattr(DrawChunk, "run_vectorized", little)
     sampler = PosteriorSampler(model, guide, "mc", 16)
     x = torch.randn(4, 3, **F64)
     found = rows(sampler, x)

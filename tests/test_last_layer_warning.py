@@ -117,7 +117,7 @@ def test_what_follows_the_last_layer(case):
     net = Net(after)
     assert warned(model_of(net), VarianceOnly(model_of(net))) == (["last.weight"] if expected else [])
     weights = {name: p.detach() for name, p in net.named_parameters() if p.dim() > 1}
-    uses = weight_usage(net, weights, (X,), {})
+    uses = weight_usage(net, weights, (X,), {}).uses
     assert [uses["last.weight"][0].output, uses["hidden.weight"][0].output] == [expected, False]
 
 

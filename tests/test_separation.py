@@ -169,7 +169,7 @@ def judged(net: nn.Module, x: Tensor, *, training: bool = True) -> dict[str, str
     """The reason for each weight that may not be replaced."""
     net.train(training)
     weights = {name: p.detach() for name, p in net.named_parameters() if name.endswith("weight")}
-    uses = weight_usage(net, weights, (x,), {})
+    uses = weight_usage(net, weights, (x,), {}).uses
     single = [name for name, found in uses.items() if len(found) == 1 and found[0].role != "other"]
     return obstacles(net, single, (x,), {}, len(x))
 

@@ -140,18 +140,21 @@ def test_a_network_that_writes_into_its_weights_leaves_the_guide_alone(estimator
 @pytest.mark.parametrize("estimator", ["local", "flipout"])
 def test_a_use_that_is_new_since_the_first_pass_is_refused(estimator):
     class Later(nn.Linear):
-        twice = False
+        count = 1
 
         def forward(self, x):
-            return super().forward(x) + (x @ self.weight.T if self.twice else 0.0)
+            return super().forward(x) + (x @ self.weight.T if self.count > 1 else 0.0)
 
     net = Later(2, 1)
     model = model_of(net)
     loss = ps.ELBO(estimator)(model, ps.guides.Additive(model))
     loss(torch.ones(4, 2), torch.zeros(4, 1))
-    net.twice = True
-    with pytest.raises(RuntimeError, match="'weight' 2 times"):
+    net.count = 2
+    with pytest.raises(RuntimeError, match=r"got 'weight' in torch\.Tensor\.T.*call again"):
         loss(torch.ones(4, 2), torch.zeros(4, 1))
+    # From now on it is a shared draw.
+    terms = ps.ELBO(estimator).terms(model, ps.guides.Additive(model), torch.ones(4, 2), torch.zeros(4, 1))
+    assert terms.treatments["weight"] == "shared (its uses differ from pass to pass)"
 
 
 def test_one_draw_in_two_calls_is_refused():

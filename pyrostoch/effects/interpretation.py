@@ -25,6 +25,10 @@ from pyrostoch.effects.usage import Usage, Use, batch_of, call_kind, weight_usag
 __all__ = ["Decision", "Interpretation", "Outcome", "UsageUnknownError", "SiteDraw", "base_distribution"]
 
 
+# Kinds of calls of one network that are analyzed; a network with more of them has another one at each call.
+_MANY_KINDS = 32
+
+
 class Outcome(Enum):
     """How one weight enters one network call.
 
@@ -323,9 +327,10 @@ class Interpretation(Messenger):
     def _usage_of(self, call: NetworkCall) -> Usage:
         """The weight usage for calls of this kind; if this interpretation replaces weights, which of them it may."""
         # A network called by several models shares its results only where they count examples alike.
-        key = (*call_kind(call.net, call.weights, call.args, call.kwargs), call.in_dims)
+        # A single example may take a way of its own.
+        key = (*call_kind(call.net, call.weights, call.args, call.kwargs), call.in_dims, self.batch == 1)
         if key not in call.usage_cache:
-            call.usage_cache[key] = Usage(weight_usage(call.net, call.weights, call.args, call.kwargs, call.in_dims))
+            call.usage_cache[key] = weight_usage(call.net, call.weights, call.args, call.kwargs, call.in_dims)
         usage = call.usage_cache[key]
         # Examples that are further apart than those seen so far may meet, too.
         if self._replaces and (usage.obstacles is None or self.batch > usage.batch):
@@ -335,9 +340,12 @@ class Interpretation(Messenger):
                     "analyzes its weight usage, which torch.vmap and torch.func do not allow; call it outside of them"
                 )
             single = [name for name, uses in usage.uses.items() if len(uses) == 1 and uses[0].role != "other"]
-            usage.obstacles = obstacles(
-                call.net, single, call.args, call.kwargs, self.batch, call.in_dims, call.reading
-            )
+            if sum(known.obstacles is not None for known in call.usage_cache.values()) > _MANY_KINDS:
+                usage.obstacles = dict.fromkeys(single, "its options or attributes differ from call to call")
+            else:
+                usage.obstacles = obstacles(
+                    call.net, single, call.args, call.kwargs, self.batch, call.in_dims, call.reading
+                )
             usage.batch = self.batch
         return usage
 

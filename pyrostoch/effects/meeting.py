@@ -7,23 +7,26 @@ others must not move.
 
 from __future__ import annotations
 
+import contextlib
 import warnings
+from collections.abc import Iterator
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrostoch._inputs import count_examples, example_axes, take_examples
+from pyrostoch.effects.held_state import HeldState
 from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, Reading, on_first_terms
 from pyrostoch.effects.repeatable import attributes_restored, same, separating_sets, size_of
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.protocols import InDims
 
-__all__ = ["cut_is_safe", "examples_meet"]
+__all__ = ["cut_is_safe", "depends_on_place", "examples_meet", "scrambled_examples_meet"]
 
 # Examples of a first, cheap round, and of one that sees couplings between examples further apart.
 _FEW, _MORE = 16, 128
-# Sets of examples that are exchanged where inputs belong to all of them, so that nothing can be cut.
+# Sets of examples that are exchanged where many meet if any do.
 _HALVES = 4
 
 
@@ -52,16 +55,12 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
     count = count_examples(x, in_dims)
     if count is None or count < 2:
         return False
-    net = getattr(net, "_orig_mod", net)  # without torch.compile, which would compile anew for every shape and dtype
-    device = next((parameter.device for parameter in net.parameters()), None)
+    net, device = _plain(net)
     axes = example_axes(x, in_dims)
     # For each example another one from anywhere in the data: the next one of a random cycle.
     order, anywhere = torch.randperm(count, generator=torch.Generator().manual_seed(SEED)), torch.empty(count).long()
     anywhere[order] = order.roll(1)
-    with torch.inference_mode(False), attributes_restored(net), warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # the network runs again afterwards, and warns then
-        for part in net.modules():
-            part.training = False  # not by eval(), with which some networks change their weights
+    with _quiet_evaluation(net):
         if None in axes:
             sets = separating_sets(count) if count <= _MORE else _random_halves(count)
             others = take_examples(x, anywhere, in_dims)
@@ -79,7 +78,142 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
                     return True
             except Exception:  # a network may need the whole batch: the nodes of one graph
                 return count > size and _runs(net, x, device)
+    return scrambled_examples_meet(net, x, in_dims, reading)
+
+
+@torch.no_grad()
+def scrambled_examples_meet(
+    net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, reading: Reading | None = None
+) -> bool:
+    """Whether examples meet for other real inputs of the same entries, of which some are equal and some close.
+
+    Inputs may tell which examples meet, by a distance between positions, a group in a column, a row of a matrix of
+    neighbors; those at hand may happen to keep them apart.
+
+    Args:
+        net: The network; it, its buffers and all random generators are left as they were.
+        x: Its inputs.
+        in_dims: The axis of each that counts the examples.
+        reading: What is computed from the output; examples may meet there, too.
+
+    Returns:
+        Whether examples meet; `False` where the network cannot run on such inputs.
+
+    Example:
+        >>> class Near(nn.Module):
+        ...     def forward(self, x):
+        ...         return (torch.cdist(x, x) < 0.1).double() @ x.double()
+        >>> x = 10.0 * torch.arange(8.0)[:, None]
+        >>> examples_meet(Near(), (x,)), scrambled_examples_meet(Near(), (x,))
+        (True, True)
+    """
+    count = count_examples(x, in_dims)
+    axes = example_axes(x, in_dims)
+    if count is None or count < 2 or None in axes:
         return False
+    net, device = _plain(net)
+    with _quiet_evaluation(net):
+        for size in (_FEW, count):
+            if size > count or (size < count and not cut_is_safe(net, x, count)):
+                continue
+            generator = torch.Generator().manual_seed(SEED)
+            base, others = (
+                tuple(
+                    _scrambled(part, axis or 0, generator)
+                    for part, axis in zip(take_examples(x, slice(size), in_dims), axes, strict=True)
+                )
+                for _ in range(2)
+            )
+            sets = separating_sets(size) if size < _HALVES else _random_halves(size)
+            try:
+                return _moves_others(net, base, others, axes, sets, reading, device, noise=False)
+            except Exception:  # a network may need the whole batch, or refuse such inputs
+                continue
+    return False
+
+
+@torch.no_grad()
+def depends_on_place(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0) -> bool:
+    """Whether the output for an example depends on its number in the batch, or on the batch's size.
+
+    Args:
+        net: The network; it, its buffers and all random generators are left as they were.
+        x: Its inputs.
+        in_dims: The axis of each that counts the examples.
+
+    Returns:
+        Whether it does; `False` for networks that draw random numbers, and for those that cannot run on a part.
+
+    Example:
+        >>> class Numbered(nn.Module):
+        ...     def forward(self, x):
+        ...         return x + torch.arange(len(x))[:, None]
+        >>> x = torch.randn(20, 3)
+        >>> depends_on_place(Numbered(), (x,)), depends_on_place(nn.Linear(3, 1), (x,))
+        (True, False)
+    """
+    count = count_examples(x, in_dims)
+    axes = example_axes(x, in_dims)
+    if count is None or count < 2 or None in axes:
+        return False
+    net, device = _plain(net)
+    size = min(count, _FEW)
+    if HeldState(net.modules()).has_own_randomness or (size < count and not cut_is_safe(net, x, count)):
+        return False
+    some = take_examples(x, slice(size), in_dims)
+
+    def run(double: bool, move_buffers: bool) -> bool:
+        moved = PerturbedNetwork(net, (), some, {}, double=double, move_buffers=move_buffers, device=device)
+        whole = moved.call({})
+        for rows in (torch.arange(size).flip(0), torch.arange(size // 2, size)):
+            output = moved.call({}, inputs=(take_examples(moved.args, rows, in_dims), {}))
+            if moved.draws:
+                return False
+            for before, after in zip(whole, output, strict=False):
+                if not before.dim() or len(before) != size or size in before.shape[1:]:
+                    continue  # no example's own, or a matrix of pairs
+                if after.shape == (len(rows), *before.shape[1:]):
+                    expected = before[rows.to(before.device)]
+                    if not same([expected], [after], None, len(rows)):
+                        return True
+        return False
+
+    with _quiet_evaluation(net):
+        try:
+            return on_first_terms(run)
+        except Exception:
+            return False
+
+
+def _plain(net: nn.Module) -> tuple[nn.Module, torch.device | None]:
+    """The network without torch.compile, which would compile anew for every shape and dtype, and its device."""
+    net = getattr(net, "_orig_mod", net)
+    return net, next((parameter.device for parameter in net.parameters()), None)
+
+
+@contextlib.contextmanager
+def _quiet_evaluation(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode without warnings; the network's state is restored."""
+    with torch.inference_mode(False), attributes_restored(net), warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # the network runs again afterwards, and warns then
+        for part in net.modules():
+            part.training = False  # not by eval(), with which some networks change their weights
+        yield
+
+
+def _scrambled(part: Any, axis: int, generator: torch.Generator) -> Any:
+    """Real inputs with their entries in another order; of four examples, one is close to another, two share entries."""
+    if not isinstance(part, Tensor) or not part.is_floating_point() or part.layout is not torch.strided:
+        return part
+    order = torch.randperm(part.numel(), generator=generator)
+    mixed = part.detach().reshape(-1)[order.to(part.device)].reshape(part.shape).movedim(axis, 0)
+    rows = mixed.reshape(len(mixed), -1).clone()
+    first, half = rows[::4], (rows.shape[1] + 1) // 2
+    rows[1::4, :half] = first[: len(rows[1::4]), :half]
+    close = first[: len(rows[2::4])]
+    rows[2::4] = close + 1e-3 * size_of(part) * torch.randn(close.shape, generator=generator).to(close)
+    rows[3::4, half:] = first[: len(rows[3::4]), half:]
+    return rows.reshape(mixed.shape).movedim(0, axis)
 
 
 def cut_is_safe(net: nn.Module, x: tuple[Any, ...], count: int) -> bool:
@@ -119,6 +253,8 @@ def _moves_others(
     sets: list[Tensor],
     reading: Reading | None,
     device: torch.device | None,
+    *,
+    noise: bool = True,
 ) -> bool:
     """Whether other inputs for some examples move the output for the rest of them."""
     count = len(sets[0])
@@ -131,13 +267,15 @@ def _moves_others(
         if not counting:
             return True
         exchanged = moved.cast(others)
-        changes = [exchanged, tuple(_noisy(part, moved) for part in exchanged)]
+        # Large inputs, too, since a branch may look at the largest of a batch.
+        second = (lambda part: _noisy(part, moved)) if noise else _enlarged
+        changes = [exchanged, tuple(map(second, exchanged))]
         for number, rows in enumerate(sets):
             # A network that draws may bring examples together in some passes only.
             seed = SEED + number * moved.draws
             if seed not in references:
                 references[seed] = moved.call({}, seed=seed)
-            for change in changes if count <= _FEW else changes[number % 2 :][:1]:
+            for change in changes if noise and count <= _FEW else changes[number % 2 :][:1]:
                 changed = tuple(
                     part if axis is None else _mixed(part, other, rows, axis)
                     for part, other, axis in zip(moved.args, change, axes, strict=True)
@@ -163,6 +301,10 @@ def _noisy(part: Any, moved: PerturbedNetwork) -> Any:
     if not isinstance(part, Tensor) or not part.is_floating_point():
         return part
     return part + 0.1 * size_of(part) * moved.noise(part)
+
+
+def _enlarged(part: Any) -> Any:
+    return 10.0 * part if isinstance(part, Tensor) and part.is_floating_point() else part
 
 
 def _mixed(part: Tensor, other: Tensor, rows: Tensor, axis: int) -> Tensor:

@@ -13,6 +13,8 @@ from pyrostoch._checks import check_choice
 from pyrostoch._ops import LinearOp
 from pyrostoch.effects.interpretation import Decision, Interpretation, SiteDraw
 from pyrostoch.effects.mean import replace_by_mean
+from pyrostoch.effects.network import NetworkCall
+from pyrostoch.effects.trees import leaves_of
 from pyrostoch.moments import Moments, MomentSettings
 from pyrostoch.moments.affine import propagate_linear
 
@@ -134,6 +136,16 @@ class MomentPropagation(Interpretation):
 
     def _pyro_sample(self, msg: Message) -> None:
         replace_by_mean(msg)
+
+    def _pyro_post_network(self, msg: Any) -> None:
+        """Raise an error where the network has lost the moments on the way."""
+        call: NetworkCall = msg["args"][0]
+        if call.replaced and not any(isinstance(leaf, Moments) for leaf in leaves_of(msg["value"])):
+            raise ValueError(
+                f"{type(call.net).__name__}: moments do not reach its output, which has no uncertainty: its code may "
+                "ask whether an activation is a torch.Tensor, or catch the error of an operation without a rule; "
+                "predict with mode='mc'"
+            )
 
     def _pyro_dropout(self, msg: Any) -> None:
         self._input_to_moments(msg)

@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import weakref
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from pyro.nn import PyroModule
@@ -18,7 +18,7 @@ from pyro.poutine.runtime import effectful
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 from torch.nn.utils.stateless import _reparametrize_module
-from torch.overrides import TorchFunctionMode
+from torch.overrides import TorchFunctionMode, resolve_name
 
 from pyrostoch._fixed_entries import FixedEntries
 from pyrostoch._ops import LinearOp, bind
@@ -26,7 +26,7 @@ from pyrostoch.effects.active import entered
 from pyrostoch.effects.checkpointing import checkpointed_function, explain_refusal, modules_of
 from pyrostoch.effects.perturbed import Reading
 from pyrostoch.effects.swap import call_with, tied_values
-from pyrostoch.effects.trees import tensors_in
+from pyrostoch.effects.trees import map_tensors, tensors_in
 from pyrostoch.effects.usage import Usage, UsageCache
 from pyrostoch.moments import MissingRuleError, Moments
 from pyrostoch.protocols import InDims
@@ -91,8 +91,10 @@ class NetworkCall:
         mode = _NetworkMode(self, count=True)
         self.mode = mode
         try:
+            inputs = (self.args, self.kwargs)
+            args, kwargs = map_tensors(torch.clone, inputs) if self.usage and self.usage.writes_inputs else inputs
             with entered(self), _empty_parametrization_cache(), mode:
-                output = call_with(self.net, self.weights, self.args, self.kwargs)
+                output = call_with(self.net, self.weights, args, kwargs)
         except MissingRuleError as error:
             names = {id(module): name for name, module in self.net.named_modules()}
             place = names.get(id(error.module))
@@ -199,11 +201,15 @@ class _NetworkMode(TorchFunctionMode):
         if not self.names:
             return func(*args, **kwargs)
         op = bind(func, args, kwargs)
-        if op is None:
+        operands = () if op is None else (op.weight, op.bias)
+        given = [t for t in tensors_in((args, kwargs)) if id(t) in self.names and not any(t is o for o in operands)]
+        if given:
             result = func(*args, **kwargs)
-            if next(tensors_in(result), None) is not None:
-                self._count(*(self.names.get(id(tensor)) for tensor in tensors_in((args, kwargs))))
+            if next(tensors_in(result), None) is not None:  # and not only its shape or its device
+                self._refuse_other_use(self.names[id(given[0])], func)
             return result
+        if op is None:
+            return func(*args, **kwargs)
         weight = self.names.get(id(op.weight))
         bias = None if op.bias is None else self.names.get(id(op.bias))
         if self.call.apply is None or (weight is None and bias is None):
@@ -236,12 +242,22 @@ class _NetworkMode(TorchFunctionMode):
         """Raise an error if a replaced weight was used more than once, unlike in the analysis of weight usage."""
         wrong = {name: uses for name, uses in self.uses.items() if uses > 1}
         if self.count and wrong:
-            counts = ", ".join(f"{name!r} {uses} times" for name, uses in wrong.items())
-            raise RuntimeError(
-                f"{type(self.call.net).__name__}: the uses of its weights differ from those in its first forward pass: "
-                f"expected each in one linear operation, got {counts}. The forward pass depends on its input or state, "
-                "which only shared samples support: use estimator='shared'"
-            )
+            self._refuse(wrong, ", ".join(f"{name!r} {uses} times" for name, uses in wrong.items()))
+
+    def _refuse_other_use(self, name: str, func: Callable[..., Any]) -> None:
+        self._refuse([name], f"{name!r} in {resolve_name(func) or func}")
+
+    def _refuse(self, names: Iterable[str], got: str) -> NoReturn:
+        usage = self.call.usage
+        if usage is not None:  # the next call will know
+            known = {} if usage.obstacles is None else usage.obstacles
+            usage.obstacles = known | dict.fromkeys(names, "its uses differ from pass to pass")
+        raise RuntimeError(
+            f"{type(self.call.net).__name__}: the uses of its weights differ from those in its first forward pass: "
+            f"expected each in one linear operation, got {got}. The forward pass depends on its input or state, which "
+            "only shared samples support: use estimator='shared' (predict: joint=True), or call again: from now on the "
+            "weight keeps one shared draw"
+        )
 
 
 # The results of calls without a cache of their own, by network.

@@ -3,13 +3,10 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 import itertools
 import random
-from collections import deque
 from collections.abc import Callable, Iterator
 from math import comb
-from typing import Any
 
 import numpy as np
 import torch
@@ -17,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrostoch._seeds import forked, generator_states
+from pyrostoch.effects.held_state import HeldState
 
 __all__ = [
     "attributes_restored",
@@ -105,67 +103,13 @@ def _states(device: torch.device) -> tuple[object, ...]:
 def attributes_restored(net: nn.Module) -> Iterator[None]:
     """Restore what a pass writes into attributes of modules: a counter, the latest activations, a cache, a history.
 
-    Nested containers and random generators that a module holds are restored, too.
+    Nested containers, plain objects and random generators that a module holds are restored, too.
     """
-    before = [(part, part.__dict__.copy()) for part in net.modules()]
-    own = vars(nn.Module()).keys()
-    held: dict[int, Any] = {}
-    for _, attributes in before:
-        for name, value in attributes.items():
-            if name not in own:
-                _collect(value, held)
-    contents = [(value, copy.copy(value)) for value in held.values() if type(value) in _CONTAINERS]
-    numbers = [(value, value.detach().clone()) for value in held.values() if isinstance(value, Tensor)]
-    states = [(value, _state(value)) for value in held.values() if isinstance(value, _GENERATORS)]
+    state = HeldState(net.modules())
     try:
         yield
     finally:
-        for part, attributes in before:
-            part.__dict__.clear()
-            part.__dict__.update(attributes)
-        for value, content in contents:
-            value.clear()
-            (value.extend if isinstance(value, (list, deque)) else value.update)(content)
-        for tensor, number in numbers:
-            # Only what has changed, since writing into a tensor makes autograd forget what was computed from it.
-            if not torch.equal(tensor.detach(), number):
-                tensor.detach().copy_(number)
-        for generator, state in states:
-            _set_state(generator, state)
-
-
-_CONTAINERS = (dict, list, set, deque)
-_GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
-# Longer containers are histories, whose entries are not containers of a network's state.
-_MAX_ENTRIES = 1000
-
-
-def _collect(value: Any, held: dict[int, Any]) -> None:
-    """Collect the containers, tensors and generators in a value by their identity."""
-    if id(value) in held:
-        return
-    if isinstance(value, (Tensor, *_GENERATORS)):
-        held[id(value)] = value
-    elif type(value) in _CONTAINERS or type(value) is tuple:
-        held[id(value)] = value
-        if len(value) <= _MAX_ENTRIES:
-            for item in value.values() if isinstance(value, dict) else value:
-                _collect(item, held)
-
-
-def _state(generator: Any) -> Any:
-    if isinstance(generator, np.random.Generator):
-        return copy.deepcopy(generator.bit_generator.state)
-    return generator.getstate() if isinstance(generator, random.Random) else generator.get_state()
-
-
-def _set_state(generator: Any, state: Any) -> None:
-    if isinstance(generator, np.random.Generator):
-        generator.bit_generator.state = state
-    elif isinstance(generator, random.Random):
-        generator.setstate(state)
-    else:
-        generator.set_state(state)
+        state.restore()
 
 
 @contextlib.contextmanager

@@ -34,7 +34,7 @@ from torch.overrides import TorchFunctionMode
 
 from pyrostoch._inputs import take_examples
 from pyrostoch._ops import LinearOp, bind
-from pyrostoch.effects.meeting import cut_is_safe, examples_meet
+from pyrostoch.effects.meeting import cut_is_safe, examples_meet, scrambled_examples_meet
 from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, Reading, on_first_terms
 from pyrostoch.effects.repeatable import (
     attributes_restored,
@@ -189,10 +189,10 @@ def obstacles(
 
 
 def _meet_by_input(net: nn.Module, args: tuple[Any, ...], in_dims: InDims, reading: Reading | None) -> bool:
-    """Whether inputs of a discrete kind, such as numbers of groups, may tell which examples meet."""
-    if all(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors_in(args)):
-        return False
+    """Whether inputs, such as numbers of groups, positions or rows of a matrix, may tell which examples meet."""
     try:
+        if all(tensor.is_floating_point() or tensor.is_complex() for tensor in tensors_in(args)):
+            return scrambled_examples_meet(net, args, in_dims, reading)
         return examples_meet(net, args, in_dims, reading)
     except (TypeError, ValueError):  # nested inputs, or some without an axis of examples
         return False
@@ -285,6 +285,8 @@ class _Experiment:
         """Try all operations together, and one by one if something moved."""
         if operations and moves(operations):
             guilty = [operation for operation in operations if len(operations) == 1 or moves([operation])]
+            if guilty and reason == _MEET:  # what comes before one of them may feed it
+                guilty = operations[: operations.index(guilty[-1]) + 1]
             for operation in guilty or operations:
                 self._blame_names(operation.names, reason)
 
@@ -331,35 +333,57 @@ class _Experiment:
 
     def _check_examples(self, output: list[Tensor], operations: list[_Operation]) -> None:
         """Whether a change of some examples' rows moves other examples."""
-        # The same noise in every pass, scaled to the spread of the output.
-        noise = {o.names: size_of(o.output) * self.moved.noise(o.output) for o in operations}
+        # The same noise in every pass, scaled to the spread of the output. A part of it is common to all examples:
+        # many of them together may fill an expert, or pass a threshold that a maximum over the batch guards.
+        size = {o.names: size_of(o.output) for o in operations}
+        common = {o.names: size[o.names] * self.moved.noise(o.output[:1]) for o in operations}
+        noise = {o.names: size[o.names] * self.moved.noise(o.output) + common[o.names] for o in operations}
         sets = separating_sets(self.batch)
 
         # A network that draws may bring examples together in some passes only: other random numbers for each set.
         seeds = [SEED + number * self.moved.draws for number in range(len(sets))]
-        references = {SEED: output}
-        for seed in seeds:
-            if seed not in references:
-                found = self.moved.call(self.weights, _Probe(self.weights), seed)
-                references[seed] = [tensor.detach().clone() for tensor in found]
+        references: dict[tuple[int, bool], list[Tensor]] = {(SEED, False): output}
+
+        def passed(seed: int, shifted: bool, rows: Tensor | None, step: float, changed: set[Any]) -> list[Tensor]:
+            """A pass with the outputs of all examples shifted, and those of some rows changed."""
+
+            def change(operation: _Operation) -> Tensor:
+                if operation.names not in changed:
+                    return operation.output
+                moved = operation.output + _STEPS[-1] * common[operation.names] * shifted
+                if rows is not None:
+                    at = rows.to(moved.device)
+                    # From a common shift, some rows go to small values, where no threshold is passed.
+                    start = torch.zeros_like(moved) if shifted else operation.output
+                    moved[at] = (start + step * noise[operation.names])[at]
+                return moved
+
+            mode = _Probe(self.weights, change if shifted or rows is not None else None)
+            return [tensor.detach().clone() for tensor in self.moved.call(self.weights, mode, seed)]
 
         def moves(chosen: list[_Operation]) -> bool:
             changed = {operation.names for operation in chosen}
-            for (number, rows), step in itertools.product(enumerate(sets), self.steps):
-                size = _STEPS[number % len(_STEPS)] if step is None else step
-                at = rows.to(self.moved.device)
-
-                def change(operation: _Operation, at: Tensor = at, size: float = size) -> Tensor:
-                    if operation.names not in changed:
-                        return operation.output
-                    moved = operation.output.clone()
-                    moved[at] += size * noise[operation.names][at]
-                    return moved
-
-                outputs = self.moved.call(self.weights, _Probe(self.weights, change), seeds[number])
-                if not same(references[seeds[number]], outputs, ~rows, self.batch):
+            known = {key: value for key, value in references.items() if not key[1]}
+            for (number, rows), (shifted, step) in itertools.product(enumerate(sets), self._changes()):
+                if shifted and number % 2:
+                    continue
+                if step is None:
+                    shifted = number % 4 == 3
+                    step = _STEPS[0 if shifted else number % len(_STEPS)]
+                key = (seeds[number], shifted)
+                if key not in known:
+                    known[key] = passed(*key, None, 0.0, changed)
+                if not shifted:
+                    references[key] = known[key]
+                outputs = passed(*key, rows, step, changed)
+                if not same(known[key], outputs, ~rows, self.batch):
                     return True
             return False
 
         if sets:
             self._blame(operations, moves, _MEET)
+
+    def _changes(self) -> list[tuple[bool, float | None]]:
+        """Whether all examples are shifted first (for half of the sets), and the size of the change."""
+        steps: list[tuple[bool, float | None]] = [(False, step) for step in self.steps]
+        return steps if None in self.steps else [*steps, (True, _STEPS[0])]

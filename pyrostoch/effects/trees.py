@@ -8,7 +8,30 @@ from typing import Any
 
 from torch import Tensor
 
-__all__ = ["map_tensors", "tensors_in"]
+__all__ = ["leaves_of", "map_tensors", "tensors_in"]
+
+
+def leaves_of(tree: object) -> Iterator[object]:
+    """Yield what nested tuples, lists, dictionaries and dataclasses hold.
+
+    Args:
+        tree: The nested object.
+
+    Example:
+        >>> list(leaves_of((1, {"a": ["b"]})))
+        [1, 'b']
+    """
+    if isinstance(tree, (tuple, list)):
+        for item in tree:
+            yield from leaves_of(item)
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from leaves_of(item)
+    elif not isinstance(tree, Tensor) and dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for field in dataclasses.fields(tree):
+            yield from leaves_of(getattr(tree, field.name))
+    else:
+        yield tree
 
 
 def tensors_in(tree: object) -> Iterator[Tensor]:
@@ -22,17 +45,7 @@ def tensors_in(tree: object) -> Iterator[Tensor]:
         >>> [tensor.item() for tensor in tensors_in((torch.tensor(1), {"a": [torch.tensor(2)]}))]
         [1, 2]
     """
-    if isinstance(tree, Tensor):
-        yield tree
-    elif isinstance(tree, (tuple, list)):
-        for item in tree:
-            yield from tensors_in(item)
-    elif isinstance(tree, Mapping):
-        for item in tree.values():
-            yield from tensors_in(item)
-    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
-        for field in dataclasses.fields(tree):
-            yield from tensors_in(getattr(tree, field.name))
+    return (leaf for leaf in leaves_of(tree) if isinstance(leaf, Tensor))
 
 
 def map_tensors(function: Callable[[Tensor], Tensor], tree: object) -> Any:

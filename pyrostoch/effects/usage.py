@@ -24,7 +24,7 @@ from pyrostoch._ops import bind
 from pyrostoch.effects.active import entered
 from pyrostoch.effects.repeatable import attributes_restored
 from pyrostoch.effects.swap import call_with
-from pyrostoch.effects.trees import tensors_in
+from pyrostoch.effects.trees import map_tensors, tensors_in
 from pyrostoch.protocols import InDims
 
 __all__ = ["Usage", "UsageCache", "Use", "batch_of", "call_kind", "warn_of_unused", "weight_usage"]
@@ -65,6 +65,7 @@ class Usage:
         obstacles: Why weights may not be replaced by the distribution of their layer's output, as
             `separation.obstacles` finds it; `None` while nobody has asked.
         batch: Number of examples on which that was found.
+        writes_inputs: Whether the network writes into its inputs, so that it must be given copies.
 
     Attributes:
         unused: Weights that no pass has used so far.
@@ -74,6 +75,7 @@ class Usage:
     uses: dict[str, tuple[Use, ...]]
     obstacles: dict[str, str] | None = None
     batch: int = 0
+    writes_inputs: bool = False
     unused: set[str] = field(default_factory=set)
     passes: int = 0
 
@@ -153,10 +155,25 @@ def call_kind(
     """
     inputs = tuple((tensor.dim(), tensor.dtype) for tensor in tensors_in((args, kwargs)))
     options = tuple(
-        option for option in (*args, *kwargs.values()) if option is None or type(option) in (bool, int, str)
+        option for option in (*args, *kwargs.values()) if option is None or type(option) in (bool, int, float, str)
     )
-    modes = tuple(part.training for part in net.modules())
-    return (modes, tuple(weights), inputs, options, tuple(kwargs))
+    parts = list(net.modules())
+    modes = tuple(part.training for part in parts)
+    # Flags and names may choose what a forward pass does. Numbers are mostly counters.
+    flags = tuple(
+        value
+        for part in parts
+        for name, value in vars(part).items()
+        if type(value) in (bool, str) and name != "training"
+    )
+    # Numbers of nodes and groups may tell which examples meet; a single number is a counter.
+    indices = tuple(
+        (id(buffer), _version(buffer))
+        for part in parts
+        for buffer in part._buffers.values()
+        if buffer is not None and buffer.numel() > 1 and not (buffer.is_floating_point() or buffer.is_complex())
+    )
+    return (modes, flags, indices, tuple(weights), inputs, options, tuple(kwargs))
 
 
 @dataclass
@@ -234,8 +251,8 @@ def _readable(func: Callable[..., Any]) -> str:
 
 def weight_usage(
     net: nn.Module, weights: dict[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: InDims = 0
-) -> dict[str, tuple[Use, ...]]:
-    """Find the uses of each weight in one pass of `net`, which leaves buffers and random generators unchanged.
+) -> Usage:
+    """Find the uses of each weight in one pass of `net`, which leaves it, its inputs and random generators unchanged.
 
     Args:
         net: The network.
@@ -245,7 +262,8 @@ def weight_usage(
         in_dims: The axis of each input that counts the examples.
 
     Returns:
-        For each weight, its uses in order; none for one that this pass left out, as experts chosen by the input are.
+        The usage, in which each weight has its uses in order; none for one that this pass left out, as experts chosen
+        by the input are.
 
     Raises:
         RuntimeError: The network also reads a weight's parameter through another reference, where the drawn value would
@@ -253,12 +271,14 @@ def weight_usage(
 
     Example:
         >>> net = nn.Linear(2, 3)
-        >>> uses = weight_usage(net, {"weight": torch.ones(3, 2)}, (torch.ones(5, 2),), {})
+        >>> uses = weight_usage(net, {"weight": torch.ones(3, 2)}, (torch.ones(5, 2),), {}).uses
         >>> uses["weight"][0].role, uses["weight"][0].applications
         ('weight', 1)
     """
     # Copies, since a network may write into its weights (a mask, max_norm), which share memory with the guide's.
     weights = {name: value.detach().clone() for name, value in weights.items()}
+    with torch.inference_mode(False), torch.no_grad():  # what counts how often it is written to
+        args, kwargs = map_tensors(torch.clone, (args, kwargs))
     replaced: dict[str, Tensor] = {name: net.get_parameter(name) for name in weights}
     mode = _UsageMode(weights, replaced, batch_of(args, kwargs, in_dims))
     aliases = {id(parameter) for parameter in net.parameters()}
@@ -282,4 +302,5 @@ def weight_usage(
             "reads the parameter through another reference (a list, a partial, a closure), which keeps the old value "
             "while the weight is drawn; read it as an attribute of its module each time"
         )
-    return {name: tuple(uses) for name, uses in mode.uses.items()}
+    writes_inputs = any(_version(tensor) > 0 for tensor in tensors_in((args, kwargs)))
+    return Usage({name: tuple(uses) for name, uses in mode.uses.items()}, writes_inputs=writes_inputs)

@@ -119,8 +119,7 @@ def must_stay_whole(batches: Batches, model: object) -> bool:
     find = getattr(model, "examples_meet", None)
     if not callable(find) or batches.from_loader:
         return False
-    x = next(batches.epoch(None, 0))[0] if batches.in_memory is None else batches.in_memory[0]
-    return bool(find(x))
+    return bool(find(*(next(batches.epoch(None, 0)) if batches.in_memory is None else batches.in_memory)))
 
 
 def inputs_and_targets(batch: Sequence[Any]) -> tuple[Inputs, Tensor]:

@@ -29,22 +29,23 @@ def full_precision(output: Any) -> Any:
 
 
 class LogDensities:
-    """Log densities of the first targets drawn, to see which examples they depend on.
+    """Log densities of given targets, or of the first ones drawn, to see which examples they depend on.
 
-    They are computed by a copy of the likelihood, whose state the experiment may change. `None` for a distribution
-    without draws.
+    They are computed by a copy of the likelihood, whose state the experiment may change. `None` where there are neither
+    targets nor draws.
 
     Args:
         likelihood: The likelihood.
+        y: Targets, of which the first ones are taken.
     """
 
-    def __init__(self, likelihood: Likelihood) -> None:
-        self.likelihood = likelihood
+    def __init__(self, likelihood: Likelihood, y: Tensor | None = None) -> None:
+        self.likelihood, self.y = likelihood, y
         self.copied = False
         self.targets: dict[torch.Size, Tensor] = {}
 
     def __call__(self, output: Any) -> Tensor | None:
-        """Log densities of the targets first drawn for outputs of this shape, one for each example.
+        """Log densities of the same targets for all outputs of this shape, one for each example.
 
         Args:
             output: The network's output.
@@ -56,6 +57,10 @@ class LogDensities:
         with pyro.validation_enabled(False):  # perturbed outputs may leave a distribution's support
             distribution: Any = self.likelihood(full_precision(output))
             shape = distribution.batch_shape + distribution.event_shape
+            if shape not in self.targets and self.y is not None and len(self.y) >= shape[0]:
+                given = self.y[: shape[0]].detach()
+                if given.shape == shape:
+                    self.targets[shape] = given
             if shape not in self.targets:
                 try:
                     self.targets[shape] = distribution.sample().detach()

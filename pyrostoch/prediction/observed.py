@@ -9,7 +9,9 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent
 
-__all__ = ["class_log_probs", "mean_and_variance", "observed_mask", "without_wrappers"]
+from pyrostoch.moments.predictive import OutputDistribution
+
+__all__ = ["class_log_probs", "mean_and_variance", "observed_mask", "output_summary", "without_wrappers"]
 
 
 def without_wrappers(distribution: Distribution) -> Distribution:
@@ -86,3 +88,15 @@ def mean_and_variance(distribution: Distribution) -> dict[str, Tensor]:
         return {"mean": distribution.mean, "variance": distribution.variance}
     except (NotImplementedError, AttributeError):
         return {}
+
+
+def output_summary(distribution: Distribution) -> dict[str, Tensor]:
+    """What a distribution of observations says of the network's output: class probabilities, or mean and variance.
+
+    Args:
+        distribution: A distribution of observations.
+    """
+    if isinstance(distribution, OutputDistribution):
+        return {"loc": distribution.output.loc, "var": distribution.output.var}
+    log_probs = class_log_probs(distribution)
+    return mean_and_variance(distribution) if log_probs is None else {"classes": log_probs.exp()}

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrostoch._checks import check_count, check_finite
-from pyrostoch._inputs import count_examples, take_examples, to_device
+from pyrostoch._inputs import count_examples, device_of_inputs, take_examples, to_device
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
@@ -244,7 +244,7 @@ def _split(model: Model, x: Inputs, y: Tensor | None, size: int) -> list[tuple[I
 
 def _compute_device(x: Inputs, model: Model, guide: Guide, device: str | torch.device | None) -> torch.device:
     """The device to compute on: that of the model, where the inputs must be unless `device` is given."""
-    given = (x[0] if isinstance(x, tuple) else x).device
+    given = device_of_inputs(x)
     found = device_of(model, guide, device)
     if device is None and found is not None and not same_device(found, given):
         raise ValueError(f"inputs x are on {given}, the model is on {found}: give device={str(found)!r} to move them")

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from pyrostoch.effects.held_state import HeldState
 from pyrostoch.staging.graph import StagingError
 
 __all__ = ["ModuleSnapshot", "restore_modules"]
@@ -53,6 +54,7 @@ class ModuleSnapshot:
         hooks = [vars(module).get(name) for module in modules for name in _HOOKS]
         self._hooks = [(registered, len(registered)) for registered in hooks if registered is not None]
         self._parameters = list(parameters)
+        self._held = HeldState(modules)
 
     def is_unchanged(self) -> bool:
         """Whether the state is still the same."""
@@ -61,6 +63,7 @@ class ModuleSnapshot:
             and all(holder.get(name) is value for holder, name, value in self._objects)
             and all(len(registered) == count for registered, count in self._hooks)
             and not any(p._post_accumulate_grad_hooks for p in self._parameters)
+            and self._held.change() is None
         )
 
 
@@ -90,6 +93,7 @@ def restore_modules(modules: Sequence[nn.Module], *, caches: bool = True) -> Ite
     attribute_values = [v for _, values in attributes for v in values.values()]
     plain = [(v, v.detach().clone()) for v in attribute_values if type(v) is Tensor]
     generators = [(v, v.get_state()) for v in attribute_values if isinstance(v, torch.Generator)]
+    held = HeldState(modules)
     random_state, numpy_state = random.getstate(), np.random.get_state()
     raised: StagingError | None = None
     try:
@@ -98,7 +102,9 @@ def restore_modules(modules: Sequence[nn.Module], *, caches: bool = True) -> Ite
         raised = error
         raise
     finally:
-        change = _change(attributes, registered, caches)
+        change = _change(attributes, registered, caches) or held.change()
+        if change is None and held.iterators:
+            change = f"it holds a {held.iterators[0]}, of which a staged step would not take the next item"
         if change is None and (random.getstate() != random_state or not _same(np.random.get_state(), numpy_state)):
             change = "it draws from the random generator of Python or NumPy, which a staged step would not; use torch's"
         for module, values in attributes:
@@ -113,6 +119,7 @@ def restore_modules(modules: Sequence[nn.Module], *, caches: bool = True) -> Ite
                 tensor.copy_(value)
         for generator, state in generators:
             generator.set_state(state)
+        held.restore()
         random.setstate(random_state)
         np.random.set_state(numpy_state)
         if change is not None:

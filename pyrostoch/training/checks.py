@@ -284,7 +284,7 @@ class _UsageRecorder(Messenger):
         call = msg["args"][0]
         if self.sites & set(call.sites.values()):
             usage = weight_usage(call.net, call.weights, call.args, call.kwargs, call.in_dims)
-            self.uses = {call.sites[name]: uses for name, uses in usage.items() if call.sites[name] in self.sites}
+            self.uses = {call.sites[name]: uses for name, uses in usage.uses.items() if call.sites[name] in self.sites}
 
 
 def _centered_sites(model: BayesianModel, trace: Trace) -> set[str]:
