@@ -14,9 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyrostoch.safefile import check_layouts
 from pyrostoch.training.settings import Settings
 
-__all__ = ["TrainingState", "make_adam", "module_state", "parameter_names"]
+__all__ = ["ADAM", "TrainingState", "make_adam", "module_state", "overwrite", "parameter_names"]
+
+#: What Adam keeps of each parameter.
+ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
@@ -46,6 +50,29 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
                 )
             state[f"{prefix}.{key}"] = value
     return state
+
+
+def overwrite(targets: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Overwrite tensors in place, all of them or none; they keep their devices and dtypes.
+
+    Args:
+        targets: The tensors, which are changed; sparse ones take over the entries that the new value has.
+        state: New values, with the same names, shapes and layouts.
+
+    Example:
+        >>> weight = torch.zeros(2)
+        >>> overwrite({"weight": weight}, {"weight": torch.ones(2, dtype=torch.float64)})
+        >>> weight
+        tensor([1., 1.])
+    """
+    # Converted before the first is replaced, since a device may be out of memory.
+    values = {name: state[name].to(target.device, target.dtype) for name, target in targets.items()}
+    with torch.no_grad():
+        for name, target in targets.items():
+            # A compressed layout has no copy of another number of entries.
+            if target.layout not in (torch.strided, torch.sparse_coo):
+                target.resize_as_sparse_(values[name])
+            target.copy_(values[name])
 
 
 def parameter_names(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, str]:
@@ -93,6 +120,9 @@ class TrainingState:
         names: Name of each trained parameter.
         device: The device of model and guide.
         generators: Random generators of the data, besides torch's global ones.
+
+    Raises:
+        TypeError: Model or guide have a tensor that cannot be copied and put back; it is named.
     """
 
     def __init__(
@@ -106,6 +136,7 @@ class TrainingState:
     ) -> None:
         self.model, self.guide, self.optimizer = model, guide, optimizer
         self.names, self.device, self.generators = names, device, generators
+        check_layouts(module_state(model, guide))
 
     def capture(self) -> dict[str, Tensor]:
         """Copies of the whole state, on the devices of the originals."""
@@ -129,7 +160,7 @@ class TrainingState:
         self.restore_modules(state)
         self.optimizer.state.clear()
         for parameter, name in self.names.items():
-            for kind in ("step", "exp_avg", "exp_avg_sq"):
+            for kind in ADAM:
                 value = state.get(f"optimizer.{kind}.{name}")
                 if value is not None:
                     # Adam keeps its step count on the CPU, so that reading it does not wait for the device.
@@ -148,6 +179,4 @@ class TrainingState:
         Args:
             state: The state.
         """
-        with torch.no_grad():
-            for name, value in module_state(self.model, self.guide).items():
-                value.copy_(state[name])
+        overwrite(module_state(self.model, self.guide), state)
