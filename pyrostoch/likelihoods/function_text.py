@@ -35,8 +35,8 @@ def describe_function(function: Callable[..., Any]) -> tuple[str, list[str]]:
         phrases.
 
     Example:
-        >>> describe_function(torch.relu), describe_function(functools.partial(torch.clamp, min=0.5))[0]
-        (('relu', ["the source of 'relu' cannot be had"]), 'partial(clamp, min=0.5)')
+        >>> describe_function(functools.partial(pow, exp=0.5))
+        ('partial(pow, exp=0.5)', ["the source of 'pow' cannot be had"])
     """
     unknown: list[str] = []
     return _describe(function, unknown, ()), list(dict.fromkeys(unknown))

@@ -17,7 +17,7 @@ from torch import Tensor
 from pyrostoch._checks import name_list
 from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.history import COLUMNS, History
-from pyrostoch.training.state import ADAM, TrainingState, module_state
+from pyrostoch.training.state import ADAM, TrainingState, form, module_state
 
 __all__ = ["SavedTraining", "check_state", "read_training"]
 
@@ -184,19 +184,17 @@ def check_state(saved: SavedTraining, state: TrainingState) -> None:
 
 
 def _check_like(path: Path, name: str, expected: Tensor, got: Tensor) -> None:
-    def text(value: Tensor) -> str:
-        return f"{value.dtype} of shape {tuple(value.shape)}, {value.layout}".replace("torch.", "")
-
     # Adam counts its steps in the default dtype at the first of them.
     steps = name.startswith("optimizer.step.") and got.dtype in (torch.float32, torch.float64)
-    if (got.shape, got.layout) != (expected.shape, expected.layout) or not (steps or got.dtype == expected.dtype):
-        raise _wrong(path, f"{name!r}: expected {text(expected)}, got {text(got)}")
+    if form(got) != form(expected) or not (steps or got.dtype == expected.dtype):
+        wanted, found = (f"{str(value.dtype).removeprefix('torch.')} of {form(value)}" for value in (expected, got))
+        raise _wrong(path, f"{name!r}: expected {wanted}, got {found}")
 
 
 def _wrong(path: Path, problem: str) -> CheckpointError:
     return CheckpointError(
-        f"checkpoint {path}: the run cannot be resumed from it: {problem}. Resume the run as it was started, or "
-        "restore the file from a copy. Nothing was changed"
+        f"checkpoint {path}: it does not hold a run that this one can be: {problem}. Resume a run as it was started, "
+        "or restore the file from a copy. Nothing was changed"
     )
 
 

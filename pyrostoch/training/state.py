@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from pyrostoch.safefile import check_layouts
 from pyrostoch.training.settings import Settings
 
-__all__ = ["ADAM", "TrainingState", "make_adam", "module_state", "overwrite", "parameter_names"]
+__all__ = ["ADAM", "TrainingState", "form", "make_adam", "module_state", "overwrite", "parameter_names"]
 
 #: What Adam keeps of each parameter.
 ADAM = ("step", "exp_avg", "exp_avg_sq")
@@ -42,7 +42,8 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
     """
     state = {}
     for prefix, module in (("model", model), ("guide", guide)):
-        for key, value in module.state_dict().items():
+        # Not detached: of a sparse tensor, that would be another object, whose entries can be replaced without its own.
+        for key, value in module.state_dict(keep_vars=True).items():
             if not isinstance(value, Tensor):
                 raise TypeError(
                     f"{prefix}: the state {key!r} is a {type(value).__name__}; only tensors can be saved so "
@@ -52,12 +53,30 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
     return state
 
 
+def form(value: Tensor) -> str:
+    """Shape and layout of a tensor, as text; of a compressed sparse one also its entries, whose number cannot change.
+
+    Args:
+        value: The tensor.
+
+    Example:
+        >>> form(torch.zeros(2)), form(torch.eye(2).to_sparse())
+        ('shape (2,), strided', 'shape (2, 2), sparse_coo')
+    """
+    text = f"shape {tuple(value.shape)}, {value.layout}".replace("torch.", "")
+    compressed = value.layout not in (torch.strided, torch.sparse_coo)
+    return text + (f" with values of shape {tuple(value.values().shape)}" if compressed else "")
+
+
 def overwrite(targets: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     """Overwrite tensors in place, all of them or none; they keep their devices and dtypes.
 
     Args:
-        targets: The tensors, which are changed; sparse ones take over the entries that the new value has.
-        state: New values, with the same names, shapes and layouts.
+        targets: The tensors, which are changed.
+        state: New values, with the same names, forms (see `form`) and kinds of dtypes.
+
+    Raises:
+        TypeError: A form is another one; nothing was changed.
 
     Example:
         >>> weight = torch.zeros(2)
@@ -65,13 +84,13 @@ def overwrite(targets: dict[str, Tensor], state: dict[str, Tensor]) -> None:
         >>> weight
         tensor([1., 1.])
     """
+    for name, target in targets.items():
+        if form(target) != form(state[name]):
+            raise TypeError(f"{name}: expected {form(state[name])}, got {form(target)}; keep the tensor's form")
     # Converted before the first is replaced, since a device may be out of memory.
     values = {name: state[name].to(target.device, target.dtype) for name, target in targets.items()}
     with torch.no_grad():
         for name, target in targets.items():
-            # A compressed layout has no copy of another number of entries.
-            if target.layout not in (torch.strided, torch.sparse_coo):
-                target.resize_as_sparse_(values[name])
             target.copy_(values[name])
 
 
