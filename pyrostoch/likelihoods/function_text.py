@@ -107,9 +107,10 @@ def _value(name: str, value: Any, unknown: list[str], within: tuple[int, ...]) -
             return f"{numbers.tolist()} of {numbers.dtype}"
         data = numbers.contiguous().reshape(-1).view(torch.uint8).numpy().data
         return f"{tuple(numbers.shape)} of {numbers.dtype} with checksum {hashlib.sha256(data).hexdigest()[:16]}"
-    if isinstance(value, (type, types.ModuleType)):
+    # Told by their names, as where the source itself names them.
+    if isinstance(value, (type, types.ModuleType, types.BuiltinFunctionType)):
         return value.__name__
-    if isinstance(value, (types.FunctionType, functools.partial, types.BuiltinFunctionType)):
+    if isinstance(value, (types.FunctionType, functools.partial)):
         return f"({_describe(value, unknown, within)})"
     unknown.append(f"the value of {name!r}, a {type(value).__qualname__}")
     return type(value).__qualname__

@@ -79,15 +79,15 @@ def write_file(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) 
     temporary = temporary_name(place)
     try:
         with made_folders(place.parent):
-            _write(temporary, data)
-            os.replace(temporary, place)
+            try:
+                _write(temporary, data)
+                os.replace(temporary, place)
+            finally:
+                with contextlib.suppress(OSError):
+                    temporary.unlink(missing_ok=True)
             _sync_folder(place.parent)
-    except BaseException as error:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
-        if isinstance(error, OSError):
-            raise _cannot_write(error, path) from error
-        raise
+    except OSError as error:
+        raise _cannot_write(error, path) from error
 
 
 @contextlib.contextmanager
