@@ -209,6 +209,27 @@ def test_an_impossible_header_is_refused(length: int, good: bytes, tmp_path: Pat
     refuse(tmp_path / "run", "expected a whole safetensors file")
 
 
+def test_the_random_state_of_a_gpu_is_of_no_use_elsewhere(
+    good: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def with_cuda(tensors: dict[str, Tensor], content: Any) -> None:
+        tensors["rng.cuda"] = torch.zeros(16, dtype=torch.uint8)
+
+    (tmp_path / "run").write_bytes(rewritten(good, with_cuda))
+    refuse(tmp_path / "run", "unknown 'rng.cuda'", "resume")
+    on_cuda = edit("training", "device", value="cuda")
+    (tmp_path / "run").write_bytes(rewritten(rewritten(good, with_cuda), on_cuda))
+    monkeypatch.setattr(_Run, "finish", only_restore)
+    with pytest.raises(RestoredError) as info:
+        Case(seed=5).fit(tmp_path / "run")
+    assert "rng.cuda" not in info.value.run.trainer.state.capture()
+
+
+def test_pipes_are_refused(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    refuse(tmp_path / "pipe", "expected a file, got a device, a pipe or the like")
+
+
 def test_links_lead_to_their_file_and_circles_nowhere(good: bytes, tmp_path: Path) -> None:
     (tmp_path / "a").symlink_to("b")
     (tmp_path / "b").symlink_to("a")

@@ -139,7 +139,7 @@ def test_a_killed_run_ends_in_the_same_bits(setting: str, root: Path) -> None:
     found, folder = results(root)[setting], root / setting
     assert found["kills"] >= KILLS and not any(found["statuses"]), results(root)["stderr"]
     # Neither locks nor temporary files of the killed processes remain.
-    assert sorted(os.listdir(folder)) == [*(f"killed-{run}" for run in range(found["runs"])), "whole"]
+    assert set(os.listdir(folder)) == {*(f"killed-{run}" for run in range(found["runs"])), "whole"}
     whole, content = read_file(folder / "whole")
     assert content["training"]["stopped"] is not None
     assert (content["training"]["best_epoch"] is not None) == (setting == "validation")

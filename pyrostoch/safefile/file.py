@@ -153,6 +153,8 @@ def read_file(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
         raise IsADirectoryError(f"checkpoint {path}: expected a file, got a folder")
     if not _resolved(path).exists():
         raise FileNotFoundError(f"checkpoint {path}: there is no such file")
+    if not path.is_file():
+        raise CheckpointError(f"checkpoint {path}: expected a file, got a device, a pipe or the like")
     # All of it at once: of a mapped file, other parts could be read later than were verified.
     data = path.read_bytes()
     try:
