@@ -202,7 +202,8 @@ def test_what_cannot_be_restored_is_named_before_anything_is_written(kind: str, 
 def test_a_dtype_that_no_file_holds_is_named_before_the_first_epoch(tmp_path: Path) -> None:
     model, guide = build(matrix("coo"))
     model.net.register_buffer("odd", torch.zeros(2, dtype=torch.complex128))
+    before = bits_of(module_state(model, guide))
     with pytest.raises(TypeError, match="model.net.odd: a checkpoint cannot hold the dtype torch.complex128"):
         train((model, guide), checkpoint=tmp_path / "new" / "run")
-    assert os.listdir(tmp_path) == []
+    assert os.listdir(tmp_path) == [] and bits_of(module_state(model, guide)) == before  # no step was made
     assert train((model, guide)).epochs == 3  # without a checkpoint it need not be stored

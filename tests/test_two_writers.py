@@ -54,7 +54,8 @@ class Server:
     def __init__(self) -> None:
         environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
         pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE}
-        self.process: Any = subprocess.Popen([sys.executable, "-c", SERVER], env=environment, text=True, **pipes)
+        command = [sys.executable, "-c", SERVER]
+        self.process: Any = subprocess.Popen(command, env=environment, text=True, start_new_session=True, **pipes)
         assert self.process.stdout.readline() == "ready\n"
 
     def run(self, code: str) -> None:
@@ -74,6 +75,7 @@ class Server:
 def server() -> Iterator[Server]:
     server = Server()
     yield server
+    os.killpg(server.process.pid, signal.SIGKILL)  # with the children of a test that has failed
     server.process.communicate()
 
 
