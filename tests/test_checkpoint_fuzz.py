@@ -23,7 +23,7 @@ from pyrostoch.safefile import read_file
 from pyrostoch.training.fit import _Run
 from pyrostoch.training.state import module_state
 
-COUNT = int(os.environ.get("PYROSTOCH_FUZZ", "240"))
+COUNT = int(os.environ.get("PYROSTOCH_FUZZ", "160"))
 SEED = int(os.environ.get("PYROSTOCH_TEST_SEED", "0"))
 
 
