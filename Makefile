@@ -22,6 +22,8 @@ WORKER_ARGS  = $(if $(filter-out 0,$(WORKERS)),-n $(WORKERS) --maxprocesses 4 --
 SEED        ?= 0
 DEMO_ARGS   ?=
 ZOO_ARGS    ?=
+FUZZ        ?= 2000
+KILLS       ?= 20
 DIST        ?= dist
 
 # The tests' tensors are small: one thread is faster than many, and as repeatable.
@@ -30,7 +32,7 @@ TEST_THREADS ?= 1
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test zoo lint cov wheel peers clean distclean
+.PHONY: help venv demo test zoo fuzz lint cov wheel peers clean distclean
 
 help:  ## print this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -47,6 +49,9 @@ test: $(VENV)/.test  ## run the test suite (PYTEST_ARGS=..., COVER=90, SEED=3)
 zoo: $(VENV)/.test  ## measure every treatment on the networks of tests/zoo, write their table (ZOO_ARGS=--draws=500)
 	$(PIP) -e ".[zoo]"
 	PYTHONPATH=tests $(BIN)/python -m zoo.table $(ZOO_ARGS)
+
+fuzz: $(VENV)/.test  ## damage checkpoints and kill runs, many times (FUZZ=2000 mutations, KILLS=20 in each setting)
+	PYROSTOCH_TEST_SEED=$(SEED) PYROSTOCH_FUZZ=$(FUZZ) PYROSTOCH_KILLS=$(KILLS) OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -s tests/test_checkpoint_fuzz.py tests/test_kill_resume.py
 
 cov:  ## run the test suite and fail below 90 % coverage
 	@$(MAKE) --no-print-directory test COVER=90

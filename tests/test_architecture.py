@@ -49,6 +49,8 @@ SAME_LAYER = {
     ("model", "sites"),
     # An export leaves out what a model does to its inputs in training only.
     ("quantize", "models"),
+    # A download that fails removes the folders made for it.
+    ("data", "safefile"),
     # The benchmarks draw their figures.
     ("bench", "report"),
     ("__main__", "cli"),

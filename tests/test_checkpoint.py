@@ -217,9 +217,10 @@ def test_other_safetensors_files_are_refused(tmp_path: Path) -> None:
     headers: list[tuple[Any, str]] = [
         (None, "a safetensors file of 'another program'"),
         ({"format": "pt"}, "a safetensors file of 'pt'"),
-        ({"format": FORMAT, "version": "99", "content": "{}"}, "version 1 or older, got 99"),
-        ({"format": FORMAT, "version": "1"}, "cannot be read"),
-        ({"format": FORMAT, "version": "1", "content": "{"}, "cannot be read"),
+        ({"format": FORMAT, "version": "99", "content": "{}"}, "expected format version 1, got 99"),
+        ({"format": FORMAT}, "expected format version 1, got None"),
+        ({"format": FORMAT, "version": "1", "content": "{}"}, "damaged: expected the checksum None"),
+        ({"format": FORMAT, "version": "1", "content": "{}", "checksum": "0" * 64}, "damaged: expected the checksum 0"),
     ]
     for header, message in headers:
         save_file({"weight": torch.zeros(2)}, path, header)

@@ -17,9 +17,10 @@ from pyrostoch.runs import Config, RunError, SavedRun, choose_device, fill_defau
 from pyrostoch.runs.folder import (
     check_writable,
     find_run,
+    free_folder,
     latest_folder,
-    new_folder,
     numbered_folders,
+    only_run_in,
     read_record,
     write_record,
 )
@@ -142,24 +143,32 @@ def test_every_compared_guide_is_known() -> None:
     assert set(COMPARED_GUIDES) <= set(GUIDES)
 
 
-def test_new_folder_adds_a_number_if_the_name_is_taken(tmp_path: Path) -> None:
+def test_a_taken_name_gets_a_number(tmp_path: Path) -> None:
     base = tmp_path / "runs" / "toy"
-    assert new_folder(base) == base
-    assert new_folder(base) == base  # still empty
+    assert free_folder(base) == base and os.listdir(tmp_path) == []
+    base.mkdir(parents=True)
+    assert free_folder(base) == base  # still empty
     (base / "file").touch()
-    second = new_folder(base)
+    second = free_folder(base)
     assert second.name == "toy-2"
+    second.touch()
+    assert free_folder(base).name == "toy-3"
+    second.unlink()
+    second.mkdir()
     (second / "file").touch()
-    assert new_folder(base).name == "toy-3"
-    assert latest_folder(base).name == "toy-3"
+    (tmp_path / "runs" / "toy-3").mkdir()
+    assert free_folder(base).name == latest_folder(base).name == "toy-3"
     assert [folder.name for folder in numbered_folders(base)] == ["toy", "toy-2", "toy-3"]
     assert latest_folder(tmp_path / "other") == tmp_path / "other"
 
 
-def test_new_folder_below_a_file(tmp_path: Path) -> None:
+def test_a_run_folder_below_a_file(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    with pytest.raises(OSError, match="run folder .*file/toy: cannot be written to"):
-        new_folder(tmp_path / "file" / "toy")
+    with (
+        pytest.raises(OSError, match="run folder .*file/toy: cannot be written to"),
+        only_run_in(tmp_path / "file/toy"),
+    ):
+        pass
 
 
 def test_full_disk_is_detected_before_the_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,6 +10,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyrostoch.safefile import made_folders, temporary_name
+
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
@@ -92,13 +94,13 @@ def _finite(content: Any) -> Any:
 @contextlib.contextmanager
 def _temporary(path: Path) -> Iterator[Path]:
     """A temporary file, which is renamed to `path` once it is written and synced to the disk."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        yield temporary
-        with temporary.open("r+b") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink(missing_ok=True)
+    temporary = temporary_name(path)
+    with made_folders(path.parent):
+        try:
+            yield temporary
+            with temporary.open("r+b") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+        finally:
+            with contextlib.suppress(OSError):
+                temporary.unlink(missing_ok=True)

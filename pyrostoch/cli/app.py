@@ -259,7 +259,7 @@ def _config_and_folder(kind: str, given: dict[str, Any], params: dict[str, Any])
     """Settings and folder of a run; settings that are not given are those of the resumed run, else the defaults."""
     from pyrostoch.cli.screen import console
     from pyrostoch.runs import fill_defaults
-    from pyrostoch.runs.folder import latest_folder, new_folder
+    from pyrostoch.runs.folder import free_folder, latest_folder
     from pyrostoch.runs.saved_run import find_unfinished, saved_settings
 
     resume, out = params["resume"], params["out"]
@@ -270,7 +270,7 @@ def _config_and_folder(kind: str, given: dict[str, Any], params: dict[str, Any])
     parts = [config.data.lower().replace(":", "-"), config.model, kind, *(config.guides if kind == "train" else ())]
     base = Path("runs") / (params["name"] or "-".join(parts))
     if not resume:
-        return config, new_folder(base)
+        return config, free_folder(base)
     folder = find_unfinished(base, config, given) or latest_folder(base)
     if not params["quiet"] and folder.is_dir():
         console().print(f"Resuming {folder}.")

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 from pyrostoch.data.errors import DownloadError
 from pyrostoch.data.mnist import FOLDERS
+from pyrostoch.safefile import made_folders
 
 __all__ = ["SOURCES", "RemoteFile", "Source", "download"]
 
@@ -119,7 +120,7 @@ def download(
 
     Each file is streamed to a temporary file in the same folder, checked (size, MD5, SHA-256), and only then renamed,
     so that a file under its final name is always complete. If a mirror fails, the next one is tried. Valid files that
-    are already there are not downloaded again.
+    are already there are not downloaded again. A call that delivers nothing leaves no empty folder.
 
     Args:
         name: `"mnist"` or `"fashion-mnist"`.
@@ -150,10 +151,10 @@ def download(
     if not mirrors:
         raise ValueError(f"No mirror of {key} was given: base_urls is empty. Leave it out for the public mirrors.")
     folder = Path(data_dir).expanduser() / FOLDERS[key] / "raw"
-    folder.mkdir(parents=True, exist_ok=True)
-    for remote in source.files:
-        if not _is_valid(folder / remote.name, remote):
-            _fetch(remote, folder, mirrors, progress)
+    with made_folders(folder):
+        for remote in source.files:
+            if not _is_valid(folder / remote.name, remote):
+                _fetch(remote, folder, mirrors, progress)
     return folder
 
 

@@ -13,6 +13,7 @@ from torch.distributions import Categorical, Distribution
 from torch.nn import functional as F
 
 from pyrostoch._checks import check_positive
+from pyrostoch.likelihoods.function_text import describe_function
 from pyrostoch.moments import Moments
 from pyrostoch.moments.predictive import Closed, OutputDistribution
 from pyrostoch.priors import FromDistribution
@@ -57,6 +58,10 @@ class Likelihood(nn.Module):
         """A text that identifies the likelihood: its type, and its fixed parameters without those that are fitted."""
         noises = [f"{name}={part.identity()}" for name, part in self.named_children() if isinstance(part, Noise)]
         return f"{type(self).__name__}({', '.join(text for text in (self.extra_repr(), *noises) if text)})"
+
+    def not_described(self) -> list[str]:
+        """What `identity` leaves out although two likelihoods may differ in it, as phrases for a warning."""
+        return []
 
     def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """The distribution of the observations, a Pyro distribution with one batch axis.
@@ -188,6 +193,14 @@ class FromOutput(Likelihood):
     def __init__(self, make: Callable[[Any], Distribution]) -> None:
         super().__init__()
         self.make = make
+
+    def identity(self) -> str:
+        """The type, and the source of the function with the values that it uses."""
+        return f"{type(self).__name__}({describe_function(self.make)[0]})"
+
+    def not_described(self) -> list[str]:
+        """What the function uses and no text can describe, such as objects of the user's classes."""
+        return describe_function(self.make)[1]
 
     def distribution(self, output: Output, **quantities: Tensor | float) -> Distribution:
         """The distribution that the function returns for the output, all axes but the first as event axes."""

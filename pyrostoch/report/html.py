@@ -13,6 +13,7 @@ from pyrostoch.report.record import check, is_regression, mode_title, modes, num
 from pyrostoch.report.style import CSS
 from pyrostoch.report.svg import inline_svg
 from pyrostoch.report.tables import comparison_table, format_number, mode_table, site_table
+from pyrostoch.safefile import made_folders, temporary_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -103,17 +104,17 @@ def write(results: Mapping[str, Any], path: str | os.PathLike[str]) -> Path:
     """
     path = Path(path)
     page = render(results)
-    path.parent.mkdir(parents=True, exist_ok=True)
     # In the same folder, because a rename is atomic only within one file system.
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("w", encoding="utf-8") as file:
-            file.write(page)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    temporary = temporary_name(path)
+    with made_folders(path.parent):
+        try:
+            with temporary.open("w", encoding="utf-8") as file:
+                file.write(page)
+                file.flush()
+                os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)
     return path
 
 

@@ -15,11 +15,20 @@ from pyrostoch.data import DataSplit
 from pyrostoch.model import BayesianModel
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.experiment import Experiment, build_experiment, build_model, describe_network, load_data
-from pyrostoch.runs.folder import RECORD_FILE, SCHEMA, RunError, check_writable, read_record, write_record
+from pyrostoch.runs.folder import (
+    RECORD_FILE,
+    SCHEMA,
+    RunError,
+    check_writable,
+    only_run_in,
+    read_record,
+    write_record,
+)
 from pyrostoch.runs.registry import GUIDES
 from pyrostoch.runs.saved_run import read_config
 from pyrostoch.runs.scores import CURVE_SAMPLES, MODES, elbo_terms, posterior_histograms, score
 from pyrostoch.runs.threads import limit_threads
+from pyrostoch.safefile import temporary_name
 from pyrostoch.training.checkpoint import load
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
@@ -102,17 +111,19 @@ def execute(
 
     Raises:
         RunError: The folder is not empty, or holds another run.
+        BlockingIOError: Another process is running in the folder; it is named.
         OSError: The folder cannot be written.
         NonFiniteLossError: A loss became NaN or infinite; the results of finished guides are kept.
     """
     folder = Path(out)
-    saved = _saved_record(folder, config, resume)
-    split = load_data(config)
-    model = build_model(config, split)
-    check_writable(folder)
-    with limit_threads(model.net):
-        record = saved or _initial_record(config, split, model, command)
-        return _run_remaining(config, folder, split, record, resume, callback or RunCallback())
+    with only_run_in(folder):
+        saved = _saved_record(folder, config, resume)
+        split = load_data(config)
+        model = build_model(config, split)
+        check_writable(folder)
+        with limit_threads(model.net):
+            record = saved or _initial_record(config, split, model, command)
+            return _run_remaining(config, folder, split, record, resume, callback or RunCallback())
 
 
 def _run_remaining(
@@ -150,11 +161,9 @@ def _run_remaining(
 
 
 def _saved_record(folder: Path, config: Config, resume: bool) -> dict[str, Any] | None:
-    """The record of the run to resume; `None` if the folder is empty or does not exist."""
-    if folder.exists() and not folder.is_dir():
-        raise NotADirectoryError(f"run folder {folder}: there is a file of this name; choose another with --out")
-    # A run that is killed before its first record leaves only temporary files, whose names begin with a dot.
-    if not folder.is_dir() or all(path.name.startswith(".") for path in folder.iterdir()):
+    """The record of the run to resume; `None` if the folder is empty."""
+    # The lock, and what a run leaves that is killed before its first record, have names that begin with a dot.
+    if all(path.name.startswith(".") for path in folder.iterdir()):
         return None
     if not resume:
         raise RunError(
@@ -256,7 +265,7 @@ def _write_posterior(experiment: Experiment, path: Path, seed: int) -> int:
         draws = min(_MAX_DRAWS, max(_MIN_DRAWS, _MAX_POSTERIOR_VALUES // weights))
         x, y = (part[:_POSTERIOR_EXAMPLES] for part in experiment.test)
         inference_data = to_arviz(experiment.model, experiment.guide, (x, y), draws=draws, seed=seed)
-        temporary = path.with_name(f".{path.name}.tmp")
+        temporary = temporary_name(path)
         try:
             inference_data.to_netcdf(str(temporary))
             os.replace(temporary, path)

@@ -1,4 +1,4 @@
-"""The folder of a run: creating it, finding it, checking that it can be written, and its record `results.json`."""
+"""The folder of a run: naming, locking and finding it, checking that it can be written, and its `results.json`."""
 
 from __future__ import annotations
 
@@ -6,10 +6,12 @@ import contextlib
 import json
 import math
 import os
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from pyrostoch._checks import suggest
+from pyrostoch.safefile import made_folders, only_writer, remove_abandoned, temporary_name
 
 __all__ = [
     "RECORD_FILE",
@@ -17,9 +19,10 @@ __all__ = [
     "RunError",
     "check_writable",
     "find_run",
+    "free_folder",
     "latest_folder",
-    "new_folder",
     "numbered_folders",
+    "only_run_in",
     "read_record",
     "write_record",
 ]
@@ -35,34 +38,57 @@ class RunError(ValueError):
     """A folder holds no run, or another run than the expected one."""
 
 
-def new_folder(base: Path) -> Path:
-    """Create a folder for a new run: `base`, or if it is not empty, the first free of `<base>-2`, `<base>-3`, ...
+def free_folder(base: Path) -> Path:
+    """The folder of a new run: `base`, or if it is not empty, the first free of `<base>-2`, `<base>-3`, ...
 
     Args:
-        base: The folder to create.
+        base: The folder.
 
     Returns:
-        The folder created.
+        A folder that is empty or does not exist yet.
+    """
+    number, folder = 1, base
+    while os.path.lexists(folder) and not (folder.is_dir() and not any(folder.iterdir())):
+        number += 1
+        folder = base.with_name(f"{base.name}-{number}")
+    return folder
+
+
+@contextlib.contextmanager
+def only_run_in(folder: Path) -> Iterator[None]:
+    """Be the only run in a folder: a lock is held, and what killed runs left half-written is removed.
+
+    The folder is made if it is missing, and removed afterwards if nothing was written.
+
+    Args:
+        folder: The run's folder.
 
     Raises:
-        OSError: It cannot be created.
+        NotADirectoryError: There is a file of this name.
+        BlockingIOError: Another run writes into the folder; process and host are named.
+        OSError: The folder cannot be written to.
     """
-    number = 1
-    while True:
-        folder = base if number == 1 else base.with_name(f"{base.name}-{number}")
-        if folder.is_dir() and not any(folder.iterdir()):
-            return folder
+    if os.path.lexists(folder) and not folder.is_dir():
+        raise NotADirectoryError(f"run folder {folder}: there is a file of this name; choose another with --out")
+    with contextlib.ExitStack() as stack:
         try:
-            folder.mkdir(parents=True)
-            return folder
-        except FileExistsError:
-            number += 1
+            stack.enter_context(made_folders(folder))
         except OSError as error:
             raise _writing_error(folder, error) from error
+        stack.enter_context(
+            only_writer(
+                folder / ".pyrostoch.lock",
+                f"run folder {folder}",
+                "wait until it has ended, or choose another folder with --out",
+                lambda error: _writing_error(folder, error),
+            )
+        )
+        remove_abandoned(folder)
+        yield
 
 
 def latest_folder(base: Path) -> Path:
-    """The last of the folders that `new_folder` has created for a name; `base` itself if there is none.
+    """The last of the folders of the runs of a name; `base` itself if there is none.
 
     Args:
         base: The folder without a number.
@@ -74,7 +100,7 @@ def latest_folder(base: Path) -> Path:
 
 
 def numbered_folders(base: Path) -> list[Path]:
-    """The folders that `new_folder` has created for a name, the oldest first.
+    """The folders of the runs of a name, the oldest first.
 
     Args:
         base: The folder without a number.
@@ -115,14 +141,13 @@ def check_writable(folder: Path) -> None:
     """Check before a long run that its folder can be written, by writing a temporary file to it.
 
     Args:
-        folder: The folder; it is created if missing.
+        folder: The folder.
 
     Raises:
         OSError: The folder is read-only, or its disk is full.
     """
-    probe = folder / f".probe.{os.getpid()}"
+    probe = temporary_name(folder / "probe")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
         try:
             _write(probe, _PROBE)
         finally:
@@ -143,7 +168,7 @@ def write_record(folder: Path, record: dict[str, Any]) -> None:
         OSError: The record cannot be written; the previous one is kept.
     """
     text = json.dumps(_to_json(record), indent=1, allow_nan=False, ensure_ascii=False)
-    temporary = folder / f".{RECORD_FILE}.tmp"
+    temporary = temporary_name(folder / RECORD_FILE)
     try:
         _write(temporary, text.encode())
         os.replace(temporary, folder / RECORD_FILE)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import warnings
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -15,19 +16,31 @@ from pyrostoch._checks import name_list
 from pyrostoch._version import __version__
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import clean_name
-from pyrostoch.safefile import CheckpointError, read_file, write_file
+from pyrostoch.safefile import CheckpointError, check_layouts, read_file, write_file
 from pyrostoch.sites import Site
-from pyrostoch.training.state import module_state
+from pyrostoch.training.resume import read_training
+from pyrostoch.training.state import form, module_state, overwrite
 
 __all__ = ["CheckpointError", "check_fits", "describe", "load", "save"]
+
+# The type of each part of a checkpoint's plain data, and of the items of its lists and dictionaries.
+_TYPES: dict[str, tuple[type, type | None]] = {
+    "guide": (list, str),
+    "likelihood": (str, None),
+    "network": (list, str),
+    "sites": (dict, dict),
+    "num_data": (int, None),
+    "versions": (dict, str),
+    "extra": (dict, None),
+}
 
 
 def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: object) -> None:
     """Save a model and its guide in one safetensors file.
 
-    The file holds every parameter and buffer of the network, its priors, its likelihood and the guide, and a
-    description by which `load` recognizes the model. Writing is atomic: an existing file is replaced completely or not
-    at all.
+    The file holds every parameter and buffer of the network, its priors, its likelihood and the guide, a description by
+    which `load` recognizes the model, and a checksum of all of it. Writing is atomic: an existing file is replaced
+    completely or not at all.
 
     Args:
         path: The file; its folder is made if it is missing.
@@ -37,7 +50,7 @@ def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: obje
 
     Raises:
         OSError: The folder cannot be written to, or the disk is full; an existing file is left as it was.
-        TypeError: Something in `extra` is not plain data.
+        TypeError: Something in `extra` is not plain data, or a tensor has a layout or dtype that cannot be saved.
 
     Example:
         >>> import pyrostoch as ps, tempfile
@@ -57,9 +70,7 @@ def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: obje
                 f"save: {name} is of type {type(value).__name__}, which is not plain data ({error}); give numbers, "
                 "strings, lists and dictionaries"
             ) from error
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    write_file(path, module_state(model, guide), {**describe(model, guide), "extra": extra})
+    write_file(Path(path), module_state(model, guide), {**describe(model, guide), "extra": extra})
 
 
 def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, Any]:
@@ -82,6 +93,9 @@ def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, 
         FileNotFoundError: There is no such file.
         CheckpointError: The file is damaged, is not a checkpoint, or belongs to another model or guide.
 
+    Warns:
+        UserWarning: The likelihood is a function that cannot be compared with the one that was saved.
+
     Example:
         >>> import pyrostoch as ps, tempfile
         >>> def build():
@@ -99,9 +113,9 @@ def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, 
     path = Path(path)
     tensors, content = read_file(path)
     check_fits(path, tensors, content, model, guide)
-    with torch.no_grad():
-        for name, value in module_state(model, guide).items():
-            value.copy_(tensors[name])
+    if "training" in content:
+        read_training(path, tensors, content)
+    overwrite(module_state(model, guide), tensors)
     return content
 
 
@@ -145,10 +159,12 @@ def check_fits(
     Raises:
         CheckpointError: Something differs; the message names it.
     """
+    _check_types(path, content)
     description = describe(model, guide)
     state = module_state(model, guide)
+    check_layouts(state)
     advice = "build model and guide as they were when it was written, or load another file. Nothing was changed"
-    sites = content.get("sites", {})
+    sites = content["sites"]
     missing = [name for name in description["sites"] if name not in sites]
     unknown = [name for name in sites if name not in description["sites"]]
     if missing or unknown:
@@ -169,14 +185,33 @@ def check_fits(
             "its parameters only then (Pyro's autoguides do), and load again. Nothing was changed"
         )
     for part in ("guide", "likelihood", "network", "num_data"):
-        if description[part] != content.get(part):
-            expected, got = _text(description[part]), _text(content.get(part))
+        if description[part] != content[part]:
+            expected, got = _text(description[part]), _text(content[part])
             raise CheckpointError(f"checkpoint {path}: expected the {part} {expected}, got {got}; {advice}")
-    _check_tensors(path, state, tensors, advice)
+    # The other tensors of a run matter only where it is resumed.
+    of_run = ("best.", "optimizer.", "rng.") if "training" in content else ()
+    _check_tensors(path, state, {n: value for n, value in tensors.items() if not n.startswith(of_run)}, advice)
+    if unknown_parts := model.likelihood.not_described():
+        warnings.warn(
+            f"checkpoint {path}: it cannot be told whether its likelihood is that of this model: "
+            f"{'; '.join(unknown_parts)}. The rest fits; make sure that both are the same",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
-def _check_tensors(path: Path, state: dict[str, Tensor], tensors: dict[str, Tensor], advice: str) -> None:
-    given = {name for name in tensors if name.startswith(("model.", "guide."))}
+def _check_types(path: Path, content: dict[str, Any]) -> None:
+    for part, (kind, inner) in _TYPES.items():
+        value = content.get(part)
+        items = value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+        if type(value) is not kind or (inner is not None and any(type(item) is not inner for item in items)):
+            raise CheckpointError(
+                f"checkpoint {path}: {part}: expected a {kind.__name__}{f' of {inner.__name__}' if inner else ''}, got "
+                f"{str(value)[:200]}; the file was not written by pyrostoch as it is. Nothing was changed"
+            )
+
+
+def _check_tensors(path: Path, state: dict[str, Tensor], given: dict[str, Tensor], advice: str) -> None:
     missing = [name for name in state if name not in given]
     unknown = sorted(name for name in given if name not in state)
     if missing or unknown:
@@ -185,9 +220,16 @@ def _check_tensors(path: Path, state: dict[str, Tensor], tensors: dict[str, Tens
             f"{_names(unknown)}; {advice}"
         )
     for name, value in state.items():
-        expected, got = tuple(value.shape), tuple(tensors[name].shape)
-        if expected != got:
-            raise CheckpointError(f"checkpoint {path}: {name!r}: expected the shape {expected}, got {got}; {advice}")
+        if form(value) != form(given[name]):
+            raise CheckpointError(
+                f"checkpoint {path}: {name!r}: expected the {form(value)}, got {form(given[name])}; {advice}"
+            )
+        # A module keeps its dtype, but numbers of another kind are no values for it.
+        floats = value.is_floating_point() and given[name].is_floating_point()
+        if not floats and value.dtype != given[name].dtype:
+            raise CheckpointError(
+                f"checkpoint {path}: {name!r}: expected {value.dtype}, got {given[name].dtype}; {advice}"
+            )
 
 
 def _prior_text(model: BayesianModel, site: Site) -> str:

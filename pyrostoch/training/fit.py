@@ -26,7 +26,7 @@ from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.readouts import batches_for
 from pyrostoch.prediction.validation import predictive_loss, training_mode
 from pyrostoch.protocols import Data, Inputs
-from pyrostoch.safefile import CheckpointError, check_writable, read_file, write_file
+from pyrostoch.safefile import check_storable, only_writer_of, read_file, write_file
 from pyrostoch.training.checkpoint import check_fits, describe
 from pyrostoch.training.checks import (
     check_all_batches,
@@ -38,6 +38,7 @@ from pyrostoch.training.checks import (
     move_modules,
 )
 from pyrostoch.training.history import Fit, History, append_epoch
+from pyrostoch.training.resume import SavedTraining, check_state, read_training
 from pyrostoch.training.schedule import Schedule
 from pyrostoch.training.settings import Settings, check_same_run
 from pyrostoch.training.state import module_state
@@ -118,7 +119,7 @@ def fit(
             run has enough steps to save the time that compiling takes. A resumed run keeps the choice of its start.
         seed: Seed of the noise and of the order of the examples.
         checkpoint: Path of the checkpoint, a safetensors file; its folder is made if it is missing. Without `resume`,
-            an existing file is replaced at the end of the first epoch.
+            an existing file is replaced at the end of the first epoch. The run locks it against other runs.
         resume: Continue from the checkpoint if it exists, with the settings with which the run was started. Only with
             `schedule="constant"` may `epochs` be raised, since the other schedules depend on the length of the run.
         callback: Called after each epoch, when its checkpoint has been written, with that epoch's row of the history.
@@ -131,7 +132,9 @@ def fit(
     Raises:
         TypeError: Model, guide or data have a wrong type.
         ValueError: A setting or the data do not fit; the message names them.
-        CheckpointError: The checkpoint to resume from is damaged, or belongs to another model or run.
+        CheckpointError: The checkpoint to resume from is damaged, or belongs to another model or run. Model, guide and
+            random states are as they were.
+        BlockingIOError: Another run is writing this checkpoint; its process is named.
         OSError: The checkpoint cannot be written; an existing file is left as it was.
         NonFiniteLossError: The loss became NaN or infinite; the message names epoch, step and site. Model and guide are
             restored to the end of the last good epoch, which is also what the checkpoint holds.
@@ -173,9 +176,9 @@ def fit(
     path = None if checkpoint is None else Path(checkpoint)
     used_device = move_modules(model, guide, local_device(device))
     ranks = join_process_group(used_device)
-    if path is not None:
-        ranks.run_on_first(lambda: check_writable(path))
     with ExitStack() as stack:
+        if path is not None:
+            ranks.run_on_first(lambda: stack.enter_context(only_writer_of(path)))
         stack.enter_context(training_mode(True, model, guide))
         keep_fixed_statistics(model.net)
         stack.enter_context(pyro.validation_enabled(False))
@@ -191,9 +194,12 @@ def fit(
             check_all_batches(held_out, used_device, check_data(model, guide, held_out, used_device, "validation"))
             held_out = move_to_device(held_out, used_device)
         batches = move_to_device(batches, used_device)
-        order_seed = ranks.broadcast_from_first(int(torch.randint(2**31, ())) if seed is None else seed)
         exists = ranks.broadcast_from_first(resume and path is not None and path.exists())
-        resumed = read_file(path) if exists and path is not None else None
+        resumed = read_training(path, *read_file(path)) if exists and path is not None else None
+        if resumed is not None:
+            order_seed = resumed.order_seed  # no number is drawn, since the checkpoint may still be refused
+        else:
+            order_seed = ranks.broadcast_from_first(int(torch.randint(2**31, ())) if seed is None else seed)
         # With several processes, gradients are averaged between the backward pass and the update, which are one program
         # in a compiled step.
         compiled = worth_compiling(compile, guide, len(batches) * epochs, used_device) and not (
@@ -202,11 +208,11 @@ def fit(
         if ranks.is_distributed and compiled:
             raise ValueError("compile=True: the step of several processes is not compiled; leave compile out")
         if resumed is not None and compile == "auto" and not ranks.is_distributed:
-            compiled = bool((resumed[1].get("training") or {}).get("compiled", False))
+            compiled = resumed.compiled
         trainer = Trainer(model, guide, batches, settings, used_device, order_seed, compiled=compiled, ranks=ranks)
         run = _Run(trainer, held_out, path)
         if resumed is not None:
-            run.resume(*resumed)
+            run.resume(resumed)
         return run.finish(check, callback, progress)
 
 
@@ -238,6 +244,8 @@ class _Run:
 
     def __post_init__(self) -> None:
         trainer = self.trainer
+        if self.path is not None:
+            check_storable(module_state(trainer.model, trainer.guide))
         self._description = describe(trainer.model, trainer.guide)
         self._settings = trainer.settings.to_plain(
             batch_size=trainer.batches.batch_size,
@@ -342,6 +350,8 @@ class _Run:
             "settings": self._settings,
             "order_seed": self.trainer.order_seed,
             "compiled": self.trainer.step.staged,
+            "device": self.trainer.device.type,
+            "optimizer": [name for parameter, name in self.trainer.names.items() if self._has_moments(parameter)],
             "history": self.history,
             "stopped": self.stopped,
             "best_epoch": self.best_epoch,
@@ -349,24 +359,21 @@ class _Run:
         }
         write_file(path, tensors, {**self._description, "extra": {}, "training": training})
 
-    def resume(self, tensors: dict[str, Tensor], content: dict[str, Any]) -> None:
-        """Restore the state of the run from its checkpoint."""
-        trainer, path = self.trainer, Path(str(self.path))
-        check_fits(path, tensors, content, trainer.model, trainer.guide)
-        training = content.get("training")
-        if training is None:
-            raise CheckpointError(
-                f"checkpoint {path}: expected one of a training run, got a file of pyrostoch.save; load it by "
-                "pyrostoch.load and start a run with another path"
-            )
-        check_same_run(path, training, self._settings)
-        trainer.state.restore(tensors)
-        trainer.order_seed = training["order_seed"]
-        self.done, self.history = training["epoch"], training["history"]
-        self.best_epoch, self.best_loss = training["best_epoch"], training["best_loss"]
-        self.best = {name.removeprefix("best."): value for name, value in tensors.items() if name.startswith("best.")}
-        extended = training["stopped"] == "finished" and self.done < trainer.settings.epochs
-        self.stopped = None if extended else training["stopped"]
+    def _has_moments(self, parameter: nn.Parameter) -> bool:
+        # A parameter that no step has used has none.
+        return bool(self.trainer.optimizer.state.get(parameter))
+
+    def resume(self, saved: SavedTraining) -> None:
+        """Restore the state of the run from its checkpoint, once all of it is known to fit."""
+        trainer = self.trainer
+        check_fits(saved.path, saved.tensors, saved.content, trainer.model, trainer.guide)
+        check_same_run(saved.path, saved.content["training"], self._settings)
+        check_state(saved, trainer.state)
+        trainer.state.restore(saved.tensors)
+        self.done, self.history = saved.epoch, saved.history
+        self.best_epoch, self.best_loss, self.best = saved.best_epoch, saved.best_loss, saved.best
+        extended = saved.stopped == "finished" and self.done < trainer.settings.epochs
+        self.stopped = None if extended else saved.stopped
 
     def _postfix(self, row: dict[str, Any]) -> str:
         count = self.trainer.batches.num_data

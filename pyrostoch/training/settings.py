@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from pyrostoch._checks import check_choice, check_count, check_positive
+from pyrostoch._checks import check_choice, check_count, check_positive, name_list
 from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.schedule import SCHEDULES
@@ -72,19 +72,24 @@ def check_same_run(path: Path, training: dict[str, Any], now: dict[str, Any]) ->
 
     Args:
         path: The checkpoint, for the message.
-        training: The entry `"training"` of the checkpoint.
+        training: The entry `"training"` of the checkpoint, as `read_training` has found it to be right in itself.
         now: The present settings, from `Settings.to_plain`.
 
     Raises:
         CheckpointError: A setting differs; it is named.
     """
     before = training["settings"]
-    for name in sorted(now.keys() | before.keys()):
+    if other := sorted(now.keys() ^ before.keys()):
+        raise CheckpointError(
+            f"checkpoint {path}: expected the settings {name_list(sorted(now), 99)}, but {name_list(other)} are in one "
+            "of file and call only; start a new run at another path"
+        )
+    for name in sorted(now):
         if now.get(name) == before.get(name):
             continue
         why = "that would change the result of the epochs already made"
-        if name == "epochs" and now[name] > before[name] and before["schedule"] == "constant":
-            if before["patience"] is None or training["stopped"] is None:
+        if name == "epochs" and now[name] > before[name] and before.get("schedule") == "constant":
+            if before.get("patience") is None or training["stopped"] is None:
                 continue
             why = "early stopping has restored the best parameters, from which the run would not continue as before"
         raise CheckpointError(

@@ -14,9 +14,13 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from pyrostoch.safefile import check_layouts
 from pyrostoch.training.settings import Settings
 
-__all__ = ["TrainingState", "make_adam", "module_state", "parameter_names"]
+__all__ = ["ADAM", "TrainingState", "form", "make_adam", "module_state", "overwrite", "parameter_names"]
+
+#: What Adam keeps of each parameter.
+ADAM = ("step", "exp_avg", "exp_avg_sq")
 
 
 def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
@@ -38,7 +42,8 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
     """
     state = {}
     for prefix, module in (("model", model), ("guide", guide)):
-        for key, value in module.state_dict().items():
+        # Not detached: of a sparse tensor, that would be another object, whose entries can be replaced without its own.
+        for key, value in module.state_dict(keep_vars=True).items():
             if not isinstance(value, Tensor):
                 raise TypeError(
                     f"{prefix}: the state {key!r} is a {type(value).__name__}; only tensors can be saved so "
@@ -46,6 +51,47 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
                 )
             state[f"{prefix}.{key}"] = value
     return state
+
+
+def form(value: Tensor) -> str:
+    """Shape and layout of a tensor, as text; of a compressed sparse one also its entries, whose number cannot change.
+
+    Args:
+        value: The tensor.
+
+    Example:
+        >>> form(torch.zeros(2)), form(torch.eye(2).to_sparse())
+        ('shape (2,), strided', 'shape (2, 2), sparse_coo')
+    """
+    text = f"shape {tuple(value.shape)}, {value.layout}".replace("torch.", "")
+    compressed = value.layout not in (torch.strided, torch.sparse_coo)
+    return text + (f" with values of shape {tuple(value.values().shape)}" if compressed else "")
+
+
+def overwrite(targets: dict[str, Tensor], state: dict[str, Tensor]) -> None:
+    """Overwrite tensors in place, all of them or none; they keep their devices and dtypes.
+
+    Args:
+        targets: The tensors, which are changed.
+        state: New values, with the same names, forms (see `form`) and kinds of dtypes.
+
+    Raises:
+        TypeError: A form is another one; nothing was changed.
+
+    Example:
+        >>> weight = torch.zeros(2)
+        >>> overwrite({"weight": weight}, {"weight": torch.ones(2, dtype=torch.float64)})
+        >>> weight
+        tensor([1., 1.])
+    """
+    for name, target in targets.items():
+        if form(target) != form(state[name]):
+            raise TypeError(f"{name}: expected {form(state[name])}, got {form(target)}; keep the tensor's form")
+    # Converted before the first is replaced, since a device may be out of memory.
+    values = {name: state[name].to(target.device, target.dtype) for name, target in targets.items()}
+    with torch.no_grad():
+        for name, target in targets.items():
+            target.copy_(values[name])
 
 
 def parameter_names(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, str]:
@@ -93,6 +139,9 @@ class TrainingState:
         names: Name of each trained parameter.
         device: The device of model and guide.
         generators: Random generators of the data, besides torch's global ones.
+
+    Raises:
+        TypeError: Model or guide have a tensor that cannot be copied and put back; it is named.
     """
 
     def __init__(
@@ -106,6 +155,7 @@ class TrainingState:
     ) -> None:
         self.model, self.guide, self.optimizer = model, guide, optimizer
         self.names, self.device, self.generators = names, device, generators
+        check_layouts(module_state(model, guide))
 
     def capture(self) -> dict[str, Tensor]:
         """Copies of the whole state, on the devices of the originals."""
@@ -129,7 +179,7 @@ class TrainingState:
         self.restore_modules(state)
         self.optimizer.state.clear()
         for parameter, name in self.names.items():
-            for kind in ("step", "exp_avg", "exp_avg_sq"):
+            for kind in ADAM:
                 value = state.get(f"optimizer.{kind}.{name}")
                 if value is not None:
                     # Adam keeps its step count on the CPU, so that reading it does not wait for the device.
@@ -148,6 +198,4 @@ class TrainingState:
         Args:
             state: The state.
         """
-        with torch.no_grad():
-            for name, value in module_state(self.model, self.guide).items():
-                value.copy_(state[name])
+        overwrite(module_state(self.model, self.guide), state)
