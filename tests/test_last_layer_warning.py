@@ -89,7 +89,7 @@ AFTER = {
     "a nonlinearity": (lambda out, h: out.square(), False),
     "a nonlinearity in place": (in_place, False),
     "its view written to": (view_written_to, False),
-    "looked at only": (lambda out, h: h[:, :3] * out.shape[0], False),
+    "looked at only": (lambda out, h: h[:, :3] * out.shape[1], False),
     "kept, and something else returned": (kept_elsewhere, False),
     "another layer made it": (lambda out, h: (out.sum() * 0 + h)[:, :3], False),
 }

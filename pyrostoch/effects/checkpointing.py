@@ -80,7 +80,7 @@ def modules_of(function: Any) -> list[nn.Module]:
 
     Example:
         >>> layer = nn.Linear(1, 1)
-        >>> modules_of(functools.partial(layer.forward)) == modules_of(lambda x: layer(x)) == [layer]
+        >>> modules_of(functools.partial(layer.forward)) == modules_of([layer]) == [layer]
         True
     """
     found: list[nn.Module] = []

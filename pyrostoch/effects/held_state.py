@@ -21,7 +21,7 @@ _VALUES = (bool, int, float, complex, str, bytes, type(None))
 _OPAQUE = (type, FunctionType, MethodType, ModuleType, nn.Module, torch.dtype, torch.device, *_VALUES)
 # Longer containers are histories, whose entries are not containers of a network's state.
 _MAX_ENTRIES = 1000
-# The attributes of every module, and the results of our own analyses.
+# The attributes of every module, and what our own analysis has found.
 _NOT_STATE = {*vars(nn.Module()), "_usage_cache", "_meeting_cache"}
 
 
