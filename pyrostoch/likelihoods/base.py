@@ -214,18 +214,8 @@ class FromOutput(Likelihood):
     def check_target(self, distribution: Distribution, target: Tensor) -> None:
         """Raise a `ValueError` for targets that are NaN or infinite, and for labels that are no classes."""
         super().check_target(distribution, target)
-        base: Any = distribution
-        while hasattr(base, "base_dist"):
-            base = base.base_dist
-        if not isinstance(base, Categorical):
-            return
-        classes = base.logits.shape[-1]
-        wrong = (target < 0) | (target >= classes)
-        if bool(wrong.any()):
-            raise ValueError(
-                f"likelihood function: expected labels from 0 to {classes - 1}, got {int(wrong.sum())} outside, among "
-                f"them {int(target[wrong][0])}; where a mask leaves them out, put any class in their place"
-            )
+        if isinstance(elementwise(distribution), Categorical):
+            check_labels("function", distribution, target, "where a mask leaves them out, put any class in their place")
 
 
 #: What a user may give as a likelihood: a `Likelihood`, or a function from the network's output to a Pyro distribution.
@@ -254,6 +244,32 @@ def as_likelihood(spec: LikelihoodSpec) -> Likelihood:
         "likelihood: expected a pyrostoch.likelihoods.* instance or a function from the network's output to a Pyro "
         f"distribution, got {spec!r}"
     )
+
+
+def elementwise(distribution: Distribution) -> Any:
+    """The elementwise distribution inside `Independent` and other wrappers."""
+    base: Any = distribution
+    while hasattr(base, "base_dist"):
+        base = base.base_dist
+    return base
+
+
+def check_labels(name: str, distribution: Distribution, target: Tensor, advice: str) -> None:
+    """Raise a `ValueError` if labels are outside 0 ... C - 1.
+
+    Args:
+        name: Name of the likelihood.
+        distribution: A categorical distribution.
+        target: Labels.
+        advice: What to do about others.
+    """
+    classes = elementwise(distribution).logits.shape[-1]
+    wrong = (target < 0) | (target >= classes)
+    if bool(wrong.any()):
+        raise ValueError(
+            f"likelihood {name}: expected labels from 0 to {classes - 1} (the network has {classes} outputs), got "
+            f"{int(wrong.sum())} outside, among them {int(target[wrong][0])}; {advice}"
+        )
 
 
 def like(value: Tensor | float, output: Tensor) -> Tensor:

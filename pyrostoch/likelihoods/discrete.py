@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
-
 import torch
 from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyrostoch.likelihoods.base import Likelihood, per_example
+from pyrostoch.likelihoods.base import Likelihood, check_labels, elementwise, per_example
 from pyrostoch.moments import Moments
 from pyrostoch.moments.predictive import Closed, softmax_under_gaussian
 
@@ -43,10 +41,7 @@ class Categorical(Likelihood):
                 f"likelihood Categorical: expected integer class labels, got {target.dtype}; one-hot or soft labels "
                 "are not supported, convert with y.argmax(-1) or y.long()"
             )
-        base: Any = distribution
-        while hasattr(base, "base_dist"):
-            base = base.base_dist
-        logits = getattr(base, "logits", target).shape
+        logits = getattr(elementwise(distribution), "logits", target).shape
         if len(logits) > 2 and target.shape == logits[:1] + logits[2:] and target.shape != logits[:-1]:
             raise ValueError(
                 f"likelihood Categorical: expected the classes on the last axis of the network's output, got an output "
@@ -57,15 +52,11 @@ class Categorical(Likelihood):
 
     def check_target(self, distribution: Distribution, target: Tensor) -> None:
         """Raise a `ValueError` if labels are outside 0 ... C - 1."""
-        base: Any = distribution.base_dist if hasattr(distribution, "base_dist") else distribution
-        classes = base.logits.shape[-1]
-        wrong = (target < 0) | (target >= classes)
-        if bool(wrong.any()):
-            raise ValueError(
-                f"likelihood Categorical: expected labels from 0 to {classes - 1} (the network has {classes} outputs), "
-                f"got {int(wrong.sum())} outside, among them {int(target[wrong][0])}; leave unlabeled examples out, or "
-                "give a function as the likelihood that masks them: lambda out: Categorical(logits=out).mask(labeled)"
-            )
+        advice = (
+            "leave unlabeled examples out, or give a function as the likelihood that masks them: "
+            "lambda out: Categorical(logits=out).mask(labeled)"
+        )
+        check_labels("Categorical", distribution, target, advice)
 
 
 class Bernoulli(Likelihood):

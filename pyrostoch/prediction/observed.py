@@ -86,7 +86,7 @@ def mean_and_variance(distribution: Distribution) -> dict[str, Tensor]:
     """
     try:
         return {"mean": distribution.mean, "variance": distribution.variance}
-    except (NotImplementedError, AttributeError):
+    except NotImplementedError:  # raised by torch's distributions that have no known mean or variance
         return {}
 
 

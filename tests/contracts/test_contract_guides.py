@@ -226,3 +226,19 @@ def test_kl_is_differentiable_twice_where_it_is_at_all(name: str) -> None:
 @pytest.mark.parametrize("kind", sorted(kinds(GUIDES)))
 def test_documentation(kind: str) -> None:
     assert_documented(getattr(ps.guides, kind), source=GUIDES[kind].source, shapes=kind != "PerSite")
+
+
+@each_guide
+def test_constants_of_torch_are_neither_drawn_nor_trained(name: str) -> None:
+    member = GUIDES[name]
+    table = nn.Embedding(5, 3, padding_idx=1).double()
+    with torch.no_grad():
+        table.weight[1] = 0.7
+    model = model_of(nn.Sequential(table, nn.Flatten(), nn.Linear(6, 2).double()), member.prior())
+    guide = member.make(model)
+    drawn, distribution = guide(), guide.site_distribution("0.weight")
+    assert (drawn["0.weight"][1] == 0.7).all() and (distribution.variance[1] == 0).all()
+    drawn["0.weight"].square().sum().backward()
+    for parameter in guide.parameters_for("0.weight").values():
+        if parameter.grad is not None and parameter.shape == table.weight.shape:
+            assert (parameter.grad[1] == 0).all()
