@@ -369,3 +369,10 @@ def test_held_state_finds_and_restores_changes():
     assert state.change() is None and net.config.steps == 0 and net.config.inner == {"list": [1, 2]}
     assert (net.memory == 0).all() and list(net.log) == [1]
     assert not hasattr(net, "extra") and not hasattr(net, "late")
+
+
+def test_distributions_are_values_and_no_state():
+    net = nn.Linear(2, 1)
+    net.scales = [dist.HalfNormal(1.0)]
+    state = HeldState([net])
+    assert net.scales[0].transforms[0].inv is not None and state.change() is None

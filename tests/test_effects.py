@@ -93,7 +93,8 @@ def test_local_and_flipout_have_the_exact_marginal_moments(layer, distribution):
     assert_moments(local.detach(), mean[0], variance[0])
     # The examples of a batch share one draw up to signs, so independent rounds are needed.
     flipped = torch.cat([run(net, distributions, x.expand(2, *shape), Flipout())[:1] for _ in range(rounds)])
-    assert_moments(flipped.detach(), mean[0], variance[0])
+    # With so few of them, a standard error of squares is itself uncertain.
+    assert_moments(flipped.detach(), mean[0], variance[0], sigmas=8.0)
 
 
 @pytest.mark.parametrize("interpretation", [SharedSample, LocalReparameterization, Flipout])

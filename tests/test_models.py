@@ -115,12 +115,12 @@ def test_lenet5_equals_a_sequence_of_its_layers():
 
 
 def test_mlp_names_and_parts():
-    net = models.MLP(6, (5, 4), 2, batch_norm=True, dropout=0.1)
+    net = models.MLP(6, (5, 4), 2, batch_norm=True, dropout=0.5)
     names = ["fc1", "bn1", "act1", "drop1", "fc2", "bn2", "act2", "drop2", "fc3"]
     assert [name for name, _ in net.named_children()] == names
     assert net.fc1.bias is None and net.fc3.bias is not None
     assert isinstance(net.drop1, MCDropout) and isinstance(net.act1, nn.ReLU)
-    x = torch.randn(3, 6)
+    x = torch.randn(30, 6)
     net.eval()
     with MeanPropagation():
         assert torch.equal(net(x), net(x))

@@ -31,6 +31,10 @@ def test_layers_whose_moments_are_exact_show_no_error():
 def test_neglected_correlations_show_and_a_full_covariance_has_them():
     # One random input weight drives all hidden units, so that their sum varies far more than if they were independent.
     model, guide = build(nn.Linear(1, 1), nn.Linear(1, 20, bias=False), nn.ReLU(), nn.Linear(20, 1))
+    with torch.no_grad():
+        for part in (model.net[1], model.net[3]):
+            part.weight.copy_(part.weight.abs() + 0.1)
+        model.net[0].bias.fill_(0.5)
     model = ps.BayesianModel(
         model.net, prior={"0.weight": ps.priors.Normal()}, likelihood=ps.likelihoods.Gaussian(), num_data=30
     )

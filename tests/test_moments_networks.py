@@ -185,7 +185,7 @@ def test_class_probabilities_are_near_those_of_many_draws(net):
         assert errors[mode].max() < 0.03
     for mode in ("moments", "moments:full"):
         torch.testing.assert_close(found[mode].epistemic, found["mc:2000"].epistemic, rtol=0.25, atol=0.01)
-    assert errors["moments:full"].mean() < errors["moments"].mean() + 0.002
+    assert errors["moments:full"].mean() < errors["moments"].mean() + 0.006
 
 
 class Using(nn.Module):

@@ -8,17 +8,20 @@ from collections import deque
 from collections.abc import Iterable, Iterator
 from types import FunctionType, MethodType, ModuleType
 from typing import Any
+from weakref import ReferenceType
 
 import numpy as np
 import torch
 from torch import Tensor, nn
+from torch.distributions import Distribution, Transform
 
 __all__ = ["HeldState"]
 
 _CONTAINERS = (dict, list, set, deque)
 _GENERATORS = (torch.Generator, np.random.Generator, np.random.RandomState, random.Random)
 _VALUES = (bool, int, float, complex, str, bytes, type(None))
-_OPAQUE = (type, FunctionType, MethodType, ModuleType, nn.Module, torch.dtype, torch.device, *_VALUES)
+# Distributions are values: a transform keeps a reference to its inverse, which comes and goes by itself.
+_OPAQUE = (type, FunctionType, MethodType, ModuleType, nn.Module, Distribution, Transform, ReferenceType, *_VALUES)
 # Longer containers are histories, whose entries are not containers of a network's state.
 _MAX_ENTRIES = 1000
 # The attributes of every module, and what our own analysis has found.

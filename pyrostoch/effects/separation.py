@@ -337,28 +337,30 @@ class _Experiment:
         # many of them together may fill an expert, or pass a threshold that a maximum over the batch guards.
         size = {o.names: size_of(o.output) for o in operations}
         common = {o.names: size[o.names] * self.moved.noise(o.output[:1]) for o in operations}
-        noise = {o.names: size[o.names] * self.moved.noise(o.output) + common[o.names] for o in operations}
+        noise = {o.names: size[o.names] * self.moved.noise(o.output) for o in operations}
         sets = separating_sets(self.batch)
 
         # A network that draws may bring examples together in some passes only: other random numbers for each set.
         seeds = [SEED + number * self.moved.draws for number in range(len(sets))]
-        references: dict[tuple[int, bool], list[Tensor]] = {(SEED, False): output}
+        references: dict[tuple[int, int], list[Tensor]] = {(SEED, 0): output}
 
-        def passed(seed: int, shifted: bool, rows: Tensor | None, step: float, changed: set[Any]) -> list[Tensor]:
-            """A pass with the outputs of all examples shifted, and those of some rows changed."""
+        def passed(
+            seed: int, shift: int, rows: Tensor | None, step: float, sign: int, changed: set[Any]
+        ) -> list[Tensor]:
+            """A pass with the outputs of all examples shifted (by -1, 0 or 1), and those of some rows changed."""
 
             def change(operation: _Operation) -> Tensor:
                 if operation.names not in changed:
                     return operation.output
-                moved = operation.output + _STEPS[-1] * common[operation.names] * shifted
+                moved = operation.output + _STEPS[-1] * common[operation.names] * shift
                 if rows is not None:
                     at = rows.to(moved.device)
                     # From a common shift, some rows go to small values, where no threshold is passed.
-                    start = torch.zeros_like(moved) if shifted else operation.output
-                    moved[at] = (start + step * noise[operation.names])[at]
+                    start = torch.zeros_like(moved) if shift else operation.output
+                    moved[at] = (start + step * (noise[operation.names] + sign * common[operation.names]))[at]
                 return moved
 
-            mode = _Probe(self.weights, change if shifted or rows is not None else None)
+            mode = _Probe(self.weights, change if shift or rows is not None else None)
             return [tensor.detach().clone() for tensor in self.moved.call(self.weights, mode, seed)]
 
         def moves(chosen: list[_Operation]) -> bool:
@@ -370,12 +372,14 @@ class _Experiment:
                 if step is None:
                     shifted = number % 4 == 3
                     step = _STEPS[0 if shifted else number % len(_STEPS)]
-                key = (seeds[number], shifted)
+                # In both directions, since a gate that all of them open may be open already.
+                sign = 1 - 2 * (number // 2 % 2)
+                key = (seeds[number], sign * shifted)
                 if key not in known:
-                    known[key] = passed(*key, None, 0.0, changed)
+                    known[key] = passed(*key, None, 0.0, sign, changed)
                 if not shifted:
                     references[key] = known[key]
-                outputs = passed(*key, rows, step, changed)
+                outputs = passed(*key, rows, step, sign, changed)
                 if not same(known[key], outputs, ~rows, self.batch):
                     return True
             return False
