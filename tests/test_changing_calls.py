@@ -376,3 +376,16 @@ def test_distributions_are_values_and_no_state():
     net.scales = [dist.HalfNormal(1.0)]
     state = HeldState([net])
     assert net.scales[0].transforms[0].inv is not None and state.change() is None
+
+
+def test_the_order_of_a_set_is_no_state():
+    net = nn.Linear(2, 1)
+    net.numbers = {7, 15}  # they collide: refilled in its own order, the set would change that order
+    order, state = list(net.numbers), HeldState([net])
+    state.restore()
+    assert list(net.numbers) == order and state.change() is None
+    net.numbers.discard(7)
+    net.numbers.add(8)
+    assert state.change() is not None
+    state.restore()
+    assert net.numbers == {7, 15} and state.change() is None

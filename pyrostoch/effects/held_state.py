@@ -135,11 +135,16 @@ def _content(value: Any) -> Any:
     """A shallow copy of what a container or an object holds."""
     if isinstance(value, dict):
         return dict(value)
-    return list(value) if isinstance(value, (list, deque, set)) else dict(vars(value))
+    if isinstance(value, set):  # by entry, since refilling a set may change its order
+        return {item: item for item in value}
+    return list(value) if isinstance(value, (list, deque)) else dict(vars(value))
 
 
 def _set_content(value: Any, content: Any) -> None:
-    if isinstance(value, (dict, set)):
+    if isinstance(value, set):
+        value.difference_update(value - content.keys())
+        value.update(content)
+    elif isinstance(value, dict):
         value.clear()
         value.update(content)
     elif isinstance(value, list):
