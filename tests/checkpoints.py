@@ -15,7 +15,8 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrostoch as ps
 from pyrostoch.safefile import CheckpointError
 from pyrostoch.safefile.file import _checksum
-from pyrostoch.training.fit import _Run, fit
+from pyrostoch.training.fit import fit
+from pyrostoch.training.run import Run
 from pyrostoch.training.state import module_state
 
 EPOCHS = 9
@@ -116,13 +117,13 @@ def interrupted(path: Path) -> bytes:
 class RestoredError(Exception):
     """Carries a run that has been restored from its checkpoint, before its first step."""
 
-    def __init__(self, run: _Run) -> None:
+    def __init__(self, run: Run) -> None:
         super().__init__()
         self.run, self.bits = run, bits_of(run.trainer.state.capture())
 
 
-def only_restore(run: _Run, *args: Any) -> Any:
-    """Instead of `_Run.finish`."""
+def only_restore(run: Run, *args: Any) -> Any:
+    """Instead of `Run.finish`."""
     raise RestoredError(run)
 
 

@@ -19,7 +19,9 @@ import pytest
 
 # A package may import packages of lower layers, and itself. A package of its own inside another has its own entry.
 LAYERS: dict[str, int] = {
-    **dict.fromkeys(["_checks", "_fixed_entries", "_inputs", "_ops", "_precision", "_seeds", "_version"], 0),
+    **dict.fromkeys(
+        ["_checks", "_descriptions", "_fixed_entries", "_inputs", "_ops", "_precision", "_seeds", "_version"], 0
+    ),
     **dict.fromkeys(["data", "protocols", "records", "safefile"], 0),
     **dict.fromkeys(["distributions", "metrics", "moments"], 1),
     **dict.fromkeys(["effects"], 2),

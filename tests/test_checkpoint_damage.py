@@ -24,7 +24,7 @@ from torch import Tensor
 
 import pyrostoch as ps
 from pyrostoch.safefile import read_file
-from pyrostoch.training.fit import _Run
+from pyrostoch.training.run import Run
 
 WEIGHT = "guide.parameters_of.last/weight.loc"
 
@@ -191,7 +191,7 @@ def test_a_rewritten_file_without_a_change_is_restored(
     ps.load(tmp_path / "run", case.model, case.guide)
     assert bool(case.guide.state_dict()[WEIGHT.removeprefix("guide.")].isnan().all())
     (tmp_path / "run").write_bytes(rewritten(good, lambda tensors, content: None))
-    monkeypatch.setattr(_Run, "finish", only_restore)
+    monkeypatch.setattr(Run, "finish", only_restore)
     with pytest.raises(RestoredError):
         case.fit(tmp_path / "run")
 
@@ -219,7 +219,7 @@ def test_the_random_state_of_a_gpu_is_of_no_use_elsewhere(
     refuse(tmp_path / "run", "unknown 'rng.cuda'", "resume")
     on_cuda = edit("training", "device", value="cuda")
     (tmp_path / "run").write_bytes(rewritten(rewritten(good, with_cuda), on_cuda))
-    monkeypatch.setattr(_Run, "finish", only_restore)
+    monkeypatch.setattr(Run, "finish", only_restore)
     with pytest.raises(RestoredError) as info:
         Case(seed=5).fit(tmp_path / "run")
     assert "rng.cuda" not in info.value.run.trainer.state.capture()

@@ -20,7 +20,7 @@ from torch import Tensor
 
 import pyrostoch as ps
 from pyrostoch.safefile import read_file
-from pyrostoch.training.fit import _Run
+from pyrostoch.training.run import Run
 from pyrostoch.training.state import module_state
 
 COUNT = int(os.environ.get("PYROSTOCH_FUZZ", "160"))
@@ -204,7 +204,7 @@ class Trial:
 
 @pytest.fixture
 def trial(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Trial:
-    monkeypatch.setattr(_Run, "finish", only_restore)
+    monkeypatch.setattr(Run, "finish", only_restore)
     return Trial(tmp_path / "run")
 
 

@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+import operator
 import os
 import subprocess
 import sys
+import types
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from pyro import distributions as dist
 from torch import nn
 
 import pyrostoch as ps
-from pyrostoch.likelihoods.function_text import describe_function
+from pyrostoch._descriptions import describe_function
 from pyrostoch.safefile import CheckpointError, read_file
 
 SCALE = 0.5
@@ -67,6 +70,19 @@ class Made:
         return dist.Normal(out, self.scale)
 
 
+class Own(ps.likelihoods.Likelihood):
+    def __init__(self, scale: float) -> None:
+        super().__init__()
+        self.scale = scale
+
+    def distribution(self, output: Any, **quantities: Any) -> Any:
+        return ps.likelihoods.per_example(dist.Normal(output, self.scale))
+
+
+def scaled_by(holder: Any) -> Callable[[Any], Any]:
+    return lambda out: dist.Normal(out, holder.s)
+
+
 ONE, TWO = lambda out: dist.Normal(out, 1.0), lambda out: dist.Normal(out, 2.0)  # noqa: E731
 SPREAD = [
     lambda out: dist.Normal(  # a comment
@@ -87,17 +103,27 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "default": (with_default, functools.partial(with_default, scale=0.2)),
     "partial": (functools.partial(with_default, scale=0.1), functools.partial(with_default, scale=0.2)),
     "name": (with_default, with_keyword),
+    "object": (Made(1.0), Made(2.0)),
+    "method": (Made(1.0).method, Made(2.0).method),
+    "closure of an object": (scaled_by(types.SimpleNamespace(s=1.0)), scaled_by(types.SimpleNamespace(s=2.0))),
+    "closure of an array": (scaled(np.float32(1.0)), scaled(np.float32(2.0))),
+    "closure of a set": (by_helper(functools.partial(max, {1.0})), by_helper(functools.partial(max, {2.0}))),
+    "closure of a distribution": (
+        by_helper(dist.Normal(torch.zeros(30), 1.0).log_prob),
+        by_helper(dist.Normal(torch.ones(30), 1.0).log_prob),
+    ),
+    "closure of a builtin": (by_helper(torch.exp), by_helper(torch.sigmoid)),
+    "class of one's own": (Own(0.1), Own(0.2)),
 }
 
 
 @pytest.mark.parametrize("kind", PAIRS)
 def test_two_functions_are_not_taken_for_one(kind: str, tmp_path: Path) -> None:
     for one, other in (PAIRS[kind], PAIRS[kind][::-1]):
-        assert describe_function(one)[1] == describe_function(other)[1] == []
+        assert build(one)[0].likelihood.not_described() == build(other)[0].likelihood.not_described() == []
         ps.save(tmp_path / "net", *build(one))
-        with pytest.raises(CheckpointError, match="(?s)expected the likelihood FromOutput.*, got From") as info:
+        with pytest.raises(CheckpointError, match="(?s)expected the likelihood (FromOutput|Own).*, got (From|Own)"):
             ps.load(tmp_path / "net", *build(other))
-        assert describe_function(one)[0] in str(info.value) and describe_function(other)[0] in str(info.value)
         ps.load(tmp_path / "net", *build(one))
 
 
@@ -143,10 +169,11 @@ def typed(text: str) -> Any:
 
 UNKNOWN: dict[str, tuple[Callable[[], Any], str]] = {
     "eval": (lambda: typed("lambda out: dist.Normal(out, 1.0)"), "the source of '<lambda>' cannot be had"),
-    "method": (lambda: Made(1.0).method, "the object of type 'Made' of method 'method'"),
-    "object": (lambda: Made(1.0), "an object of type 'Made' with all that it holds"),
-    "closure": (lambda: scaled(nn.Parameter(torch.ones(()))), "the value of 's', a Parameter"),
-    "closure of an object": (lambda: by_helper(nn.Identity()), "the value of 'helper', a Identity"),
+    "closure of a module": (lambda: by_helper(nn.Identity()), "the value of 'helper', a Identity"),
+    "closure of a library's object": (
+        lambda: by_helper(operator.attrgetter("real")),
+        "the value of 'helper', a attrgetter",
+    ),
 }
 
 
@@ -227,3 +254,56 @@ def test_other_likelihoods_are_described_in_full(tmp_path: Path) -> None:
             assert likelihood.not_described() == []
             ps.save(tmp_path / "net", *build(likelihood))
             ps.load(tmp_path / "net", *build(likelihood))
+
+
+CONFIG, LINK = types.SimpleNamespace(scale=1.0), torch.exp
+OTHER = types.ModuleType("other")
+OTHER.scale, OTHER.unused = 1.0, object()
+
+
+class Config:
+    scale = 1.0
+
+
+def reads_globals(out: Any) -> Any:
+    return dist.Normal(LINK(out), CONFIG.scale + Config.scale + OTHER.scale)
+
+
+@pytest.mark.parametrize("holder", [CONFIG, Config, OTHER, None])
+def test_global_objects_classes_modules_and_other_names_are_seen(holder: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    before, unknown = describe_function(reads_globals)
+    assert unknown == []
+    if holder is None:
+        monkeypatch.setitem(globals(), "LINK", torch.sigmoid)
+    else:
+        monkeypatch.setattr(holder, "scale", 2.0)
+    assert describe_function(reads_globals)[0] != before
+
+
+def test_objects_that_hold_themselves_are_described() -> None:
+    items: list[Any] = [1.0]
+    items.append(items)
+    assert "holds itself" in describe_function(scaled(items))[0]
+
+
+TRAINED: dict[str, Callable[[], Any]] = {
+    "a parameter": lambda: scaled(nn.Parameter(torch.ones(()))),
+    "a module": lambda: by_helper(nn.Linear(1, 1)),
+    "a method of a module": lambda: by_helper(nn.Linear(1, 1).forward),
+}
+
+
+@pytest.mark.parametrize("kind", TRAINED)
+def test_parameters_of_functions_are_refused_since_nothing_would_train_them(kind: str) -> None:
+    model, guide = build(TRAINED[kind]())
+    with pytest.raises(ValueError, match="fit: the likelihood function uses parameter.*which nothing would train"):
+        ps.fit(model, guide, (X, X[:, :1]), epochs=1, progress=False)
+
+
+def test_a_function_may_use_parameters_of_the_network() -> None:
+    net = nn.Linear(2, 1)
+    extra = net.bias
+    model = ps.BayesianModel(
+        net, prior=ps.priors.Normal(), likelihood=lambda out: dist.Normal(out, extra.exp()), num_data=6
+    )
+    ps.fit(model, ps.guides.Additive(model), (X, X[:, :1]), epochs=1, progress=False)

@@ -256,9 +256,12 @@ def test_a_run_folder_in_use_is_refused_by_name(
     assert sorted(os.listdir(folder)) == ["additive.safetensors", "results.json"]
 
 
-def test_a_single_save_needs_no_lock(tmp_path: Path) -> None:
+def test_a_single_save_does_not_replace_what_a_run_writes(tmp_path: Path) -> None:
     case = Case()
+    ps.save(tmp_path / "net", case.model, case.guide)
     with only_writer_of(tmp_path / "net"):
-        ps.save(tmp_path / "net", case.model, case.guide)
+        with pytest.raises(BlockingIOError, match="this process is writing it"):
+            ps.save(tmp_path / "net", case.model, case.guide)
         ps.load(tmp_path / "net", case.model, case.guide)
+    ps.save(tmp_path / "net", case.model, case.guide)
     assert os.listdir(tmp_path) == ["net"]

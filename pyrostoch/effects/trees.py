@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable, Iterator, Mapping
+from types import SimpleNamespace
 from typing import Any
 
 from torch import Tensor
@@ -27,6 +29,8 @@ def leaves_of(tree: object) -> Iterator[object]:
     elif isinstance(tree, Mapping):
         for item in tree.values():
             yield from leaves_of(item)
+    elif isinstance(tree, SimpleNamespace):
+        yield from leaves_of(vars(tree))
     elif not isinstance(tree, Tensor) and dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         for field in dataclasses.fields(tree):
             yield from leaves_of(getattr(tree, field.name))
@@ -64,11 +68,17 @@ def map_tensors(function: Callable[[Tensor], Tensor], tree: object) -> Any:
         return function(tree)
     if isinstance(tree, tuple) and hasattr(tree, "_fields"):
         return type(tree)(*(map_tensors(function, item) for item in tree))
-    if isinstance(tree, (tuple, list)) and type(tree) in (tuple, list):
-        return type(tree)(map_tensors(function, item) for item in tree)
-    if isinstance(tree, dict) and type(tree) is dict:
-        return {key: map_tensors(function, item) for key, item in tree.items()}
+    if type(tree) in (tuple, list):
+        return type(tree)(map_tensors(function, item) for item in tree)  # type: ignore[call-arg, attr-defined]
     if dataclasses.is_dataclass(tree) and not isinstance(tree, type):  # such as the outputs of HuggingFace
         fields = {field.name: getattr(tree, field.name) for field in dataclasses.fields(tree) if field.init}
         return dataclasses.replace(tree, **{name: map_tensors(function, item) for name, item in fields.items()})
+    if isinstance(tree, (dict, list, SimpleNamespace)):  # and what is derived from them, as a copy of the same type
+        copied = copy.copy(tree)
+        if isinstance(copied, list):
+            copied[:] = [map_tensors(function, item) for item in copied]
+        else:
+            items = copied if isinstance(copied, dict) else vars(copied)
+            items.update({key: map_tensors(function, item) for key, item in items.items()})
+        return copied
     return tree

@@ -6,6 +6,7 @@ from abc import abstractmethod
 from collections.abc import Iterator
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.utils.data import (
@@ -123,8 +124,8 @@ class _LoaderBatches(Batches):
             self.num_data = len(counted)
         except TypeError as error:
             raise TypeError(
-                "data: expected a DataLoader of known length, since schedules need the number of steps; give its data "
-                "set a __len__"
+                "data: expected a DataLoader of known length, since schedules need the number of steps: of a map-style "
+                "Dataset, or of an IterableDataset with a __len__ that makes its own batches (batch_size=None)"
             ) from error
 
     def __len__(self) -> int:
@@ -132,7 +133,12 @@ class _LoaderBatches(Batches):
 
     def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
         """The loader's batches, in the loader's own order."""
-        yield from (inputs_and_targets(batch) for batch in self._loader)
+        count = 0
+        for batch in self._loader:
+            count += 1
+            yield inputs_and_targets(batch)
+        if not count:
+            raise ValueError(f"data: expected {self._steps} batches from the DataLoader, got none")
 
     def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
         """The loader's batches, which its sampler has already divided among the processes."""
@@ -186,6 +192,9 @@ def as_batches(
         [[0, 1], [2, 3], [4]]
     """
     batch_size = check_count("batch_size", batch_size)
+    if not isinstance(shuffle, (bool, np.bool_)):
+        raise TypeError(f"shuffle: expected True or False, got {shuffle!r}")
+    shuffle = bool(shuffle)  # as Python's own, which a checkpoint can hold
     batches: Batches
     if isinstance(data, DataLoader):
         samplers = (data.sampler, getattr(data.batch_sampler, "sampler", None))

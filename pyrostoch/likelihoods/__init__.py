@@ -12,7 +12,7 @@
 
 from __future__ import annotations
 
-from pyrostoch.likelihoods.base import FromOutput, Likelihood, LikelihoodSpec, as_likelihood
+from pyrostoch.likelihoods.base import FromOutput, Likelihood, LikelihoodSpec, Noise, as_likelihood, per_example
 from pyrostoch.likelihoods.continuous import Gaussian, HeteroscedasticGaussian, StudentT
 from pyrostoch.likelihoods.discrete import Bernoulli, Categorical, Poisson
 
@@ -24,7 +24,9 @@ __all__ = [
     "HeteroscedasticGaussian",
     "Likelihood",
     "LikelihoodSpec",
+    "Noise",
     "Poisson",
     "StudentT",
     "as_likelihood",
+    "per_example",
 ]

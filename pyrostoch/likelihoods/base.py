@@ -13,7 +13,7 @@ from torch.distributions import Categorical, Distribution
 from torch.nn import functional as F
 
 from pyrostoch._checks import check_positive
-from pyrostoch.likelihoods.function_text import describe_function
+from pyrostoch._descriptions import describe_function, describe_settings
 from pyrostoch.moments import Moments
 from pyrostoch.moments.predictive import Closed, OutputDistribution
 from pyrostoch.priors import FromDistribution
@@ -57,11 +57,12 @@ class Likelihood(nn.Module):
     def identity(self) -> str:
         """A text that identifies the likelihood: its type, and its fixed parameters without those that are fitted."""
         noises = [f"{name}={part.identity()}" for name, part in self.named_children() if isinstance(part, Noise)]
-        return f"{type(self).__name__}({', '.join(text for text in (self.extra_repr(), *noises) if text)})"
+        texts = (self.extra_repr(), *noises, describe_settings(self)[0])
+        return f"{type(self).__name__}({', '.join(text for text in texts if text)})"
 
     def not_described(self) -> list[str]:
         """What `identity` leaves out although two likelihoods may differ in it, as phrases for a warning."""
-        return []
+        return describe_settings(self)[1]
 
     def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """The distribution of the observations, a Pyro distribution with one batch axis.

@@ -15,6 +15,7 @@ from pyrostoch._seeds import forked
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.elbo import interpretation
 from pyrostoch.model import BayesianModel
+from pyrostoch.prediction.observed import observed_mask
 from pyrostoch.protocols import Inputs
 from pyrostoch.sites import trace_of
 
@@ -55,8 +56,9 @@ def predictive_loss(
 
     $$ -\frac{1}{n} \sum_i \log \frac{1}{K} \sum_{k=1}^{K} p(y_i \mid x_i, w_k), \qquad w_k \sim q. $$
 
-    The network is in evaluation mode. The noise is the same at every call, so that epochs can be compared, and torch's
-    generators are left as they were, so that the evaluation does not change the training run.
+    Examples whose targets a mask leaves out are not counted, as in `compare`. The network is in evaluation mode. The
+    noise is the same at every call, so that epochs can be compared, and torch's generators are left as they were, so
+    that the evaluation does not change the training run.
 
     Args:
         model: The model.
@@ -89,18 +91,21 @@ def predictive_loss(
     with training_mode(False, model, guide), forked(device, seed=0):
         for x, y in held_out.epoch(None, 0):
             x, y = to_device(x, device), to_device(y, device)
-            log_probs = torch.stack([_log_prob(model, guide, x, y, name) for _ in range(draws)])
-            total = total - (log_probs.logsumexp(0) - math.log(draws)).sum()
-            count += len(y)
+            log_probs, observed = zip(*(_log_prob(model, guide, x, y, name) for _ in range(draws)), strict=True)
+            total = total - (torch.stack(log_probs).logsumexp(0) - math.log(draws)).sum()
+            count += observed[0]
     for generator, state in generators:
         generator.set_state(state)
+    if not count:
+        raise ValueError("validation: the likelihood's mask leaves out every target, or the loader gave no batch")
     return total.item() / count
 
 
-def _log_prob(model: BayesianModel, guide: nn.Module, x: Inputs, y: Tensor, name: str) -> Tensor:
-    """The log density of each example's target under one draw of the weights."""
+def _log_prob(model: BayesianModel, guide: nn.Module, x: Inputs, y: Tensor, name: str) -> tuple[Tensor, int]:
+    """The log density of each example's target under one draw of the weights; the number of those observed at all."""
     with interpretation(name, model):
         trace = trace_of(guide, x)
         distribution = poutine.replay(model.observation, trace=trace)(x)
     log_prob: Tensor = distribution.log_prob(y)
-    return log_prob.float()
+    mask = observed_mask(distribution)
+    return log_prob.float(), len(y) if mask is None else int(mask.reshape(len(y), -1).any(1).sum())

@@ -105,6 +105,12 @@ class FromDistribution(Prior):
         """The distribution, expanded to the shape of the weights."""
         return self.base.expand(shape)
 
+    @property
+    def is_described_by_numbers(self) -> bool:
+        """Whether the text of the prior holds all of its values: each of them is one number."""
+        values = [torch.as_tensor(getattr(self.base, name)) for name in self.base.arg_constraints]
+        return bool(values) and all(value.numel() == 1 for value in values)
+
     def __repr__(self) -> str:
         names = [name for name in self.base.arg_constraints if hasattr(self.base, name)]
         if not names:

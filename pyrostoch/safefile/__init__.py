@@ -13,6 +13,7 @@ from __future__ import annotations
 from pyrostoch.safefile.file import (
     FORMAT,
     CheckpointError,
+    not_while_written,
     only_writer_of,
     read_file,
     write_file,
@@ -27,6 +28,7 @@ __all__ = [
     "check_layouts",
     "check_storable",
     "made_folders",
+    "not_while_written",
     "only_writer",
     "only_writer_of",
     "read_file",

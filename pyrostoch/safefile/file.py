@@ -20,7 +20,7 @@ from pyrostoch.safefile.lock import only_writer
 from pyrostoch.safefile.names import made_folders, remove_abandoned, temporary_name
 from pyrostoch.safefile.tensors import check_storable, join_sparse, split_sparse
 
-__all__ = ["FORMAT", "CheckpointError", "only_writer_of", "read_file", "write_file"]
+__all__ = ["FORMAT", "CheckpointError", "not_while_written", "only_writer_of", "read_file", "write_file"]
 
 FORMAT = "pyrostoch-checkpoint"
 _VERSION = 1
@@ -90,6 +90,30 @@ def write_file(path: Path, tensors: dict[str, Tensor], content: dict[str, Any]) 
         raise _cannot_write(error, path) from error
 
 
+def not_while_written(path: Path) -> contextlib.AbstractContextManager[None]:
+    """Hold the lock of a checkpoint while it is written once, so that no run writes it at the same time.
+
+    Args:
+        path: The file.
+
+    Raises:
+        BlockingIOError: A run writes this checkpoint; process and host are named.
+    """
+    place = _resolved(path)
+    if not place.parent.is_dir():  # nobody can be writing there
+        return contextlib.nullcontext()
+    return _lock(path, place)
+
+
+def _lock(path: Path, place: Path) -> contextlib.AbstractContextManager[None]:
+    return only_writer(
+        place.with_name(f".{place.name}.lock"),
+        f"checkpoint {path}",
+        "wait until that run has ended, or give this one another path",
+        lambda error: _cannot_write(error, path),
+    )
+
+
 @contextlib.contextmanager
 def only_writer_of(path: Path) -> Iterator[None]:
     """Be the only writer of a checkpoint during a long run: a lock is held, and what killed writers left is removed.
@@ -122,16 +146,9 @@ def only_writer_of(path: Path) -> Iterator[None]:
             stack.enter_context(folders)
         except OSError as error:
             raise _cannot_write(error, path) from error
-        stack.enter_context(
-            only_writer(
-                place.with_name(f".{place.name}.lock"),
-                f"checkpoint {path}",
-                "wait until that run has ended, or give this one another path",
-                lambda error: _cannot_write(error, path),
-            )
-        )
+        stack.enter_context(_lock(path, place))
         remove_abandoned(place.parent, place.name)
-        if os.path.lexists(path):
+        if place.exists():
             read_file(path)
         yield
 

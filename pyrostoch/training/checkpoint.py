@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import warnings
 from collections.abc import Iterable
@@ -13,10 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._checks import name_list
+from pyrostoch._descriptions import describe_function, describe_settings, describe_value
 from pyrostoch._version import __version__
 from pyrostoch.model import BayesianModel
-from pyrostoch.priors import clean_name
-from pyrostoch.safefile import CheckpointError, check_layouts, read_file, write_file
+from pyrostoch.priors import FromDistribution, clean_name
+from pyrostoch.safefile import CheckpointError, check_layouts, not_while_written, read_file, write_file
 from pyrostoch.sites import Site
 from pyrostoch.training.resume import read_training
 from pyrostoch.training.state import form, module_state, overwrite
@@ -28,6 +30,7 @@ _TYPES: dict[str, tuple[type, type | None]] = {
     "guide": (list, str),
     "likelihood": (str, None),
     "network": (list, str),
+    "model": (list, str),
     "sites": (dict, dict),
     "num_data": (int, None),
     "versions": (dict, str),
@@ -49,6 +52,7 @@ def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: obje
         extra: Plain data (numbers, strings, lists, dictionaries) to save with them; `load` returns it.
 
     Raises:
+        BlockingIOError: A run is writing this file; its process is named.
         OSError: The folder cannot be written to, or the disk is full; an existing file is left as it was.
         TypeError: Something in `extra` is not plain data, or a tensor has a layout or dtype that cannot be saved.
 
@@ -64,13 +68,16 @@ def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: obje
     """
     for name, value in extra.items():
         try:
-            json.dumps(value)
-        except (TypeError, ValueError) as error:
+            if json.loads(json.dumps(value)) != _as_lists(value):
+                raise TypeError("a key of a dictionary is no string")
+        except (TypeError, ValueError, RecursionError) as error:
             raise TypeError(
                 f"save: {name} is of type {type(value).__name__}, which is not plain data ({error}); give numbers, "
                 "strings, lists and dictionaries"
             ) from error
-    write_file(Path(path), module_state(model, guide), {**describe(model, guide), "extra": extra})
+    path = Path(path)
+    with not_while_written(path):
+        write_file(path, module_state(model, guide), {**describe(model, guide), "extra": extra})
 
 
 def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, Any]:
@@ -129,12 +136,14 @@ def describe(model: BayesianModel, guide: nn.Module) -> dict[str, Any]:
     containers = (nn.ModuleDict, nn.ModuleList, nn.ParameterDict, nn.ParameterList)
     return {
         "guide": [
-            f"{name + ': ' if name else ''}{type(module).__name__}({module.extra_repr()})"
+            f"{name + ': ' if name else ''}{type(module).__name__}"
+            f"({_joined(module.extra_repr(), describe_settings(module)[0])})"
             for name, module in guide.named_modules()
             if not isinstance(module, containers)
         ],
         "likelihood": model.likelihood.identity(),
         "network": _network_text(model.net),
+        "model": _model_text(model)[0],
         "sites": {
             name: {"shape": list(site.init.shape), "prior": _prior_text(model, site)}
             for name, site in model.sites.items()
@@ -184,20 +193,35 @@ def check_fits(
             f"checkpoint {path}: expected no guide parameters, got some; call the guide once on a batch if it makes "
             "its parameters only then (Pyro's autoguides do), and load again. Nothing was changed"
         )
-    for part in ("guide", "likelihood", "network", "num_data"):
+    for part in ("guide", "likelihood", "network", "model", "num_data"):
         if description[part] != content[part]:
             expected, got = _text(description[part]), _text(content[part])
             raise CheckpointError(f"checkpoint {path}: expected the {part} {expected}, got {got}; {advice}")
     # The other tensors of a run matter only where it is resumed.
     of_run = ("best.", "optimizer.", "rng.") if "training" in content else ()
     _check_tensors(path, state, {n: value for n, value in tensors.items() if not n.startswith(of_run)}, advice)
-    if unknown_parts := model.likelihood.not_described():
-        warnings.warn(
-            f"checkpoint {path}: it cannot be told whether its likelihood is that of this model: "
-            f"{'; '.join(unknown_parts)}. The rest fits; make sure that both are the same",
-            UserWarning,
-            stacklevel=3,
-        )
+    not_described = {
+        "likelihood": model.likelihood.not_described(),
+        "priors": [text for prior in model.priors.values() for text in describe_settings(prior)[1]],
+        "penalty": _model_text(model)[1],
+        "guide": [text for module in guide.modules() for text in describe_settings(module)[1]],
+    }
+    for part, unknown_parts in not_described.items():
+        if unknown_parts:
+            are_those = "are those" if part == "priors" else "is that"
+            warnings.warn(
+                f"checkpoint {path}: it cannot be told whether its {part} {are_those} of this model: "
+                f"{'; '.join(dict.fromkeys(unknown_parts))}. The rest fits; make sure that both are the same",
+                UserWarning,
+                stacklevel=3,
+            )
+
+
+def _as_lists(value: Any) -> Any:
+    """Plain data as JSON gives them back, but for keys that are no strings: tuples are lists."""
+    if isinstance(value, (list, tuple)):
+        return [_as_lists(item) for item in value]
+    return {key: _as_lists(item) for key, item in value.items()} if isinstance(value, dict) else value
 
 
 def _check_types(path: Path, content: dict[str, Any]) -> None:
@@ -215,9 +239,10 @@ def _check_tensors(path: Path, state: dict[str, Tensor], given: dict[str, Tensor
     missing = [name for name in state if name not in given]
     unknown = sorted(name for name in given if name not in state)
     if missing or unknown:
+        hint = " (if the network makes it in its first pass, call it once on a batch)" if unknown else ""
         raise CheckpointError(
             f"checkpoint {path}: its tensors are not those of this model and guide: missing {_names(missing)}, unknown "
-            f"{_names(unknown)}; {advice}"
+            f"{_names(unknown)}{hint}; {advice}"
         )
     for name, value in state.items():
         if form(value) != form(given[name]):
@@ -230,12 +255,39 @@ def _check_tensors(path: Path, state: dict[str, Tensor], given: dict[str, Tensor
             raise CheckpointError(
                 f"checkpoint {path}: {name!r}: expected {value.dtype}, got {given[name].dtype}; {advice}"
             )
+        if floats and value.layout == torch.strided:
+            converted = given[name].to(value.dtype)
+            if bool((torch.isfinite(given[name]) & ~torch.isfinite(converted)).any()):
+                raise CheckpointError(
+                    f"checkpoint {path}: {name!r}: a value of {given[name].abs().max().item():g} is too large for "
+                    f"{value.dtype}; load into a model of another precision. Nothing was changed"
+                )
 
 
 def _prior_text(model: BayesianModel, site: Site) -> str:
     """The text of a prior; without its parameters if they are learned, since they are then part of the state."""
-    learned = site.role != "scale" and any(True for _ in model.prior(site.name).parameters())
-    return site.prior.partition("(")[0] if learned else site.prior
+    if site.role == "scale":
+        return site.prior
+    prior = model.prior(site.name)
+    if any(True for _ in prior.parameters()):
+        return _joined(site.prior.partition("(")[0], describe_settings(prior)[0])
+    # In single precision, since a model may be loaded into one of another precision.
+    single = copy.deepcopy(prior).float()
+    values: dict[str, object] = {name: value for name, value in single.named_buffers() if value.numel() > 1}
+    if isinstance(single, FromDistribution) and not single.is_described_by_numbers:
+        values["base"] = single.base
+    texts = [describe_value(name, value)[0] for name, value in values.items()]
+    return _joined(site.prior, *texts, describe_settings(prior)[0])
+
+
+def _model_text(model: BayesianModel) -> tuple[list[str], list[str]]:
+    """What else of a model decides about its loss, and what of it cannot be described."""
+    penalty, unknown = ("none", []) if model.penalty is None else describe_function(model.penalty)
+    return [f"penalty {penalty}", f"in_dims {model.in_dims}"], unknown
+
+
+def _joined(*texts: str) -> str:
+    return ", ".join(text for text in texts if text)
 
 
 def _network_text(net: nn.Module) -> list[str]:

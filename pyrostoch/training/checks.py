@@ -16,13 +16,14 @@ from torch.distributions import Distribution
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrostoch._checks import check_finite, name_list
+from pyrostoch._descriptions import trained_values
 from pyrostoch._inputs import to_device
 from pyrostoch._seeds import forked
 from pyrostoch.effects import base_distribution
 from pyrostoch.effects.usage import Use, weight_usage
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.likelihoods import Bernoulli, Categorical
+from pyrostoch.likelihoods import Bernoulli, Categorical, FromOutput
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.priors import fixed_parameters
@@ -250,6 +251,26 @@ def check_param_store(model: nn.Module, guide: nn.Module) -> None:
         raise ValueError(
             f"fit: parameter(s) {name_list(stray)} made by pyro.param are in no module and would not be trained; make "
             "them nn.Parameter of the guide, or train by pyro.infer.SVI"
+        )
+
+
+def check_likelihood_function(model: BayesianModel) -> None:
+    """Raise an error for parameters that a likelihood function uses and that are no parameters of the model.
+
+    Args:
+        model: The model.
+
+    Raises:
+        ValueError: There are such parameters; they are named.
+    """
+    if not isinstance(model.likelihood, FromOutput):
+        return
+    known = {id(parameter) for parameter in model.parameters()}
+    stray = [name for name, value in trained_values(model.likelihood.make).items() if id(value) not in known]
+    if stray:
+        raise ValueError(
+            f"fit: the likelihood function uses parameter(s) {name_list(stray)}, which nothing would train or save; "
+            "make them part of the network, or write a pyrostoch.likelihoods.Likelihood that holds them, or detach them"
         )
 
 

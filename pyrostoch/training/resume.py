@@ -7,16 +7,19 @@ contradict each other. Such a file is refused here.
 from __future__ import annotations
 
 import math
+import random
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from pyrostoch._checks import name_list
 from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.history import COLUMNS, History
+from pyrostoch.training.other_generators import numpy_state, python_state, set_numpy_state, set_python_state
 from pyrostoch.training.state import ADAM, TrainingState, form, module_state
 
 __all__ = ["SavedTraining", "check_state", "read_training"]
@@ -163,6 +166,8 @@ def check_state(saved: SavedTraining, state: TrainingState) -> None:
     generators |= {f"rng.loader.{index}": generator for index, generator in enumerate(state.generators)}
     # The random state of a GPU is of no use on another device.
     given = tensors.keys() - ({"rng.cuda"} if saved.device == "cuda" else set())
+    others = {"rng.python": python_state(), "rng.numpy": numpy_state()}
+    expected |= {name: value for name, value in others.items() if name in tensors}
     needed = (expected | generators).keys()
     missing, unknown = sorted(needed - tensors.keys()), sorted(given - needed)
     if missing or unknown:
@@ -173,7 +178,7 @@ def check_state(saved: SavedTraining, state: TrainingState) -> None:
         _check_like(path, name, value, tensors[name])
     for name in saved.optimizer:
         step, squares = tensors[f"optimizer.step.{name}"], tensors[f"optimizer.exp_avg_sq.{name}"]
-        if not (bool(torch.isfinite(step)) and step >= 1) or bool((squares < 0).any()):
+        if not (bool(torch.isfinite(step)) and step >= 1) or bool((_real(squares) < 0).any()):
             raise _wrong(path, f"Adam's state of {name!r}: expected a step from 1 up and mean squares from 0 up")
     for name, generator in generators.items():
         _check_like(path, name, generator.get_state(), tensors[name])
@@ -181,6 +186,16 @@ def check_state(saved: SavedTraining, state: TrainingState) -> None:
             torch.Generator(generator.device).set_state(tensors[name])
         except (RuntimeError, TypeError) as error:
             raise _wrong(path, f"{name!r} is no state of a random generator of {generator.device} ({error})") from error
+    try:
+        set_python_state(tensors.get("rng.python", others["rng.python"]), random.Random())
+        set_numpy_state(tensors.get("rng.numpy", others["rng.numpy"]), np.random.RandomState())
+    except ValueError as error:
+        raise _wrong(path, f"a state of Python's or NumPy's random generator is none ({error})") from error
+
+
+def _real(squares: Tensor) -> Tensor:
+    # Of a complex parameter Adam keeps the squares of both parts.
+    return torch.view_as_real(squares) if squares.is_complex() else squares
 
 
 def _check_like(path: Path, name: str, expected: Tensor, got: Tensor) -> None:

@@ -4,23 +4,29 @@
 | --- | --- |
 | `model.<key>`, `guide.<key>` | their state dictionaries, including buffers |
 | `optimizer.<kind>.<parameter>` | Adam's state of a parameter, by the parameter's name |
-| `rng.cpu`, `rng.cuda`, `rng.loader.<i>` | states of the random generators |
+| `rng.cpu`, `rng.cuda`, `rng.loader.<i>` | states of torch's random generators |
+| `rng.python`, `rng.numpy` | states of the global generators of Python and NumPy, where the data have drawn from them |
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
 
 from pyrostoch.safefile import check_layouts
+from pyrostoch.training.other_generators import numpy_state, python_state, set_numpy_state, set_python_state
 from pyrostoch.training.settings import Settings
 
 __all__ = ["ADAM", "TrainingState", "form", "make_adam", "module_state", "overwrite", "parameter_names"]
 
 #: What Adam keeps of each parameter.
 ADAM = ("step", "exp_avg", "exp_avg_sq")
+_OTHER_GENERATORS: dict[str, tuple[Callable[[], Tensor], Callable[[Tensor], None]]] = {
+    "rng.python": (python_state, set_python_state),
+    "rng.numpy": (numpy_state, set_numpy_state),
+}
 
 
 def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
@@ -42,12 +48,19 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
     """
     state = {}
     for prefix, module in (("model", model), ("guide", guide)):
+        registered = (held for part in module.modules() for held in (part._parameters, part._buffers))
+        own = {id(tensor) for held in registered for tensor in held.values()}
         # Not detached: of a sparse tensor, that would be another object, whose entries can be replaced without its own.
         for key, value in module.state_dict(keep_vars=True).items():
             if not isinstance(value, Tensor):
                 raise TypeError(
                     f"{prefix}: the state {key!r} is a {type(value).__name__}; only tensors can be saved so "
                     "that loading them runs no code. Register it as a buffer, or leave it out of the state_dict"
+                )
+            if id(value) not in own:
+                raise TypeError(
+                    f"{prefix}: the state {key!r} is made anew by state_dict (extra state, a hook), so that writing "
+                    "into it restores nothing. Register it as a buffer, or leave it out of the state_dict"
                 )
             state[f"{prefix}.{key}"] = value
     return state
@@ -92,6 +105,20 @@ def overwrite(targets: dict[str, Tensor], state: dict[str, Tensor]) -> None:
     with torch.no_grad():
         for name, target in targets.items():
             target.copy_(values[name])
+
+
+def _restore_buffers(modules: dict[str, nn.Module], state: dict[str, Tensor]) -> None:
+    """Remove buffers that a state has not, and replace those of another size, so that the rest can be overwritten."""
+    for prefix, module in modules.items():
+        for name, part in module.named_modules():
+            for key, buffer in list(part._buffers.items()):
+                full = ".".join(word for word in (prefix, name, key) if word)
+                if key in part._non_persistent_buffers_set or buffer is None:
+                    continue
+                if full not in state:
+                    part._buffers[key] = None
+                elif form(buffer) != form(state[full]):
+                    part._buffers[key] = state[full].detach().clone().to(buffer.device, buffer.dtype)
 
 
 def parameter_names(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, str]:
@@ -156,6 +183,9 @@ class TrainingState:
         self.model, self.guide, self.optimizer = model, guide, optimizer
         self.names, self.device, self.generators = names, device, generators
         check_layouts(module_state(model, guide))
+        # Those of Python and NumPy are a part of the run only where its data draw from them.
+        self._first = {name: state_of() for name, (state_of, _) in _OTHER_GENERATORS.items()}
+        self._used = dict.fromkeys(_OTHER_GENERATORS, False)
 
     def capture(self) -> dict[str, Tensor]:
         """Copies of the whole state, on the devices of the originals."""
@@ -164,6 +194,10 @@ class TrainingState:
             for kind, value in self.optimizer.state.get(parameter, {}).items():
                 state[f"optimizer.{kind}.{name}"] = value.detach().clone()
         state["rng.cpu"] = torch.get_rng_state()
+        for name, (state_of, _) in _OTHER_GENERATORS.items():
+            now = state_of()
+            if self._used[name] or not torch.equal(now, self._first[name]):
+                self._used[name], state[name] = True, now
         if self.device.type == "cuda":
             state["rng.cuda"] = torch.cuda.get_rng_state(self.device)
         for index, generator in enumerate(self.generators):
@@ -186,6 +220,10 @@ class TrainingState:
                     device = value.device if kind == "step" else parameter.device
                     self.optimizer.state[parameter][kind] = value.detach().clone().to(device)
         torch.set_rng_state(state["rng.cpu"])
+        for name, (_, set_state) in _OTHER_GENERATORS.items():
+            if name in state or self._used[name]:
+                set_state(state.get(name, self._first[name]))
+                self._used[name] = name in state
         if self.device.type == "cuda" and "rng.cuda" in state:
             torch.cuda.set_rng_state(state["rng.cuda"], self.device)
         for index, generator in enumerate(self.generators):
@@ -198,4 +236,5 @@ class TrainingState:
         Args:
             state: The state.
         """
+        _restore_buffers({"model": self.model, "guide": self.guide}, state)
         overwrite(module_state(self.model, self.guide), state)
