@@ -196,11 +196,20 @@ class BayesianModel(nn.Module):
         """Draw every random weight, by site name; this part of the model needs no data."""
         weights = {}
         for site, parameter in self._parameter_of.items():
-            shape = self.net.get_parameter(parameter).shape
+            shape = self._parameter(parameter).shape
             weights[site] = draw_weight(
                 site, self.prior(site).distribution(site, shape), shape, self._fixed_entries(parameter)
             )
         return weights
+
+    def _parameter(self, name: str) -> Tensor:
+        try:
+            return self.net.get_parameter(name)
+        except AttributeError as error:
+            raise ValueError(
+                f"parameter {name!r} of {type(self.net).__name__} is random, but is no parameter any more: it was pruned, "
+                "parametrized or removed after the model was built; change the network first, then build the model"
+            ) from error
 
     def _fixed_entries(self, parameter: str) -> FixedEntries | None:
         return fixed_entries(self.net, parameter) if parameter in self._partly_fixed else None
@@ -325,7 +334,7 @@ class BayesianModel(nn.Module):
         return count
 
     def _describe_sites(self) -> dict[str, Site]:
-        start = {site: self.net.get_parameter(name).detach() for site, name in self._parameter_of.items()}
+        start = {site: self._parameter(name).detach() for site, name in self._parameter_of.items()}
         described = {}
         with poutine.block(), _StartValues(start), poutine.trace() as tracer:
             self.draw()

@@ -231,3 +231,13 @@ def test_autoguides_work_with_a_random_prior_scale():
     model = model_of(prior=ps.priors.Hierarchical())
     guide = AutoNormal(model)
     assert torch.isfinite(torch.tensor(Trace_ELBO().loss(model, guide, *data())))
+
+
+def test_a_parameter_that_is_pruned_after_the_model_was_built_is_named():
+    model = ps.BayesianModel(
+        nn.Linear(2, 1), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(1.0), num_data=3
+    )
+    nn.utils.prune.random_unstructured(model.net, "weight", amount=1)
+    for call in (lambda: model.sites, lambda: model(torch.zeros(3, 2), torch.zeros(3, 1))):
+        with pytest.raises(ValueError, match="'weight' of Linear is random, but is no parameter any more"):
+            call()
