@@ -207,8 +207,8 @@ class BayesianModel(nn.Module):
             return self.net.get_parameter(name)
         except AttributeError as error:
             raise ValueError(
-                f"parameter {name!r} of {type(self.net).__name__} is random, but is no parameter any more: it was pruned, "
-                "parametrized or removed after the model was built; change the network first, then build the model"
+                f"parameter {name!r} of {type(self.net).__name__} is random, but is no parameter any more: it was "
+                "pruned, parametrized or removed after the model was built; change the network, then build the model"
             ) from error
 
     def _fixed_entries(self, parameter: str) -> FixedEntries | None:

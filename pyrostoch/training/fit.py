@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Literal
@@ -166,8 +165,7 @@ def fit(
         raise ValueError("resume=True needs the path to resume from: give checkpoint=")
     batches = as_batches(data, batch_size, shuffle=shuffle, in_dims=model.in_dims)
     held_out = None if validation is None else batches_for(model, validation, batch_size, "validation")
-    # Absolute, since the working directory may change during the run.
-    path = None if checkpoint is None else Path(os.path.abspath(checkpoint))
+    path = None if checkpoint is None else Path(checkpoint)
     used_device = move_modules(model, guide, local_device(device))
     ranks = join_process_group(used_device)
     with ExitStack() as stack:

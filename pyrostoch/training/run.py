@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -67,6 +68,8 @@ class Run:
     def __post_init__(self) -> None:
         trainer = self.trainer
         if self.path is not None:
+            # The working directory may change during the run.
+            self._place = Path(os.path.abspath(self.path))
             state = module_state(trainer.model, trainer.guide)
             check_storable(state)
             self._forms = {name: form(value) for name, value in state.items()}
@@ -102,8 +105,7 @@ class Run:
                 row = self._epoch(check)
                 check = None
                 if self.path is not None:
-                    path = self.path
-                    self._ranks.run_on_first(lambda path=path: self._write(path))  # type: ignore[misc]
+                    self._ranks.run_on_first(lambda: self._write(self._place))
                 bar.set_postfix_str(self._postfix(row), refresh=False)
                 bar.update()
                 if callback is not None:
