@@ -49,11 +49,10 @@ from pyrostoch.protocols import InDims
 
 __all__ = ["obstacles"]
 
-# Examples of a first, cheap round with steps of every size; couplings between examples further apart are looked for on
-# the whole batch, with steps whose sizes alternate.
-_FEW = 16
-# Sizes of the changes, in units of an output's spread: small ones for functions that saturate, large ones for ranks and
-# gates.
+# Examples of a first, cheap round with steps of every size, and of a second one for couplings further apart, with steps
+# whose sizes alternate: a whole large batch would take more memory than the predictions that the analysis is for.
+_FEW, _MANY = 16, 128
+# Sizes of the changes, in an output's spread: small ones for functions that saturate, large ones for ranks and gates.
 _STEPS = (1e-2, 30.0)
 _ATTEMPTS = 3
 _MEET = "examples meet"
@@ -171,21 +170,29 @@ def obstacles(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # the network runs again after the analysis, and warns then
-        if batch > _FEW and cut_is_safe(net, (args, kwargs), batch):
-            if isinstance(in_dims, tuple):
-                first = take_examples(args, slice(_FEW), in_dims), kwargs
-            else:
-                first = map_tensors(lambda t: t[:_FEW] if t.dim() and len(t) == batch else t, (args, kwargs))
-            with contextlib.suppress(Exception):  # a network may need its own batch size: the whole batch follows
-                found.update(_experiment(net, weights, first[0], first[1], _FEW, _STEPS, reading))
+        if cut := batch > _FEW and cut_is_safe(net, (args, kwargs), batch):
+            with contextlib.suppress(Exception):  # a network may need its own batch size: more examples follow
+                found.update(_experiment(net, weights, *_first(_FEW, args, kwargs, batch, in_dims), _STEPS, reading))
         left = [name for name in weights if name not in found]
-        try:
-            found.update(_experiment(net, left, args, kwargs, batch, _STEPS if batch <= _FEW else (None,), reading))
-        except Exception as error:
-            found.update(dict.fromkeys(left, f"cannot be analyzed: {type(error).__name__}"))
+        steps = _STEPS if batch <= _FEW else (None,)
+        for size in (_MANY, batch) if cut and batch > _MANY else (batch,):
+            try:
+                found.update(_experiment(net, left, *_first(size, args, kwargs, batch, in_dims), steps, reading))
+                break
+            except Exception as error:
+                if size == batch:
+                    found.update(dict.fromkeys(left, f"cannot be analyzed: {type(error).__name__}"))
         if len(found) < len(weights) and _MEET not in found.values() and _meet_by_input(net, args, in_dims, reading):
             found.update({name: _MEET for name in weights if name not in found})
     return found
+
+
+def _first(size: int, args: Any, kwargs: Any, batch: int, in_dims: InDims) -> tuple[Any, Any, int]:
+    """The first examples of a batch, and their number."""
+    if isinstance(in_dims, tuple):
+        return take_examples(args, slice(size), in_dims), kwargs, size
+    cut = map_tensors(lambda t: t[:size] if t.dim() and len(t) == batch else t, (args, kwargs))
+    return *cut, size
 
 
 def _meet_by_input(net: nn.Module, args: tuple[Any, ...], in_dims: InDims, reading: Reading | None) -> bool:
