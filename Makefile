@@ -5,7 +5,7 @@ BIN    := $(VENV)/bin
 PIP    := $(BIN)/python -m pip install --disable-pip-version-check -c constraints.txt
 
 # The root links guides and models are the package's own folders: tools get these paths, never the root.
-CODE := pyrostoch $(wildcard tests examples)
+CODE := pyrostoch $(wildcard tests examples docs)
 
 # The other libraries of `make peers` live apart: nothing else needs them, and their pins are their own.
 PEERS     := .venv-peers
@@ -32,7 +32,7 @@ TEST_THREADS ?= 1
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test zoo fuzz lint cov wheel peers clean distclean
+.PHONY: help venv demo test zoo fuzz docs lint cov wheel peers clean distclean
 
 help:  ## print this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -53,6 +53,9 @@ zoo: $(VENV)/.test  ## measure every treatment on the networks of tests/zoo, wri
 fuzz: $(VENV)/.test  ## damage checkpoints and kill runs, many times (FUZZ=2000 mutations, KILLS=20 in each setting)
 	PYROSTOCH_TEST_SEED=$(SEED) PYROSTOCH_FUZZ=$(FUZZ) PYROSTOCH_KILLS=$(KILLS) OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -s tests/test_checkpoint_fuzz.py tests/test_kill_resume.py
 
+docs: $(VENV)/.docs  ## build the site into docs/_build/html, with warnings as errors
+	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m sphinx -W --keep-going -q -j auto docs docs/_build/html
+
 cov:  ## run the test suite and fail below 90 % coverage
 	@$(MAKE) --no-print-directory test COVER=90
 
@@ -69,7 +72,7 @@ wheel: $(VENV)/.test  ## build the wheel into dist/ (DIST=...)
 peers: $(PEERS)/.ready  ## make .venv-peers with the libraries that `pyrostoch bench speed` compares with
 
 clean:  ## remove builds and caches (keeps .venv and runs/)
-	rm -rf build dist htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache *.egg-info
+	rm -rf build dist docs/_build docs/gallery docs/sg_execution_times.rst htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
 distclean: clean  ## clean, and remove .venv and .venv-peers
@@ -92,6 +95,10 @@ $(VENV)/.runtime: $(VENV)/.created pyproject.toml constraints.txt
 
 $(VENV)/.test: $(VENV)/.runtime
 	$(PIP) -e ".[test]"
+	@touch $@
+
+$(VENV)/.docs: $(VENV)/.runtime
+	$(PIP) -e ".[docs]"
 	@touch $@
 
 # bayesian-torch and TyXe would pull torchvision, whose wheels do not fit a CPU build of torch.

@@ -1,4 +1,8 @@
-"""Classes of the nodes of one graph: inputs that belong to all examples, and draws of weights that all nodes share."""
+"""The nodes of a graph
+====================
+
+Labels for some nodes; batches of nodes, while features and edges stay whole.
+"""
 
 import torch
 from torch import nn

@@ -1,7 +1,11 @@
-"""A Bayesian network trained by Lightning's Trainer, which handles devices, nodes, precision, checkpoints and loggers.
+"""Lightning
+=========
 
-Run it on the bundled digits with `python examples/lightning_mnist.py`, or on MNIST with `... mnist`. To use more
-devices, pass `devices=4, num_nodes=2, precision="bf16-mixed"` to the Trainer; nothing else changes.
+A Bayesian network trained by Lightning's Trainer, which handles devices, nodes, precision, checkpoints and loggers.
+Needs ``pip install pyrostoch[lightning]``.
+
+Run it on the bundled digits with ``python examples/lightning_mnist.py``, or on MNIST with ``... mnist``. To use more
+devices, pass ``devices=4, num_nodes=2, precision="bf16-mixed"`` to the Trainer; nothing else changes.
 """
 
 import sys

@@ -1,4 +1,8 @@
-"""Tags for words in sentences of different length: padding that stays constant, and labels that a mask leaves out."""
+"""Padded sentences
+================
+
+Padding that stays constant, and labels that a mask leaves out.
+"""
 
 import pyro.distributions as dist
 import torch

@@ -1,4 +1,8 @@
-"""A Bayesian network trained with pyro.infer.SVI in a loop, as in any Pyro script."""
+"""A loop of your own
+==================
+
+The same by hand, with ``pyro.infer.SVI``: everything stays an ordinary Pyro program.
+"""
 
 import pyro
 import torch

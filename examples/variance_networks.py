@@ -1,7 +1,10 @@
-"""A variance network: all weights of a layer have mean zero, so that it stores information only in their variances.
+"""A variance network
+==================
 
-Run it without arguments for the bundled digits (seconds), with `--data mnist` for LeNet5 on MNIST (minutes; the
-environment variable PYROSTOCH_DATA is the folder of the files), or with `--toy figure.png` for the toy problem.
+All weights of a layer have mean zero, so that it stores information only in their variances.
+
+Run it without arguments for the bundled digits (seconds), with ``--data mnist`` for LeNet5 on MNIST (minutes; the
+environment variable PYROSTOCH_DATA is the folder of the files), or with ``--toy figure.png`` for the toy problem.
 """
 
 import argparse

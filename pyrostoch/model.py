@@ -35,7 +35,7 @@ _RESERVED_SITES = {"data", "obs", "penalty"}
 class BayesianModel(nn.Module):
     r"""Any `nn.Module` as a Pyro model: its parameters get priors, its output a likelihood.
 
-    $$ w \sim p(w), \qquad y_i \sim p(y \mid \mathrm{net}_w(x_i)), \quad i = 1 \dots N. $$
+    $$ w \sim p(w), \qquad y_i \sim p(y \mid \mathrm{net}_w(x_i)), \quad i = 1 \ldots N. $$
 
     Called as `model(x, y)` it draws the weights by `pyro.sample`, runs the unchanged network with them in place of its
     parameters, and observes `y` in a plate that scales the log-likelihood of the batch to all N examples. Pyro's

@@ -1,28 +1,28 @@
-"""Distributions of a random weight, and the KL divergences between them.
+r"""Distributions of a random weight, and the KL divergences between them.
 
-=========================  =============================================================================================
-``MultiplicativeNormal``   N(mu, alpha mu^2): Gaussian noise with relative variance alpha
-``CenteredNormal``         N(0, sigma^2): a weight of a variance network
-``SymmetricUniform``       U(-phi, phi)
-``TwoPoint``               -phi or +phi, each with probability 1/2
-``Levels``                 one of a few levels times a scale
-``Grid``                   prior for ``Levels`` under which all levels are equally likely
-``LogUniform``             improper prior p(|w|) ~ 1/|w|
-``ARD``                    prior N(0, tau^2) with the optimal tau^2 for each weight
-``ScaleMixture``           prior pi N(0, s1^2) + (1 - pi) N(0, s2^2)
-``PartlyFixed``            a distribution some of whose entries are constants
-``ImproperPrior``          base class of the priors with infinite mass
-``SymmetricDistribution``  base class of ``SymmetricUniform`` and ``TwoPoint``
-``kl_log_uniform``         exact KL of N(mu, alpha mu^2) to ``LogUniform``, a function of log alpha
-``kl_log_uniform_molchanov``  the usual approximation of it
-``kl_ard``                 KL of N(mu, alpha mu^2) to ``ARD``, a function of log alpha
-``has_closed_form``        whether a KL divergence has a closed form
-``kl_sum``                 a KL divergence summed over all weights
-``matching_scale``         the scale at which a grid of levels matches the mean square of given weights
-=========================  =============================================================================================
+| name | what it is |
+| --- | --- |
+| `MultiplicativeNormal` | N(mu, alpha mu^2): Gaussian noise with relative variance alpha |
+| `CenteredNormal` | N(0, sigma^2): a weight of a variance network |
+| `SymmetricUniform` | U(-phi, phi) |
+| `TwoPoint` | -phi or +phi, each with probability 1/2 |
+| `Levels` | one of a few levels times a scale |
+| `Grid` | prior for `Levels` under which all levels are equally likely |
+| `LogUniform` | improper prior p(\|w\|) ~ 1/\|w\| |
+| `ARD` | prior N(0, tau^2) with the optimal tau^2 for each weight |
+| `ScaleMixture` | prior pi N(0, s1^2) + (1 - pi) N(0, s2^2) |
+| `PartlyFixed` | a distribution some of whose entries are constants |
+| `ImproperPrior` | base class of the priors with infinite mass |
+| `SymmetricDistribution` | base class of `SymmetricUniform` and `TwoPoint` |
+| `kl_log_uniform` | exact KL of N(mu, alpha mu^2) to `LogUniform`, a function of log alpha |
+| `kl_log_uniform_molchanov` | the usual approximation of it |
+| `kl_ard` | KL of N(mu, alpha mu^2) to `ARD`, a function of log alpha |
+| `has_closed_form` | whether a KL divergence has a closed form |
+| `kl_sum` | a KL divergence summed over all weights |
+| `matching_scale` | the scale at which a grid of levels matches the mean square of given weights |
 
-Distributions with mean zero have ``zero_mean = True``, priors with infinite mass ``improper = True``.
-Importing this package registers the closed forms (``kl_pairs``) with ``torch.distributions.kl_divergence``.
+Distributions with mean zero have `zero_mean = True`, priors with infinite mass `improper = True`.
+Importing this package registers the closed forms (`kl_pairs`) with `torch.distributions.kl_divergence`.
 """
 
 from pyrostoch.distributions.alpha_kl import kl_ard, kl_log_uniform, kl_log_uniform_molchanov

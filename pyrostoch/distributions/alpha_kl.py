@@ -1,7 +1,7 @@
 r"""KL divergences of a Gaussian weight that depend on one number: the ratio of its variance to its squared mean.
 
 For $q = N(\mu, \alpha\mu^2)$ the divergences to the log-uniform prior and to the ARD prior are functions of $\alpha$
-alone. Each is given in two forms: as a function of ``log_alpha``, for multiplicative noise, and as a function of the
+alone. Each is given in two forms: as a function of `log_alpha`, for multiplicative noise, and as a function of the
 signal-to-noise ratio $\mu / \sigma = \pm\alpha^{-1/2}$, for a Gaussian with free mean and scale. In the second form the
 divergence is a smooth even function that is 0 at $\mu = 0$. Both forms are twice differentiable everywhere, and neither
 overflows.
@@ -102,7 +102,7 @@ def kl_log_uniform(log_alpha: Tensor) -> Tensor:
         log_alpha: $\log\alpha$, any shape, any value (the result is finite far outside [-20, 20], 0 at plus infinity).
 
     Returns:
-        The divergences, in the shape and dtype of ``log_alpha``; twice differentiable.
+        The divergences, in the shape and dtype of `log_alpha`; twice differentiable.
 
     Example:
         >>> kl_log_uniform(torch.tensor([-8.0, 0.0, 8.0]))
@@ -118,7 +118,7 @@ def kl_log_uniform(log_alpha: Tensor) -> Tensor:
 
 
 def kl_log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
-    r"""The usual approximation of ``kl_log_uniform``: off by up to 0.0094 nats, and by up to 3.4 % of the value.
+    r"""The usual approximation of `kl_log_uniform`: off by up to 0.0094 nats, and by up to 3.4 % of the value.
 
     $k_1(1 - \text{sigmoid}(k_2 + k_3 \log\alpha)) + \tfrac12\log(1 + 1/\alpha)$ with $k_1 = 0.63576$, $k_2 = 1.8732$,
     $k_3 = 1.48695$. Use it to compare with published figures.
@@ -127,7 +127,7 @@ def kl_log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
         log_alpha: $\log\alpha$, any shape.
 
     Returns:
-        The approximate divergences in nats, in the shape and dtype of ``log_alpha``.
+        The approximate divergences in nats, in the shape and dtype of `log_alpha`.
 
     Example:
         >>> kl_log_uniform_molchanov(torch.tensor(0.0))
@@ -141,7 +141,7 @@ def kl_log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
 
 
 def kl_ard(log_alpha: Tensor) -> Tensor:
-    r"""KL of $N(\mu, \alpha\mu^2)$ to ``ARD``, elementwise: $\tfrac12 \log(1 + 1/\alpha)$ nats.
+    r"""KL of $N(\mu, \alpha\mu^2)$ to `ARD`, elementwise: $\tfrac12 \log(1 + 1/\alpha)$ nats.
 
     It is $KL(N(\mu, \alpha\mu^2) \,\|\, N(0, \tau^2))$ at its minimum, $\tau^2 = \mu^2 + \alpha\mu^2$.
 
@@ -149,7 +149,7 @@ def kl_ard(log_alpha: Tensor) -> Tensor:
         log_alpha: $\log\alpha$, any shape.
 
     Returns:
-        The divergences, in the shape and dtype of ``log_alpha``.
+        The divergences, in the shape and dtype of `log_alpha`.
 
     Example:
         >>> kl_ard(torch.tensor(0.0))
@@ -163,19 +163,19 @@ def kl_ard(log_alpha: Tensor) -> Tensor:
 
 
 def kl_log_uniform_of_snr(snr: Tensor) -> Tensor:
-    """``kl_log_uniform`` as a function of the signal-to-noise ratio ``loc / scale``, smooth also at zero."""
+    """`kl_log_uniform` as a function of the signal-to-noise ratio `loc / scale`, smooth also at zero."""
     ratio = _Ratio(snr)
     return (ratio.half_log1p_square() + _log_uniform_minus_ard(ratio.odds(2.0, _MIDPOINT))).to(snr.dtype)
 
 
 def kl_log_uniform_molchanov_of_snr(snr: Tensor) -> Tensor:
-    """``kl_log_uniform_molchanov`` as a function of the signal-to-noise ratio ``loc / scale``."""
+    """`kl_log_uniform_molchanov` as a function of the signal-to-noise ratio `loc / scale`."""
     ratio = _Ratio(snr)
     return (ratio.half_log1p_square() + _K1 * ratio.odds(2 * _K3, math.exp(_K2))).to(snr.dtype)
 
 
 def kl_ard_of_snr(snr: Tensor) -> Tensor:
-    """``kl_ard`` as a function of the signal-to-noise ratio ``loc / scale``."""
+    """`kl_ard` as a function of the signal-to-noise ratio `loc / scale`."""
     return _Ratio(snr).half_log1p_square().to(snr.dtype)
 
 
@@ -195,10 +195,10 @@ def _kl_ard(t: Tensor) -> Tensor:
 
 
 class _Ratio:
-    """Functions of a ratio ``r`` that do not overflow.
+    """Functions of a ratio `r` that do not overflow.
 
-    ``inside`` is ``r`` where ``|r| <= 1`` and ``1 / r`` elsewhere, so that its powers do not overflow; ``outside`` is 1
-    where ``|r| <= 1`` and ``r`` elsewhere.
+    `inside` is `r` where `|r| <= 1` and `1 / r` elsewhere, so that its powers do not overflow; `outside` is 1
+    where `|r| <= 1` and `r` elsewhere.
     """
 
     def __init__(self, r: Tensor) -> None:
@@ -208,17 +208,17 @@ class _Ratio:
         self.inside = torch.where(self.large, 1 / self.outside, r)
 
     def half_log1p_square(self) -> Tensor:
-        """``log(1 + r**2) / 2``."""
+        """`log(1 + r**2) / 2`."""
         return self.outside.abs().log() + torch.log1p(self.inside.square()) / 2
 
     def odds(self, power: float, half: float) -> Tensor:
-        """``|r|**power / (|r|**power + half)``."""
+        """`|r|**power / (|r|**power + half)`."""
         x = self.inside.square() if power == 2 else self.inside.abs().pow(power)
         return torch.where(self.large, 1.0, x) / torch.where(self.large, 1 + half * x, x + half)
 
 
 def _log_uniform_minus_ard(v: Tensor) -> Tensor:
-    """The log-uniform divergence minus the ARD divergence, as a function of ``v = 1 / (1 + 12 alpha)``."""
+    """The log-uniform divergence minus the ARD divergence, as a function of `v = 1 / (1 + 12 alpha)`."""
     w = 2 * v - 1
     if v.dtype == torch.float64:
         return v.square() * (_polynomial(_NUMERATOR_64, w) / _polynomial(_DENOMINATOR_64, w))

@@ -15,14 +15,14 @@ class ARD(ImproperPrior):
     $$\tfrac12 \log\left(2\pi e\, E_q[w^2]\right) - H(q),$$
 
     which for $N(\mu, \alpha\mu^2)$ is $\tfrac12 \log(1 + 1/\alpha)$: 0 for a zero-mean Gaussian, large for a weight
-    with a narrow posterior. The prior depends on the posterior, so it has no density of its own: ``log_prob`` raises an
-    error, and ``improper`` is True.
+    with a narrow posterior. The prior depends on the posterior, so it has no density of its own: `log_prob` raises an
+    error, and `improper` is True.
 
     Args:
         validate_args: As in torch.
 
     Raises:
-        ValueError: On ``log_prob``, sampling, mean or variance.
+        ValueError: On `log_prob`, sampling, mean or variance.
 
     Example:
         >>> import pyro.distributions as dist, torch
@@ -40,7 +40,7 @@ class ARD(ImproperPrior):
         super().__init__(Size(), validate_args=validate_args)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Raises ``ValueError``: the prior is defined only together with a posterior."""
+        """Raises `ValueError`: the prior is defined only together with a posterior."""
         raise ValueError(
             "ARD has no density of its own: its scale is set by the posterior. Train with pyrostoch's ELBO, which uses "
             "its closed-form KL (Gaussian and uniform guides); with Trace_ELBO and TraceMeanField_ELBO use "

@@ -34,13 +34,13 @@ class TwoPoint(SymmetricDistribution):
     r"""The values $-\varphi$ and $+\varphi$, each with probability 1/2: a random sign times a learned scale.
 
     Mean zero, variance $\varphi^2$. The draw is reparameterized in the scale, $w = \varphi\,\varepsilon$ with
-    $\varepsilon = \pm 1$, so its gradient needs no score function. ``log_prob`` is the log of a probability mass,
+    $\varepsilon = \pm 1$, so its gradient needs no score function. `log_prob` is the log of a probability mass,
     $-\log 2$, not of a density. The KL divergence to a continuous prior is infinite and raises an error; to
-    ``LogUniform`` it is 0 by convention (see ``kl_pairs``), as it is the same for every scale.
+    `LogUniform` it is 0 by convention (see `kl_pairs`), as it is the same for every scale.
 
     Args:
         scale: $\varphi > 0$, a number or a tensor; its shape is the batch shape.
-        validate_args: Check the scale, and the values given to ``log_prob``; torch's default when None.
+        validate_args: Check the scale, and the values given to `log_prob`; torch's default when None.
 
     Example:
         >>> distribution = TwoPoint(torch.tensor(0.5))
@@ -66,12 +66,12 @@ class TwoPoint(SymmetricDistribution):
         return torch.where(uniform < 0.5, -1.0, 1.0).to(uniform.dtype)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log probability in nats: ``-log 2`` at each of the two points (up to rounding), minus infinity elsewhere."""
+        """Log probability in nats: `-log 2` at each of the two points (up to rounding), minus infinity elsewhere."""
         if self._validate_args:
             self._validate_sample(value)
         log_half = torch.full((), -math.log(2), dtype=self.scale.dtype, device=self.scale.device)
         return torch.where(_TwoPoints(self.scale).check(value), log_half, -math.inf)
 
     def entropy(self) -> Tensor:
-        """Entropy of the sign in nats, ``log 2``."""
+        """Entropy of the sign in nats, `log 2`."""
         return torch.full_like(self.scale, math.log(2))

@@ -16,18 +16,18 @@ class MultiplicativeNormal(Normal):
     r"""Gaussian $N(\mu, \alpha\mu^2)$: multiplicative noise with relative variance $\alpha$, reparameterized.
 
     A draw is $w = \mu\,(1 + \sqrt{\alpha}\,\varepsilon)$ with $\varepsilon \sim N(0, 1)$; its gradient is finite also
-    at $\mu = 0$. The class is a ``Normal`` that computes ``scale`` $= \sqrt{\alpha}\,|\mu|$ and ``variance``
+    at $\mu = 0$. The class is a `Normal` that computes `scale` $= \sqrt{\alpha}\,|\mu|$ and `variance`
     $= \alpha\mu^2$ on access.
 
-    ``log_alpha`` may have fewer elements than ``loc`` (one alpha for a neuron, or for a layer) and is stored without
+    `log_alpha` may have fewer elements than `loc` (one alpha for a neuron, or for a layer) and is stored without
     expansion: the KL divergences that depend on alpha alone are evaluated once for each alpha, not for each weight.
 
-    At $\mu = 0$ the distribution is a point mass: ``log_prob`` is plus infinity at 0 and minus infinity elsewhere.
+    At $\mu = 0$ the distribution is a point mass: `log_prob` is plus infinity at 0 and minus infinity elsewhere.
 
     Args:
         loc: Mean $\mu$, a number or a tensor.
-        log_alpha: $\log\alpha$, a number or a tensor, broadcast against ``loc``.
-        validate_args: Check that parameters are not NaN, and check the values given to ``log_prob``; torch's default
+        log_alpha: $\log\alpha$, a number or a tensor, broadcast against `loc`.
+        validate_args: Check that parameters are not NaN, and check the values given to `log_prob`; torch's default
             when None.
 
     Example:
@@ -59,7 +59,7 @@ class MultiplicativeNormal(Normal):
         super(torch.distributions.Normal, self).__init__(batch_shape, validate_args=validate_args)
 
     def expand(self, batch_shape: _size, _instance: MultiplicativeNormal | None = None) -> MultiplicativeNormal:
-        """The same distribution with a larger batch shape; ``unexpanded_log_alpha`` is not expanded."""
+        """The same distribution with a larger batch shape; `unexpanded_log_alpha` is not expanded."""
         new = self._get_checked_instance(MultiplicativeNormal, _instance)
         new.loc = self.loc.expand(batch_shape)
         new.unexpanded_log_alpha = self.unexpanded_log_alpha
@@ -74,27 +74,27 @@ class MultiplicativeNormal(Normal):
 
     @property
     def scale(self) -> Tensor:  # type: ignore[override]
-        """Standard deviation, ``exp(log_alpha / 2) |loc|``."""
+        """Standard deviation, `exp(log_alpha / 2) |loc|`."""
         return (self.unexpanded_log_alpha / 2).exp() * self.loc.abs()
 
     @property
     def variance(self) -> Tensor:
-        """Variance, ``exp(log_alpha) loc**2``: smooth in ``loc`` also at zero."""
+        """Variance, `exp(log_alpha) loc**2`: smooth in `loc` also at zero."""
         return self.unexpanded_log_alpha.exp() * self.loc.square()
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
-        """A draw of shape ``sample_shape + batch_shape``, differentiable in ``loc`` and ``log_alpha``."""
+        """A draw of shape `sample_shape + batch_shape`, differentiable in `loc` and `log_alpha`."""
         shape = self._extended_shape(Size(sample_shape))
         noise = torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
         return self.loc * (1 + (self.unexpanded_log_alpha / 2).exp() * noise)
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        """The same draw as ``rsample``, without gradient."""
+        """The same draw as `rsample`, without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats; that of a point mass where ``loc`` is zero."""
+        """Log density in nats; that of a point mass where `loc` is zero."""
         if self._validate_args:
             self._validate_sample(value)
         scale = self.scale
@@ -114,7 +114,7 @@ class CenteredNormal(Normal):
 
     Args:
         scale: Standard deviation $\sigma > 0$, a number or a tensor; its shape is the batch shape.
-        validate_args: Check the scale, and the values given to ``log_prob``; torch's default when None.
+        validate_args: Check the scale, and the values given to `log_prob`; torch's default when None.
 
     Example:
         >>> distribution = CenteredNormal(torch.tensor([0.5, 2.0]))
@@ -147,11 +147,11 @@ class CenteredNormal(Normal):
         return torch.zeros((), dtype=self.scale.dtype, device=self.scale.device).expand(self.batch_shape)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
-        """A draw of shape ``sample_shape + batch_shape``, differentiable in the scale."""
+        """A draw of shape `sample_shape + batch_shape`, differentiable in the scale."""
         shape = self._extended_shape(Size(sample_shape))
         return self.scale * torch.randn(shape, dtype=self.scale.dtype, device=self.scale.device)
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        """The same draw as ``rsample``, without gradient."""
+        """The same draw as `rsample`, without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)

@@ -13,12 +13,12 @@ from torch.types import _size
 class ImproperPrior(TorchDistribution):
     """A prior with infinite mass, so no probability distribution: it can be used in an ELBO, but cannot be sampled.
 
-    Samples, mean and variance raise a ``ValueError`` that names the distribution. The ELBO with such a prior is defined
-    up to one constant per weight. A subclass defines ``log_prob``, or registers a KL divergence with torch.
+    Samples, mean and variance raise a `ValueError` that names the distribution. The ELBO with such a prior is defined
+    up to one constant per weight. A subclass defines `log_prob`, or registers a KL divergence with torch.
 
     Args:
         batch_shape: As in torch.
-        validate_args: Check the values given to ``log_prob``; torch's default when None.
+        validate_args: Check the values given to `log_prob`; torch's default when None.
 
     Example:
         >>> import torch
@@ -53,19 +53,19 @@ class ImproperPrior(TorchDistribution):
         )
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        """Raises ``ValueError``: the prior cannot be sampled."""
+        """Raises `ValueError`: the prior cannot be sampled."""
         self._refuse("samples")
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
-        """Raises ``ValueError``: the prior cannot be sampled."""
+        """Raises `ValueError`: the prior cannot be sampled."""
         self._refuse("samples")
 
     @property
     def mean(self) -> Tensor:
-        """Raises ``ValueError``: the integral does not exist."""
+        """Raises `ValueError`: the integral does not exist."""
         self._refuse("mean")
 
     @property
     def variance(self) -> Tensor:
-        """Raises ``ValueError``: the integral does not exist."""
+        """Raises `ValueError`: the integral does not exist."""
         self._refuse("variance")

@@ -25,10 +25,10 @@ __all__ = ["has_closed_form", "kl_ard", "kl_log_uniform", "kl_log_uniform_molcha
 
 
 def has_closed_form(q: Distribution, p: Distribution) -> bool:
-    """Whether ``kl_sum(q, p)`` has a formula; otherwise it needs a draw.
+    """Whether `kl_sum(q, p)` has a formula; otherwise it needs a draw.
 
-    The wrappers ``Independent``, ``expand``, ``mask`` and ``PartlyFixed`` are removed on both sides. A ``Delta``
-    posterior has no closed form, since the divergence that Pyro registers for it ignores its ``log_density``. Nor has a
+    The wrappers `Independent`, `expand`, `mask` and `PartlyFixed` are removed on both sides. A `Delta`
+    posterior has no closed form, since the divergence that Pyro registers for it ignores its `log_density`. Nor has a
     pair of which only one distribution is masked.
 
     Args:
@@ -36,7 +36,7 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
         p: The prior.
 
     Raises:
-        ValueError: The divergence is infinite for all parameters (``TwoPoint`` against a continuous prior).
+        ValueError: The divergence is infinite for all parameters (`TwoPoint` against a continuous prior).
 
     Example:
         >>> import pyro.distributions as dist
@@ -66,17 +66,17 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
 def kl_sum(q: Distribution, p: Distribution, value: Tensor | None = None) -> Tensor:
     r"""KL divergence $KL(q \| p)$ in nats, summed over all weights.
 
-    The shapes of ``q`` and ``p`` broadcast (a scalar prior can be used for a whole tensor), whether dimensions are
+    The shapes of `q` and `p` broadcast (a scalar prior can be used for a whole tensor), whether dimensions are
     declared as event dimensions or not. Terms are accumulated in float64. Where the divergence depends on alpha alone,
     it is evaluated once for each alpha and multiplied by the number of weights.
 
     Args:
         q: The posterior, a distribution of any shape.
         p: The prior, broadcastable against it.
-        value: A draw from ``q``, used where there is no closed form: the unbiased estimate $\log q(w) - \log p(w)$.
+        value: A draw from `q`, used where there is no closed form: the unbiased estimate $\log q(w) - \log p(w)$.
 
     Returns:
-        A scalar in the dtype of ``q``; in float32 where that is half precision, in which the sum could overflow.
+        A scalar in the dtype of `q`; in float32 where that is half precision, in which the sum could overflow.
 
     Raises:
         ValueError: There is neither a closed form nor a draw, or the divergence is infinite for all parameters.
@@ -117,7 +117,7 @@ def kl_sum(q: Distribution, p: Distribution, value: Tensor | None = None) -> Ten
 
 
 def _formula(q: type, p: type) -> Any:
-    """The KL formula that is registered for two types, or ``NotImplemented``."""
+    """The KL formula that is registered for two types, or `NotImplemented`."""
     # torch's cache of lookups, which register_kl clears: a lookup takes longer than most KL divergences.
     if (q, p) not in _KL_MEMOIZE:
         _KL_MEMOIZE[q, p] = _dispatch_kl(q, p)
@@ -160,7 +160,7 @@ def _unwrap(distribution: Distribution) -> _Unwrapped:
 
 
 def _leading_shape(distribution: Distribution, depth: int) -> Size:
-    """The shape of a draw without its last ``depth`` dimensions."""
+    """The shape of a draw without its last `depth` dimensions."""
     shape = distribution.batch_shape + distribution.event_shape
     return shape[: len(shape) - depth]
 

@@ -1,26 +1,26 @@
 r"""Closed-form KL divergences of this package's distributions, registered with torch.
 
-``torch.distributions.kl_divergence(q, p)`` then finds them, directly and inside ``Independent``, and so does Pyro's
+`torch.distributions.kl_divergence(q, p)` then finds them, directly and inside `Independent`, and so does Pyro's
 mean-field ELBO. All are in nats, elementwise over the broadcast batch shape.
 
-Prior ``LogUniform`` ($\log p(w) = -\log|w| - c$, $c = 2.0541...$), for which the divergence does not depend on the
+Prior `LogUniform` ($\log p(w) = -\log|w| - c$, $c = 2.0541...$), for which the divergence does not depend on the
 scale of a zero-mean posterior:
 
-- Gaussians: the function of alpha in ``alpha_kl`` (exact, or the approximation asked for); $N(0, \sigma^2)$: 0.
+- Gaussians: the function of alpha in `alpha_kl` (exact, or the approximation asked for); $N(0, \sigma^2)$: 0.
 - $U(-\varphi, \varphi)$: $-\log 2\varphi + E\log|w| + c = c - 1 - \log 2 = 0.3610$.
-- ``TwoPoint``: 0 **by convention**. A point mass has no density, so the divergence is infinite, but the infinite
+- `TwoPoint`: 0 **by convention**. A point mass has no density, so the divergence is infinite, but the infinite
   constant is the same for every scale and is dropped.
 
-Prior ``ARD``, $-H(q) + \tfrac12\log(2\pi e E[w^2])$:
+Prior `ARD`, $-H(q) + \tfrac12\log(2\pi e E[w^2])$:
 
 - Gaussians: $\tfrac12\log(1 + 1/\alpha)$; $N(0, \sigma^2)$: 0.
 - $U(-\varphi, \varphi)$: $\tfrac12\log(\pi e / 6) = 0.1765$, the KL divergence of the uniform distribution to the
   Gaussian of the same variance.
 
-Prior ``Grid``: ``Levels`` with k levels, $\log k - H(q)$.
+Prior `Grid`: `Levels` with k levels, $\log k - H(q)$.
 
-Proper priors: $U(-\varphi, \varphi)$ against ``Normal`` and ``Laplace``, and ``TwoPoint`` against ``TwoPoint``. For
-``TwoPoint`` or ``Levels`` against any other prior the divergence is infinite and raises an error that names both.
+Proper priors: $U(-\varphi, \varphi)$ against `Normal` and `Laplace`, and `TwoPoint` against `TwoPoint`. For
+`TwoPoint` or `Levels` against any other prior the divergence is infinite and raises an error that names both.
 
 References:
     Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017; Hron, Matthews, Ghahramani 2018;
@@ -50,14 +50,14 @@ _UNIFORM_ARD = math.log(math.pi * math.e / 6) / 2
 
 
 def alpha_kl_of(p: LogUniform | ARD) -> AlphaKL:
-    """The divergence of a Gaussian to the prior, as a function of log alpha and as a function of ``loc / scale``."""
+    """The divergence of a Gaussian to the prior, as a function of log alpha and as a function of `loc / scale`."""
     if isinstance(p, ARD):
         return ARD_KL
     return MOLCHANOV_KL if p.approximation == "molchanov" else LOG_UNIFORM_KL
 
 
 def refuse_two_point(q: TwoPoint, p: Distribution) -> NoReturn:
-    """Raise ``ValueError``: the divergence of ``TwoPoint`` to a distribution without those two atoms is infinite."""
+    """Raise `ValueError`: the divergence of `TwoPoint` to a distribution without those two atoms is infinite."""
     raise ValueError(
         f"KL({type(q).__name__} || {type(p).__name__}) is infinite: {type(q).__name__} puts probability on two "
         f"values that have none under {type(p).__name__}. Use the LogUniform prior (its KL is 0 by convention), no "

@@ -27,7 +27,7 @@ class Levels(TorchDistribution):
 
     A draw is differentiable in the scale. Its gradient in the logits is that of the mean (straight-through), which is
     biased for functions that are not linear in the weight. Mean and variance are exact and differentiable, so local
-    reparameterization and moment propagation, which use only these, need no straight-through gradient. ``log_prob`` is
+    reparameterization and moment propagation, which use only these, need no straight-through gradient. `log_prob` is
     the log of a probability mass.
 
     Args:
@@ -109,7 +109,7 @@ class Levels(TorchDistribution):
         return self.logits.argmax(-1).to(torch.int8 if len(self.levels) <= 128 else torch.int16)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
-        """A draw of shape ``sample_shape + batch_shape``; its gradient in the logits is straight-through."""
+        """A draw of shape `sample_shape + batch_shape`; its gradient in the logits is straight-through."""
         shape = self._extended_shape(Size(sample_shape))
         probs = self._level_probs
         center = self._mean_level(probs)
@@ -123,7 +123,7 @@ class Levels(TorchDistribution):
         return self.scale * drawn + self.scale.detach() * (center - center.detach())
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        """The same draw as ``rsample``, without gradient."""
+        """The same draw as `rsample`, without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)
 
@@ -166,7 +166,7 @@ class Levels(TorchDistribution):
 
     @staticmethod
     def _leading_axis(values: Tensor, dims: int) -> Tensor:
-        """One value for each level, (k,), followed by ``dims`` axes of size 1."""
+        """One value for each level, (k,), followed by `dims` axes of size 1."""
         return values.reshape(-1, *[1] * dims)
 
 
@@ -216,5 +216,5 @@ class Grid(ImproperPrior):
     """
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Raises ``ValueError``: the prior takes its levels from the posterior."""
+        """Raises `ValueError`: the prior takes its levels from the posterior."""
         self._refuse("log probability of its own")

@@ -21,7 +21,7 @@ class LogUniform(ImproperPrior):
     $$\log p(w) = -\log|w| - \tfrac12\left(\log(2\pi e) + \gamma + \log 2\right)$$
 
     The constant of an improper prior is arbitrary; this one makes the KL divergence of a zero-mean Gaussian 0, so that
-    Monte Carlo with ``log_prob`` agrees with the closed form ``kl_log_uniform``. The KL of $N(\mu, \alpha\mu^2)$
+    Monte Carlo with `log_prob` agrees with the closed form `kl_log_uniform`. The KL of $N(\mu, \alpha\mu^2)$
     depends on $\alpha$ alone, so multiplicative Gaussian noise ("variational dropout") is independent of the scale of
     the weights.
 
@@ -29,9 +29,9 @@ class LogUniform(ImproperPrior):
     proper prior. Its log density is infinite at exactly zero.
 
     Args:
-        approximation: None for the exact KL, or ``"molchanov"`` for the fit of Molchanov et al. 2017, which is off by
+        approximation: None for the exact KL, or `"molchanov"` for the fit of Molchanov et al. 2017, which is off by
             up to 0.0094 nats per weight; use it to compare with published figures.
-        validate_args: Check the values given to ``log_prob``; torch's default when None.
+        validate_args: Check the values given to `log_prob`; torch's default when None.
 
     Raises:
         ValueError: The approximation is unknown; or later, on sampling, mean or variance.

@@ -16,14 +16,14 @@ class ScaleMixture(TorchDistribution):
     r"""Scale mixture $\pi\,N(0, \sigma_1^2) + (1 - \pi)\,N(0, \sigma_2^2)$, the prior of "Bayes by backprop".
 
     Mean zero, variance $\pi\sigma_1^2 + (1 - \pi)\sigma_2^2$. Draws carry no gradient (a prior needs none);
-    ``log_prob`` is differentiable in the value and in all three parameters. Its KL has no closed form and is
+    `log_prob` is differentiable in the value and in all three parameters. Its KL has no closed form and is
     estimated from draws.
 
     Args:
         mix: $\pi$ in [0, 1], the probability of the first component.
         scale1: $\sigma_1 > 0$.
         scale2: $\sigma_2 > 0$; the three broadcast to the batch shape.
-        validate_args: Check the parameters, and the values given to ``log_prob``; torch's default when None.
+        validate_args: Check the parameters, and the values given to `log_prob`; torch's default when None.
 
     Example:
         >>> prior = ScaleMixture(0.5, 1.0, 0.1)
@@ -75,7 +75,7 @@ class ScaleMixture(TorchDistribution):
         return self.mix * self.scale1.square() + (1 - self.mix) * self.scale2.square()
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        """A draw of shape ``sample_shape + batch_shape``."""
+        """A draw of shape `sample_shape + batch_shape`."""
         shape = self._extended_shape(Size(sample_shape))
         with torch.no_grad():
             first = torch.rand(shape, dtype=self.mix.dtype, device=self.mix.device) < self.mix

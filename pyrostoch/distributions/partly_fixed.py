@@ -73,7 +73,7 @@ class PartlyFixed(TorchDistribution):
         return type(self)(self.base_dist.expand(Size(batch_shape)), self.fixed)
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
-        """A draw with the constants in it, of shape ``sample_shape + batch_shape``."""
+        """A draw with the constants in it, of shape `sample_shape + batch_shape`."""
         return self.fixed.put_into(self.base_dist.rsample(Size(sample_shape)))
 
     def sample(self, sample_shape: _size = ()) -> Tensor:

@@ -13,12 +13,12 @@ from torch.types import _size
 class SymmetricDistribution(TorchDistribution):
     r"""A distribution of $w = \varphi\,\varepsilon$, where $\varepsilon$ is parameter-free noise with mean zero.
 
-    A subclass defines ``_noise(shape)`` and ``noise_variance``; the base class handles scale, shapes and the
+    A subclass defines `_noise(shape)` and `noise_variance`; the base class handles scale, shapes and the
     reparameterized draw.
 
     Args:
         scale: $\varphi > 0$, a number or a tensor; its shape is the batch shape.
-        validate_args: Check the scale, and the values given to ``log_prob``; torch's default when None.
+        validate_args: Check the scale, and the values given to `log_prob`; torch's default when None.
 
     Example:
         >>> class Triangular(SymmetricDistribution):
@@ -66,10 +66,10 @@ class SymmetricDistribution(TorchDistribution):
         raise TypeError(f"{type(self).__name__} is a SymmetricDistribution without noise: define _noise(shape)")
 
     def rsample(self, sample_shape: _size = ()) -> Tensor:
-        """A draw of shape ``sample_shape + batch_shape``, differentiable in the scale."""
+        """A draw of shape `sample_shape + batch_shape`, differentiable in the scale."""
         return self.scale * self._noise(self._extended_shape(Size(sample_shape)))
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
-        """The same draw as ``rsample``, without gradient."""
+        """The same draw as `rsample`, without gradient."""
         with torch.no_grad():
             return self.rsample(sample_shape)

@@ -19,7 +19,7 @@ class SymmetricUniform(SymmetricDistribution):
 
     Args:
         scale: Half width $\varphi > 0$, a number or a tensor; its shape is the batch shape.
-        validate_args: Check the scale, and the values given to ``log_prob``; torch's default when None.
+        validate_args: Check the scale, and the values given to `log_prob`; torch's default when None.
 
     Example:
         >>> distribution = SymmetricUniform(torch.tensor([1.0, 3.0]))
@@ -37,18 +37,18 @@ class SymmetricUniform(SymmetricDistribution):
 
     @constraints.dependent_property(is_discrete=False, event_dim=0)
     def support(self) -> constraints.Constraint:
-        """The closed interval from ``-scale`` to ``scale``."""
+        """The closed interval from `-scale` to `scale`."""
         return constraints.interval(-self.scale, self.scale)
 
     def _noise(self, shape: Size) -> Tensor:
         return 2 * torch.rand(shape, dtype=self.scale.dtype, device=self.scale.device) - 1
 
     def log_prob(self, value: Tensor) -> Tensor:
-        """Log density in nats: ``-log(2 scale)`` inside the interval, minus infinity outside."""
+        """Log density in nats: `-log(2 scale)` inside the interval, minus infinity outside."""
         if self._validate_args:
             self._validate_sample(value)
         return torch.where(value.abs() <= self.scale, -(2 * self.scale).log(), -math.inf)
 
     def entropy(self) -> Tensor:
-        """Differential entropy in nats, ``log(2 scale)``."""
+        """Differential entropy in nats, `log(2 scale)`."""
         return (2 * self.scale).log()
