@@ -20,7 +20,7 @@ net = nn.Sequential(
 model = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=len(digits.x_train))
 guide = ps.guides.Additive(model)  # no weight is random: the neurons are
 ps.fit(model, guide, train, epochs=40, lr=5e-3, seed=0, estimator="moments:closed", progress=False)
-net.eval()
+_ = net.eval()
 
 # %%
 # Measure each neuron's rate at the noise it was trained with, then change the noise, with and without the rule.

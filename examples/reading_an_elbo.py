@@ -25,14 +25,15 @@ result = ps.fit(model, guide, train, epochs=60, lr=5e-3, seed=0, progress=False)
 # guide starts narrow, goes on falling. A data term that looks fine beside a falling KL means that training is not over.
 
 history = result.history
-figure, (left, right) = plt.subplots(1, 2, figsize=(9, 3.6), layout="constrained")
+figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
 for name, color in (("elbo", "black"), ("data", "#0072B2"), ("kl", "#D55E00")):
     sign = -1 if name == "kl" else 1
-    left.plot(
+    axes.plot(
         history["epoch"], [sign * value for value in history[name]], color=color, label=f"{'-' * (sign < 0)}{name}"
     )
-left.set(xlabel="epoch", ylabel="nats", title="ELBO = data term - KL")
-left.legend()
+axes.set(xlabel="epoch", ylabel="nats", title="ELBO = data term - KL")
+axes.legend()
+plt.show()
 
 # %%
 # Site by site: nats for a weight say how much each has been moved from its prior, whatever the size of the tensor.
@@ -41,8 +42,9 @@ terms = ps.decompose(model, guide, train, num_samples=20)
 print(terms)
 names = [site.site for site in terms.sites]
 sizes = [model.sites[name].init.numel() for name in names]
-right.bar(names, [site.kl / size for site, size in zip(terms.sites, sizes, strict=True)], color="#D55E00")
-right.set(ylabel="KL, nats a weight", title="What each layer has learned")
+figure, axes = plt.subplots(figsize=(5.5, 3.6), layout="constrained")
+axes.bar(names, [site.kl / size for site, size in zip(terms.sites, sizes, strict=True)], color="#D55E00")
+axes.set(ylabel="KL, nats a weight", title="What each layer has learned")
 plt.show()
 
 # %%
