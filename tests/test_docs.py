@@ -29,7 +29,11 @@ def test_every_kind_of_page_is_there() -> None:
     assert {"docs", "how-to", "theory", "reference"} <= folders and len(PAGES) > 30
 
 
-@pytest.mark.parametrize("page", [path for path in PAGES if BLOCK.search(path.read_text("utf-8"))], ids=name_of)
+# The blocks of the tour go on from the README's, and are run by `test_readme.py`.
+WITH_CODE = [path for path in PAGES if BLOCK.search(path.read_text("utf-8")) and path.name != "tour.md"]
+
+
+@pytest.mark.parametrize("page", WITH_CODE, ids=name_of)
 def test_the_code_of_a_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYROSTOCH_DATA", raising=False)

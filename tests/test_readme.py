@@ -1,4 +1,4 @@
-"""The code in the README runs as it stands there, one block after the other, on a few examples and for an epoch."""
+"""The code in the README and in the site's tour runs as it stands, block after block, for an epoch on few examples."""
 
 from __future__ import annotations
 
@@ -14,8 +14,9 @@ from torch.utils.data import DataLoader, TensorDataset
 
 import pyrostoch as ps
 
-README = Path(__file__).resolve().parent.parent / "README.md"
-BLOCKS = re.findall(r"^```python\n(.*?)^```", README.read_text(encoding="utf-8"), flags=re.DOTALL | re.MULTILINE)
+ROOT = Path(__file__).resolve().parent.parent
+README, TOUR = (path.read_text(encoding="utf-8") for path in (ROOT / "README.md", ROOT / "docs" / "tour.md"))
+BLOCKS = re.findall(r"^```python\n(.*?)^```", README + TOUR, flags=re.DOTALL | re.MULTILINE)
 
 
 def digits() -> dict[str, Any]:
@@ -90,3 +91,9 @@ def test_code_of_the_readme_runs(words: str, capsys: pytest.CaptureFixture[str])
 
 def test_every_block_is_known() -> None:
     assert len(BLOCKS) == len(KNOWN)
+
+
+def test_the_readme_is_short_and_its_links_lead_somewhere() -> None:
+    assert len(README.splitlines()) <= 200
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if not link.startswith("http")]
+    assert len(links) > 5 and [link for link in links if not (ROOT / link).exists()] == []
