@@ -73,7 +73,8 @@ class Run:
             state = module_state(trainer.model, trainer.guide)
             check_storable(state)
             self._forms = {name: form(value) for name, value in state.items()}
-        self._description = describe(trainer.model, trainer.guide)
+            # Only for a checkpoint, since it looks at all that functions and classes of the user's own hold.
+            self._description = describe(trainer.model, trainer.guide)
         self._settings = trainer.settings.to_plain(
             batch_size=trainer.batches.batch_size,
             steps_per_epoch=len(trainer.batches),
