@@ -7,6 +7,8 @@ from torch import Tensor
 
 __all__ = ["at_least_single"]
 
+_PRECISE = (torch.float32, torch.float64)
+
 
 def at_least_single(values: Tensor) -> Tensor:
     """Convert half precision to float32; float32 and float64 stay as they are.
@@ -18,4 +20,6 @@ def at_least_single(values: Tensor) -> Tensor:
         >>> at_least_single(torch.ones(1, dtype=torch.bfloat16)).dtype
         torch.float32
     """
+    if values.dtype in _PRECISE:  # without a call of torch, since every weight comes here in every step
+        return values
     return values.to(torch.promote_types(values.dtype, torch.float32))

@@ -17,7 +17,7 @@ from pyrostoch._checks import check_finite, name_list
 from pyrostoch._fixed_entries import FixedEntries, fixed_entries, partly_fixed
 from pyrostoch._inputs import check_in_dims, count_examples, device_of_inputs, example_axes
 from pyrostoch.effects import base_distribution, call_network
-from pyrostoch.effects.meeting import depends_on_place, examples_meet
+from pyrostoch.effects.meeting import MOST_EXAMPLES, depends_on_place, examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import FromOutput, LikelihoodSpec, as_likelihood
 from pyrostoch.likelihoods.reading import LogDensities, full_precision
@@ -161,7 +161,7 @@ class BayesianModel(nn.Module):
         """Whether a batch of inputs must stay whole: the network's output for an example depends on others.
 
         That is so in a graph network, in attention over the batch, in a mean over it, or where an example's number in
-        the batch counts. It is found by experiment in evaluation mode, on up to 128 examples where the network runs on
+        the batch counts. It is found by experiment in evaluation mode, on up to 64 examples where the network runs on
         so few; the result is kept.
 
         Args:
@@ -178,8 +178,8 @@ class BayesianModel(nn.Module):
         inputs = x if isinstance(x, tuple) else (x,)
         if None in example_axes(x, self.in_dims):  # the next one may say otherwise which examples meet
             return examples_meet(self.net, inputs, self.in_dims, self._reading(y))
-        # What is found on up to 128 examples holds for any number.
-        size = min(count_examples(x, self.in_dims) or 0, 128)
+        # What is found on so many examples holds for any number.
+        size = min(count_examples(x, self.in_dims) or 0, MOST_EXAMPLES)
         kind = (*call_kind(self.net, {}, inputs, {})[1:], size, y is None)
         if kind not in self._meeting_cache:
             self._meeting_cache[kind] = examples_meet(

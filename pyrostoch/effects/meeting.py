@@ -22,10 +22,12 @@ from pyrostoch.effects.repeatable import attributes_restored, same, separating_s
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.protocols import InDims
 
-__all__ = ["cut_is_safe", "depends_on_place", "examples_meet", "scrambled_examples_meet"]
+__all__ = ["MOST_EXAMPLES", "cut_is_safe", "depends_on_place", "examples_meet", "scrambled_examples_meet"]
 
-# Examples of a first, cheap round, and of one that sees couplings between examples further apart.
-_FEW, _MORE = 16, 128
+# Examples of a first, cheap round.
+_FEW = 16
+#: Examples of a second one, which sees couplings between examples further apart, where the network runs on so few.
+MOST_EXAMPLES = 64
 # Sets of examples that are exchanged where many meet if any do.
 _HALVES = 4
 
@@ -36,7 +38,7 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
 
     The network is in evaluation mode, so that batch normalization with running statistics keeps examples apart. Outputs
     without an axis of examples, such as an auxiliary loss, are ignored. Couplings are looked for among 16 examples, and
-    then among up to 128; with inputs that belong to all examples, among all.
+    then among up to 64; with inputs that belong to all examples, among all.
 
     Args:
         net: The network; it, its buffers and all random generators are left as they were.
@@ -62,13 +64,13 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
     anywhere[order] = order.roll(1)
     with _quiet_evaluation(net):
         if None in axes:
-            sets = separating_sets(count) if count <= _MORE else _random_halves(count)
+            sets = separating_sets(count) if count <= MOST_EXAMPLES else _random_halves(count)
             others = take_examples(x, anywhere, in_dims)
             try:
                 return _moves_others(net, x, others, axes, sets, reading, device)
             except Exception:
                 return False
-        for size in (_FEW, _MORE) if count > _FEW else (count,):
+        for size in (_FEW, MOST_EXAMPLES) if count > _FEW else (count,):
             size = min(size, count)
             some, others = take_examples(x, slice(size), in_dims), take_examples(x, anywhere[:size], in_dims)
             # An index out of range is an error on a CPU, but ends the whole process's use of a GPU.

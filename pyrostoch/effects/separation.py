@@ -12,7 +12,7 @@ parameters and buffers, to see what moves what:
 3. with the outputs of the operations changed for some examples, the output for the other examples must not move.
 
 For the third, the sets of changed examples are such that for any two examples there is one with the first and without
-the second: 6 sets for 16 examples, 9 for 100. All operations are changed together, and one by one only if something
+the second: 6 sets for 16 examples, 8 for 64. All operations are changed together, and one by one only if something
 moved. Batch normalization is in evaluation mode, since in training mode it makes examples meet in every network.
 
 It is an experiment and not a proof: where a forward pass depends on more than was tried, one shared draw is right
@@ -24,18 +24,16 @@ from __future__ import annotations
 import contextlib
 import itertools
 import warnings
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from pyrostoch._inputs import take_examples
-from pyrostoch._ops import LinearOp, bind
 from pyrostoch.effects.meeting import cut_is_safe, examples_meet, scrambled_examples_meet
 from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, Reading, on_first_terms
+from pyrostoch.effects.probe import Operation, Probe
 from pyrostoch.effects.repeatable import (
     attributes_restored,
     batch_norm_in_evaluation,
@@ -49,82 +47,18 @@ from pyrostoch.protocols import InDims
 
 __all__ = ["obstacles"]
 
-# Examples of a first, cheap round with steps of every size, and of a second one for couplings further apart, with steps
-# whose sizes alternate: a whole large batch would take more memory than the predictions that the analysis is for.
-_FEW, _MANY = 16, 128
+# Examples of a first round, and of a second one for couplings further apart: without gradients if the first round saw
+# them, and with steps whose sizes alternate. A whole large batch would take more memory than the predictions that the
+# analysis is for.
+_FEW, _MANY = 16, 64
 # Sizes of the changes, in an output's spread: small ones for functions that saturate, large ones for ranks and gates.
 _STEPS = (1e-2, 30.0)
 _ATTEMPTS = 3
 _MEET = "examples meet"
 _NOTHING_SHOWN = "no gradient passes through its operation"
 
-
-@dataclass(eq=False)
-class _Operation:
-    """One linear operation with random weights, as a pass found it.
-
-    Args:
-        weight: Parameter name of its random weight, if the weight is random.
-        bias: The same of its bias.
-        op: The operation.
-        output: Its output.
-        grad_enabled: Whether gradients were enabled there.
-        level: The level of torch.func's transformations around it.
-    """
-
-    weight: str | None
-    bias: str | None
-    op: LinearOp
-    output: Tensor
-    grad_enabled: bool
-    level: int | None
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Names of its random parameters."""
-        return tuple(name for name in (self.weight, self.bias) if name is not None)
-
-    def gradients(self, cotangent: Tensor) -> dict[str, Tensor]:
-        """Gradients by its random parameters for a gradient by its output."""
-        # In double precision: the network may have cast its operands itself.
-        leaves = {"weight": self.op.weight.detach().double().requires_grad_()}
-        if self.op.bias is not None:
-            leaves["bias"] = self.op.bias.detach().double().requires_grad_()
-        with torch.enable_grad():
-            output = self.op(self.op.input.detach().double(), leaves["weight"], leaves.get("bias"))
-        found = dict(zip(leaves, torch.autograd.grad(output, list(leaves.values()), cotangent.double()), strict=True))
-        names = {"weight": self.weight, "bias": self.bias}
-        return {name: found[role] for role, name in names.items() if name is not None}
-
-
-#: Puts another tensor in place of an operation's output.
-_Change = Callable[[_Operation], Tensor]
-
-
-class _Probe(TorchFunctionMode):
-    """Records the operations with random weights, and puts other outputs in place of theirs if asked to."""
-
-    def __init__(self, weights: Mapping[str, Tensor], change: _Change | None = None) -> None:
-        super().__init__()
-        self.names = {id(weight): name for name, weight in weights.items()}
-        self.change = change
-        self.found: list[_Operation] = []
-
-    def __torch_function__(
-        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        result = func(*args, **(kwargs or {}))
-        op = bind(func, args, kwargs or {})
-        if op is None:
-            return result
-        weight, bias = self.names.get(id(op.weight)), self.names.get(id(op.bias))
-        if weight is None and bias is None:
-            return result
-        level = torch._C._functorch.maybe_current_level()
-        operation = _Operation(weight, bias, op, result, torch.is_grad_enabled(), level)
-        self.found.append(operation)
-        # A copy: the network may change it in place.
-        return result.clone() if self.change is None else self.change(operation)
+#: The random parameters of one operation.
+_Names = tuple[str, ...]
 
 
 def obstacles(
@@ -170,14 +104,18 @@ def obstacles(
         warnings.catch_warnings(),
     ):
         warnings.simplefilter("ignore")  # the network runs again after the analysis, and warns then
+        gradients = True
         if cut := batch > _FEW and cut_is_safe(net, (args, kwargs), batch):
             with contextlib.suppress(Exception):  # a network may need its own batch size: more examples follow
-                found.update(_experiment(net, weights, *_first(_FEW, args, kwargs, batch, in_dims), _STEPS, reading))
+                few = _first(_FEW, args, kwargs, batch, in_dims)
+                found.update(_experiment(net, weights, *few, _STEPS, reading, gradients))
+                gradients = False
         left = [name for name in weights if name not in found]
         steps = _STEPS if batch <= _FEW else (None,)
         for size in (_MANY, batch) if cut and batch > _MANY else (batch,):
             try:
-                found.update(_experiment(net, left, *_first(size, args, kwargs, batch, in_dims), steps, reading))
+                many = _first(size, args, kwargs, batch, in_dims)
+                found.update(_experiment(net, left, *many, steps, reading, gradients))
                 break
             except Exception as error:
                 if size == batch:
@@ -213,6 +151,7 @@ def _experiment(
     batch: int,
     steps: tuple[float | None, ...],
     reading: Reading | None,
+    gradients: bool,
 ) -> dict[str, str]:
     """The reasons found on one batch."""
     found: dict[str, str] = {}
@@ -228,7 +167,7 @@ def _experiment(
             moved = PerturbedNetwork(
                 net, left, args, kwargs, seed=seed, double=double, move_buffers=move_buffers, reading=reading
             )
-            experiment = _Experiment(moved, batch, steps)
+            experiment = _Experiment(moved, batch, steps, gradients)
             experiment.run()
             return experiment.found
 
@@ -246,64 +185,72 @@ class _Experiment:
         moved: The network, perturbed.
         batch: Number of examples.
         steps: Sizes of changes, each tried on every set of examples; `None` alternates between the sizes.
+        gradients: Whether gradients by the weights are checked, too.
     """
 
-    def __init__(self, moved: PerturbedNetwork, batch: int, steps: tuple[float | None, ...]) -> None:
-        self.moved, self.batch, self.steps = moved, batch, steps
+    def __init__(self, moved: PerturbedNetwork, batch: int, steps: tuple[float | None, ...], gradients: bool) -> None:
+        self.moved, self.batch, self.steps, self.gradients = moved, batch, steps, gradients
         self.weights = moved.weights
         self.found: dict[str, str] = {}
 
     def run(self) -> None:
         """Find a reason for each weight that has one."""
         entry = torch._C._functorch.maybe_current_level()
-        weights = {name: value.requires_grad_() for name, value in self.weights.items()}
-        probe = _Probe(weights)
+        weights = {name: value.requires_grad_(self.gradients) for name, value in self.weights.items()}
+        probe = Probe(weights)
         output = self.moved.call(weights, probe)
         names = [name for operation in probe.found for name in operation.names]
         self._blame_names((n for n in weights if names.count(n) != 1), "not used in one linear operation")
-        for operation in probe.found:
-            rows = operation.output.shape[0] if operation.output.dim() else 0
-            if operation.level != entry:
-                self._blame_names(operation.names, "inside torch.func or torch.vmap")
-            elif not operation.grad_enabled or not operation.output.requires_grad:
-                self._blame_names(operation.names, "inside a custom autograd function, or without gradients")
-            elif rows != self.batch:
-                self._blame_names(operation.names, f"{rows} rows for {self.batch} examples")
-        operations = self._open(probe.found)
-        self._check_gradients(output, operations, weights)
+        self._check_places(probe.found, entry)
+        if self.gradients:
+            self._check_gradients(output, self._open(probe.found), weights)
         reference = [tensor.detach().clone() for tensor in output]
         # Masked entries may be infinite; but whatever moved an example whose entries all are would not show.
         if not all(bool(torch.isfinite(t).reshape(len(t) if t.dim() else 1, -1).any(1).all()) for t in reference):
             raise ValueError("the output is not finite")
-        for operation in operations:
-            operation.output = operation.output.detach().clone()
         self.weights = {name: value.detach() for name, value in weights.items()}
-        self._check_reads(reference, self._open(operations))
-        self._check_examples(reference, self._open(operations))
+        outputs = {operation.names: operation.output.detach() for operation in self._open(probe.found)}
+        # What is needed no more is given back, since a batch of large layers fills much memory.
+        del output, probe
+        self._check_reads(reference, outputs)
+        outputs = {names: values for names, values in outputs.items() if not set(names) & set(self.found)}
+        changes = {names: self._change_of(values) for names, values in outputs.items()}
+        del outputs
+        self._check_examples(reference, changes)
 
-    def _open(self, operations: list[_Operation]) -> list[_Operation]:
+    def _open(self, operations: list[Operation]) -> list[Operation]:
         return [operation for operation in operations if not set(operation.names) & set(self.found)]
 
     def _blame_names(self, names: Iterable[str], reason: str) -> None:
         for name in names:
             self.found.setdefault(name, reason)
 
-    def _blame(self, operations: list[_Operation], moves: Callable[[list[_Operation]], bool], reason: str) -> None:
+    def _blame(self, operations: list[_Names], moves: Callable[[list[_Names]], bool], reason: str) -> None:
         """Try all operations together, and one by one if something moved."""
         if operations and moves(operations):
-            guilty = [operation for operation in operations if len(operations) == 1 or moves([operation])]
+            guilty = [names for names in operations if len(operations) == 1 or moves([names])]
             if guilty and reason == _MEET:  # what comes before one of them may feed it
                 guilty = operations[: operations.index(guilty[-1]) + 1]
-            for operation in guilty or operations:
-                self._blame_names(operation.names, reason)
+            for names in guilty or operations:
+                self._blame_names(names, reason)
 
-    def _check_gradients(self, output: list[Tensor], operations: list[_Operation], weights: dict[str, Tensor]) -> None:
+    def _check_places(self, operations: list[Operation], entry: int | None) -> None:
+        """Whether gradients reach each operation, and its rows are the examples."""
+        for operation in operations:
+            rows = operation.output.shape[0] if operation.output.dim() else 0
+            if operation.level != entry:
+                self._blame_names(operation.names, "inside torch.func or torch.vmap")
+            elif not operation.grad_enabled or operation.output.requires_grad < self.gradients:
+                self._blame_names(operation.names, "inside a custom autograd function, or without gradients")
+            elif rows != self.batch:
+                self._blame_names(operation.names, f"{rows} rows for {self.batch} examples")
+
+    def _check_gradients(self, output: list[Tensor], operations: list[Operation], weights: dict[str, Tensor]) -> None:
         """Whether each weight's gradient is the one through the output of its operation."""
         roots = [tensor for tensor in output if tensor.requires_grad]
         if not roots:
             self._blame_names(weights, "the output has no gradient")
-        operations = self._open(operations)
-        if not operations:
+        if not roots or not operations:
             return
         names = [name for operation in operations for name in operation.names]
         wanted = [*(operation.output for operation in operations), *(weights[name] for name in names)]
@@ -319,59 +266,61 @@ class _Experiment:
                 if total is None or not close(total, expected):
                     self._blame_names((name,), "read elsewhere, too")
 
-    def _check_reads(self, output: list[Tensor], operations: list[_Operation]) -> None:
+    def _check_reads(self, reference: list[Tensor], outputs: dict[_Names, Tensor]) -> None:
         """Whether other weights move the output although their operations' outputs are the old ones."""
         fresh = {name: value + size_of(value) * self.moved.noise(value) for name, value in self.weights.items()}
 
-        def moves(chosen: list[_Operation]) -> bool:
-            old = {operation.names: operation.output for operation in chosen}
-            other = {name for operation in chosen for name in operation.names}
+        def moves(chosen: list[_Names]) -> bool:
+            other = {name for names in chosen for name in names}
             weights = {name: fresh[name] if name in other else value for name, value in self.weights.items()}
 
-            def put_back(operation: _Operation) -> Tensor:
-                if operation.names not in old:
+            def put_back(operation: Operation) -> Tensor:
+                if operation.names not in chosen:
                     return operation.output
                 # The old value with the new gradient, since the network may take a derivative through it.
-                return old[operation.names] + (operation.output - operation.output.detach())
+                return outputs[operation.names] + (operation.output - operation.output.detach())
 
-            return not same(output, self.moved.call(weights, _Probe(weights, put_back)), None, self.batch)
+            return not same(reference, self.moved.call(weights, Probe(weights, put_back)), None, self.batch)
 
-        self._blame(operations, moves, "read elsewhere, too")
+        self._blame(list(outputs), moves, "read elsewhere, too")
 
-    def _check_examples(self, output: list[Tensor], operations: list[_Operation]) -> None:
-        """Whether a change of some examples' rows moves other examples."""
-        # The same noise in every pass, scaled to the spread of the output. A part of it is common to all examples:
-        # many of them together may fill an expert, or pass a threshold that a maximum over the batch guards.
-        size = {o.names: size_of(o.output) for o in operations}
-        common = {o.names: size[o.names] * self.moved.noise(o.output[:1]) for o in operations}
-        noise = {o.names: size[o.names] * self.moved.noise(o.output) for o in operations}
+    def _change_of(self, output: Tensor) -> tuple[Tensor, Tensor]:
+        """How an operation's output is changed, in its spread: a change of each example, and one common to all.
+
+        Many examples together may fill an expert, or pass a threshold that a maximum over the batch guards.
+        """
+        size = size_of(output)
+        common = size * self.moved.noise(output[:1])
+        return size * self.moved.noise(output), common
+
+    def _check_examples(self, reference: list[Tensor], changes: dict[_Names, tuple[Tensor, Tensor]]) -> None:
+        """Whether a change of some examples' rows moves other examples; the same change in every pass."""
         sets = separating_sets(self.batch)
 
         # A network that draws may bring examples together in some passes only: other random numbers for each set.
         seeds = [SEED + number * self.moved.draws for number in range(len(sets))]
-        references: dict[tuple[int, int], list[Tensor]] = {(SEED, 0): output}
+        references: dict[tuple[int, int], list[Tensor]] = {(SEED, 0): reference}
 
         def passed(
-            seed: int, shift: int, rows: Tensor | None, step: float, sign: int, changed: set[Any]
+            seed: int, shift: int, rows: Tensor | None, step: float, sign: int, chosen: list[_Names]
         ) -> list[Tensor]:
             """A pass with the outputs of all examples shifted (by -1, 0 or 1), and those of some rows changed."""
 
-            def change(operation: _Operation) -> Tensor:
-                if operation.names not in changed:
+            def change(operation: Operation) -> Tensor:
+                if operation.names not in chosen:
                     return operation.output
-                moved = operation.output + _STEPS[-1] * common[operation.names] * shift
+                own, direction = changes[operation.names]
+                moved = operation.output + _STEPS[-1] * shift * direction
                 if rows is not None:
                     at = rows.to(moved.device)
+                    step_to = step * (own[at] + sign * direction)
                     # From a common shift, some rows go to small values, where no threshold is passed.
-                    start = torch.zeros_like(moved) if shift else operation.output
-                    moved[at] = (start + step * (noise[operation.names] + sign * common[operation.names]))[at]
+                    moved[at] = step_to if shift else step_to.add_(operation.output[at])
                 return moved
 
-            mode = _Probe(self.weights, change if shift or rows is not None else None)
-            return [tensor.detach().clone() for tensor in self.moved.call(self.weights, mode, seed)]
+            return [t.detach().clone() for t in self.moved.call(self.weights, Probe(self.weights, change), seed)]
 
-        def moves(chosen: list[_Operation]) -> bool:
-            changed = {operation.names for operation in chosen}
+        def moves(chosen: list[_Names]) -> bool:
             known = {key: value for key, value in references.items() if not key[1]}
             for (number, rows), (shifted, step) in itertools.product(enumerate(sets), self._changes()):
                 if shifted and number % 2:
@@ -383,16 +332,16 @@ class _Experiment:
                 sign = 1 - 2 * (number // 2 % 2)
                 key = (seeds[number], sign * shifted)
                 if key not in known:
-                    known[key] = passed(*key, None, 0.0, sign, changed)
+                    known[key] = passed(*key, None, 0.0, sign, chosen)
                 if not shifted:
                     references[key] = known[key]
-                outputs = passed(*key, rows, step, sign, changed)
+                outputs = passed(*key, rows, step, sign, chosen)
                 if not same(known[key], outputs, ~rows, self.batch):
                     return True
             return False
 
         if sets:
-            self._blame(operations, moves, _MEET)
+            self._blame(list(changes), moves, _MEET)
 
     def _changes(self) -> list[tuple[bool, float | None]]:
         """Whether all examples are shifted first (for half of the sets), and the size of the change."""

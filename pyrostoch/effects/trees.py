@@ -23,7 +23,9 @@ def leaves_of(tree: object) -> Iterator[object]:
         >>> list(leaves_of((1, {"a": ["b"]})))
         [1, 'b']
     """
-    if isinstance(tree, (tuple, list)):
+    if isinstance(tree, Tensor):  # the most frequent case first
+        yield tree
+    elif isinstance(tree, (tuple, list)):
         for item in tree:
             yield from leaves_of(item)
     elif isinstance(tree, Mapping):
@@ -31,7 +33,7 @@ def leaves_of(tree: object) -> Iterator[object]:
             yield from leaves_of(item)
     elif isinstance(tree, SimpleNamespace):
         yield from leaves_of(vars(tree))
-    elif not isinstance(tree, Tensor) and dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
         for field in dataclasses.fields(tree):
             yield from leaves_of(getattr(tree, field.name))
     else:
