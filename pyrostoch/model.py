@@ -16,6 +16,7 @@ from torch.distributions import Distribution, constraints, transform_to
 from pyrostoch._checks import check_finite, name_list
 from pyrostoch._fixed_entries import FixedEntries, fixed_entries, partly_fixed
 from pyrostoch._inputs import check_in_dims, count_examples, device_of_inputs, example_axes
+from pyrostoch._manual import see
 from pyrostoch.effects import base_distribution, call_network
 from pyrostoch.effects.meeting import MOST_EXAMPLES, depends_on_place, examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
@@ -87,14 +88,18 @@ class BayesianModel(nn.Module):
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
-            raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}")
+            raise TypeError(f"net: expected a torch.nn.Module, got {type(net).__name__}{see('how-to/convert_network')}")
         if likelihood is None:
-            raise ValueError("likelihood is missing: pass one of pyrostoch.likelihoods, such as Categorical()")
+            raise ValueError(
+                "likelihood is missing: pass one of pyrostoch.likelihoods, such as Categorical()"
+                f"{see('how-to/write_a_likelihood')}"
+            )
         count: Any = num_data  # a whole number of NumPy is none for the type checker
         if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
             raise ValueError(
                 f"num_data: expected the number of training examples, got {num_data!r}; the ELBO needs it to scale the "
                 "log-likelihood of a batch to the whole data set"
+                f"{see('how-to/convert_network')}"
             )
         self.net = net
         self.likelihood = as_likelihood(likelihood)
@@ -209,6 +214,7 @@ class BayesianModel(nn.Module):
             raise ValueError(
                 f"parameter {name!r} of {type(self.net).__name__} is random, but is no parameter any more: it was "
                 "pruned, parametrized or removed after the model was built; change the network, then build the model"
+                f"{see('how-to/convert_network')}"
             ) from error
 
     def _fixed_entries(self, parameter: str) -> FixedEntries | None:

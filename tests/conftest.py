@@ -38,6 +38,7 @@ class Isolation:
         try:
             yield
         finally:
+            os.environ.pop("PYROSTOCH_DOCS", None)
             pyro.clear_param_store()
             pyro.settings.set(**pyro_settings)
             np.seterr(**numpy_errors)
@@ -50,6 +51,7 @@ class Isolation:
 
 
 def pytest_configure(config: pytest.Config) -> None:
+    os.environ.pop("PYROSTOCH_DOCS", None)  # error messages would name a reader's own site
     config.pluginmanager.register(Isolation(), "pyrostoch-isolation")
 
 

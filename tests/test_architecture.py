@@ -20,7 +20,18 @@ import pytest
 # A package may import packages of lower layers, and itself. A package of its own inside another has its own entry.
 LAYERS: dict[str, int] = {
     **dict.fromkeys(
-        ["_checks", "_descriptions", "_fixed_entries", "_inputs", "_ops", "_precision", "_seeds", "_version"], 0
+        [
+            "_checks",
+            "_descriptions",
+            "_fixed_entries",
+            "_inputs",
+            "_manual",
+            "_ops",
+            "_precision",
+            "_seeds",
+            "_version",
+        ],
+        0,
     ),
     **dict.fromkeys(["data", "protocols", "records", "safefile"], 0),
     **dict.fromkeys(["distributions", "metrics", "moments"], 1),

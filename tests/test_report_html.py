@@ -98,7 +98,7 @@ def test_best_of_a_column_is_bold() -> None:
 def test_page_has_its_sections(page: tuple[str, Page]) -> None:
     text, parsed = page
     identifiers = [attrs["id"] for tag, attrs in parsed.tags if tag == "section"]
-    assert identifiers == ["comparison", "training", "samples", *(f"guide-{i}" for i in range(5))]
+    assert identifiers == ["comparison", "training", "samples", *(f"guide-{i}" for i in range(5)), "words"]
     assert sum(tag == "svg" for tag, _ in parsed.tags) == 2 + 2 * 5
     assert "The prior is improper" in text and "constant per weight" in text
     for words in ("LogUniform()", "fc1.weight", "18,110 parameters", "torch 2.13.0", "seed 0", "93.1 s in all"):

@@ -13,6 +13,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 
 from pyrostoch._checks import check_count, name_list
+from pyrostoch._manual import see
 from pyrostoch.diagnose.groups import GroupOptions, collect_groups
 from pyrostoch.prediction.readouts import device_of, evaluating, seeded
 from pyrostoch.protocols import Data, Guide, Inputs, Model
@@ -156,6 +157,7 @@ def from_mcmc(
         raise ValueError(
             f"model: the prior of {name_list(improper)} is improper, so there is no posterior to sample by MCMC; "
             "give proper priors (Normal, Laplace, StudentT, ScaleMixture)"
+            f"{see('how-to/arviz')}"
         )
     samples: dict[str, Tensor] = {
         name: values[:, ::thin] for name, values in mcmc.get_samples(group_by_chain=True).items()

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from pyrostoch._checks import name_list
 from pyrostoch._inputs import example_axes
+from pyrostoch._manual import see
 from pyrostoch._version import __version__
 from pyrostoch.effects import SharedSample
 from pyrostoch.prediction.readouts import batches_for, batches_on_device, check_targets, observation_distribution
@@ -111,6 +112,7 @@ def collect_groups(
                     raise ValueError(
                         "data: expected the same order in every pass, of which there is one per draw, but the examples "
                         "changed places; use a DataLoader with shuffle=False, or tensors"
+                        f"{see('how-to/arviz')}"
                     )
                 if options.posterior_predictive:
                     sample = _numpy(distribution.sample())
@@ -204,6 +206,7 @@ def _check_memory(options: GroupOptions, chosen: dict[str, Tensor], observed: ND
         f"{_readable_size(sizes[largest] * draws)}), predictive {_readable_size(predictive * draws)}, "
         f"log likelihood {_readable_size(likelihood * draws)}. "
         f"{'; '.join(remedies).capitalize()}; or raise max_bytes"
+        f"{see('how-to/arviz')}"
     )
 
 

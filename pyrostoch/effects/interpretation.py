@@ -13,6 +13,7 @@ from pyro.poutine.util import site_is_subsample
 from torch import Tensor
 from torch.distributions import Distribution, Independent
 
+from pyrostoch._manual import see
 from pyrostoch._ops import LinearOp
 from pyrostoch.distributions import PartlyFixed
 from pyrostoch.effects.active import active_call
@@ -287,6 +288,7 @@ class Interpretation(Messenger):
                     f"site {site!r}: the network is called twice with one draw of its weights, but {self.name!r} "
                     "would draw the outputs of the two calls independently; call the network once on the joined "
                     "inputs, or use estimator='shared'"
+                    f"{see('how-to/choose_estimator')}"
                 )
             draw.used = True
             replaced[parameter] = site
@@ -338,6 +340,7 @@ class Interpretation(Messenger):
                 raise UsageUnknownError(
                     f"{type(call.net).__name__}: the first call of a network, and the first with more examples, "
                     "analyzes its weight usage, which torch.vmap and torch.func do not allow; call it outside of them"
+                    f"{see('how-to/convert_network')}"
                 )
             single = [name for name, uses in usage.uses.items() if len(uses) == 1 and uses[0].role != "other"]
             if sum(known.obstacles is not None for known in call.usage_cache.values()) > _MANY_KINDS:

@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode, resolve_name
 
 from pyrostoch._inputs import count_examples
+from pyrostoch._manual import see
 from pyrostoch._ops import bind
 from pyrostoch.effects.active import entered
 from pyrostoch.effects.repeatable import attributes_restored
@@ -301,6 +302,7 @@ def weight_usage(
             f"random weight(s) {', '.join(map(repr, sorted(mode.bypassed)))} of {type(net).__name__}: the network also "
             "reads the parameter through another reference (a list, a partial, a closure), which keeps the old value "
             "while the weight is drawn; read it as an attribute of its module each time"
+            f"{see('how-to/convert_network')}"
         )
     writes_inputs = any(_version(tensor) > 0 for tensor in tensors_in((args, kwargs)))
     return Usage({name: tuple(uses) for name, uses in mode.uses.items()}, writes_inputs=writes_inputs)

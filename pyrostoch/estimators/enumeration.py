@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyrostoch._manual import see
 from pyrostoch.estimators.states import (
     Loss,
     States,
@@ -79,7 +80,9 @@ def enumerated(net: nn.Module, x: Tensor, loss: Loss, *, log_mean_exp: bool = Fa
         out = net(x)
     log_prob = configurations.log_prob
     if log_prob is None:
-        raise ValueError(f"estimator 'enumeration': {type(net).__name__} has no neurons with states")
+        raise ValueError(
+            f"estimator 'enumeration': {type(net).__name__} has no neurons with states{see('how-to/discrete_networks')}"
+        )
     losses = torch.vmap(checked_loss(loss, len(x)))(out.unflatten(0, log_prob.shape))  # (C, B)
     if log_mean_exp:
         return -torch.logsumexp(log_prob - losses, 0).mean()

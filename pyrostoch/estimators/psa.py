@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from pyrostoch._manual import see
 from pyrostoch.estimators.states import Loss, States, check_examples_independent, values_of
 from pyrostoch.layers import KState
 
@@ -141,5 +142,6 @@ def _linear_map(net: nn.Module, x: Tensor, depth: int, layer_input: Tensor) -> T
         raise ValueError(
             f"estimator 'path-sample-analytic': the operations after layer {depth + 1} of the neurons are not affine; "
             "use only linear layers and batch normalization there"
+            f"{see('how-to/discrete_networks')}"
         )
     return matrix

@@ -11,6 +11,7 @@ from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import Message
 from torch import Tensor, nn
 
+from pyrostoch._manual import see
 from pyrostoch.layers import KState
 
 __all__ = ["Loss", "States", "check_examples_independent", "checked_loss", "log_probabilities", "values_of"]
@@ -50,6 +51,7 @@ class States(Messenger, ABC):
             raise TypeError(
                 f"estimators: expected neurons with states (KState or a subclass), but this network has a "
                 f"{type(layer).__name__}"
+                f"{see('how-to/discrete_networks')}"
             )
         if getattr(layer, "correlation", 0.0):
             raise ValueError(

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_choice, check_count
+from pyrostoch._manual import see
 from pyrostoch.estimators.arm import arm
 from pyrostoch.estimators.enumeration import enumerated
 from pyrostoch.estimators.psa import path_sample_analytic
@@ -97,5 +98,7 @@ def surrogate(
     if isinstance(net, BayesianModel):
         raise TypeError("surrogate: expected a network, got a BayesianModel; give its .net")
     if not any(isinstance(module, KState) for module in net.modules()):
-        raise ValueError(f"estimator {estimator!r}: {type(net).__name__} has no neurons with states")
+        raise ValueError(
+            f"estimator {estimator!r}: {type(net).__name__} has no neurons with states{see('how-to/discrete_networks')}"
+        )
     return ESTIMATORS[estimator](net, x, checked_loss(loss, len(x)), samples)

@@ -15,6 +15,7 @@ from torch.distributions import Distribution, constraints
 
 from pyrostoch._checks import name_list
 from pyrostoch._fixed_entries import FixedEntries
+from pyrostoch._manual import see
 from pyrostoch.distributions import PartlyFixed
 from pyrostoch.effects import independent
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
@@ -131,7 +132,7 @@ class Guide(nn.Module):
         Returns:
             Tensors, which are copied into `nn.Parameter`s.
         """
-        raise TypeError(f"{type(self).__name__} must implement initial_parameters(site)")
+        raise TypeError(f"{type(self).__name__} must implement initial_parameters(site){see('how-to/write_a_guide')}")
 
     def distribution(self, site: str, **parameters: Tensor) -> Distribution:
         """The elementwise distribution of a site, from its parameters by name.
@@ -143,7 +144,7 @@ class Guide(nn.Module):
         Returns:
             A Pyro distribution whose batch shape is the site's shape.
         """
-        raise TypeError(f"{type(self).__name__} must implement distribution(site, ...)")
+        raise TypeError(f"{type(self).__name__} must implement distribution(site, ...){see('how-to/write_a_guide')}")
 
     def site_distribution(self, site: str) -> Distribution:
         """The present distribution of one site, with all its axes declared as one event.
@@ -280,6 +281,7 @@ def _kind(site: Site) -> str:
     raise ValueError(
         f"site {site.name!r}: guides of this library cover real and positive sites, but its support is {site.support}; "
         "give it another prior, or write the guide in Pyro"
+        f"{see('how-to/write_a_guide')}"
     )
 
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._checks import name_list
+from pyrostoch._manual import see
 from pyrostoch.guides.sparse import SparseConv2d, SparseLinear, csr_bytes
 from pyrostoch.layers import Conv2d, Linear
 from pyrostoch.model import BayesianModel
@@ -50,6 +51,7 @@ def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
             raise ValueError(
                 f"export: no value is given for random weight(s) {name_list(missing)} of the model: the guide that was "
                 "pruned does not cover them"
+                f"{see('how-to/prune_and_export')}"
             )
         net = model.net
     copied = copy.deepcopy(net)
@@ -140,6 +142,7 @@ def load_pruned(net: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
         raise TypeError(
             f"load_pruned: expected the state dict of an exported network, got {type(state_dict).__name__}; pass "
             "what safetensors.torch.load_file or torch.load returns for a file, or a module's .state_dict()"
+            f"{see('how-to/prune_and_export')}"
         )
     copied = with_weights(net.net if isinstance(net, BayesianModel) else net, {})
     dense_keys, modules = copied.state_dict().keys(), dict(copied.named_modules(remove_duplicate=False))
@@ -158,6 +161,7 @@ def load_pruned(net: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
             raise ValueError(
                 f"load_pruned: expected a linear or 2d convolution layer without hooks at {name!r}, where the state "
                 f"dict has a sparse layer, got {type(module).__name__}"
+                f"{see('how-to/prune_and_export')}"
             )
         tied = groups.setdefault(id(module.weight), [])
         if not any(module is other for other in tied):

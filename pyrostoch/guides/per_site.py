@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch._checks import name_list
+from pyrostoch._manual import see
 from pyrostoch.guides.base import Guide, sites_of
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
 from pyrostoch.sites import announce_parameters
@@ -54,11 +55,15 @@ class PerSite(nn.Module):
         if uncovered:
             raise ValueError(
                 f"PerSite: no pattern of {name_list(rules)} matches site(s) {name_list(uncovered)}; add a pattern '*'"
+                f"{see('how-to/choose_guide')}"
             )
         covered = {pattern: [name for name in names if matches[name][-1] == pattern] for pattern in rules}
         unused = [pattern for pattern, names in covered.items() if not names]
         if unused:
-            raise ValueError(f"PerSite: pattern(s) {name_list(unused)} cover no site of {name_list(names)}")
+            raise ValueError(
+                f"PerSite: pattern(s) {name_list(unused)} cover no site of {name_list(names)}"
+                f"{see('how-to/choose_guide')}"
+            )
         self._join([make(model, sites=covered[pattern]) for pattern, make in rules.items()], names)
 
     @classmethod

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from torch.distributions import Normal
 
 from pyrostoch._checks import check_choice, name_list
+from pyrostoch._manual import see
 from pyrostoch.guides.export import make_sparse, with_weights
 from pyrostoch.guides.ratio import free_entries, is_zero_mean, log_alpha, weight_distributions
 from pyrostoch.model import BayesianModel
@@ -185,10 +186,12 @@ def prune(guide: SiteGuide, threshold: float = 3.0) -> Pruning:
                 raise ValueError(
                     f"prune: the distribution at site {site!r} has mean zero by construction: its weights act through "
                     "their variances only, so that no network of fixed weights can replace it"
+                    f"{see('how-to/prune_and_export')}"
                 )
             if not isinstance(distribution, Normal):
                 raise TypeError(
                     f"prune: expected a normal distribution at site {site!r}, got {type(distribution).__name__}"
+                    f"{see('how-to/prune_and_export')}"
                 )
             ratio = log_alpha(distribution)
             if bool(torch.isnan(ratio).any()) or not bool(torch.isfinite(distribution.loc).all()):
@@ -254,6 +257,7 @@ def magnitude_masks(model: nn.Module, like: Pruning, scope: Literal["layer", "gl
                 f"magnitude_masks: {name_list(random)} of the model are random, and its network holds their values "
                 "from before training: pass a trained plain network, such as one of the guide's means: "
                 "prune(guide, threshold=100).export(model, dense=True)"
+                f"{see('how-to/prune_and_export')}"
             )
         net = model.net
     parameters = {clean_name(name): parameter.detach() for name, parameter in net.named_parameters()}

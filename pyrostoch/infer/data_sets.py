@@ -23,6 +23,7 @@ from torch.utils.data.distributed import DistributedSampler
 
 from pyrostoch._checks import check_count
 from pyrostoch._inputs import count_examples, example_axes, take_examples, to_device
+from pyrostoch._manual import see
 from pyrostoch.infer.batches import Batches, Share, epoch_order, inputs_and_targets
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.protocols import Data, InDims, Inputs
@@ -81,6 +82,7 @@ class _TensorBatches(_IndexedBatches):
             raise ValueError(
                 f"data: no input has an axis of examples (in_dims={self._in_dims}), so {self.num_data} of them cannot "
                 "be divided among processes; train with one"
+                f"{see('how-to/several_devices')}"
             )
         return take_examples(self._x, index, self._in_dims), self._y[index]
 
@@ -148,6 +150,7 @@ class _LoaderBatches(Batches):
                 "data: expected a DataLoader with a torch.utils.data.DistributedSampler, since "
                 f"{ranks.world_size} processes share the data, got one with a {type(sampler).__name__}; or give (x, y) "
                 "or a Dataset, which fit divides among the processes itself"
+                f"{see('how-to/several_devices')}"
             )
         if isinstance(sampler, DistributedSampler):
             sampler.set_epoch(number)
@@ -214,6 +217,7 @@ def as_batches(
             raise ValueError(
                 f"{what}: items of a Dataset are stacked along a first axis, which in_dims={in_dims} contradicts; give "
                 "tensors, or a DataLoader whose collate_fn makes the batches"
+                f"{see('how-to/whole_batches')}"
             )
         batches = _DatasetBatches(data, batch_size, shuffle)
     elif isinstance(data, (tuple, list)) and len(data) == 2:
@@ -236,7 +240,10 @@ def _from_tensors(x: Any, y: Any, batch_size: int, what: str, shuffle: bool, in_
     count = count_examples(x, in_dims)
     if count not in (None, len(y)):
         advice = "an input that belongs to all examples (edges, a mask) is declared by None in BayesianModel(in_dims=)"
-        raise ValueError(f"{what}: expected as many inputs as targets, got {count} and {len(y)}; {advice}")
+        raise ValueError(
+            f"{what}: expected as many inputs as targets, got {count} and {len(y)}; {advice}"
+            f"{see('how-to/whole_batches')}"
+        )
     return _TensorBatches(x, y, batch_size, shuffle, in_dims)
 
 

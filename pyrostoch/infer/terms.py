@@ -12,6 +12,7 @@ from pyro.poutine import Trace
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyrostoch._manual import see
 from pyrostoch.distributions import has_closed_form, kl_sum
 from pyrostoch.effects import Interpretation, MomentPropagation
 from pyrostoch.effects.independent import is_independent
@@ -166,6 +167,7 @@ def _check_gradient(name: str, distribution: Any) -> None:
             f"guide site {name!r}: {_base_name(distribution)} cannot be reparameterized, so its gradient would be "
             "lost; use a guide distribution with rsample, or pyro.infer.TraceGraph_ELBO, which uses a score-function "
             "gradient"
+            f"{see('how-to/write_a_guide')}"
         )
 
 
@@ -208,6 +210,7 @@ def _check_covered(latents: dict[str, Any], draws: dict[str, Any]) -> None:
             f"guide: no draw for the model's site(s) {', '.join(map(repr, missing))}; the guide has "
             f"{', '.join(map(repr, draws)) or 'none'}. Build the guide from this model, or exclude the sites by a "
             "prior rule {name: None}"
+            f"{see('how-to/write_a_guide')}"
         )
 
 
@@ -216,6 +219,7 @@ def _check_shape(name: str, expected: Any, drawn: Any) -> None:
         raise ValueError(
             f"site {name!r}: the model expects shape {tuple(expected)}, the guide drew {tuple(drawn)}; was the guide "
             "built from another model?"
+            f"{see('how-to/write_a_guide')}"
         )
 
 
@@ -226,6 +230,7 @@ def _check_match(latents: dict[str, Any], draws: dict[str, Any]) -> None:
         raise ValueError(
             f"guide: site(s) {', '.join(map(repr, extra))} do not exist in the model; it has "
             f"{', '.join(map(repr, latents)) or 'none'}. Was the guide built from another model?"
+            f"{see('how-to/write_a_guide')}"
         )
     if pyro.settings.get("validate_poutine"):
         for name, node in latents.items():

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_choice, check_count, check_positive, is_rising
+from pyrostoch._manual import see
 from pyrostoch._precision import at_least_single
 from pyrostoch.effects.activation import random_activation
 from pyrostoch.layers.noise import NOISE_DISTRIBUTIONS, NoiseDistribution
@@ -245,6 +246,7 @@ class KState(nn.Module):
                 f"{type(self).__name__}: moments under {self.noise_distribution} noise are computed by quadrature, "
                 "which supports neither gradients of thresholds and noise nor separate values for each neuron; train "
                 "and predict with draws, or use Gaussian or uniform noise"
+                f"{see('how-to/discrete_networks')}"
             )
         return Smooth(lambda x: self._expectation(values, x))
 

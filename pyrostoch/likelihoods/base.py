@@ -14,6 +14,7 @@ from torch.nn import functional as F
 
 from pyrostoch._checks import check_positive
 from pyrostoch._descriptions import describe_function, describe_settings
+from pyrostoch._manual import see
 from pyrostoch.moments import Moments
 from pyrostoch.moments.predictive import Closed, OutputDistribution
 from pyrostoch.priors import FromDistribution
@@ -71,7 +72,7 @@ class Likelihood(nn.Module):
             output: The network's output, (batch, ...).
             quantities: The quantities that `draw` returns.
         """
-        raise TypeError(f"{type(self).__name__} must implement distribution(output)")
+        raise TypeError(f"{type(self).__name__} must implement distribution(output){see('how-to/write_a_likelihood')}")
 
     def closed(self, output: Moments, **quantities: Tensor | float) -> Closed | None:
         """Predictions and log-likelihoods in closed form for moments of the output; `None` where there is no formula.
@@ -99,6 +100,7 @@ class Likelihood(nn.Module):
                 f"likelihood {type(self).__name__}: expected the network's output to be a tensor, got "
                 f"{type(output).__name__}; give a function as the likelihood that takes the tensor out of it, such as "
                 "lambda out: pyro.distributions.Categorical(logits=out.logits)"
+                f"{see('how-to/write_a_likelihood')}"
             )
         return self.distribution(cast(Tensor, output), **drawn)
 
@@ -128,6 +130,7 @@ class Likelihood(nn.Module):
             raise ValueError(
                 f"likelihood {type(self).__name__}: {bad} target(s) are NaN or infinite; where a mask leaves them out, "
                 "put any number in their place, since NaN would pass into gradients"
+                f"{see('how-to/write_a_likelihood')}"
             )
 
 
@@ -209,6 +212,7 @@ class FromOutput(Likelihood):
         if not hasattr(distribution, "to_event"):
             raise TypeError(
                 f"likelihood function: expected a Pyro distribution (pyro.distributions), got {distribution!r:.60}"
+                f"{see('how-to/write_a_likelihood')}"
             )
         return per_example(distribution)
 
@@ -244,6 +248,7 @@ def as_likelihood(spec: LikelihoodSpec) -> Likelihood:
     raise TypeError(
         "likelihood: expected a pyrostoch.likelihoods.* instance or a function from the network's output to a Pyro "
         f"distribution, got {spec!r}"
+        f"{see('how-to/write_a_likelihood')}"
     )
 
 

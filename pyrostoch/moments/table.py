@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import resolve_name
 
+from pyrostoch._manual import see
+
 __all__ = ["RULES", "MissingRuleError", "apply", "caller", "moments_in", "refuse", "rule"]
 
 Rule = Callable[..., Any]
@@ -108,7 +110,8 @@ def refuse(func: Callable[..., Any], reason: str = "") -> NoReturn:
     where = "" if module is None else f", called in {type(module).__name__}"
     if reason:
         raise MissingRuleError(
-            f"moments: no rule for {name}{where}: {reason}. Predict with mode='mc', which draws the whole network",
+            f"moments: no rule for {name}{where}: {reason}. Predict with mode='mc', which draws the whole network"
+            f"{see('how-to/choose_estimator')}",
             name,
             module,
         )
@@ -116,7 +119,7 @@ def refuse(func: Callable[..., Any], reason: str = "") -> NoReturn:
     raise MissingRuleError(
         f"moments: no rule for {name}{where}{note}. Predict with mode='mc', which draws the whole network, or try "
         "mode='moments:mc:20' (20 passes with Monte Carlo for such operations only), or add a rule with "
-        "pyrostoch.moments.rule",
+        f"pyrostoch.moments.rule{see('how-to/choose_estimator')}",
         name,
         module,
     )

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrostoch._inputs import device_of_inputs
+from pyrostoch._manual import see
 from pyrostoch._seeds import generator_states, set_generator_states
 from pyrostoch.effects import Interpretation
 from pyrostoch.effects.interpretation import SiteDraw, UsageUnknownError
@@ -146,6 +147,7 @@ class DrawChunk:
             raise ValueError(
                 f"mode {self.sampler.mode!r}: the network draws random numbers of its own, of which one pass would "
                 "take one draw for certain; predict with mode='mc', or try mode='moments:mc:20'"
+                f"{see('how-to/choose_estimator')}"
             )
         trace.nodes.clear()
         self.sampler.treatments = interpretation.treatments

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from pyrostoch._checks import check_count, check_finite
 from pyrostoch._inputs import count_examples, device_of_inputs, take_examples, to_device
+from pyrostoch._manual import see
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
@@ -190,6 +191,7 @@ def predict(
         raise TypeError(
             f"guide: expected a Pyro guide, got {type(guide).__name__}; where nothing is random, "
             "pyrostoch.guides.Additive(model) is the empty guide"
+            f"{see('how-to/choose_guide')}"
         )
     name, draws = parse_mode(mode, num_samples)
     x = tuple(x) if isinstance(x, list) else x

@@ -16,6 +16,7 @@ from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice, check_count, check_finite, name_list
 from pyrostoch._inputs import to_device
+from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 from pyrostoch.effects import Interpretation, MeanPropagation, NoiseFree, base_distribution
 from pyrostoch.infer.batches import Batches, must_stay_whole
@@ -159,6 +160,7 @@ def device_of(model: Model, guide: Guide | None, device: str | torch.device | No
     if not same_device(found, torch.device(device)):
         raise ValueError(
             f"device {str(device)!r}: the model is on {found}; move model and guide first, model.to({str(device)!r})"
+            f"{see('how-to/several_devices')}"
         )
     return found
 
@@ -239,6 +241,7 @@ def observation_distribution(model: Model, guide_trace: Trace, x: Inputs) -> Dis
         raise ValueError(
             f"guide: no draw for the model's site(s) {name_list(missing)}; the guide has {name_list(drawn) or 'none'}. "
             "Build the guide from this model"
+            f"{see('how-to/write_a_guide')}"
         )
     distribution: Any = trace.nodes["_RETURN"]["value"]
     # A trace refers to itself: without this, its tensors would live until Python's garbage collector runs.

@@ -10,6 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 
+from pyrostoch._manual import see
+
 __all__ = ["FromDistribution", "Prior", "PriorSpec", "as_prior"]
 
 
@@ -43,7 +45,7 @@ class Prior(nn.Module):
         Returns:
             A Pyro distribution of batch shape `shape` and no event axes.
         """
-        raise TypeError(f"{type(self).__name__} must implement distribution(name, shape)")
+        raise TypeError(f"{type(self).__name__} must implement distribution(name, shape){see('how-to/write_a_prior')}")
 
     def for_parameter(self, parameter: Tensor) -> Prior:
         """A copy for one parameter, on its device and in its dtype.
@@ -93,11 +95,15 @@ class FromDistribution(Prior):
             raise TypeError(
                 f"prior: expected a Pyro distribution, got torch's {type(distribution).__name__}; use "
                 f"pyro.distributions.{type(distribution).__name__}"
+                f"{see('how-to/write_a_prior')}"
             )
         while isinstance(distribution, Independent):
             distribution = distribution.base_dist
         if distribution.event_shape or distribution.support is constraints.boolean:
-            raise TypeError(f"prior: expected a distribution of single real weights, got {distribution}")
+            raise TypeError(
+                f"prior: expected a distribution of single real weights, got {distribution}"
+                f"{see('how-to/write_a_prior')}"
+            )
         self.base = distribution
         self.improper = bool(getattr(distribution, "improper", False))
 
@@ -166,4 +172,5 @@ def as_prior(spec: Prior | Distribution | None) -> Prior | None:
         raise TypeError(f"prior: expected a prior, got the class {spec.__name__}; use an instance: {spec.__name__}()")
     raise TypeError(
         f"prior: expected a prior (pyrostoch.priors.*), a Pyro distribution or None, got {type(spec).__name__}"
+        f"{see('how-to/write_a_prior')}"
     )

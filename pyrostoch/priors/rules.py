@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from torch.nn.parameter import UninitializedParameter
 
 from pyrostoch._checks import name_list
+from pyrostoch._manual import see
 from pyrostoch.priors.base import Prior, PriorSpec, as_prior
 from pyrostoch.priors.normalization import is_normalization
 
@@ -128,6 +129,7 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
                 f"prior: parameter(s) {name_list(clean_name(name) for name in fixed)} are fixed (requires_grad=False), "
                 "so a single prior makes none random; name those that it is for by rules, such as "
                 f"{{{clean_name(fixed[0])!r}: prior}}, or make them trainable"
+                f"{see('how-to/convert_network')}"
             )
     elif callable(spec) and not isinstance(spec, type):
         for name, parameter in parameters.items():
@@ -182,6 +184,7 @@ def _by_pattern(
                 f"prior rule {pattern!r} matches no parameter; the network has "
                 f"{name_list(clean_name(n) for n in parameters)} (write out the name of a normalization layer or of a "
                 "fixed parameter)"
+                f"{see('how-to/convert_network')}"
             )
 
 
@@ -207,4 +210,7 @@ def _check_can_be_random(name: str, parameter: nn.Parameter, holder: nn.Module) 
     elif type(holder).__module__.startswith("torch.jit"):
         reason = "it belongs to a scripted module, which does not accept a drawn weight"
     if reason:
-        raise ValueError(f"parameter {clean_name(name)!r} of {type(holder).__name__} cannot be made random: {reason}")
+        raise ValueError(
+            f"parameter {clean_name(name)!r} of {type(holder).__name__} cannot be made random: {reason}"
+            f"{see('how-to/convert_network')}"
+        )

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_positive
+from pyrostoch._manual import see
 from pyrostoch.effects import NoiseFree
 from pyrostoch.layers import KState, ThresholdNeuron
 from pyrostoch.models import CropAndFlip
@@ -118,6 +119,7 @@ def export_integer(net: nn.Module, x: Tensor, *, input_step: float | None = None
                 raise ValueError(
                     f"export_integer: expected neurons with states after layer {name!r}, got none; only the last "
                     "layer, which gives scores, may have none"
+                    f"{see('how-to/discrete_networks')}"
                 )
         exported = IntegerNetwork(layers, input_step)
         exported.ties = _compare(copied, exported, x)
@@ -179,6 +181,7 @@ def _layer(
         raise ValueError(
             f"export_integer: after layer {name!r} expected at most MaxPool2d, BatchNorm and neurons with states, in "
             f"this order, got also {kinds}"
+            f"{see('how-to/discrete_networks')}"
         )
     weight: Tensor = op.weight
     on_grid = as_int8(weight)
@@ -186,6 +189,7 @@ def _layer(
         raise ValueError(
             f"export_integer: the weights of layer {name!r} are not on a grid of int8; train them on one (GridUpdates, "
             "or CategoricalWeights and its export)"
+            f"{see('how-to/discrete_networks')}"
         )
     integers, scale = on_grid
     scale = scale if unit is None else scale * unit
@@ -273,6 +277,7 @@ def _compare(net: nn.Module, exported: IntegerNetwork, x: Tensor) -> int:
         raise ValueError(
             f"export_integer: the export has {len(layers)} layers, but {len(all_states)} layers of neurons have run; "
             "do the network's children run one after the other, as they are registered?"
+            f"{see('how-to/discrete_networks')}"
         )
     inputs, ties = exported.to_steps(x), 0
     for (name, layer), expected in zip(layers, all_states, strict=False):
@@ -285,6 +290,7 @@ def _compare(net: nn.Module, exported: IntegerNetwork, x: Tensor) -> int:
             raise ValueError(
                 f"export_integer: {count} of {expected.numel()} states after layer {name!r} differ from the network's; "
                 "do its children run one after the other, as they are registered?"
+                f"{see('how-to/discrete_networks')}"
             )
         ties, inputs = ties + count, expected
     if layers[-1][1].states is None:

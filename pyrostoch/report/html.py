@@ -13,6 +13,7 @@ from pyrostoch.report.record import check, is_regression, mode_title, modes, num
 from pyrostoch.report.style import CSS
 from pyrostoch.report.svg import inline_svg
 from pyrostoch.report.tables import comparison_table, format_number, mode_table, site_table
+from pyrostoch.report.words import words_list
 from pyrostoch.safefile import made_folders, temporary_name
 
 if TYPE_CHECKING:
@@ -72,7 +73,8 @@ def render(results: Mapping[str, Any]) -> str:
             )
         )
     parts += [_guide(results, guide, i) for i, guide in enumerate(guides)]
-    parts.append(_footer(results))
+    text = "The pages are those of the documentation of pyrostoch."
+    parts += [_section("words", "What the words mean", text, words_list(results)), _footer(results)]
     body = "\n".join(parts)
     return (
         '<!DOCTYPE html>\n<html lang="en">\n<head>\n<meta charset="utf-8">\n'

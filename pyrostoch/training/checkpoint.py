@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from pyrostoch._checks import name_list
 from pyrostoch._descriptions import describe_function, describe_settings, describe_value
+from pyrostoch._manual import see
 from pyrostoch._version import __version__
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import FromDistribution, clean_name
@@ -74,6 +75,7 @@ def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: obje
             raise TypeError(
                 f"save: {name} is of type {type(value).__name__}, which is not plain data ({error}); give numbers, "
                 "strings, lists and dictionaries"
+                f"{see('how-to/save_and_load')}"
             ) from error
     path = Path(path)
     with not_while_written(path):
@@ -180,6 +182,7 @@ def check_fits(
         raise CheckpointError(
             f"checkpoint {path}: expected the random sites {_names(description['sites'])}, got {_names(sites)} "
             f"(missing {_names(missing)}, unknown {_names(unknown)}); {advice}"
+            f"{see('how-to/save_and_load')}"
         )
     for name, site in description["sites"].items():
         for field in ("shape", "prior"):
@@ -192,6 +195,7 @@ def check_fits(
         raise CheckpointError(
             f"checkpoint {path}: expected no guide parameters, got some; call the guide once on a batch if it makes "
             "its parameters only then (Pyro's autoguides do), and load again. Nothing was changed"
+            f"{see('how-to/save_and_load')}"
         )
     for part in ("guide", "likelihood", "network", "model", "num_data"):
         if description[part] != content[part]:
@@ -243,6 +247,7 @@ def _check_tensors(path: Path, state: dict[str, Tensor], given: dict[str, Tensor
         raise CheckpointError(
             f"checkpoint {path}: its tensors are not those of this model and guide: missing {_names(missing)}, unknown "
             f"{_names(unknown)}{hint}; {advice}"
+            f"{see('how-to/save_and_load')}"
         )
     for name, value in state.items():
         if form(value) != form(given[name]):

@@ -18,6 +18,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from pyrostoch._checks import check_finite, name_list
 from pyrostoch._descriptions import trained_values
 from pyrostoch._inputs import to_device
+from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 from pyrostoch.effects import base_distribution
 from pyrostoch.effects.usage import Use, weight_usage
@@ -55,12 +56,14 @@ def check_model_and_guide(model: object, guide: object) -> None:
         raise TypeError(
             f"fit: expected a BayesianModel, got {type(model).__name__}; train any other Pyro model by "
             "pyro.infer.SVI(model, guide, optimizer, pyrostoch.ELBO())"
+            f"{see('how-to/convert_network')}"
         )
     if not isinstance(guide, nn.Module):
         raise TypeError(
             "fit: expected a guide that is a torch.nn.Module (pyrostoch.guides.*, or an autoguide of Pyro), got "
             f"{type(guide).__name__}; train a guide function by pyro.infer.SVI(model, guide, optimizer, "
             "pyrostoch.ELBO()). Where nothing is random, pyrostoch.guides.Additive(model) is the empty guide"
+            f"{see('how-to/write_a_guide')}"
         )
 
 
@@ -92,6 +95,7 @@ def move_modules(model: nn.Module, guide: nn.Module, device: str | torch.device 
         raise ValueError(
             f"fit: expected model and guide on one device, got the model on {_names(devices['model'])} and the guide "
             f"on {_names(devices['guide'])}; give device=, or move both before"
+            f"{see('how-to/several_devices')}"
         )
     return next((p.device for module in (model, guide) for p in module.parameters()), torch.device("cpu"))
 
@@ -129,7 +133,10 @@ def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: 
         "over the batch, a mean over it, batch statistics)"
     )
     if ranks.is_distributed:
-        raise ValueError(f"{start}, so a batch cannot be divided among {ranks.world_size} processes; train in one")
+        raise ValueError(
+            f"{start}, so a batch cannot be divided among {ranks.world_size} processes; train in one"
+            f"{see('how-to/whole_batches')}"
+        )
     declare = (
         ""
         if model.in_dims != 0
@@ -139,6 +146,7 @@ def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: 
         f"{start}, so random batches of {batches.batch_size} are not what it computes on all examples. Keep them "
         f"together with batch_size={batches.num_data}; where the network runs on a part of them (a series), cut them "
         f"in their own order with shuffle=False; or make the batches yourself by a DataLoader{declare}"
+        f"{see('how-to/whole_batches')}"
     )
 
 
@@ -251,6 +259,7 @@ def check_param_store(model: nn.Module, guide: nn.Module) -> None:
         raise ValueError(
             f"fit: parameter(s) {name_list(stray)} made by pyro.param are in no module and would not be trained; make "
             "them nn.Parameter of the guide, or train by pyro.infer.SVI"
+            f"{see('how-to/write_a_guide')}"
         )
 
 
@@ -271,6 +280,7 @@ def check_likelihood_function(model: BayesianModel) -> None:
         raise ValueError(
             f"fit: the likelihood function uses parameter(s) {name_list(stray)}, which nothing would train or save; "
             "make them part of the network, or write a pyrostoch.likelihoods.Likelihood that holds them, or detach them"
+            f"{see('how-to/write_a_likelihood')}"
         )
 
 

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from pyrostoch._checks import name_list
+from pyrostoch._manual import see
 from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.history import COLUMNS, History
 from pyrostoch.training.other_generators import numpy_state, python_state, set_numpy_state, set_python_state
@@ -86,6 +87,7 @@ def read_training(path: Path, tensors: dict[str, Tensor], content: dict[str, Any
         raise CheckpointError(
             f"checkpoint {path}: expected one of a training run, got a file of pyrostoch.save; load it by "
             "pyrostoch.load and start a run with another path"
+            f"{see('how-to/save_and_load')}"
         )
 
     if not isinstance(training, dict) or set(training) != set(_KEYS):
