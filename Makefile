@@ -11,6 +11,9 @@ CODE := pyrostoch $(wildcard tests examples docs)
 PEERS     := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
+# The lowest versions that pyproject.toml allows live apart, too.
+LOWEST := .venv-lowest
+
 # make test PYTEST_ARGS="tests/test_architecture.py -x"; COVER=90 measures coverage and fails below that percentage.
 PYTEST_ARGS ?=
 COVER       ?=
@@ -32,7 +35,7 @@ TEST_THREADS ?= 1
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test zoo fuzz docs lint cov wheel peers clean distclean
+.PHONY: help venv demo test zoo fuzz lowest docs lint cov wheel peers clean distclean
 
 help:  ## print this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -52,6 +55,10 @@ zoo: $(VENV)/.test  ## measure every treatment on the networks of tests/zoo, wri
 
 fuzz: $(VENV)/.test  ## damage checkpoints and kill runs, many times (FUZZ=2000 mutations, KILLS=20 in each setting)
 	PYROSTOCH_TEST_SEED=$(SEED) PYROSTOCH_FUZZ=$(FUZZ) PYROSTOCH_KILLS=$(KILLS) OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest -s tests/test_checkpoint_fuzz.py tests/test_kill_resume.py
+
+# Old releases warn about their own dependencies, so that warnings are no errors here.
+lowest: $(LOWEST)/.ready  ## run the test suite with the lowest version of each dependency (torch keeps its pin)
+	PYROSTOCH_TEST_SEED=$(SEED) OMP_NUM_THREADS=$(TEST_THREADS) $(LOWEST)/bin/python -m pytest -p no:cacheprovider -o filterwarnings= $(WORKER_ARGS) tests $(PYTEST_ARGS)
 
 docs: $(VENV)/.docs  ## build the site into docs/_build/html, with warnings as errors
 	OMP_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m sphinx -W --keep-going -q -j auto docs docs/_build/html
@@ -75,8 +82,8 @@ clean:  ## remove builds and caches (keeps .venv and runs/)
 	rm -rf build dist docs/_build docs/gallery docs/sg_execution_times.rst htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## clean, and remove .venv and .venv-peers
-	rm -rf $(VENV) $(PEERS)
+distclean: clean  ## clean, and remove .venv, .venv-lowest and .venv-peers
+	rm -rf $(VENV) $(LOWEST) $(PEERS)
 
 # The stamps: an interpreter, then the runtime, then the test tools. Only a change of the two files installs anew.
 $(VENV)/.created:
@@ -106,4 +113,10 @@ $(PEERS)/.ready: constraints.txt
 	"$(PYTHON)" -m venv $(PEERS)
 	$(PEERS_PIP) torch pyro-ppl torchbnn==1.2 numpyro==0.22.0 "jax[cpu]==0.10.2"
 	$(PEERS_PIP) --no-deps bayesian-torch==0.5.0 tyxe==0.0.2
+	@touch $@
+
+$(LOWEST)/.ready: pyproject.toml constraints.txt tests/lowest.py
+	"$(PYTHON)" -m venv --clear $(LOWEST)
+	$(LOWEST)/bin/python tests/lowest.py > $(LOWEST)/constraints.txt
+	$(LOWEST)/bin/python -m pip install --disable-pip-version-check -c $(LOWEST)/constraints.txt -e . mpmath pillow pytest pytest-xdist scikit-learn scipy
 	@touch $@

@@ -5,6 +5,7 @@ Labels for some nodes; batches of nodes, while features and edges stay whole.
 """
 
 import torch
+from matplotlib import pyplot as plt
 from torch import nn
 
 import pyrostoch as ps
@@ -51,3 +52,15 @@ train, test = ((features, edges, labeled), y[labeled]), ((features, edges, other
 ps.fit(model, guide, train, epochs=150, batch_size=LABELED, lr=2e-2, seed=0, progress=False)
 print(ps.decompose(model, guide, train, num_samples=10))
 print(ps.compare(model, guide, test, modes=("mean", "mc:50"), seed=0))
+
+# %%
+# A node's own features say little, and its neighbors' more. The network is unsure where both are between the classes.
+
+prediction = ps.predict(model, guide, test[0], mode="mc:50", seed=0)
+own, neighbors = features.mean(1), model.net.mean_of_neighbors(features, edges).mean(1)
+figure, axes = plt.subplots(figsize=(6, 3.6), layout="constrained")
+points = axes.scatter(own[others], neighbors[others], c=prediction.probs[:, 1], cmap="coolwarm", vmin=0, vmax=1, s=16)
+axes.scatter(own[labeled], neighbors[labeled], c=y[labeled], cmap="coolwarm", marker="s", edgecolors="black", s=30)
+axes.set(xlabel="mean of a node's features", ylabel="mean of its neighbors' features", title="Squares have labels")
+figure.colorbar(points, label="probability of class 1")
+plt.show()

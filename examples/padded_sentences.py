@@ -6,6 +6,7 @@ Padding that stays constant, and labels that a mask leaves out.
 
 import pyro.distributions as dist
 import torch
+from matplotlib import pyplot as plt
 from torch import nn
 
 import pyrostoch as ps
@@ -54,3 +55,17 @@ padded = nn.functional.pad(words, (0, 6), value=PAD)
 for sentence in (words, padded):
     print(ps.predict(model, guide, sentence, mode="mc:20", seed=0).probs[0, :3, 1])
 print("the padding row of a draw:", guide()["table.weight"][PAD].tolist())
+
+# %%
+# Probabilities of the tag in twelve test sentences: padding is gray, and true tags are marked.
+
+words, tags = test[0][:12], test[1][:12]
+probability = ps.predict(model, guide, words, mode="mc:20", seed=0).probs[..., 1].masked_fill(words == PAD, torch.nan)
+figure, axes = plt.subplots(figsize=(6, 3.8), layout="constrained")
+axes.set_facecolor("lightgray")
+picture = axes.imshow(probability, cmap="Blues", vmin=0, vmax=1)
+rows, columns = (tags.bool() & (words != PAD)).nonzero().T
+axes.plot(columns, rows, "o", color="#D55E00", markersize=4)
+axes.set(xlabel="word", ylabel="sentence", title="Dots: the true tags")
+figure.colorbar(picture, label="probability of the tag")
+plt.show()

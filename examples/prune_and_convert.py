@@ -9,6 +9,7 @@ import math
 from pathlib import Path
 
 import torch
+from matplotlib import pyplot as plt
 from safetensors.torch import load_file, save_file
 
 import pyrostoch as ps
@@ -49,6 +50,25 @@ guide = ps.guides.Additive(model, init_scale=math.exp(-5))
 ps.fit(model, guide, train, epochs=150, batch_size=100, lr=5e-3, kl_warmup=(10, 60), seed=0)
 pruning = ps.guides.prune(guide)
 print(pruning, end="\n\n")
+
+# %%
+# Weights that are mostly noise have a large alpha, the variance divided by the squared mean; pruning removes those with
+# log alpha above 3.
+
+figure, axes = plt.subplots(figsize=(6.5, 3.2), layout="constrained")
+for site, color in zip(("fc1.weight", "fc2.weight", "fc3.weight"), ("#0072B2", "#E69F00", "#009E73"), strict=True):
+    posterior = guide.site_distribution(site).base_dist
+    log_alpha = (posterior.variance / posterior.mean.square()).log().detach().clamp(-6, 20)
+    axes.hist(log_alpha.flatten().numpy(), bins=80, range=(-6, 20), histtype="step", color=color, label=site)
+axes.axvline(3, color="black", linestyle="--", label="threshold")
+axes.set(
+    xlabel="log alpha", ylabel="weights", yscale="log", title=f"{pruning.kept} of {pruning.weights} weights are kept"
+)
+axes.legend(fontsize=8)
+plt.show()
+
+# %%
+# The exported network is an ordinary one, with sparse layers where that takes less memory.
 
 
 def accuracy(net: torch.nn.Module) -> float:

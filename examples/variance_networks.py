@@ -10,6 +10,7 @@ environment variable PYROSTOCH_DATA is the folder of the files), or with ``--toy
 import argparse
 
 import torch
+from matplotlib import pyplot as plt
 
 import pyrostoch as ps
 
@@ -68,7 +69,23 @@ print(result, end="\n\n")
 
 # With every weight at its mean, zero, the layer ignores its input, and the network predicts the same class for all
 # images. A single draw predicts well, and the average over draws predicts better.
-print(ps.compare(model, guide, test, modes=("mean", "mc:1", "mc:20"), seed=0), end="\n\n")
+scores = ps.compare(model, guide, test, modes=("mean", "mc:1", "mc:20"), seed=0)
+print(scores, end="\n\n")
 
 # The terms of the ELBO, in nats for the whole training set.
 print(ps.decompose(model, guide, train, num_samples=5))
+
+# %%
+# What the layer has learned is in the standard deviations; not in the means. Averages read it better than one draw.
+
+by_samples = ps.prediction.accuracy_by_samples(model, guide, test, samples=(1, 2, 5, 10, 20, 50), seed=0).rows
+figure, (left, right) = plt.subplots(1, 2, figsize=(8, 3.2), layout="constrained")
+deviations = guide.site_distribution(layer).base_dist.stddev.detach().flatten()
+left.hist(deviations.numpy(), bins=60, color="#0072B2")
+left.set(xlabel="standard deviation of a weight", ylabel="weights", yscale="log", title=f"{layer}: all means are zero")
+counts, accuracies = [int(row.mode.split(":")[1]) for row in by_samples], [100 * row.accuracy for row in by_samples]
+right.plot(counts, accuracies, "o-", color="#0072B2", label="average of draws")
+right.axhline(100 * scores["mean"].accuracy, color="#D55E00", linestyle="--", label="weights at their mean")
+right.set(xscale="log", xlabel="draws", ylabel="test accuracy, %", title="Reading a variance network")
+right.legend(fontsize=8)
+plt.show()

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import random
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -39,6 +40,8 @@ class Isolation:
             yield
         finally:
             os.environ.pop("PYROSTOCH_DOCS", None)
+            if "matplotlib.pyplot" in sys.modules:
+                sys.modules["matplotlib.pyplot"].close("all")
             pyro.clear_param_store()
             pyro.settings.set(**pyro_settings)
             np.seterr(**numpy_errors)

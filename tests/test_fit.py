@@ -346,7 +346,10 @@ def test_a_result_is_printed_as_a_table_and_converted_to_plain_data() -> None:
         result.epochs = 3
 
 
-def test_the_bar_goes_to_stderr_and_can_be_off(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_bar_goes_to_stderr_and_can_be_off(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # some releases of tqdm cut the line to the screen
     run(*build())
     assert capsys.readouterr() == ("", "")
     run(*build(), progress=True)
