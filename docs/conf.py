@@ -83,6 +83,7 @@ sphinx_gallery_conf = {
     "download_all_examples": False,
     "show_signature": False,
     "remove_config_comments": True,
+    "capture_repr": (),
     "plot_gallery": "True",
     "abort_on_example_error": True,
     "reference_url": {"pyrostoch": None},

@@ -14,6 +14,8 @@ torch.manual_seed(0)
 figure, ((by_mean, by_draws), (band_axes, reliability)) = plt.subplots(2, 2, figsize=(9, 7.4), layout="constrained")
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7")
 
+# sphinx_gallery_defer_figures
+
 # %%
 # Four classes in the plane. The middle layer's weights all have mean zero: what it knows is in their variances. With
 # every weight at its mean one class is left; the average over draws knows all four.
@@ -36,6 +38,8 @@ for axes, mode, title in ((by_mean, "mean", "mean weights"), (by_draws, "mc:100"
         axes.scatter(*x[y == label].T, s=5, color=color)
     axes.set(title=f"A variance network: {title}", xticks=[], yticks=[])
 
+# sphinx_gallery_defer_figures
+
 # %%
 # Regression with a gap in the data.
 
@@ -54,6 +58,8 @@ band_axes.plot(line[:, 0], mean, color="#0072B2", label="predictive mean")
 band_axes.scatter(x[:, 0], y[:, 0], s=8, color="black", label="data")
 band_axes.set(title="A predictive band", ylim=(-3, 3))
 band_axes.legend(fontsize=8)
+
+# sphinx_gallery_defer_figures
 
 # %%
 # Reliability on the bundled digits: how often a prediction of each confidence is right.
