@@ -79,7 +79,7 @@ sphinx_gallery_conf = {
     "examples_dirs": "../examples",
     "gallery_dirs": "gallery",
     "filename_pattern": rf"/(?!{'|'.join(NOT_RUN)})\w+\.py$",
-    "within_subsection_order": "ExampleTitleSortKey",
+    "within_subsection_order": "gallery_order.Order",
     "download_all_examples": False,
     "show_signature": False,
     "remove_config_comments": True,

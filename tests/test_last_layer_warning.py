@@ -221,3 +221,29 @@ def test_the_claim_of_the_warning_is_true():
     error = terms.std(0) / math.sqrt(len(terms))
     assert (terms.mean(0) <= F.log_softmax(bias, -1) + 3 * error).all()
     assert (terms.mean(0) < F.log_softmax(bias, -1) - 3 * error).any()
+
+
+@pytest.mark.parametrize(
+    ("last", "warns"),
+    [
+        (nn.Softmax(dim=1), True),
+        (nn.LogSoftmax(dim=1), False),  # log probabilities are logits
+        (nn.ReLU(), False),
+        (nn.Sigmoid(), False),
+        (nn.Identity(), False),
+    ],
+)
+def test_probabilities_in_place_of_logits_are_named(last: nn.Module, warns: bool) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), last)
+    model = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Categorical(), num_data=20)
+    data = (torch.randn(20, 3), torch.randint(4, (20,)))
+
+    def run() -> None:
+        ps.fit(model, ps.guides.Additive(model), data, epochs=1, batch_size=10, progress=False, compile=False)
+
+    if warns:
+        with pytest.warns(UserWarning, match="outputs are probabilities.*leave out the last softmax"):
+            run()
+    else:
+        run()
+    assert not model.likelihood._forward_pre_hooks

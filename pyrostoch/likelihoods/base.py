@@ -245,10 +245,14 @@ def as_likelihood(spec: LikelihoodSpec) -> Likelihood:
         return spec
     if callable(spec) and not isinstance(spec, (type, nn.Module)):
         return FromOutput(spec)
+    hint = ""
+    if isinstance(spec, type) and issubclass(spec, Likelihood):
+        hint = f"; use an instance: {spec.__name__}()"
+    elif isinstance(spec, nn.Module):
+        hint = "; for a mean squared error that is Gaussian(), for a cross-entropy Categorical() or Bernoulli()"
     raise TypeError(
         "likelihood: expected a pyrostoch.likelihoods.* instance or a function from the network's output to a Pyro "
-        f"distribution, got {spec!r}"
-        f"{see('how-to/write_a_likelihood')}"
+        f"distribution, got {spec!r}{hint}{see('how-to/write_a_likelihood')}"
     )
 
 
@@ -272,9 +276,14 @@ def check_labels(name: str, distribution: Distribution, target: Tensor, advice: 
     classes = elementwise(distribution).logits.shape[-1]
     wrong = (target < 0) | (target >= classes)
     if bool(wrong.any()):
+        if classes == 1:
+            expected = "labels 0, since the network has a single output, so a single class"
+            advice = "give it an output for each class, or use Bernoulli() for two classes and a single output"
+        else:
+            expected = f"labels from 0 to {classes - 1} (the network has {classes} outputs)"
         raise ValueError(
-            f"likelihood {name}: expected labels from 0 to {classes - 1} (the network has {classes} outputs), got "
-            f"{int(wrong.sum())} outside, among them {int(target[wrong][0])}; {advice}"
+            f"likelihood {name}: expected {expected}, got {int(wrong.sum())} outside, among them "
+            f"{int(target[wrong][0])}; {advice}"
         )
 
 

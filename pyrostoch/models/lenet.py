@@ -14,7 +14,7 @@ _KERNEL = 5
 
 
 class LeNet5(nn.Module):
-    r"""LeNet5: convolution 20@5x5, pooling, convolution 50@5x5, pooling, 800-500-10; no padding, no biases, ReLU.
+    r"""LeNet5: 20 convolutions of 5x5, pooling, 50 of 5x5, pooling, 800-500-10; no padding, no biases, ReLU.
 
     Batch normalization follows every layer but the last. Weights are initialized from
     $U(\pm 1/\sqrt{\text{fan-in}})$.

@@ -20,11 +20,11 @@ class Word(NamedTuple):
     page: str
 
 
-_ELBO, _MODES, _USAGE = "gallery/reading_an_elbo", "how-to/choose_estimator", "theory/usage_analysis"
+_ELBO, _RESULTS, _USAGE = "gallery/reading_an_elbo", "how-to/read_results", "theory/usage_analysis"
 _CLASSES = (
     Word("Accuracy", "The share of test examples whose most probable class is the right one.", "glossary"),
     Word("Brier", "The mean squared distance between probabilities and classes, 0 at best and 2 at worst.", "glossary"),
-    Word("ECE", "The expected calibration error: the mean gap between confidence and accuracy over bins.", "glossary"),
+    Word("ECE", "The expected calibration error: the mean gap between confidence and accuracy over bins.", _RESULTS),
 )
 _VALUES = (Word("RMSE", "The root mean squared error of the predictive mean.", "glossary"),)
 
@@ -35,10 +35,14 @@ WORDS = (
     Word("ELBO", "The data term minus the KL: a lower bound on the log evidence under a proper prior.", _ELBO),
     Word("Data term", "The expected log-likelihood of the whole training set under the guide.", _ELBO),
     Word("KL", "The divergence of the guide from the prior: what the weights have learned, in nats.", _ELBO),
-    Word("Mean", "A prediction by one pass with every weight at its mean.", _MODES),
+    Word("Mean", "A prediction by one pass with every weight at its mean.", _RESULTS),
     Word("Moments", "A prediction by means and variances, carried through the network in one pass.", "theory/moments"),
-    Word("Samples", "A prediction averaged over draws of the weights.", _MODES),
-    Word("Estimator", "How the weights are drawn in training; it changes the noise of the gradient only.", _MODES),
+    Word("Samples", "A prediction averaged over draws of the weights.", _RESULTS),
+    Word(
+        "Estimator",
+        "How the weights are drawn in training; it changes the noise of the gradient only.",
+        "how-to/choose_estimator",
+    ),
     Word("Treatment", "How the draws of one weight were made: its own, or those of its layer's output.", _USAGE),
     Word("NLL", "The mean negative log-likelihood of the test targets.", "glossary"),
     Word("α", "The variance of a weight divided by its squared mean.", "theory/variance_networks"),

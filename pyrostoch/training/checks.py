@@ -200,7 +200,7 @@ def check_data(
             x, y = to_device(x, device), to_device(y, device)
             trace = trace_of(guide, x, y)
             centered = _centered_sites(model, trace) if what == "data" else set()
-            with _UsageRecorder(centered) as recorder:
+            with _UsageRecorder(centered) as recorder, model.likelihood.register_forward_pre_hook(_warn_of_softmax):
                 distribution = poutine.replay(model.observation, trace=trace)(x)
     finally:
         for buffer, value in buffers:
@@ -344,6 +344,20 @@ def _warn_of_centered_output(model: BayesianModel, uses: dict[str, tuple[Use, ..
                 UserWarning,
                 stacklevel=4,
             )
+
+
+def _warn_of_softmax(likelihood: nn.Module, args: tuple[Any, ...]) -> None:
+    """Warn of probabilities where logits are expected: with them, no class can ever be nearly certain."""
+    output = args[0] if args else None
+    if not isinstance(likelihood, Categorical) or not isinstance(output, Tensor) or output.shape[-1] < 2:
+        return
+    if bool((output >= 0).all()) and bool(((output.sum(-1) - 1).abs() < 1e-3).all()):
+        warnings.warn(
+            "fit: the network's outputs are probabilities (they sum to one), but Categorical expects logits: "
+            f"leave out the last softmax{see('how-to/write_a_likelihood')}",
+            UserWarning,
+            stacklevel=2,
+        )
 
 
 def _names(devices: set[torch.device]) -> str:

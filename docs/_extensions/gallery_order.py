@@ -1,0 +1,36 @@
+"""The order of the tutorials: from the first network to special cases."""
+
+from __future__ import annotations
+
+__all__ = ["Order"]
+
+_NAMES = (
+    "three_pictures",
+    "toy_regression",
+    "reading_an_elbo",
+    "variance_networks",
+    "moments_in_one_pass",
+    "prune_and_convert",
+    "arviz_diagnostics",
+    "svi_script",
+    "graph_nodes",
+    "padded_sentences",
+    "ternary_network",
+    "homeostasis_of_noise",
+    "lightning_mnist",
+)
+
+
+class Order:
+    """Sorts the files of the gallery; one without a place is an error.
+
+    Args:
+        folder: Their folder.
+    """
+
+    def __init__(self, folder: str) -> None:
+        self._folder = folder
+
+    def __call__(self, name: str) -> int:
+        """The place of a file."""
+        return _NAMES.index(name.removesuffix(".py"))
