@@ -18,7 +18,7 @@ from typer.testing import CliRunner
 import pyrostoch
 from pyrostoch.cli import app, screen
 from pyrostoch.cli.screen import RunScreen
-from pyrostoch.runs.registry import COMPARED_GUIDES
+from pyrostoch.runs.registry import COMPARED_GUIDES, GUIDES
 
 QUICK = ("--epochs", "2", "--hidden", "12,10", "--device", "cpu")
 
@@ -219,6 +219,10 @@ def test_help_describes_the_options_of_each_command() -> None:
     assert "Seed of the draws of the weights" in output and "order of data" not in output
     assert "Show no progress bar." in call("download", "--help")
     assert re.search(r"--quiet -q Print the final table only", call("compare", "--help"))
+
+
+def test_help_names_every_guide() -> None:
+    assert set(re.findall(r"[a-z-]+", call("train", "--help"))) >= set(GUIDES)
 
 
 def test_caption_of_a_regression_names_the_units(tmp_path: Path) -> None:

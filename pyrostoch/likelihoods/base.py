@@ -15,6 +15,7 @@ from torch.nn import functional as F
 from pyrostoch._checks import check_positive
 from pyrostoch._descriptions import describe_function, describe_settings
 from pyrostoch._manual import see
+from pyrostoch.likelihoods.support import check_support
 from pyrostoch.moments import Moments
 from pyrostoch.moments.predictive import Closed, OutputDistribution
 from pyrostoch.priors import FromDistribution
@@ -132,6 +133,7 @@ class Likelihood(nn.Module):
                 "put any number in their place, since NaN would pass into gradients"
                 f"{see('how-to/write_a_likelihood')}"
             )
+        check_support("function" if isinstance(self, FromOutput) else type(self).__name__, distribution, target)
 
 
 class Noise(nn.Module):

@@ -80,16 +80,6 @@ class Bernoulli(Likelihood):
             )
         super().check_shape(distribution, target)
 
-    def check_target(self, distribution: Distribution, target: Tensor) -> None:
-        """Raise a `ValueError` if targets are other than 0 and 1."""
-        super().check_target(distribution, target)
-        wrong = (target != 0) & (target != 1)
-        if bool(wrong.any()):
-            raise ValueError(
-                f"likelihood Bernoulli: expected targets 0 or 1, got {int(wrong.sum())} others, among them "
-                f"{float(target[wrong][0]):g}"
-            )
-
 
 class Poisson(Likelihood):
     """Counts; the network's output is the logarithm of the rate, `(batch,)` or `(batch, d)`.
@@ -102,13 +92,3 @@ class Poisson(Likelihood):
     def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """Poisson(exp(output))."""
         return per_example(dist.Poisson(output.exp()))
-
-    def check_target(self, distribution: Distribution, target: Tensor) -> None:
-        """Raise a `ValueError` if targets are not counts."""
-        super().check_target(distribution, target)
-        wrong = (target < 0) | (target != target.floor())
-        if bool(wrong.any()):
-            raise ValueError(
-                f"likelihood Poisson: expected counts 0, 1, 2, ..., got {int(wrong.sum())} others, among them "
-                f"{float(target[wrong][0]):g}"
-            )

