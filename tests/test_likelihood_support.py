@@ -64,3 +64,33 @@ def test_targets_outside_are_refused(make: Callable[[Any], Any], y: Tensor, mess
 )
 def test_targets_inside_or_left_out_are_taken(make: Callable[[Any], Any], y: Tensor) -> None:
     fit(make, y)
+
+
+def test_masked_targets_of_the_first_batch_are_checked_and_other_batches_have_other_masks() -> None:
+    class Masked(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.last = nn.Linear(2, 1)
+
+        def forward(self, x):
+            return self.last(x), x[:, :1] > 0
+
+    x = torch.randn(40, 2)
+    outside = torch.where(x[:, :1] > 0, 1.0, -1.0)
+    for y, refused in ((outside, False), (-outside, True)):
+        model = ps.BayesianModel(
+            Masked(),
+            prior=ps.priors.Normal(0.0, 0.1),
+            likelihood=lambda out: dist.Gamma(out[0].exp(), 1.0).mask(out[1]),
+            num_data=40,
+        )
+        guide = ps.guides.Additive(model)
+
+        def run(model: Any = model, guide: Any = guide, y: Tensor = y) -> None:
+            ps.fit(model, guide, (x, y), epochs=1, batch_size=10, progress=False, compile=False)
+
+        if refused:
+            with pytest.raises(ValueError, match="expected targets from 0 up"):
+                run()
+        else:
+            run()

@@ -26,7 +26,7 @@ def check_support(name: str, distribution: Distribution, target: Tensor) -> None
     """Raise a `ValueError` for targets outside a distribution's support, except where a mask leaves them out.
 
     A support that depends on the distribution's own parameters is not checked: another draw of the weights may give
-    another one.
+    another one. Nor are the targets of another batch than that of the distribution, if it has a mask.
 
     Args:
         name: Name of the likelihood, for the message.
@@ -53,6 +53,8 @@ def check_support(name: str, distribution: Distribution, target: Tensor) -> None
     if not isinstance(support, constraints.Constraint) or constraints.is_dependent(support):
         return
     inside = support.check(target)
+    if observed is not None and observed.dim() and len(observed) != len(target):
+        return  # the mask of one batch does not say which targets of the whole data set are observed
     if observed is not None:
         inside = inside | ~_align(observed, inside)
     if bool(inside.all()):

@@ -219,7 +219,9 @@ def check_data(
 
     _warn_of_centered_output(model, recorder.uses)
     model.likelihood.check_shape(distribution, y)
-    _check_target(model, distribution, y if batches.in_memory is None else batches.in_memory[1].to(device), what)
+    _check_target(model, distribution, y, what)
+    if batches.in_memory is not None:
+        _check_target(model, distribution, batches.in_memory[1].to(device), what)
     return check if batches.in_memory is None else None
 
 
