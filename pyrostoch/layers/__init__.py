@@ -9,6 +9,10 @@
 | `MCDropout`, `MCDropout2d` | dropout that is on while sampling and off under mean propagation |
 | `KState`, `Ternary`, `Binary` | stochastic neurons with k states: drawn, or replaced by their mean or moments |
 | `ThresholdNeuron` | stochastic neurons with states 0 and 1, correlated noise, and gain and bias for homeostasis |
+| `StochasticLinear`, `StochasticConv1d/2d/3d` | kernels that give the parameters of an activation's distribution |
+| `StochasticConvTranspose1d/2d/3d`, `StochasticLayer` | the same with transposed convolutions, and with any module |
+| `StochasticAdditive` | noise with a mean and a standard deviation for each entry, added to the input |
+| `activations` | the distributions of activations |
 | `RateNetwork` | recurrent network of rate neurons driven by colored noise: trajectories, or their moments |
 
 In a `BayesianModel` the model draws the weights. Used alone in a Pyro model, a layer draws its own weights.
@@ -16,6 +20,7 @@ In a `BayesianModel` the model draws the weights. Used alone in a Pyro model, a 
 
 from __future__ import annotations
 
+from pyrostoch.layers import activations
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
 from pyrostoch.layers.kstate import Binary, KState, Ternary
 from pyrostoch.layers.network import PyroNetwork
@@ -33,6 +38,17 @@ from pyrostoch.layers.standard import (
     Embedding,
     Linear,
     MultiheadAttention,
+)
+from pyrostoch.layers.stochastic import StochasticLayer
+from pyrostoch.layers.stochastic_additive import StochasticAdditive
+from pyrostoch.layers.stochastic_kernels import (
+    StochasticConv1d,
+    StochasticConv2d,
+    StochasticConv3d,
+    StochasticConvTranspose1d,
+    StochasticConvTranspose2d,
+    StochasticConvTranspose3d,
+    StochasticLinear,
 )
 from pyrostoch.layers.weights import RandomWeights
 
@@ -56,6 +72,16 @@ __all__ = [
     "RandomWeights",
     "RateMoments",
     "RateNetwork",
+    "StochasticAdditive",
+    "StochasticConv1d",
+    "StochasticConv2d",
+    "StochasticConv3d",
+    "StochasticConvTranspose1d",
+    "StochasticConvTranspose2d",
+    "StochasticConvTranspose3d",
+    "StochasticLayer",
+    "StochasticLinear",
     "Ternary",
     "ThresholdNeuron",
+    "activations",
 ]

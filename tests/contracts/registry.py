@@ -204,6 +204,25 @@ LAYERS = {
     "Ternary": LayerMember(layers.Ternary, (4,), by_example=True),
     "Binary": LayerMember(layers.Binary, (4,), by_example=True),
     "ThresholdNeuron": LayerMember(partial(layers.ThresholdNeuron, 0.7), (4,), by_example=True),
+    "StochasticLinear": LayerMember(partial(layers.StochasticLinear, 3, 4), (3,), by_example=True),
+    "StochasticConv1d": LayerMember(partial(layers.StochasticConv1d, 2, 4, 3, groups=2), (2, 6), by_example=True),
+    "StochasticConv2d": LayerMember(partial(layers.StochasticConv2d, 2, 3, 2), (2, 4, 4), by_example=True),
+    "StochasticConv3d": LayerMember(partial(layers.StochasticConv3d, 1, 2, 2), (1, 3, 3, 3), by_example=True),
+    "StochasticConvTranspose1d": LayerMember(
+        partial(layers.StochasticConvTranspose1d, 2, 4, 3, stride=2), (2, 4), by_example=True
+    ),
+    "StochasticConvTranspose2d": LayerMember(
+        partial(layers.StochasticConvTranspose2d, 2, 3, 2), (2, 3, 3), by_example=True
+    ),
+    "StochasticConvTranspose3d": LayerMember(
+        partial(layers.StochasticConvTranspose3d, 2, 1, 2), (2, 2, 2, 2), by_example=True
+    ),
+    "StochasticLayer": LayerMember(
+        partial(layers.StochasticLayer, partial(nn.Linear, 3, 4), layers.activations.Categorical()),
+        (3,),
+        by_example=True,
+    ),
+    "StochasticAdditive": LayerMember(partial(layers.StochasticAdditive, (3,), 0.7), (3,), by_example=True),
     "RateNetwork": LayerMember(
         partial(layers.RateNetwork, 3), (3,), lambda layer, x: layer(x, steps=4)[-1], keeps_mean=False, by_example=True
     ),

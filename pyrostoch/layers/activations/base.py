@@ -1,0 +1,108 @@
+"""What a distribution of activations is: how the outputs of a layer's kernels become its parameters."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from typing import ClassVar, Literal
+
+from torch import Tensor
+from torch.distributions import Distribution
+
+__all__ = ["ActivationDistribution", "Gradient", "Link", "identity"]
+
+#: How draws are differentiated.
+Gradient = Literal["reparameterized", "relaxed", "straight-through"]
+#: A map from a kernel's output to values that a parameter may take.
+Link = Callable[[Tensor], Tensor]
+
+
+class ActivationDistribution(ABC):
+    r"""A family of distributions of an activation: $h \sim p(h; \theta_1, \dots)$ with $\theta_i = l_i(k_i(x))$.
+
+    The link $l_i$ maps the output of the kernel $k_i$ to values that the parameter may take. Outputs have the shape of
+    the activations, `(batch, ...)`.
+
+    Attributes:
+        gradients: How its draws can be differentiated, the default first: `"reparameterized"`, `"relaxed"` (a
+            continuous value in place of a discrete one), `"straight-through"` (the derivative of the mean).
+        event: Whether the entries along the channels belong together, as the probabilities of classes do.
+
+    Example:
+        >>> import torch
+        >>> from pyrostoch.layers.activations import Gaussian
+        >>> Gaussian().distribution((torch.zeros(2), torch.zeros(2))).stddev
+        tensor([0.6931, 0.6931])
+    """
+
+    gradients: ClassVar[tuple[Gradient, ...]] = ("reparameterized",)
+    event: ClassVar[bool] = False
+
+    @property
+    @abstractmethod
+    def links(self) -> dict[str, Link]:
+        """The link of each parameter, by its name; there is one kernel for each."""
+
+    @abstractmethod
+    def make(self, *parameters: Tensor) -> Distribution:
+        """The distribution of every entry, or of every position where entries belong together (on the last axis).
+
+        Args:
+            *parameters: The parameters, in the order of `links`.
+        """
+
+    @abstractmethod
+    def noise_free(self, *parameters: Tensor) -> Tensor:
+        """The activation without noise.
+
+        Args:
+            *parameters: The parameters, in the order of `links`.
+        """
+
+    def relaxed(self, temperature: float, *parameters: Tensor) -> Tensor:
+        """A continuous draw in place of a discrete one.
+
+        Args:
+            temperature: Its temperature; lower is nearer to discrete values.
+            *parameters: The parameters, in the order of `links`.
+        """
+        raise TypeError(
+            f"{type(self).__name__} must implement relaxed(temperature, ...), since it names it in gradients"
+        )
+
+    def parameters(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        """The parameters for the kernels' outputs.
+
+        Args:
+            outputs: One output for each parameter.
+        """
+        return tuple(link(output) for link, output in zip(self.links.values(), outputs, strict=True))
+
+    def distribution(self, outputs: tuple[Tensor, ...]) -> Distribution:
+        """The distribution for the kernels' outputs.
+
+        Args:
+            outputs: One output for each parameter.
+        """
+        return self.make(*self.parameters(outputs))
+
+    def draw(self, outputs: tuple[Tensor, ...], gradient: Gradient, temperature: float = 0.5) -> Tensor:
+        """A draw of the activations.
+
+        Args:
+            outputs: The outputs of the kernels.
+            gradient: How it is differentiated, one of `gradients`.
+            temperature: The temperature of `"relaxed"`.
+        """
+        parameters = self.parameters(outputs)
+        if gradient == "relaxed":
+            return self.relaxed(temperature, *parameters)
+        distribution = self.make(*parameters)
+        if gradient == "reparameterized":
+            return distribution.rsample()
+        return distribution.sample() + (distribution.mean - distribution.mean.detach())
+
+
+def identity(value: Tensor) -> Tensor:
+    """The link of a parameter that takes any value."""
+    return value

@@ -1,0 +1,187 @@
+"""Stochastic layers: kernels whose outputs are the parameters of the distribution of an activation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.distributions import Distribution
+
+from pyrostoch._checks import check_choice, check_positive
+from pyrostoch.effects.activation import random_activation
+from pyrostoch.layers.activations import (
+    ActivationDistribution,
+    Bernoulli,
+    Gaussian,
+    Gradient,
+    Laplace,
+    Poisson,
+    StudentT,
+)
+from pyrostoch.moments import Moments
+from pyrostoch.moments.gaussian import per_example
+from pyrostoch.moments.smooth import Smooth
+from pyrostoch.moments.table import refuse
+from pyrostoch.moments.units import activate
+
+__all__ = ["StochasticLayer"]
+
+#: Distributions that may be given by their names.
+NAMED: dict[str, Callable[[], ActivationDistribution]] = {
+    "gaussian": Gaussian,
+    "laplace": Laplace,
+    "bernoulli": Bernoulli,
+    "poisson": Poisson,
+}
+
+
+class StochasticLayer(nn.Module):
+    r"""As many copies of a trainable module as an activation's distribution has parameters, each giving one of them.
+
+    $$ h \sim p(h; \theta_1, \theta_2, \dots), \qquad \theta_i = l_i(k_i(x)). $$
+
+    What it returns depends on the interpretation: a draw, fresh for each example, or under `MeanPropagation` the mean,
+    under `NoiseFree` the activation without noise, under `MomentPropagation` mean and variance. It does not depend on
+    `train()` and `eval()`.
+
+    Args:
+        make_kernel: Makes one kernel, a module that maps the inputs to a tensor of the activations' shape,
+            `(batch, ...)`. It is called once for each parameter.
+        distribution: The distribution of the activations, or its name: `"gaussian"`, `"laplace"`, `"bernoulli"` or
+            `"poisson"`.
+        gradient: How draws are differentiated: `"reparameterized"`, `"relaxed"` or `"straight-through"`; by default the
+            first that the distribution has.
+        temperature: The temperature of `"relaxed"`; lower is nearer to discrete values, with a noisier gradient.
+        channels: The axis of the output along which entries belong together, for categorical distributions.
+
+    Raises:
+        ValueError: The distribution has no such gradient, or no such name is known.
+
+    Example:
+        >>> from pyrostoch.effects import MeanPropagation
+        >>> layer = StochasticLayer(lambda: nn.Linear(3, 2))
+        >>> layer(torch.zeros(4, 3)).shape, len(layer.kernels)
+        (torch.Size([4, 2]), 2)
+        >>> with MeanPropagation():
+        ...     bool((layer(torch.zeros(4, 3)) == layer.kernels[0].bias).all())
+        True
+    """
+
+    def __init__(
+        self,
+        make_kernel: Callable[[], nn.Module],
+        distribution: ActivationDistribution | str = "gaussian",
+        *,
+        gradient: Gradient | None = None,
+        temperature: float = 0.5,
+        channels: int = -1,
+    ) -> None:
+        super().__init__()
+        self._set_distribution(distribution, gradient, temperature, channels)
+        self.kernels = nn.ModuleList(make_kernel() for _ in self.family.links)
+
+    def _set_distribution(
+        self,
+        distribution: ActivationDistribution | str,
+        gradient: Gradient | None,
+        temperature: float,
+        channels: int,
+    ) -> None:
+        name = type(self).__name__
+        if isinstance(distribution, str):
+            check_choice(f"{name} distribution", distribution, list(NAMED))
+            distribution = NAMED[distribution]()
+        if not isinstance(distribution, ActivationDistribution):
+            raise TypeError(
+                f"{name} distribution: expected one of layers.activations, such as Gaussian(), or a name, got "
+                f"{distribution!r}"
+            )
+        self.family = distribution
+        self.gradient: Gradient = gradient or distribution.gradients[0]
+        if self.gradient not in distribution.gradients:
+            raise ValueError(
+                f"{name} gradient: expected one of {', '.join(map(repr, distribution.gradients))} for a "
+                f"{type(distribution).__name__} activation, got {gradient!r}"
+            )
+        self.temperature, self.channels = check_positive(f"{name} temperature", temperature), channels
+
+    def forward(self, x: Tensor | Moments) -> Tensor | Moments:
+        """The activations: drawn, or what the interpretation puts in their place.
+
+        Args:
+            x: Inputs, or their moments, `(batch, ...)`.
+        """
+        return random_activation(x, self)
+
+    def outputs(self, x: Tensor | Moments) -> tuple[Any, ...]:
+        """The kernels' outputs, one for each parameter.
+
+        Args:
+            x: Inputs, or their moments.
+        """
+        return tuple(kernel(x) for kernel in self.kernels)
+
+    def activation_distribution(self, x: Tensor) -> Distribution:
+        """The distribution of the activations; entries that belong together are on its last axis.
+
+        Args:
+            x: Inputs.
+
+        Raises:
+            ValueError: The kernels' outputs have different shapes, or no axis of channels.
+        """
+        return self.family.distribution(self._arranged(x))
+
+    def draw(self, x: Tensor) -> Tensor:
+        """A draw of the activations for the inputs `x`, fresh for each example."""
+        return self._restored(self.family.draw(self._arranged(x), self.gradient, self.temperature))
+
+    def expected(self, x: Tensor) -> Tensor:
+        """The mean of the activations for the inputs `x`."""
+        return self._restored(self.activation_distribution(x).mean)
+
+    def noise_free(self, x: Tensor) -> Tensor:
+        """The activations without noise."""
+        return self._restored(self.family.noise_free(*self.family.parameters(self._arranged(x))))
+
+    def propagate(self, x: Moments) -> Moments:
+        r"""The moments of the activations, exact for Gaussian outputs of the kernels where there is a rule.
+
+        With the mean $m(\theta)$ and the variance $v(\theta)$ of an activation given its parameters,
+        $\mathrm{Var}\,h = \mathrm{Var}\,m(\theta) + E\,v(\theta)$.
+        """
+        if self.family.event:
+            refuse(type(self).forward, f"the entries of a {type(self.family).__name__} activation depend on each other")
+        outputs = self.outputs(x)
+        if len(outputs) == 1:
+            result = activate(outputs[0], Smooth(lambda z: self.family.distribution((z,)).mean))
+            noise = activate(outputs[0], Smooth(lambda z: self.family.distribution((z,)).variance)).loc
+        elif isinstance(self.family, (Gaussian, Laplace, StudentT)):
+            result = outputs[0]
+            scale = outputs[-1]
+            noise = activate(scale, Smooth(lambda z: self.family.distribution((torch.zeros_like(z), z)).variance)).loc
+        else:
+            refuse(type(self).forward, f"there is none for a {type(self.family).__name__} activation")
+        var = result.var + noise
+        cov = None if result.cov is None else result.cov + torch.diag_embed(per_example(noise))
+        return Moments(result.loc, var, cov, result.settings, result.links)
+
+    def _arranged(self, x: Tensor) -> tuple[Tensor, ...]:
+        """The kernels' outputs, with the channels last where entries along them belong together."""
+        outputs = self.outputs(x)
+        shapes = {tuple(output.shape) for output in outputs}
+        if len(shapes) != 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected kernels whose outputs have one shape, one for each of the parameters "
+                f"{', '.join(self.family.links)}, got {', '.join(map(str, sorted(shapes)))}"
+            )
+        return tuple(output.movedim(self.channels, -1) for output in outputs) if self.family.event else outputs
+
+    def _restored(self, activation: Tensor) -> Tensor:
+        return activation.movedim(-1, self.channels) if self.family.event else activation
+
+    def extra_repr(self) -> str:
+        """The distribution and the gradient."""
+        return f"distribution={type(self.family).__name__}, gradient={self.gradient}"
