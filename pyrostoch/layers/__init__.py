@@ -12,7 +12,7 @@
 | `StochasticLinear`, `StochasticConv1d/2d/3d` | kernels that give the parameters of an activation's distribution |
 | `StochasticConvTranspose1d/2d/3d`, `StochasticLayer` | the same with transposed convolutions, and with any module |
 | `StochasticAdditive` | noise with a mean and a standard deviation for each entry, added to the input |
-| `activations` | the distributions of activations |
+| `activations`, `embody` | the distributions of activations; stochastic layers around an existing network |
 | `RateNetwork` | recurrent network of rate neurons driven by colored noise: trajectories, or their moments |
 
 In a `BayesianModel` the model draws the weights. Used alone in a Pyro model, a layer draws its own weights.
@@ -20,7 +20,7 @@ In a `BayesianModel` the model draws the weights. Used alone in a Pyro model, a 
 
 from __future__ import annotations
 
-from pyrostoch.layers import activations
+from pyrostoch.layers import activations, embody
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
 from pyrostoch.layers.kstate import Binary, KState, Ternary
 from pyrostoch.layers.network import PyroNetwork
@@ -84,4 +84,5 @@ __all__ = [
     "Ternary",
     "ThresholdNeuron",
     "activations",
+    "embody",
 ]

@@ -1,0 +1,154 @@
+"""Stochastic layers around a network: each embodiment against the same written by hand, and what is refused."""
+
+from __future__ import annotations
+
+import copy
+import pickle
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrostoch as ps
+from pyrostoch.effects import MeanPropagation
+from pyrostoch.layers import StochasticAdditive, StochasticConv2d, StochasticLinear, embody
+
+
+class Residual(nn.Module):
+    """A forward pass of its own, with a named child whose output a tuple holds."""
+
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+        self.pair = Pair()
+
+    def forward(self, x: Tensor, scale: float = 1.0) -> Tensor:
+        hidden, other = self.pair(self.first(x))
+        return self.second(hidden + other) * scale
+
+
+class Pair(nn.Module):
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return x.tanh(), x
+
+
+def merged(name: str, main: Tensor, other: Tensor, projection: Any) -> Tensor:
+    if name == "concatenate":
+        return projection(torch.cat([main, other], -1))
+    return main + other if name == "add" else main * other
+
+
+@pytest.mark.parametrize("merge", ["add", "multiply", "concatenate"])
+@pytest.mark.parametrize("first", [False, True])
+def test_a_split_network_is_the_one_written_by_hand(merge: Any, first: bool) -> None:
+    net, layers, x = Residual(), nn.Linear(3, 4), torch.randn(5, 3)
+    stochastic = StochasticLinear(4, 4)
+    make = embody.sample_then_merge if first else embody.merge_then_sample
+    whole = make(net, "pair", stochastic, layers, merge=merge, example=x)
+    torch.manual_seed(1)
+    found = whole(x, scale=2.0)
+    torch.manual_seed(1)
+    hidden, other = net.pair(net.first(x))
+    branch = layers(x)
+    if first:
+        hidden = merged(merge, hidden, stochastic(branch), whole.projection)
+    else:
+        hidden = stochastic(merged(merge, hidden, branch, whole.projection))
+    assert torch.allclose(found, net.second(hidden + other) * 2.0, atol=1e-6)
+    # Called alone, the network is what it was.
+    assert not any(module._forward_hooks for module in net.modules())
+    assert torch.allclose(net(x), net.second(sum(net.pair(net.first(x)))))
+
+
+def test_images_are_concatenated_along_their_channels() -> None:
+    net, x = (
+        nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)),
+        torch.randn(5, 1, 4, 4),
+    )
+    whole = embody.merge_then_sample(net, "1", StochasticConv2d(3, 3, 1), merge="concatenate", example=x)
+    assert whole.projection.in_features == 4 and whole(x).shape == (5, 2)
+    with MeanPropagation():
+        joined = torch.cat([net[:2](x), x], 1)
+        mapped = torch.einsum("bchw,oc->bohw", joined, whole.projection.weight) + whole.projection.bias[:, None, None]
+        assert torch.allclose(whole(x), net[2:](whole.stochastic(mapped)), atol=1e-5)
+
+
+def test_in_front_of_a_network() -> None:
+    net, x = nn.Linear(3, 2), torch.randn(5, 3)
+    whole = embody.prepend(net, StochasticAdditive(3))
+    with MeanPropagation():
+        assert torch.allclose(whole(x), net(x), atol=1e-6)
+    assert list(dict(whole.named_children())) == ["stochastic", "network"]
+    assert not torch.equal(whole(x), whole(x))
+
+
+def test_the_stochastic_layer_of_a_frozen_network_is_trained_alone() -> None:
+    net = nn.Sequential(nn.Linear(3, 8), nn.BatchNorm1d(8), nn.ReLU(), nn.Linear(8, 2)).requires_grad_(False)
+    x, y = torch.randn(60, 3), torch.randint(2, (60,))
+    whole = embody.merge_then_sample(net, "2", StochasticLinear(8, 8), nn.Linear(3, 8), example=x)
+    before = copy.deepcopy(net.state_dict())
+    model = ps.BayesianModel(whole, likelihood=ps.likelihoods.Categorical(), num_data=60)
+    guide = ps.guides.Additive(model)
+    start = whole.stochastic.kernel.weight.detach().clone()
+    ps.fit(model, guide, (x, y), epochs=3, batch_size=20, seed=0, progress=False, compile=False)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items())
+    assert not torch.equal(whole.stochastic.kernel.weight, start)
+    assert ps.compare(model, guide, (x, y), modes=("mean", "mc:5", "noise-free"), seed=0).rows
+
+
+def test_copies_are_independent() -> None:
+    whole = embody.merge_then_sample(
+        Residual(), "pair", StochasticLinear(4, 4), nn.Linear(3, 4), example=torch.zeros(2, 3)
+    )
+    x = torch.randn(5, 3)
+    for twin in (copy.deepcopy(whole), pickle.loads(pickle.dumps(whole))):
+        torch.manual_seed(0)
+        expected = whole(x)
+        torch.manual_seed(0)
+        assert torch.equal(twin(x), expected)
+        assert twin.stochastic.kernel.weight.data_ptr() != whole.stochastic.kernel.weight.data_ptr()
+
+
+def test_construction_changes_no_state() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 2))
+    stochastic, x = StochasticAdditive(4), torch.randn(5, 3)
+    before, random = copy.deepcopy(net.state_dict()), torch.get_rng_state()
+    embody.merge_then_sample(net, "1", stochastic, merge=lambda main, other: main, example=x)
+    assert all(torch.equal(value, before[name]) for name, value in net.state_dict().items()) and net.training
+    assert net[1].training and torch.equal(torch.get_rng_state(), random)
+
+
+class Twice(nn.Module):
+    def __init__(self, times: int):
+        super().__init__()
+        self.layer, self.times = nn.Linear(3, 3), times
+
+    def forward(self, x: Tensor) -> Tensor:
+        for _ in range(self.times):
+            x = self.layer(x)
+        return x
+
+
+@pytest.mark.parametrize(
+    ("net", "at", "settings", "message"),
+    [
+        (Residual(), "third", {}, r"Residual has no module 'third'; it has 'first'"),
+        (Twice(2), "layer", {}, "calls its module 'layer' 2 times in a pass"),
+        (Twice(0), "layer", {}, "calls its module 'layer' 0 times in a pass"),
+        (Twice(0), "layer", {"merge": "concatenate"}, "never calls its module 'layer'"),
+        (Residual(), "first", {}, r"equal shapes, got \(5, 4\) from the network and \(5, 3\) from the other layers"),
+        (Residual(), "first", {"merge": "average"}, "merge.*'add'.*'average'"),
+    ],
+)
+def test_bad_splits_are_refused(net: nn.Module, at: str, settings: dict[str, Any], message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        embody.merge_then_sample(net, at, StochasticAdditive(3), example=torch.zeros(5, 3), **settings)
+
+
+def test_three_axes_need_the_axis_of_their_channels() -> None:
+    net, x = nn.Sequential(nn.Conv1d(2, 2, 1), nn.ReLU()), torch.randn(5, 2, 7)
+    with pytest.raises(ValueError, match="expects channels=.*with 3 axes"):
+        embody.merge_then_sample(net, "0", StochasticAdditive((2, 7)), merge="concatenate", example=x)
+    whole = embody.merge_then_sample(net, "0", StochasticAdditive((2, 7)), merge="concatenate", channels=1, example=x)
+    assert whole.projection.in_features == 4 and whole(x).shape == (5, 2, 7)
