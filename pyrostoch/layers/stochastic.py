@@ -40,7 +40,7 @@ NAMED: dict[str, Callable[[], ActivationDistribution]] = {
 class StochasticLayer(nn.Module):
     r"""As many copies of a trainable module as an activation's distribution has parameters, each giving one of them.
 
-    $$ h \sim p(h; \theta_1, \theta_2, \dots), \qquad \theta_i = l_i(k_i(x)). $$
+    $$ h \sim p(h; \theta_1, \theta_2, \ldots), \qquad \theta_i = l_i(k_i(x)). $$
 
     What it returns depends on the interpretation: a draw, fresh for each example, or under `MeanPropagation` the mean,
     under `NoiseFree` the activation without noise, under `MomentPropagation` mean and variance. It does not depend on

@@ -25,7 +25,7 @@ __all__ = ["Prediction", "predict"]
 class Prediction(Record):
     """What a Bayesian network predicts for n examples, in float64.
 
-    For classes (a `Categorical` likelihood, or a single `Bernoulli` per example, whose classes are no and yes) it holds
+    For classes (likelihood `likelihoods.Categorical`, or one `likelihoods.Bernoulli` per example: no and yes) it holds
     `probs` and `log_probs`, and the uncertainties are entropies in nats. Otherwise it holds `mean` and `variance`, and
     the uncertainties are variances. Of a distribution without a mean (Cauchy, a density of your own) there is only the
     `log_density` of given targets. Where a likelihood masks targets, everything but `log_density` is predicted for the

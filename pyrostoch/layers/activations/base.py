@@ -18,7 +18,7 @@ Link = Callable[[Tensor], Tensor]
 
 
 class ActivationDistribution(ABC):
-    r"""A family of distributions of an activation: $h \sim p(h; \theta_1, \dots)$ with $\theta_i = l_i(k_i(x))$.
+    r"""A family of distributions of an activation: $h \sim p(h; \theta_1, \ldots)$ with $\theta_i = l_i(k_i(x))$.
 
     The link $l_i$ maps the output of the kernel $k_i$ to values that the parameter may take. Outputs have the shape of
     the activations, `(batch, ...)`.
