@@ -236,3 +236,23 @@ def test_wrong_shapes_are_refused() -> None:
         layer(torch.randn(5, 3))
     with pytest.raises(ValueError, match=r"expected examples of shape \(3,\), got inputs of shape \(5, 4\)"):
         ps.layers.StochasticAdditive(3)(torch.randn(5, 4))
+
+
+def test_variances_of_deterministic_and_random_kernels_add() -> None:
+    layer = ps.layers.StochasticLinear(3, 2).double()
+    model = ps.BayesianModel(layer, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.5), num_data=4)
+    guide = ps.guides.Additive(model, init_scale=0.4)
+    x = torch.randn(4, 3, dtype=F64)
+    # Each kernel's output is Gaussian: its mean by the means of the weights, its variance the sum of x^2 sigma^2.
+    with torch.no_grad():
+        spread = 0.4 * x.square().sum(1, keepdim=True).sqrt()
+        before = nn.functional.linear(x, layer.kernel.weight, layer.kernel.bias)[:, 2:]
+        z = torch.linspace(-8.0, 8.0, 4001, dtype=F64)[:, None, None]
+        weight = torch.exp(-0.5 * z.square()) * (z[1] - z[0]) / math.sqrt(2 * math.pi)
+        noise = (nn.functional.softplus(before + spread * z).square() * weight).sum(0)
+    expected = spread.square() + noise + 0.25
+    by_moments = ps.predict(model, guide, x, mode="moments")
+    assert torch.allclose(by_moments.total, expected, rtol=1e-3)
+    by_draws = ps.predict(model, guide, x, mode="mc:4000", seed=0)
+    # The variance of 4,000 draws of nearly Gaussian values has a relative error of sqrt(2 / 4000), 2.2 %.
+    assert ((by_draws.total / expected - 1).abs() < 0.15).all()

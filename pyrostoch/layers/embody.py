@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_choice, name_list
+from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 
 __all__ = ["Embodied", "Merge", "merge_then_sample", "prepend", "sample_then_merge"]
@@ -192,7 +193,7 @@ class Embodied(nn.Module):
         if calls != 1:
             raise ValueError(
                 f"embody: {type(self.network).__name__} calls its module {self.at!r} {calls} times in a pass; a "
-                "network can be split only at a module that is called once"
+                f"network can be split only at a module that is called once{see('how-to/stochastic_layers')}"
             )
         return result
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice, check_positive
+from pyrostoch._manual import see
 from pyrostoch.effects.activation import random_activation
 from pyrostoch.layers.activations import (
     ActivationDistribution,
@@ -96,14 +97,14 @@ class StochasticLayer(nn.Module):
         if not isinstance(distribution, ActivationDistribution):
             raise TypeError(
                 f"{name} distribution: expected one of layers.activations, such as Gaussian(), or a name, got "
-                f"{distribution!r}"
+                f"{distribution!r}{see('how-to/stochastic_layers')}"
             )
         self.family = distribution
         self.gradient: Gradient = gradient or distribution.gradients[0]
         if self.gradient not in distribution.gradients:
             raise ValueError(
                 f"{name} gradient: expected one of {', '.join(map(repr, distribution.gradients))} for a "
-                f"{type(distribution).__name__} activation, got {gradient!r}"
+                f"{type(distribution).__name__} activation, got {gradient!r}{see('how-to/stochastic_layers')}"
             )
         self.temperature, self.channels = check_positive(f"{name} temperature", temperature), channels
 
