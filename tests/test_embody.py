@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 import pyrostoch as ps
 from pyrostoch.effects import MeanPropagation
@@ -152,3 +153,49 @@ def test_three_axes_need_the_axis_of_their_channels() -> None:
         embody.merge_then_sample(net, "0", StochasticAdditive((2, 7)), merge="concatenate", example=x)
     whole = embody.merge_then_sample(net, "0", StochasticAdditive((2, 7)), merge="concatenate", channels=1, example=x)
     assert whole.projection.in_features == 4 and whole(x).shape == (5, 2, 7)
+
+
+class InPlace(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 3), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x.mul_(0.0)))
+
+
+def test_the_other_branch_sees_the_input_before_the_network_writes_into_it() -> None:
+    net, x = InPlace(), torch.randn(5, 3)
+    whole = embody.merge_then_sample(net, "first", StochasticAdditive(3), example=torch.randn(5, 3))
+    with MeanPropagation():
+        assert torch.allclose(whole(x.clone()), net.second(net.first.bias + x), atol=1e-6)
+
+
+class Checkpointed(nn.Module):
+    def __init__(self, reentrant: bool):
+        super().__init__()
+        self.first, self.second, self.reentrant = nn.Linear(3, 3), nn.Linear(3, 2), reentrant
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(checkpoint(self.first, x, use_reentrant=self.reentrant))
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_checkpointing_of_the_split_module_is_refused(reentrant: bool) -> None:
+    with pytest.raises(ValueError, match="runs its module 'first' under torch.utils.checkpoint"):
+        embody.merge_then_sample(
+            Checkpointed(reentrant), "first", StochasticAdditive(3), example=torch.zeros(5, 3, requires_grad=True)
+        )
+
+
+def test_weights_of_a_split_network_can_be_random() -> None:
+    x, y = torch.randn(40, 3), torch.randint(2, (40,))
+    whole = embody.merge_then_sample(Residual(), "pair", StochasticLinear(4, 4), nn.Linear(3, 4), example=x)
+    model = ps.BayesianModel(
+        whole, prior={"network.*.weight": ps.priors.Normal()}, likelihood=ps.likelihoods.Categorical(), num_data=40
+    )
+    guide = ps.guides.Additive(model)
+    for estimator in ("local", "shared"):
+        loss = ps.ELBO(estimator)(model, guide)(x, y)
+        loss.backward()
+        assert torch.isfinite(loss) and whole.stochastic.kernel.weight.grad.abs().sum() > 0

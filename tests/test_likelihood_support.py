@@ -57,6 +57,7 @@ def test_targets_outside_are_refused(make: Callable[[Any], Any], y: Tensor, mess
         (lambda out: dist.Gamma(out.exp(), 1.0).mask(LAST_OUT).mask(~LAST_OUT), -ONES),
         (lambda out: dist.Gamma(out.exp(), 1.0).mask(False), -ONES),
         (lambda out: dist.Dirichlet(out.exp()).mask(LAST_OUT[:, 0]), torch.tensor([[0.5, 0.5]] * 5 + [[7.0, 7.0]])),
+        (lambda out: dist.Dirichlet(out.exp()), torch.full((6, 3), 0.33334)),  # rounded
         # Its support depends on the output: another draw of the weights may give another one.
         (lambda out: dist.Uniform(out - 5.0, out + 5.0), 2 * ONES),
         (lambda out: dist.MultivariateNormal(out, torch.eye(2)), torch.ones(6, 2)),

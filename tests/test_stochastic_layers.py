@@ -256,3 +256,11 @@ def test_variances_of_deterministic_and_random_kernels_add() -> None:
     by_draws = ps.predict(model, guide, x, mode="mc:4000", seed=0)
     # The variance of 4,000 draws of nearly Gaussian values has a relative error of sqrt(2 / 4000), 2.2 %.
     assert ((by_draws.total / expected - 1).abs() < 0.15).all()
+
+
+@pytest.mark.parametrize("kind", ["StochasticConv1d", "StochasticConv2d", "StochasticConvTranspose2d"])
+def test_an_example_without_a_batch_is_refused(kind: str) -> None:
+    axes = int(kind[-2])
+    layer = getattr(ps.layers, kind)(1, 3, 1)
+    with pytest.raises(ValueError, match=f"{kind}: expected inputs with {axes + 2} axes, .*got shape"):
+        layer(torch.randn(1, *[6] * axes))

@@ -13,11 +13,13 @@ The network is called as it is, with the output of the module `at` replaced whil
 
 from __future__ import annotations
 
+import inspect
 from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
+import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_choice, name_list
@@ -176,14 +178,17 @@ class Embodied(nn.Module):
             ValueError: The split module is not called exactly once, or shapes do not fit.
         """
         calls = 0
+        # Before the network runs, which may write into its input.
+        other = x.clone() if self.layers is None else self.layers(x)
 
         def replace(module: nn.Module, given: Any, output: Any) -> Any:
             nonlocal calls
             calls += 1
+            self._refuse_checkpointing()
             # Modules of other libraries return tuples, whose first entry is the activation.
             if isinstance(output, tuple):
-                return (self._meet(output[0], x), *output[1:])
-            return self._meet(output, x)
+                return (self._meet(output[0], other), *output[1:])
+            return self._meet(output, other)
 
         handle = self.network.get_submodule(self.at).register_forward_hook(replace)
         try:
@@ -197,9 +202,20 @@ class Embodied(nn.Module):
             )
         return result
 
-    def _meet(self, main: Tensor, x: Tensor) -> Tensor:
+    def _refuse_checkpointing(self) -> None:
+        """Raise an error inside `torch.utils.checkpoint`, whose second run comes when the hook is gone."""
+        frame = inspect.currentframe()
+        while frame is not None:
+            if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+                raise ValueError(
+                    f"embody: {type(self.network).__name__} runs its module {self.at!r} under torch.utils.checkpoint, "
+                    "which would run it again for the gradients without the stochastic layer; split elsewhere or leave "
+                    f"checkpointing out{see('how-to/stochastic_layers')}"
+                )
+            frame = frame.f_back
+
+    def _meet(self, main: Tensor, other: Tensor) -> Tensor:
         """What takes the place of the split module's output."""
-        other = x if self.layers is None else self.layers(x)
         if self.sample_first:
             return self._merged(main, self.stochastic(other))
         return self.stochastic(self._merged(main, other))

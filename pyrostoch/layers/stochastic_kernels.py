@@ -48,6 +48,12 @@ class _FusedLayer(StochasticLayer):
         Args:
             x: Inputs, or their moments.
         """
+        if (size := getattr(self.kernel, "kernel_size", None)) is not None and len(x.shape) != len(size) + 2:
+            # Torch takes one example without its batch, too; its channels would be another axis.
+            raise ValueError(
+                f"{type(self).__name__}: expected inputs with {len(size) + 2} axes, (batch, channels, ...), got shape "
+                f"{tuple(x.shape)}"
+            )
         count, groups = len(self.family.links), int(getattr(self.kernel, "groups", 1))
         found = self.kernel(x)
         if count == 1:
