@@ -7,14 +7,22 @@ belongs to all of them, such as the edges of a graph. One number stands for all 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import overload
+from typing import Any, overload
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pyrostoch.protocols import InDims, Inputs
 
-__all__ = ["check_in_dims", "count_examples", "device_of_inputs", "example_axes", "take_examples", "to_device"]
+__all__ = [
+    "check_in_dims",
+    "count_examples",
+    "device_of_inputs",
+    "example_axes",
+    "explain_dtypes",
+    "take_examples",
+    "to_device",
+]
 
 
 def check_in_dims(in_dims: InDims) -> InDims:
@@ -161,3 +169,27 @@ def to_device(x: Inputs, device: torch.device) -> Inputs:
         # An option among the inputs, such as a flag, is no tensor.
         return tuple(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in x)
     return x.to(device, non_blocking=True)
+
+
+def explain_dtypes(error: RuntimeError, net: nn.Module, inputs: tuple[Any, ...]) -> ValueError | None:
+    """An error that says how to convert inputs of another dtype than the weights, if that may be what torch's means.
+
+    Args:
+        error: The error of torch.
+        net: The network.
+        inputs: Its inputs.
+    """
+    wanted = {p.dtype for p in net.parameters() if p.is_floating_point()}
+    given = {t.dtype for t in inputs if isinstance(t, Tensor)}
+    if not ("dtype" in str(error) or "type" in str(error)) or not wanted or not given or wanted == given:
+        return None
+    real = all(dtype.is_floating_point for dtype in given)
+    alternative = f" or model and guide (.to({_dtypes(given)}))" if real else ""
+    return ValueError(
+        f"inputs x are {_dtypes(given)}, the network's weights are {_dtypes(wanted)}: convert the inputs "
+        f"(x.to({_dtypes(wanted)})){alternative}"
+    )
+
+
+def _dtypes(dtypes: set[torch.dtype]) -> str:
+    return " and ".join(sorted(map(str, dtypes)))

@@ -83,6 +83,7 @@ class SVIModule(LightningModule):
             `"constant"`.
         kl_warmup: Number of epochs over which the weight of the KL rises linearly from 0 to 1; or a pair of epochs
             between which it rises.
+        rate_weight: Weight of the rate of random activations with a prior; see `ELBO`.
         mode: Mode of prediction in validation, test and prediction: `"mean"`, `"mc"`, `"mc:K"`, ...; see `predict`.
         seed: Seed of the training noise; by default drawn from torch's generator.
 
@@ -121,6 +122,7 @@ class SVIModule(LightningModule):
         lr_alpha: float | None = None,
         schedule: Schedule = "linear",
         kl_warmup: float | tuple[float, float] = 0.0,
+        rate_weight: float = 1.0,
         # Prediction.
         mode: str = "mc:20",
         # Repeating the run.
@@ -137,13 +139,14 @@ class SVIModule(LightningModule):
             lr_alpha=lr_alpha,
             schedule=schedule,
             kl_warmup=kl_warmup,
+            rate_weight=rate_weight,
             seed=seed,
         )
         check_model_and_guide(model, guide)
         parse_mode(mode)
         self.model, self.guide = model, guide
         self._mode = mode
-        self._elbo = ELBO(estimator)
+        self._elbo = ELBO(estimator, rate_weight=rate_weight)
         self._seed = int(torch.randint(2**31, ())) if seed is None else seed
         self._is_first_step = True
 
@@ -220,24 +223,23 @@ class SVIModule(LightningModule):
             The loss, differentiable.
         """
         x, y = inputs_and_targets(batch)
-        data: Any = 0.0
-        kl: Any = 0.0
-        penalty: Any = 0.0
+        weight = self._kl_weight(batch_idx)
+        total: Any = [0.0] * 5
         seed = mixed_seed(self._seed, _TRAINING, self.global_rank, self.trainer.current_epoch, batch_idx)
         # Pyro's autoguides look in the parameter store first, which may hold another guide's parameters by the same
         # names: the store is empty during the step. Pyro's validation waits for the device: only the first step has it.
         with pyro.get_param_store().scope(), pyro.validation_enabled(self._is_first_step), forked(self.device, seed):
             for _ in range(self._settings.num_particles):
                 terms = self._elbo.terms(self.model, self.guide, x, y)
-                data, kl, penalty = data + terms.data, kl + terms.kl, penalty + terms.penalty
+                loss = terms.loss(weight, self._elbo.rate_weight)
+                values = (loss, terms.data, terms.kl, terms.rate, terms.penalty)
+                total = [before + value for before, value in zip(total, values, strict=True)]
             if self._is_first_step:
                 self._check_trained()
         self._is_first_step = False
-        data, kl, penalty = (value / self._settings.num_particles for value in (data, kl, penalty))
-        weight = self._kl_weight(batch_idx)
-        loss = torch.as_tensor(kl * weight + penalty - data)
+        loss, data, kl, rate, penalty = (torch.as_tensor(value / self._settings.num_particles) for value in total)
         by_step = {"loss": self._as_tensor(loss), "kl_weight": self._as_tensor(weight)}
-        by_epoch = {"elbo": data - kl - penalty, "data": data, "kl": kl, "penalty": penalty}
+        by_epoch = {"elbo": data - kl - rate - penalty, "data": data, "kl": kl, "rate": rate, "penalty": penalty}
         means = {name: self._as_tensor(value) for name, value in by_epoch.items()}
         self.log_dict(by_step, on_step=True, on_epoch=False)
         self.log_dict(means, on_step=False, on_epoch=True, sync_dist=True, batch_size=len(y))

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Any, cast
 
 import pyro
-import torch
-from pyro import poutine
-from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints, transform_to
+from torch.distributions import Distribution
+from torch.distributions.constraints import Constraint
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrostoch._checks import check_finite, name_list
 from pyrostoch._fixed_entries import FixedEntries, fixed_entries, partly_fixed
-from pyrostoch._inputs import check_in_dims, count_examples, device_of_inputs, example_axes
+from pyrostoch._inputs import check_in_dims, count_examples, device_of_inputs, example_axes, explain_dtypes
 from pyrostoch._manual import see
-from pyrostoch.effects import base_distribution, call_network
+from pyrostoch.effects import call_network
+from pyrostoch.effects.activation import InvalidParametersError
+from pyrostoch.effects.activation_sites import ActivationSites, ExamplePlate
 from pyrostoch.effects.meeting import MOST_EXAMPLES, depends_on_place, examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import FromOutput, LikelihoodSpec, as_likelihood
@@ -25,7 +28,7 @@ from pyrostoch.likelihoods.reading import LogDensities, full_precision
 from pyrostoch.moments import Moments
 from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, fixed_parameters, is_bias, owners
 from pyrostoch.protocols import InDims, Inputs, Output
-from pyrostoch.sites import Site, announce_parameters, draw_weight, latent_sites, site_key
+from pyrostoch.sites import Site, announce_parameters, describe_sites, draw_weight, site_key
 
 __all__ = ["BayesianModel"]
 
@@ -33,10 +36,22 @@ __all__ = ["BayesianModel"]
 _RESERVED_SITES = {"data", "obs", "penalty"}
 
 
+@dataclass(frozen=True)
+class _Call:
+    """A call of the model in progress: its targets, its plate, and whether activations are drawn as in a guide."""
+
+    y: Tensor | None = None
+    plate: ExamplePlate | None = None
+    from_posterior: bool = False
+
+
 class BayesianModel(nn.Module):
     r"""Any `nn.Module` as a Pyro model: its parameters get priors, its output a likelihood.
 
     $$ w \sim p(w), \qquad y_i \sim p(y \mid \mathrm{net}_w(x_i)), \quad i = 1 \ldots N. $$
+
+    Random activations with a prior (`layers.StochasticLayer`) are sites, too, drawn from their prior p(h) or, under an
+    interpretation of this library or a guide `guides.Amortised`, from q(h | x).
 
     Called as `model(x, y)` it draws the weights by `pyro.sample`, runs the unchanged network with them in place of its
     parameters, and observes `y` in a plate that scales the log-likelihood of the batch to all N examples. Pyro's
@@ -118,7 +133,7 @@ class BayesianModel(nn.Module):
         self._partly_fixed = partly_fixed(net) & set(priors)
         self.priors = nn.ModuleDict({site_key(clean_name(name)): p for name, p in priors.items()})
         self._usage_cache: UsageCache = {}
-        self._targets: list[Tensor | None] = [None]
+        self._calls: list[_Call] = []
         self._meeting_cache: dict[tuple[Any, ...], bool] = {}
         self._describe_sites()  # raises an error if a site cannot be drawn, before the network is changed
         fixed_ids = fixed_parameters(net)
@@ -237,32 +252,35 @@ class BayesianModel(nn.Module):
         inputs = x if isinstance(x, tuple) else (x,)
         values = {self._parameter_of[site]: weights[site] for site in self._parameter_of}
         sites = {parameter: site for site, parameter in self._parameter_of.items()}
+        call = self._calls[-1] if self._calls else _Call()
+        activations = ActivationSites(
+            self.net,
+            call.plate,
+            from_posterior=call.from_posterior,
+            separate=lambda: self._keeps_examples_apart(x),
+        )
         try:
-            return call_network(
-                self.net,
-                values,
-                inputs,
-                sites=sites,
-                usage_cache=self._usage_cache,
-                in_dims=self._dims_of(inputs),
-                reading=self._reading(),
-                fixed={name: fixed_entries(self.net, name) for name in self._partly_fixed},
-            )
+            with activations:
+                return call_network(
+                    self.net,
+                    values,
+                    inputs,
+                    sites=sites,
+                    usage_cache=self._usage_cache,
+                    in_dims=self._dims_of(inputs),
+                    reading=self._reading(),
+                    fixed={name: fixed_entries(self.net, name) for name in self._partly_fixed},
+                )
+        except InvalidParametersError as error:
+            raise error.named(self.net) from error
         except RuntimeError as error:
-            wanted = {p.dtype for p in self.net.parameters() if p.is_floating_point()}
-            given = {t.dtype for t in inputs if isinstance(t, Tensor)}
-            if ("dtype" in str(error) or "type" in str(error)) and wanted and given and wanted != given:
-                real = all(dtype.is_floating_point for dtype in given)
-                alternative = f" or model and guide (.to({_dtypes(given)}))" if real else ""
-                raise ValueError(
-                    f"inputs x are {_dtypes(given)}, the network's weights are {_dtypes(wanted)}: convert the inputs "
-                    f"(x.to({_dtypes(wanted)})){alternative}"
-                ) from error
+            if (explained := explain_dtypes(error, self.net, inputs)) is not None:
+                raise explained from error
             raise
 
     def _reading(self, y: Tensor | None = None) -> LogDensities | None:
         """What a likelihood of the user's own reads of the output; those of this library keep examples apart."""
-        y = self._targets[0] if y is None else y
+        y = self._calls[-1].y if y is None and self._calls else y
         own = isinstance(self.likelihood, FromOutput) or not type(self.likelihood).__module__.startswith("pyrostoch.")
         return LogDensities(self.likelihood, y) if own else None
 
@@ -306,23 +324,48 @@ class BayesianModel(nn.Module):
             count = self._check_sizes(count, y)
         if pyro.settings.get("validate_poutine"):
             check_finite("inputs x", x)
-        self._targets[0] = y  # for the analysis of the network
-        try:
+        plate = self._plate(x, y, count)
+        with self._calling(_Call(y, plate)):
             distribution = self.observation(x)
-        finally:
-            self._targets[0] = None
         if y is not None:
             self.likelihood.check_shape(distribution, y)
             if pyro.settings.get("validate_poutine"):
                 self.likelihood.check_target(distribution, y)
             if self.penalty is not None:
                 pyro.factor("penalty", -self.penalty(self.net))
-        count = distribution.batch_shape[0] if count is None else count
-        size = self.num_data if y is not None else count
-        device = y.device if y is not None else device_of_inputs(x)
-        with pyro.plate("data", size=size, subsample=torch.arange(count, device=device)):
+        if plate.count is None:
+            plate = self._plate(x, y, distribution.batch_shape[0])
+        with plate.plate:
             targets: Tensor = pyro.sample("obs", cast(Any, distribution), obs=y)
         return targets
+
+    def draw_activations(self, x: Inputs, weights: dict[str, Tensor], y: Tensor | None = None) -> None:
+        """Draw the random activations that have a prior from q(h | x) as Pyro sites, as a guide does.
+
+        Args:
+            x: Inputs.
+            weights: The weights by site name.
+            y: Targets, as the model gets them: with them, the sites are scaled to the whole data set.
+        """
+        with self._calling(_Call(y, self._plate(x, y, count_examples(x, self.in_dims)), from_posterior=True)):
+            self.outputs(x, weights)
+
+    def _plate(self, x: Inputs, y: Tensor | None, count: int | None) -> ExamplePlate:
+        size = self.num_data if y is not None else count or 0
+        return ExamplePlate(size, count, y.device if y is not None else device_of_inputs(x))
+
+    @contextlib.contextmanager
+    def _calling(self, call: _Call) -> Iterator[None]:
+        self._calls.append(call)
+        try:
+            yield
+        finally:
+            self._calls.pop()
+
+    def _keeps_examples_apart(self, x: Inputs) -> bool:
+        """Whether the output for an example depends on its own activations only, in the network's present mode."""
+        trained = any(isinstance(part, _BatchNorm) and part.training for part in self.net.modules())
+        return not trained and not self.examples_meet(x)
 
     def _check_sizes(self, count: int | None, y: Tensor) -> int:
         """The number of examples, which inputs and targets must have."""
@@ -340,58 +383,17 @@ class BayesianModel(nn.Module):
         return count
 
     def _describe_sites(self) -> dict[str, Site]:
-        start = {site: self._parameter(name).detach() for site, name in self._parameter_of.items()}
-        described = {}
-        with poutine.block(), _StartValues(start), poutine.trace() as tracer:
+        def describe_weight(site: str, init: Tensor, support: Constraint) -> Site:
+            prior, parameter = self.prior(site), self._parameter_of[site]
+            layer = self.net.get_submodule(parameter.rpartition(".")[0])
+            role = "bias" if is_bias(site) else "weight"
+            out_axis = 1 if getattr(layer, "transposed", False) and init.dim() > 2 else 0
+            kind, fixed = type(layer).__name__, self._fixed_entries(parameter)
+            return Site(site, init, support, role, repr(prior), prior.improper, out_axis, kind, fixed)
+
+        def draw() -> None:
             self.draw()
             self.likelihood.draw()
-        for name, node in latent_sites(tracer.trace):
-            distribution = base_distribution(node["fn"])
-            init = node["value"].detach().clone()
-            if name not in start:
-                described[name] = Site(name, init, _support(distribution), "scale", type(distribution).__name__)
-                continue
-            prior = self.prior(name)
-            layer = self.net.get_submodule(self._parameter_of[name].rpartition(".")[0])
-            described[name] = Site(
-                name,
-                init,
-                _support(distribution),
-                "bias" if is_bias(name) else "weight",
-                repr(prior),
-                prior.improper,
-                1 if getattr(layer, "transposed", False) and init.dim() > 2 else 0,
-                type(layer).__name__,
-                self._fixed_entries(self._parameter_of[name]),
-            )
-        return described
 
-
-class _StartValues(Messenger):
-    """Sets weights to their initial values and scales to typical ones, so that improper priors need not be drawn."""
-
-    def __init__(self, start: dict[str, Tensor]) -> None:
-        super().__init__()
-        self.start = start
-
-    def _pyro_sample(self, msg: Any) -> None:
-        if msg["name"] in self.start:
-            value = self.start[msg["name"]]
-        else:
-            distribution = base_distribution(msg["fn"])
-            value = distribution.mean
-            if not bool(torch.isfinite(value).all()):
-                value = transform_to(distribution.support)(
-                    torch.zeros(distribution.batch_shape, dtype=value.dtype, device=value.device)
-                )
-        msg["value"] = value
-        msg["done"] = True
-
-
-def _dtypes(dtypes: set[torch.dtype]) -> str:
-    return " and ".join(sorted(map(str, dtypes)))
-
-
-def _support(distribution: Any) -> constraints.Constraint:
-    support = distribution.support
-    return support.base_constraint if isinstance(support, constraints.MixtureSameFamilyConstraint) else support
+        start = {site: self._parameter(name).detach() for site, name in self._parameter_of.items()}
+        return describe_sites(draw, start, describe_weight)

@@ -2,23 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, cast
 
 import pyro
 import torch
 from pyro import poutine
+from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import am_i_wrapped, effectful
 from torch import Tensor, nn
-from torch.distributions import Distribution, constraints
+from torch.distributions import Distribution, constraints, transform_to
 
 from pyrostoch._fixed_entries import FixedEntries
 from pyrostoch.distributions import PartlyFixed
-from pyrostoch.effects import independent
+from pyrostoch.effects import base_distribution, independent
+from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.protocols import PyroCallable
 
-__all__ = ["Site", "announce_parameters", "draw_weight", "latent_sites", "site_key", "trace_of"]
+__all__ = [
+    "Site",
+    "activation_sites",
+    "announce_parameters",
+    "describe_sites",
+    "draw_weight",
+    "latent_sites",
+    "site_key",
+    "trace_of",
+]
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,10 +121,77 @@ def trace_of(fn: PyroCallable, *args: Any, **kwargs: Any) -> poutine.Trace:
 
 
 def latent_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
-    """Name and message of the latent sample sites of a trace, in order; sites of subsampling plates are left out."""
+    """Name and message of the latent variables of a trace, in order; without random activations and subsampling.
+
+    Args:
+        trace: A trace of a model or a guide.
+    """
     for name, node in trace.nodes.items():
-        if node["type"] == "sample" and not node["is_observed"] and type(node["fn"]).__name__ != "_Subsample":
+        if _is_latent(node) and activation_of(node) is None:
             yield name, node
+
+
+def activation_sites(trace: poutine.Trace) -> Iterator[tuple[str, Any]]:
+    """Name and message of the random activations of a trace that are latent, in order.
+
+    Args:
+        trace: A trace of a model or a guide.
+    """
+    for name, node in trace.nodes.items():
+        if _is_latent(node) and activation_of(node) is not None:
+            yield name, node
+
+
+def _is_latent(node: Any) -> bool:
+    return node["type"] == "sample" and not node["is_observed"] and type(node["fn"]).__name__ != "_Subsample"
+
+
+def describe_sites(
+    draw: Callable[[], object],
+    start: Mapping[str, Tensor],
+    describe_weight: Callable[[str, Tensor, constraints.Constraint], Site],
+) -> dict[str, Site]:
+    """Descriptions of the latent variables that a function draws, by name, in the order they are drawn.
+
+    Args:
+        draw: Draws them.
+        start: The network's own values of the weights, by site name.
+        describe_weight: Describes a weight, from its name, its value and its support; others are scales.
+    """
+    described = {}
+    with poutine.block(), _StartValues(start), poutine.trace() as tracer:
+        draw()
+    for name, node in latent_sites(tracer.trace):
+        distribution = base_distribution(node["fn"])
+        init, support = node["value"].detach().clone(), cast(constraints.Constraint, distribution.support)
+        if isinstance(support, constraints.MixtureSameFamilyConstraint):
+            support = support.base_constraint
+        if name in start:
+            described[name] = describe_weight(name, init, support)
+        else:
+            described[name] = Site(name, init, support, "scale", type(distribution).__name__)
+    return described
+
+
+class _StartValues(Messenger):
+    """Sets weights to their initial values and scales to typical ones, so that improper priors need not be drawn."""
+
+    def __init__(self, start: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        self.start = start
+
+    def _pyro_sample(self, msg: Any) -> None:
+        if msg["name"] in self.start:
+            value = self.start[msg["name"]]
+        else:
+            distribution = base_distribution(msg["fn"])
+            value = distribution.mean
+            if not bool(torch.isfinite(value).all()):
+                value = transform_to(distribution.support)(
+                    torch.zeros(distribution.batch_shape, dtype=value.dtype, device=value.device)
+                )
+        msg["value"] = value
+        msg["done"] = True
 
 
 def announce_parameters(module: nn.Module, prefix: str) -> None:

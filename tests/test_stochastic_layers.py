@@ -110,6 +110,11 @@ def test_gradients_are_those_of_the_expectation(name: str, gradient: Any) -> Non
     copies = tuple(output.detach().expand(DRAWS, 4).clone().requires_grad_() for output in outputs)
     draws = family.draw(copies, gradient, 0.2)
     loss = draws.square().sum() if square else (coefficients * draws).sum()
+    if gradient == "score":
+        assert not draws.requires_grad
+        gain = coefficients * (draws - exact.mean.detach())
+        log_prob = family.distribution(copies).log_prob(draws)
+        loss = ((gain.sum(-1) if family.event else gain) * log_prob).sum()
     for found, right in zip(torch.autograd.grad(loss, copies), expected, strict=True):
         error = 5.5 * found.std(0) / math.sqrt(DRAWS) + 1e-9
         if gradient == "relaxed":  # biased: the mean of a relaxed draw is not the probability
@@ -212,7 +217,7 @@ def test_it_is_trained_inside_a_model_and_its_noise_narrows() -> None:
         (
             lambda: ps.layers.StochasticLinear(2, 3, distribution="poisson", gradient="reparameterized"),
             ValueError,
-            "expected one of 'straight-through' for a Poisson activation, got 'reparameterized'",
+            "expected one of 'straight-through', 'score' for a Poisson activation, got 'reparameterized'",
         ),
         (lambda: ps.layers.StochasticLinear(2, 3, temperature=0.0), ValueError, "StochasticLinear temperature"),
         (lambda: ps.layers.StochasticAdditive((3,), scale=0.0), ValueError, "StochasticAdditive scale"),

@@ -16,6 +16,7 @@ from torch.distributions import Distribution, Independent
 from pyrostoch._manual import see
 from pyrostoch._ops import LinearOp
 from pyrostoch.distributions import PartlyFixed
+from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.effects.active import active_call
 from pyrostoch.effects.checkpointing import checkpointed_function, explain_refusal
 from pyrostoch.effects.independent import is_independent
@@ -130,6 +131,7 @@ class Interpretation(Messenger):
         name: Name of the interpretation, for messages.
         treatments: After a network call: how each site was treated, in words.
         replaced: After a network call: the sites whose weights were replaced by their distributions.
+        without_rate: Layers whose activations have a prior, but whose rate is not known under this interpretation.
         batch: Number of examples of the network call in progress.
 
     Example:
@@ -159,6 +161,7 @@ class Interpretation(Messenger):
         self.lazy = lazy
         self.treatments: dict[str, str] = {}
         self.replaced: set[str] = set()
+        self.without_rate: set[str] = set()
         # By site. Values are compared by identity, so they are kept alive; a new draw of a site replaces the old one.
         self._draws: dict[str, SiteDraw] = {}
         self._pending: set[str] = set()
@@ -238,9 +241,18 @@ class Interpretation(Messenger):
     def __enter__(self) -> Self:
         self._draws.clear()
         self._pending.clear()
+        self.without_rate.clear()
         return super().__enter__()
 
+    def _pyro_guide_activations(self, msg: Any) -> None:
+        msg["value"], msg["done"] = False, True
+
     def _pyro_sample(self, msg: Any) -> None:
+        activation = activation_of(msg)
+        if activation is not None:
+            if not (msg["done"] or msg["is_observed"]):
+                msg["value"], msg["done"] = activation.draw(), True
+            return
         if not self.lazy or msg["done"] or msg["is_observed"] or not is_independent(msg["infer"]):
             return
         distribution = base_distribution(msg["fn"])
@@ -255,7 +267,7 @@ class Interpretation(Messenger):
     def _pyro_post_sample(self, msg: Any) -> None:
         if active_call() is not None and not torch.compiler.is_compiling() and checkpointed_function() is not None:
             raise explain_refusal(f"site {msg['name']!r} is drawn in it")
-        if msg["is_observed"] or site_is_subsample(msg):
+        if msg["is_observed"] or site_is_subsample(msg) or activation_of(msg) is not None:
             return
         name, value = msg["name"], msg["value"]
         known = self._draws.get(name)

@@ -152,9 +152,13 @@ class MomentPropagation(Interpretation):
 
     def _pyro_activation(self, msg: Any) -> None:
         self._input_to_moments(msg)
+        layer, sites = msg["kwargs"]["layer"], msg["kwargs"].get("sites")
+        if sites is not None and layer.prior is not None:
+            self.without_rate.add(sites.name_of(layer))
 
     def _input_to_moments(self, msg: Any) -> None:
         """Turn an input that is still a tensor into moments with variance zero."""
         x = msg["args"][0]
-        if isinstance(x, Tensor):
-            msg["args"] = (Moments.certain(x, self.settings), *msg["args"][1:])
+        parts = x if isinstance(x, tuple) else (x,)
+        parts = tuple(Moments.certain(part, self.settings) if isinstance(part, Tensor) else part for part in parts)
+        msg["args"] = (parts if isinstance(x, tuple) else parts[0], *msg["args"][1:])

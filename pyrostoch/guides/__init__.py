@@ -8,6 +8,7 @@
 | `LayerwiseAlpha` | N(mu, alpha mu^2), one alpha per weight tensor |
 | `VarianceOnly` | mean zero: N(0, sigma^2), +-sigma with equal probability, or uniform on [-a, a] |
 | `CategoricalWeights` | categorical over a few levels, times one scale per site |
+| `Amortised` | that of another guide; it also draws random activations from q(h given x) |
 | `PerSite` | that of another guide, chosen by the site's name |
 | `Guide` | any Pyro distribution: the base class for a guide of your own |
 
@@ -29,6 +30,7 @@ if __name__ != "pyrostoch.guides":
 
 from pyrostoch.guides.additive import Additive
 from pyrostoch.guides.alpha import LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha
+from pyrostoch.guides.amortised import Amortised
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.categorical import CategoricalWeights
 from pyrostoch.guides.export import load_pruned
@@ -42,6 +44,7 @@ from pyrostoch.guides.variance_only import VarianceOnly
 
 __all__ = [
     "Additive",
+    "Amortised",
     "CategoricalWeights",
     "Guide",
     "LayerwiseAlpha",

@@ -18,6 +18,9 @@ __all__ = ["CompiledStep", "compile_step", "worth_compiling"]
 _SAVED_PER_STEP, _SAVED_PER_NUMBER = 2e-3, 5e-9
 _COMPILE_SECONDS, _COMPILE_SECONDS_PER_TENSOR = 20.0, 0.2
 
+# The weights of an ELBO's terms, which may change between steps.
+_WEIGHTS = ("kl_weight", "rate_weight")
+
 
 class CompiledStep:
     """A step of SVI that is compiled at its second call; see `compile_step`.
@@ -36,7 +39,7 @@ class CompiledStep:
     def __init__(self, loss: nn.Module, optimizer: torch.optim.Optimizer) -> None:
         self._loss = loss
         self._elbo = getattr(loss, "elbo", None)
-        self._weighted = isinstance(getattr(self._elbo, "kl_weight", None), (int, float, Tensor))
+        self._weights = [name for name in _WEIGHTS if isinstance(getattr(self._elbo, name, None), (int, float, Tensor))]
         self._step = StagedStep(self._compute, optimizer, [loss])
         dtypes = {parameter.dtype for parameter in self._step.parameters}
         self._dtype = torch.float64 if torch.float64 in dtypes else torch.float32
@@ -66,23 +69,21 @@ class CompiledStep:
         Returns:
             The loss before the update, detached.
         """
-        weight = None
-        if self._weighted:
-            # A tensor, since it may change between steps: the compiled program would keep a number for ever.
-            weight = torch.as_tensor(self._elbo.kl_weight, dtype=self._dtype)  # type: ignore[union-attr]
+        # Tensors, since they may change between steps: the compiled program would keep a number for ever.
+        weights = [torch.as_tensor(getattr(self._elbo, name), dtype=self._dtype) for name in self._weights]
         # Unused by the computation, but an argument, so that the step is traced anew when the ELBO's settings change.
         settings = str((getattr(self._elbo, "num_particles", None), getattr(self._elbo, "estimator", None)))
-        return self._step(weight, settings, *args, **kwargs)[0]
+        return self._step(weights, settings, *args, **kwargs)[0]
 
-    def _compute(self, weight: Tensor | None, settings: str, *args: Any, **kwargs: Any) -> tuple[Tensor]:
-        if weight is None:
-            return (self._loss(*args, **kwargs),)
-        elbo: Any = self._elbo
-        before, elbo.kl_weight = elbo.kl_weight, weight
+    def _compute(self, weights: list[Tensor], settings: str, *args: Any, **kwargs: Any) -> tuple[Tensor]:
+        before = [getattr(self._elbo, name) for name in self._weights]
         try:
+            for name, weight in zip(self._weights, weights, strict=True):
+                setattr(self._elbo, name, weight)
             return (self._loss(*args, **kwargs),)
         finally:
-            elbo.kl_weight = before
+            for name, weight in zip(self._weights, before, strict=True):
+                setattr(self._elbo, name, weight)
 
 
 def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledStep:
@@ -94,7 +95,7 @@ def compile_step(loss: nn.Module, optimizer: torch.optim.Optimizer) -> CompiledS
     once; less when torch has compiled the same step before). Every later call runs the program with fresh noise from
     torch's generators; with the same seed it gives the same result as the eager step. Calls with another shape (such as
     the last, smaller batch), dtype or mode (`train()`, `eval()`) run eagerly until there have been a thousand of them,
-    and are then compiled, too. Learning rates, betas, momentum and `ELBO.kl_weight` may change between steps.
+    and are then compiled, too. Learning rates, betas, momentum and the ELBO's weights may change between steps.
 
     A step that cannot be compiled runs eagerly, with one warning that names the reason; `.reason` keeps it.
 

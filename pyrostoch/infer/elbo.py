@@ -84,7 +84,10 @@ class ELBO(PyroELBO):
     r"""The evidence lower bound of the whole data set, in nats, as a loss to minimize.
 
     $$ -\mathrm{ELBO} = -\frac{N}{B}\sum_{i \in B} \log p(y_i \mid x_i, w) + \beta\,\mathrm{KL}(q(w) \,\|\, p(w)) +
-    \mathrm{penalty}. $$
+    \gamma\,\frac{N}{B}\sum_{i \in B} \mathrm{KL}(q(h \mid x_i) \,\|\, p(h)) + \mathrm{penalty}. $$
+
+    The last divergence, the rate, is that of random activations h with a prior (`layers.StochasticLayer`); the network
+    runs once, and draws them from q(h | x).
 
     Each site's KL is computed in closed form where one is registered, else estimated from the draw by Monte Carlo
     (`decompose` tells which). This is a `pyro.infer.ELBO`: use it in `pyro.infer.SVI`, or call it, `ELBO()(model,
@@ -99,13 +102,15 @@ class ELBO(PyroELBO):
             through operations without a rule.
         num_particles: Number of independent draws averaged in one step.
         kl_weight: Weight beta of the KL, for annealing; 1 gives the ELBO itself. It multiplies both log q and log p of
-            every latent site, and may be set between steps.
+            every latent site, and may be set between steps. Random activations are not among them.
+        rate_weight: Weight gamma of the rate; 1 gives the ELBO itself. It may be set between steps.
 
     References:
         Graves, "Practical variational inference for neural networks", 2011; Kingma, Salimans, Welling, "Variational
         dropout and the local reparameterization trick", 2015; Wen et al., "Flipout: efficient pseudo-independent weight
         perturbations on mini-batches", 2018; Wu et al., "Deterministic variational inference for robust Bayesian neural
-        networks", 2019, for moments.
+        networks", 2019, for moments; Alemi, Fischer, Dillon, Murphy, "Deep variational information bottleneck", 2017,
+        for the rate.
 
     Example:
         >>> import pyro, pyrostoch as ps
@@ -121,11 +126,16 @@ class ELBO(PyroELBO):
     """
 
     def __init__(
-        self, estimator: Estimator | str = "local", *, num_particles: int = 1, kl_weight: float | Tensor = 1.0
+        self,
+        estimator: Estimator | str = "local",
+        *,
+        num_particles: int = 1,
+        kl_weight: float | Tensor = 1.0,
+        rate_weight: float | Tensor = 1.0,
     ) -> None:
         super().__init__(num_particles=check_count("num_particles", num_particles))
         self.estimator = check_choice("estimator", estimator, ESTIMATORS)
-        self.kl_weight = kl_weight
+        self.kl_weight, self.rate_weight = kl_weight, rate_weight
 
     def terms(self, model: PyroCallable, guide: Guide, *args: Any, **kwargs: Any) -> Terms:
         """The terms of the ELBO, from one particle.
@@ -148,7 +158,7 @@ class ELBO(PyroELBO):
         return draw_traces(model, guide, args, kwargs, interpretation(self.estimator))
 
     def differentiable_loss(self, model: PyroCallable, guide: Guide, *args: Any, **kwargs: Any) -> Tensor:
-        """The loss, -ELBO with the KL times `kl_weight`, averaged over particles; call `.backward()` on it.
+        """The loss, averaged over particles: -ELBO, its terms times their weights; call `.backward()` on it.
 
         Args:
             model: A Pyro model.
@@ -161,7 +171,7 @@ class ELBO(PyroELBO):
         for draw in draws:
             with draw:
                 terms = self.terms(model, guide, *args, **kwargs)
-            total = total + (terms.kl * self.kl_weight + terms.penalty - terms.data) / len(draws)
+            total = total + terms.loss(self.kl_weight, self.rate_weight) / len(draws)
         loss: Tensor = torch.as_tensor(total)
         return loss
 

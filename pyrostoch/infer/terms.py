@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import pyro
@@ -16,9 +16,10 @@ from pyrostoch._manual import see
 from pyrostoch.distributions import has_closed_form, kl_sum
 from pyrostoch.effects import Interpretation, MomentPropagation
 from pyrostoch.effects.independent import is_independent
+from pyrostoch.infer.rates import RateTerm, ScoreTerm, check_rates_known, rate_term, score_terms, surrogate_of
 from pyrostoch.moments.predictive import OutputDistribution
 from pyrostoch.protocols import Guide, PyroCallable
-from pyrostoch.sites import latent_sites, trace_of
+from pyrostoch.sites import activation_sites, latent_sites, trace_of
 
 __all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces", "expected_log_prob"]
 
@@ -43,24 +44,50 @@ class SiteTerm:
 
 @dataclass(frozen=True)
 class Terms:
-    """The terms of one particle: ELBO = data - KL - penalty, in nats for the whole data set.
+    """The terms of one particle: ELBO = data - KL - rate - penalty, in nats for the whole data set.
 
     Args:
         data: Sum of log-likelihoods, scaled to the whole data set.
         sites: KL of each latent site.
         penalty: The user's penalties, and the negative of any other `pyro.factor`.
         treatments: How the network treated each site, in words: `Interpretation.treatments`.
+        rates: Rate of each layer of random activations with a prior.
+        scores: What gradients by the score function need.
     """
 
     data: Tensor | float
     sites: dict[str, SiteTerm]
     penalty: Tensor | float
     treatments: dict[str, str]
+    rates: dict[str, RateTerm] = field(default_factory=dict)
+    scores: tuple[ScoreTerm, ...] = ()
 
     @property
     def kl(self) -> Tensor | float:
         """Sum of the KLs of all sites."""
         return sum((term.kl for term in self.sites.values()), 0.0)
+
+    @property
+    def rate(self) -> Tensor | float:
+        """Sum of the rates of all layers of random activations."""
+        return sum((term.rate for term in self.rates.values()), 0.0)
+
+    def loss(
+        self, kl_weight: float | Tensor = 1.0, rate_weight: float | Tensor = 1.0, data_weight: float | None = None
+    ) -> Tensor | float:
+        """What is minimized, differentiable: the negative ELBO, with weights of its terms.
+
+        Args:
+            kl_weight: Weight of the KL of weights and other latent sites.
+            rate_weight: Weight of the rate of random activations.
+            data_weight: A further factor of everything that is summed over examples, for a part of a batch.
+        """
+        by_example: Any = -self.data
+        if self.rates:
+            by_example = by_example + rate_weight * self.rate
+        if self.scores:
+            by_example = by_example + surrogate_of(self.scores, rate_weight)
+        return self.kl * kl_weight + self.penalty + (by_example if data_weight is None else by_example * data_weight)
 
 
 def draw_traces(
@@ -120,13 +147,16 @@ def draw_terms(
     _check_match(latents, draws)
     data: Tensor | float = 0.0
     penalty: Tensor | float = 0.0
+    costs = []
     for node in model_trace.nodes.values():
         if node["type"] == "sample" and node["is_observed"]:
-            term = _scaled(node, _log_prob(node))
+            log_prob = _log_prob(node)
+            term = _scaled(node, log_prob)
             if type(node["fn"]).__name__ == "Unit":
                 penalty = penalty - term
             else:
                 data = data + term
+                costs.append(-log_prob * node["scale"])
     for node in guide_trace.nodes.values():
         if node["type"] == "sample" and node["is_observed"]:  # a factor in the guide is subtracted from the ELBO
             penalty = penalty + _scaled(node, _log_prob(node))
@@ -135,7 +165,18 @@ def draw_terms(
         if name not in latents:  # an auxiliary draw of a hierarchical or transformed guide
             _check_gradient(name, node["fn"])
             sites[name] = SiteTerm(_scaled(node, _log_prob(node)), False, False, node["value"].numel())
-    return Terms(data, sites, penalty, dict(interpretation.treatments))
+    check_rates_known(interpretation)
+    activations = [(name, node, rate_term(name, node)) for name, node in activation_sites(model_trace)]
+    rates = {name: term for name, _, term in activations}
+    scores = score_terms([(node, term) for _, node, term in activations], _total_cost(costs)) if activations else ()
+    return Terms(data, sites, penalty, dict(interpretation.treatments), rates, scores)
+
+
+def _total_cost(costs: list[Tensor]) -> Tensor:
+    """The cost of each example, or of all of them where observations differ in shape."""
+    if len({cost.shape for cost in costs}) == 1 and costs[0].dim() == 1:
+        return torch.stack(costs).sum(0)
+    return sum((cost.sum() for cost in costs), torch.zeros(())).reshape(1)
 
 
 def _site_term(name: str, model_node: Any, guide_node: Any, interpretation: Interpretation) -> SiteTerm:

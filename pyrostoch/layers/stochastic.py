@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice, check_positive
 from pyrostoch._manual import see
-from pyrostoch.effects.activation import random_activation
+from pyrostoch.effects.activation import InvalidParametersError, random_activation
 from pyrostoch.layers.activations import (
     ActivationDistribution,
     Bernoulli,
@@ -19,8 +19,10 @@ from pyrostoch.layers.activations import (
     Gradient,
     Laplace,
     Poisson,
+    PriorOfActivations,
     StudentT,
 )
+from pyrostoch.layers.activations.priors import as_activation_prior
 from pyrostoch.moments import Moments
 from pyrostoch.moments.gaussian import per_example
 from pyrostoch.moments.smooth import Smooth
@@ -47,18 +49,28 @@ class StochasticLayer(nn.Module):
     under `NoiseFree` the activation without noise, under `MomentPropagation` mean and variance. It does not depend on
     `train()` and `eval()`.
 
+    In a `BayesianModel`, activations with a prior p(h) are a Pyro site with the name of the layer. Their divergence
+    from the prior, the rate, is a term of the ELBO; without a prior, it is 0, and the layer is noise of the model.
+
     Args:
         make_kernel: Makes one kernel, a module that maps the inputs to a tensor of the activations' shape,
             `(batch, ...)`. It is called once for each parameter.
         distribution: The distribution of the activations, or its name: `"gaussian"`, `"laplace"`, `"bernoulli"` or
             `"poisson"`.
-        gradient: How draws are differentiated: `"reparameterized"`, `"relaxed"` or `"straight-through"`; by default the
-            first that the distribution has.
+        prior: The prior of the activations: `"standard"` (of the family: N(0, 1), the fair coin), `"learned"` (the
+            family with a learned parameter for each channel), a Pyro distribution, or one of `layers.activations`.
+        gradient: How draws are differentiated: `"reparameterized"`, `"relaxed"`, `"straight-through"` or `"score"`; by
+            default the first that the distribution has. `"score"` is unbiased and needs the ELBO of a `BayesianModel`.
         temperature: The temperature of `"relaxed"`; lower is nearer to discrete values, with a noisier gradient.
-        channels: The axis of the output along which entries belong together, for categorical distributions.
+        channels: The axis of the output along which entries belong together, for categorical distributions. In the
+            Pyro site it is the last one.
 
     Raises:
         ValueError: The distribution has no such gradient, or no such name is known.
+
+    References:
+        Alemi, Fischer, Dillon, Murphy, "Deep variational information bottleneck", 2017, for the rate; Williams, "Simple
+        statistical gradient-following algorithms for connectionist reinforcement learning", 1992, for `"score"`.
 
     Example:
         >>> from pyrostoch.effects import MeanPropagation
@@ -70,26 +82,35 @@ class StochasticLayer(nn.Module):
         True
     """
 
+    #: The mean cost of an example in earlier steps, which the score function's gradient subtracts.
+    average_cost: Tensor
+    baseline_decay = 0.9
+
     def __init__(
         self,
         make_kernel: Callable[[], nn.Module],
         distribution: ActivationDistribution | str = "gaussian",
         *,
+        prior: PriorOfActivations = None,
         gradient: Gradient | None = None,
         temperature: float = 0.5,
         channels: int = -1,
     ) -> None:
         super().__init__()
-        self._set_distribution(distribution, gradient, temperature, channels)
+        self._set_distribution(distribution, prior, gradient, temperature, channels)
         self.kernels = nn.ModuleList(make_kernel() for _ in self.family.links)
 
     def _set_distribution(
         self,
         distribution: ActivationDistribution | str,
+        prior: PriorOfActivations,
         gradient: Gradient | None,
         temperature: float,
         channels: int,
+        shape: tuple[int, ...] | None = None,
+        positions: int = 0,
     ) -> None:
+        """Take over what all stochastic layers have; `shape` has one parameter for each channel."""
         name = type(self).__name__
         if isinstance(distribution, str):
             check_choice(f"{name} distribution", distribution, list(NAMED))
@@ -107,6 +128,11 @@ class StochasticLayer(nn.Module):
                 f"{type(distribution).__name__} activation, got {gradient!r}{see('how-to/stochastic_layers')}"
             )
         self.temperature, self.channels = check_positive(f"{name} temperature", temperature), channels
+        if shape is not None and not distribution.event:  # else channels are last in the distribution
+            shape = (*shape, *(1,) * positions)
+        self.prior = as_activation_prior(prior, distribution, shape, name)
+        if self.gradient == "score":
+            self.register_buffer("average_cost", torch.zeros(()))
 
     def forward(self, x: Tensor | Moments) -> Tensor | Moments:
         """The activations: drawn, or what the interpretation puts in their place.
@@ -114,7 +140,7 @@ class StochasticLayer(nn.Module):
         Args:
             x: Inputs, or their moments, `(batch, ...)`.
         """
-        return random_activation(x, self)
+        return random_activation(self.outputs(x), self)
 
     def outputs(self, x: Tensor | Moments) -> tuple[Any, ...]:
         """The kernels' outputs, one for each parameter.
@@ -133,21 +159,42 @@ class StochasticLayer(nn.Module):
         Raises:
             ValueError: The kernels' outputs have different shapes, or no axis of channels.
         """
-        return self.family.distribution(self._arranged(x))
+        return self._distribution(self.outputs(x))
 
-    def draw(self, x: Tensor) -> Tensor:
-        """A draw of the activations for the inputs `x`, fresh for each example."""
-        return self._restored(self.family.draw(self._arranged(x), self.gradient, self.temperature))
+    def posterior(self, x: tuple[Tensor, ...]) -> Distribution:
+        """q(h | x) for the kernels' outputs; its batch axis is the first one.
 
-    def expected(self, x: Tensor) -> Tensor:
-        """The mean of the activations for the inputs `x`."""
-        return self._restored(self.activation_distribution(x).mean)
+        Args:
+            x: The kernels' outputs.
+        """
+        distribution: Any = self._distribution(x)
+        event: Distribution = distribution.to_event(len(distribution.batch_shape) - 1)
+        return event
 
-    def noise_free(self, x: Tensor) -> Tensor:
+    def draw_arranged(self, x: tuple[Tensor, ...]) -> Tensor:
+        """A draw, fresh for each example; entries that belong together are on the last axis.
+
+        Args:
+            x: The kernels' outputs.
+        """
+        try:
+            return self.family.draw(self._arranged(x), self.gradient, self.temperature)
+        except ValueError as error:
+            raise self._explained(error) from error
+
+    def draw(self, x: tuple[Tensor, ...]) -> Tensor:
+        """A draw of the activations for the kernels' outputs, fresh for each example."""
+        return self.restored(self.draw_arranged(x))
+
+    def expected(self, x: tuple[Tensor, ...]) -> Tensor:
+        """The mean of the activations for the kernels' outputs."""
+        return self.restored(self._distribution(x).mean)
+
+    def noise_free(self, x: tuple[Tensor, ...]) -> Tensor:
         """The activations without noise."""
-        return self._restored(self.family.noise_free(*self.family.parameters(self._arranged(x))))
+        return self.restored(self.family.noise_free(*self.family.parameters(self._arranged(x))))
 
-    def propagate(self, x: Moments) -> Moments:
+    def propagate(self, x: tuple[Moments, ...]) -> Moments:
         r"""The moments of the activations, exact for Gaussian outputs of the kernels where there is a rule.
 
         With the mean $m(\theta)$ and the variance $v(\theta)$ of an activation given its parameters,
@@ -155,13 +202,12 @@ class StochasticLayer(nn.Module):
         """
         if self.family.event:
             refuse(type(self).forward, f"the entries of a {type(self.family).__name__} activation depend on each other")
-        outputs = self.outputs(x)
-        if len(outputs) == 1:
-            result = activate(outputs[0], Smooth(lambda z: self.family.distribution((z,)).mean))
-            noise = activate(outputs[0], Smooth(lambda z: self.family.distribution((z,)).variance)).loc
+        if len(x) == 1:
+            result = activate(x[0], Smooth(lambda z: self.family.distribution((z,)).mean))
+            noise = activate(x[0], Smooth(lambda z: self.family.distribution((z,)).variance)).loc
         elif isinstance(self.family, (Gaussian, Laplace, StudentT)):
-            result = outputs[0]
-            scale = outputs[-1]
+            result = x[0]
+            scale = x[-1]
             noise = activate(scale, Smooth(lambda z: self.family.distribution((torch.zeros_like(z), z)).variance)).loc
         else:
             refuse(type(self).forward, f"there is none for a {type(self.family).__name__} activation")
@@ -169,9 +215,25 @@ class StochasticLayer(nn.Module):
         cov = None if result.cov is None else result.cov + torch.diag_embed(per_example(noise))
         return Moments(result.loc, var, cov, result.settings, result.links)
 
-    def _arranged(self, x: Tensor) -> tuple[Tensor, ...]:
+    def _distribution(self, outputs: tuple[Tensor, ...]) -> Distribution:
+        arranged = self._arranged(outputs)
+        try:
+            return self.family.distribution(arranged)
+        except ValueError as error:  # from Pyro's validation
+            raise self._explained(error) from error
+
+    def _explained(self, error: ValueError) -> InvalidParametersError:
+        """What Pyro says of invalid parameters, without the tensor's values, and what to do."""
+        text = str(error).split(", but found invalid values")[0].replace("\n", " ")
+        return InvalidParametersError(
+            self,
+            f"the kernels' outputs give a {type(self.family).__name__} activation invalid parameters, such as a scale "
+            f"that is 0 or has underflowed, or NaN: {text}; lower the learning rate, or keep the scale away from 0 "
+            f"(a larger rate_weight, Gaussian('softplus')){see('how-to/stochastic_layers')}",
+        )
+
+    def _arranged(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The kernels' outputs, with the channels last where entries along them belong together."""
-        outputs = self.outputs(x)
         shapes = {tuple(output.shape) for output in outputs}
         if len(shapes) != 1:
             raise ValueError(
@@ -180,8 +242,13 @@ class StochasticLayer(nn.Module):
             )
         return tuple(output.movedim(self.channels, -1) for output in outputs) if self.family.event else outputs
 
-    def _restored(self, activation: Tensor) -> Tensor:
-        return activation.movedim(-1, self.channels) if self.family.event else activation
+    def restored(self, value: Tensor) -> Tensor:
+        """Activations in the shape of the layer's output.
+
+        Args:
+            value: Activations, with the channels last where entries along them belong together.
+        """
+        return value.movedim(-1, self.channels) if self.family.event else value
 
     def extra_repr(self) -> str:
         """The distribution and the gradient."""

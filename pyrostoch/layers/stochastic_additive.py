@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_positive
-from pyrostoch.effects.activation import random_activation
+from pyrostoch.layers.activations import Gaussian, PriorOfActivations
+from pyrostoch.layers.stochastic import StochasticLayer
 from pyrostoch.moments import Moments
-from pyrostoch.moments.gaussian import per_example
 
 __all__ = ["StochasticAdditive"]
 
 
-class StochasticAdditive(nn.Module):
+class StochasticAdditive(StochasticLayer):
     r"""Noise added to the input: $h = x + \mu + \sigma \varepsilon$, with $\mu$ and $\sigma$ in an example's shape.
 
     Args:
         shape: Shape of an example, without the batch.
         scale: Start of $\sigma$.
+        prior: The prior of the activations h; see `StochasticLayer`. A `"learned"` one has a parameter for each entry.
 
     Raises:
         ValueError: The scale is not positive.
@@ -28,14 +31,15 @@ class StochasticAdditive(nn.Module):
         torch.Size([4, 3])
     """
 
-    def __init__(self, shape: tuple[int, ...] | int, scale: float = 0.1) -> None:
-        super().__init__()
+    def __init__(self, shape: tuple[int, ...] | int, scale: float = 0.1, *, prior: PriorOfActivations = None) -> None:
+        nn.Module.__init__(self)
         self.shape = (shape,) if isinstance(shape, int) else tuple(shape)
+        self._set_distribution(Gaussian("exp"), prior, None, 0.5, -1, self.shape)
         start = torch.full(self.shape, check_positive("StochasticAdditive scale", scale))
         self.loc, self.log_scale = nn.Parameter(torch.zeros(self.shape)), nn.Parameter(start.log())
 
-    def forward(self, x: Tensor | Moments) -> Tensor | Moments:
-        """The input with noise, or what the interpretation puts in its place.
+    def outputs(self, x: Tensor | Moments) -> tuple[Any, ...]:
+        """The shifted input, and the logarithm of the standard deviation.
 
         Args:
             x: Inputs, or their moments, `(batch, *shape)`.
@@ -47,25 +51,9 @@ class StochasticAdditive(nn.Module):
             raise ValueError(
                 f"StochasticAdditive: expected examples of shape {self.shape}, got inputs of shape {tuple(x.shape)}"
             )
-        return random_activation(x, self)
-
-    def draw(self, x: Tensor) -> Tensor:
-        """Another draw of the noise for each example."""
-        return x + self.loc + self.log_scale.exp() * torch.randn_like(x)
-
-    def expected(self, x: Tensor) -> Tensor:
-        """The shifted input."""
-        return x + self.loc
-
-    def noise_free(self, x: Tensor) -> Tensor:
-        """The shifted input."""
-        return x + self.loc
-
-    def propagate(self, x: Moments) -> Moments:
-        """The moments: the mean is shifted, and the noise's variance is added."""
-        noise = (2.0 * self.log_scale).exp().expand(x.loc.shape)
-        cov = None if x.cov is None else x.cov + torch.diag_embed(per_example(noise))
-        return Moments(x.loc + self.loc, x.var + noise, cov, x.settings, x.links)
+        given: Any = x
+        shifted: Any = given + self.loc
+        return shifted, self.log_scale.expand(shifted.shape)
 
     def extra_repr(self) -> str:
         """The shape."""

@@ -6,7 +6,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from pyrostoch.layers.activations import ActivationDistribution, Gradient
+from pyrostoch.layers.activations import ActivationDistribution, Gradient, PriorOfActivations
 from pyrostoch.layers.stochastic import StochasticLayer
 from pyrostoch.moments import Moments
 
@@ -27,6 +27,8 @@ class _FusedLayer(StochasticLayer):
     _kind: type[nn.Module]
     #: The axis of the outputs among the channels, and the name of their number in the kind's constructor.
     _axis = 1
+    #: The number of axes of positions.
+    _positions = 0
 
     def __init__(
         self,
@@ -34,12 +36,13 @@ class _FusedLayer(StochasticLayer):
         out_features: int,
         *args: Any,
         distribution: ActivationDistribution | str = "gaussian",
+        prior: PriorOfActivations = None,
         gradient: Gradient | None = None,
         temperature: float = 0.5,
         **kwargs: Any,
     ) -> None:
         nn.Module.__init__(self)
-        self._set_distribution(distribution, gradient, temperature, self._axis)
+        self._set_distribution(distribution, prior, gradient, temperature, self._axis, (out_features,), self._positions)
         self.kernel = self._kind(in_features, len(self.family.links) * out_features, *args, **kwargs)
 
     def outputs(self, x: Tensor | Moments) -> tuple[Any, ...]:
@@ -75,6 +78,7 @@ class StochasticLinear(_FusedLayer):
         out_features: Number of activations.
         bias: Whether the kernels have biases.
         distribution: The distribution of the activations; see `StochasticLayer`.
+        prior: The prior of the activations; see `StochasticLayer`.
         gradient: How draws are differentiated; see `StochasticLayer`.
         temperature: See `StochasticLayer`.
 
@@ -99,6 +103,7 @@ class StochasticConv1d(_FusedLayer):
     """
 
     _kind = nn.Conv1d
+    _positions = 1
 
 
 class StochasticConv2d(_FusedLayer):
@@ -114,6 +119,7 @@ class StochasticConv2d(_FusedLayer):
     """
 
     _kind = nn.Conv2d
+    _positions = 2
 
 
 class StochasticConv3d(_FusedLayer):
@@ -126,6 +132,7 @@ class StochasticConv3d(_FusedLayer):
     """
 
     _kind = nn.Conv3d
+    _positions = 3
 
 
 class StochasticConvTranspose1d(_FusedLayer):
@@ -138,6 +145,7 @@ class StochasticConvTranspose1d(_FusedLayer):
     """
 
     _kind = nn.ConvTranspose1d
+    _positions = 1
 
 
 class StochasticConvTranspose2d(_FusedLayer):
@@ -150,6 +158,7 @@ class StochasticConvTranspose2d(_FusedLayer):
     """
 
     _kind = nn.ConvTranspose2d
+    _positions = 2
 
 
 class StochasticConvTranspose3d(_FusedLayer):
@@ -162,3 +171,4 @@ class StochasticConvTranspose3d(_FusedLayer):
     """
 
     _kind = nn.ConvTranspose3d
+    _positions = 3

@@ -221,12 +221,19 @@ class PosteriorSampler:
 
     def _distributions_are_fixed(self, plan: SamplingPlan) -> bool:
         """Whether each site that is replaced by its distribution has the same one in every draw from the guide."""
-        return isinstance(self.guide, (guides.Guide, guides.PerSite)) or not plan.replaces_sites
+        return isinstance(self._weights_guide, (guides.Guide, guides.PerSite)) or not plan.replaces_sites
 
     @property
     def _guide_ignores_data(self) -> bool:
         """Whether the guide's draws do not depend on the batch, so that the batch may be split."""
-        return isinstance(self.guide, (guides.Guide, guides.PerSite, AutoGuide))
+        return isinstance(self._weights_guide, (guides.Guide, guides.PerSite, AutoGuide))
+
+    @property
+    def _weights_guide(self) -> Guide | nn.Module | None:
+        """The guide of the weights; one without weights counts as an empty one."""
+        if not isinstance(self.guide, guides.Amortised):
+            return self.guide
+        return guides.PerSite.of([], sites=[]) if self.guide.weights is None else self.guide.weights
 
     def _record_pass(self, plan: SamplingPlan, x: Inputs) -> SizeRecorder:
         """Record the sizes of one pass, and enter into the plan which sites it replaces."""

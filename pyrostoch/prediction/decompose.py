@@ -1,4 +1,4 @@
-"""The ELBO of a network, split into the data term and the KL of each site."""
+"""The ELBO of a network, split into the data term, the KL of each site, and the rate of each stochastic layer."""
 
 from __future__ import annotations
 
@@ -14,9 +14,12 @@ from torch import Tensor
 from pyrostoch._checks import check_choice, check_count, name_list
 from pyrostoch._seeds import generator_states
 from pyrostoch.effects import SharedSample
+from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
+from pyrostoch.infer.rates import check_rates_known
 from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
 from pyrostoch.model import BayesianModel
+from pyrostoch.prediction.rates import RateRecorder, RateRow, add_rates, find_cuts, rate_lines, rate_rows
 from pyrostoch.prediction.readouts import (
     batches_for,
     batches_on_device,
@@ -60,7 +63,7 @@ class SiteRow(Record):
 
 @dataclass(frozen=True)
 class Decomposition(Record):
-    """The ELBO of a whole data set in nats: `elbo = data - kl - sum(penalty.values())`.
+    """The ELBO of a whole data set in nats: `elbo = data - kl - rate - sum(penalty.values())`.
 
     Args:
         elbo: The evidence lower bound.
@@ -76,6 +79,10 @@ class Decomposition(Record):
         sites: The KL of each site.
         penalty: The user's penalties by name.
         estimator: How random weights were treated here, which may differ from the training.
+        rate: Rate of random activations with a prior, summed over all layers and examples.
+        rates: The rate of each layer.
+        information_bound: Upper bound, in nats for an example on average, of the information of the input that the
+            network lets through; `None` where not every path from the input was found to cross drawn activations.
     """
 
     elbo: float
@@ -91,10 +98,15 @@ class Decomposition(Record):
     sites: tuple[SiteRow, ...]
     penalty: dict[str, float]
     estimator: str
+    rate: float = 0.0
+    rates: tuple[RateRow, ...] = ()
+    information_bound: float | None = None
 
     def __str__(self) -> str:
         rows = [("data term", self.data, _error(self.data_stderr) if self.num_samples else "")]
         rows += [("- KL", 0.0 - self.kl, _error(self.kl_stderr) if self.kl_samples else "exact")]
+        if self.rates:
+            rows += [("- rate", 0.0 - self.rate, "exact" if all(r.method == "exact" for r in self.rates) else "")]
         rows += [(f"- {name}", 0.0 - value, "") for name, value in self.penalty.items()]
         rows += [("= ELBO", self.elbo, _error(self.elbo_stderr) if self.num_samples or self.kl_samples else "")]
         draws = {0: "nothing drawn", 1: "1 draw"}.get(self.num_samples, f"{self.num_samples} draws")
@@ -105,6 +117,7 @@ class Decomposition(Record):
             for row in self.sites
         ]
         lines.append(table(("site", "weights", "KL, nats", "", "KL by", "treatment"), sites))
+        lines += rate_lines(self.rates, self.information_bound)
         if self.kl_samples:
             lines.append(f"KLs by Monte Carlo: {self.kl_samples} draws of the guide.")
         if self.improper:
@@ -126,13 +139,16 @@ def decompose(
     estimator: str = "marginal",
     device: str | torch.device | None = None,
 ) -> Decomposition:
-    r"""Split the ELBO of the whole data set into its data term and the KL of each site.
+    r"""Split the ELBO of the whole data set into its data term, the KL of each site, and the rate of each layer.
 
-    $$ \mathrm{ELBO} = \sum_{i=1}^N E_q[\log p(y_i \mid x_i, w)] - \sum_s \mathrm{KL}(q_s \| p_s) - \mathrm{penalty}. $$
+    $$ \mathrm{ELBO} = \sum_{i=1}^N E_q[\log p(y_i \mid x_i, w, h_i)] - \sum_s \mathrm{KL}(q_s \| p_s) -
+    \sum_{i,l} E_q\,\mathrm{KL}(q(h_{il} \mid x_i) \| p(h_l)) - \mathrm{penalty}. $$
 
     Each draw uses every example once, in batches, with the network in evaluation mode. A KL with a closed form is
     computed once and has no error; any other is averaged over at least ten draws from the guide, which need no pass
-    over the data.
+    over the data. The rate is that of random activations with a prior (`layers.StochasticLayer`), in nats and bits for
+    an example, too; it bounds the information that the network lets through where the network was found, by experiment
+    on the first batch, to have no path around the drawn activations.
 
     Args:
         model: A `BayesianModel`, or another Pyro model with `num_data` and `observation(x)`.
@@ -177,6 +193,8 @@ def decompose(
     treatments: dict[str, str] = {}
     first: tuple[Inputs, Tensor] | None = None
     count = 0
+    rate_totals: list[dict[str, float]] = [{} for _ in range(num_samples)]
+    passes: list[RateRecorder] = []  # on the first batch
     recorder = _SiteRecorder()
     with evaluating(model, guide):
         for x, y in batches_on_device(batches, device):
@@ -186,8 +204,11 @@ def decompose(
                 handler, before = interpretation(estimator, model), generator_states(device)
                 with handler:
                     trace = trace_of(guide, x)
-                    with recorder:
+                    with recorder, RateRecorder() as rate_recorder:
                         distribution = observation_distribution(model, trace, x)
+                check_rates_known(handler)
+                passes += [rate_recorder] if count == 0 else []
+                add_rates(rate_totals[len(values)], rate_recorder)
                 if not values:
                     check_targets(model, distribution, y)
                 values.append(expected_log_prob(distribution, y).sum(dtype=torch.float64).item())
@@ -198,17 +219,22 @@ def decompose(
             data_terms.append(values)
             count += len(y)
         _check_size(model, count)
+        rates, bound = _rates_of(model, guide, first, rate_totals, passes, count, estimator)
         draws = _kl_draws(model, guide, first or (), num_samples, recorder.names)
     sites, kl_stderr = _site_rows(draws, treatments)
     totals = [math.fsum(values[min(k, len(values) - 1)] for values in data_terms) for k in range(num_samples)]
     data_mean, data_stderr = _mean_and_error(totals) if sampled else (totals[0], 0.0)
+    rate = math.fsum(row.rate for row in rates)
+    # The data term and the rate of a draw are correlated.
+    gains = [total - math.fsum(by_layer.values()) for total, by_layer in zip(totals, rate_totals, strict=True)]
+    gain_stderr = _mean_and_error(gains)[1] if sampled else 0.0
     kl = math.fsum(row.kl for row in sites)
     penalty = _penalties(draws[0])
     return Decomposition(
-        elbo=data_mean - kl - math.fsum(penalty.values()),
+        elbo=data_mean - kl - rate - math.fsum(penalty.values()),
         data=data_mean,
         kl=kl,
-        elbo_stderr=None if data_stderr is None else math.hypot(data_stderr, kl_stderr),
+        elbo_stderr=None if gain_stderr is None else math.hypot(gain_stderr, kl_stderr),
         data_stderr=data_stderr,
         kl_stderr=kl_stderr,
         improper=any(row.improper for row in sites),
@@ -218,7 +244,35 @@ def decompose(
         sites=sites,
         penalty=penalty,
         estimator=estimator,
+        rate=rate,
+        rates=rates,
+        information_bound=bound,
     )
+
+
+def _rates_of(
+    model: Model,
+    guide: Guide,
+    first: tuple[Inputs, Tensor] | None,
+    totals: list[dict[str, float]],
+    passes: list[RateRecorder],
+    count: int,
+    estimator: str,
+) -> tuple[tuple[RateRow, ...], float | None]:
+    """The rate of each layer, and a bound of the information let through, from the draws and the first batch."""
+    if first is None or not totals[0]:
+        return (), None
+    x = first[0]
+    if len(passes) < 2:
+        with interpretation(estimator, model), RateRecorder() as again:
+            observation_distribution(model, trace_of(guide, x), x)
+        passes = [*passes, again]
+    cuts = find_cuts(model, guide, x)
+    rows = rate_rows(totals, count, passes[:2], cuts)
+    alone = [row.nats for row in rows if row.cuts]
+    if alone:
+        return rows, min(alone)
+    return rows, math.fsum(row.nats for row in rows) if cuts.together else None
 
 
 def _check_size(model: Model, count: int) -> None:
@@ -233,14 +287,15 @@ def _check_size(model: Model, count: int) -> None:
 
 
 class _SiteRecorder(Messenger):
-    """Records the names of all sites."""
+    """Records the names of all sites but random activations."""
 
     def __init__(self) -> None:
         super().__init__()
         self.names: set[str] = set()
 
     def _pyro_sample(self, msg: Any) -> None:
-        self.names.add(msg["name"])
+        if activation_of(msg) is None:
+            self.names.add(msg["name"])
 
 
 def _kl_draws(model: Model, guide: Guide, batch: tuple[Any, ...], num_samples: int, sites: set[str]) -> list[Terms]:

@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Independent, Transform, constraint
 
 from pyrostoch._manual import see
 
-__all__ = ["FromDistribution", "Prior", "PriorSpec", "as_prior"]
+__all__ = ["FromDistribution", "HoldsDistribution", "LearnedPrior", "Prior", "PriorSpec", "as_prior"]
 
 
 class Prior(nn.Module):
@@ -72,7 +72,28 @@ def _text(value: Tensor) -> str:
     return f"{value.item():.6g}" if value.numel() == 1 else f"tensor{tuple(value.shape)}"
 
 
-class FromDistribution(Prior):
+class HoldsDistribution(nn.Module):
+    """Base class of modules with a Pyro distribution as `base`, whose tensors move with the module."""
+
+    base: Any
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
+        self.base = _map_tensors(self.base, fn)
+        return super()._apply(fn, recurse)
+
+
+class LearnedPrior(nn.Module):
+    """Base class of modules inside a network that are priors themselves: no single prior makes their parameters random.
+
+    Example:
+        >>> from pyrostoch import layers, priors
+        >>> net = layers.StochasticLinear(3, 2, prior="learned")
+        >>> list(priors.assign(net, priors.Normal()))
+        ['kernel.weight']
+    """
+
+
+class FromDistribution(HoldsDistribution, Prior):
     """Any Pyro distribution as the prior of every weight of a site.
 
     The tensors in it move with the model (`.to`).
@@ -123,10 +144,6 @@ class FromDistribution(Prior):
             return repr(self.base)
         texts = (f"{name}={_text(torch.as_tensor(getattr(self.base, name)))}" for name in names)
         return f"{type(self.base).__name__}({', '.join(texts)})"
-
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.base = _map_tensors(self.base, fn)
-        return super()._apply(fn, recurse)
 
 
 def _map_tensors(part: Any, fn: Callable[[Tensor], Tensor], copies: dict[int, Any] | None = None) -> Any:

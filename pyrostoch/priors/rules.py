@@ -13,7 +13,7 @@ from torch.nn.parameter import UninitializedParameter
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
-from pyrostoch.priors.base import Prior, PriorSpec, as_prior
+from pyrostoch.priors.base import LearnedPrior, Prior, PriorSpec, as_prior
 from pyrostoch.priors.normalization import is_normalization
 
 __all__ = ["assign", "clean_name", "fixed_parameters", "is_bias", "owners"]
@@ -85,6 +85,8 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
     - A callable gets each parameter's name and value, and returns a prior, a distribution or `None`.
     - Normalization layers are those of torch, and modules whose parameters have one axis and which have `Norm` in their
       class name (`LlamaRMSNorm`, `T5LayerNorm`) or divide by a norm or a standard deviation in their `forward`.
+    - The parameters of a prior of activations (`layers.activations.Learned`) are treated as those of a normalization
+      layer.
     - The `prior=` of a layer from `pyrostoch.layers` applies where `spec` is `None`, a single prior, or a dictionary
       without a matching pattern.
 
@@ -112,9 +114,14 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
     of_layers = _layer_priors(net)
     fixed_ids = fixed_parameters(net)
 
+    of_priors = {
+        id(part) for module in net.modules() if isinstance(module, LearnedPrior) for part in module.parameters()
+    }
+
     def set_apart(name: str) -> bool:
         """Whether only a rule that writes out its name gives a parameter a prior."""
-        return is_normalization(parameters[name], holders[name]) or id(parameters[name]) in fixed_ids
+        apart = id(parameters[name]) in fixed_ids or id(parameters[name]) in of_priors
+        return apart or is_normalization(parameters[name], holders[name])
 
     chosen: dict[str, Prior | None] = {name: of_layers.get(id(parameter)) for name, parameter in parameters.items()}
     if isinstance(spec, dict):

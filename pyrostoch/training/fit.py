@@ -59,6 +59,7 @@ def fit(
     lr_alpha: float | None = None,
     schedule: Schedule = "linear",
     kl_warmup: float | tuple[float, float] = 0.0,
+    rate_weight: float = 1.0,
     clip: float | None = None,
     # Where.
     device: str | torch.device | None = None,
@@ -103,6 +104,7 @@ def fit(
         schedule: How the learning rate falls over the steps of the run: `"linear"` or `"cosine"` to 0, or `"constant"`.
         kl_warmup: Number of epochs over which the weight of the KL rises linearly from 0 to 1; or a pair of epochs
             between which it rises.
+        rate_weight: Weight of the rate of random activations with a prior; see `ELBO`.
         clip: Largest norm of the whole gradient.
         device: Device to which model and guide are moved; by default they stay where they are.
         precision: `"bf16"` runs network and likelihood under autocast to bfloat16; parameters keep their dtype.
@@ -152,6 +154,7 @@ def fit(
         lr_alpha=lr_alpha,
         schedule=schedule,
         kl_warmup=kl_warmup,
+        rate_weight=rate_weight,
         clip=clip,
         precision=precision,
         seed=seed,

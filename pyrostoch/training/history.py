@@ -10,7 +10,7 @@ from pyrostoch.records import Record, table
 __all__ = ["COLUMNS", "Fit", "History", "append_epoch"]
 
 #: What is recorded of each epoch; `validation` only if held-out data were given.
-COLUMNS = ("epoch", "loss", "elbo", "data", "kl", "penalty", "kl_weight", "lr", "seconds", "validation")
+COLUMNS = ("epoch", "loss", "elbo", "data", "kl", "rate", "penalty", "kl_weight", "lr", "seconds", "validation")
 
 History = dict[str, list[Any]]
 
@@ -26,9 +26,10 @@ class Fit(Record):
     computed with the parameters as they changed during the epoch, with the noise and the dropout of training.
 
     Args:
-        history: Lists with an entry per epoch: `epoch` (from 1); `loss` (what was minimized); `elbo` (with the KL at
-            weight 1) = `data` - `kl` - `penalty`; `kl_weight` and `lr` (of the epoch's last step); `seconds`; and, if
-            held-out data were given, `validation`: their mean negative log predictive density, in nats per example.
+        history: Lists with an entry per epoch: `epoch` (from 1); `loss` (what was minimized); `elbo` (with KL and rate
+            at weight 1) = `data` - `kl` - `rate` - `penalty`; `kl_weight` and `lr` (of the epoch's last step);
+            `seconds`; and, if held-out data were given, `validation`: their mean negative log predictive density, in
+            nats per example.
         epochs: Number of epochs made.
         seconds: Time of all epochs, including those before the run was resumed.
         elbo: ELBO of the epoch whose parameters were kept.
@@ -62,7 +63,8 @@ class Fit(Record):
             head += f", parameters of epoch {self.best_epoch}"
         if self.checkpoint is not None:
             head += f"; checkpoint {self.checkpoint}"
-        columns = [name for name in ("epoch", "elbo", "data", "kl", "lr", "validation") if name in self.history]
+        names = ("epoch", "elbo", "data", "kl", *(("rate",) if any(self.history.get("rate", ())) else ()), "lr")
+        columns = [name for name in (*names, "validation") if name in self.history]
         last = self.epochs - 1
         shown = sorted({round(i * last / (_SHOWN - 1)) for i in range(_SHOWN)})
         return head + "\n" + table(columns, [[self.history[name][row] for name in columns] for row in shown])

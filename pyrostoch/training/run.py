@@ -231,4 +231,5 @@ class Run:
 
     def _postfix(self, row: dict[str, Any]) -> str:
         count = self.trainer.batches.num_data
-        return ", ".join(f"{name} {row[name] / count:.3f}" for name in ("elbo", "data", "kl")) + " nats/example"
+        names = ("elbo", "data", "kl", *(("rate",) if row["rate"] else ()))
+        return ", ".join(f"{name} {row[name] / count:.3f}" for name in names) + " nats/example"

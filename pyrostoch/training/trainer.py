@@ -86,7 +86,7 @@ class Trainer:
     ) -> None:
         self.model, self.guide, self.batches = model, guide, batches
         self.settings, self.device, self.order_seed = settings, device, order_seed
-        self.elbo = ELBO(settings.estimator)
+        self.elbo = ELBO(settings.estimator, rate_weight=settings.rate_weight)
         self.kl_weight = 1.0
         self.names = parameter_names(model, guide)
         if not self.names:
@@ -148,8 +148,9 @@ class Trainer:
         if len(bad) or self._nonfinite_parameters():
             self._raise_nonfinite(number, int(bad[0]) if len(bad) else len(rows), len(rows), start)
         weights = torch.tensor(sizes, dtype=torch.float64)
-        loss, data, kl, penalty = ((terms * weights[:, None]).sum(0) / weights.sum()).tolist()
-        row = {"epoch": number, "loss": loss, "elbo": data - kl - penalty, "data": data, "kl": kl, "penalty": penalty}
+        loss, data, kl, rate, penalty = ((terms * weights[:, None]).sum(0) / weights.sum()).tolist()
+        row = {"epoch": number, "loss": loss, "elbo": data - kl - rate - penalty, "data": data, "kl": kl}
+        row |= {"rate": rate, "penalty": penalty}
         return {**row, "kl_weight": self.kl_weight, "lr": self.optimizer.param_groups[0]["lr"]}
 
     def _shares(self, number: int) -> Iterator[Share]:
@@ -159,25 +160,23 @@ class Trainer:
         return self.batches.shares(self.order_seed, number, self.ranks)
 
     def _step(self, share: Share, number: int, index: int) -> Tensor:
-        """Make one step of the optimizer; return loss, data term, KL and penalty as a tensor on the device."""
+        """Make one step of the optimizer; return the loss and the terms of the ELBO as a tensor on the device."""
         self._set_schedules(number, index)
         x, y = to_device(share.x, self.device), to_device(share.y, self.device)
         return self.step(x, y, self._kl_weight, share.weight)[1]
 
     def _loss(self, x: Inputs, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
-        """The loss of a batch, and a tensor of loss, data term, KL and penalty."""
-        data: Any = 0.0
-        kl: Any = 0.0
-        penalty: Any = 0.0
+        """The loss of a batch, and a tensor of loss, data term, KL, rate and penalty."""
+        total: Any = [0.0] * 5
         draws = particles(self.settings.num_particles)
         for draw in draws:
             with draw:
                 terms = self._terms(x, y)
-            data, kl, penalty = data + terms.data, kl + terms.kl, penalty + terms.penalty
-        data, kl, penalty = data / len(draws), kl / len(draws), penalty / len(draws)
-        data = data if weight is None else data * weight
-        loss = kl * kl_weight + penalty - data
-        return loss, torch.stack([self._as_tensor(value) for value in (loss, data, kl, penalty)])
+            part = 1.0 if weight is None else weight
+            loss = terms.loss(kl_weight, self.elbo.rate_weight, weight)
+            values = (loss, terms.data * part, terms.kl, terms.rate * part, terms.penalty)
+            total = [before + value / len(draws) for before, value in zip(total, values, strict=True)]
+        return total[0], torch.stack([self._as_tensor(value) for value in total])
 
     def _set_schedules(self, number: int, index: int) -> None:
         """Set the learning rates and the weight of the KL for a step."""
@@ -241,5 +240,6 @@ class Trainer:
                 terms = self._terms(x, y)
             values: dict[str, Tensor | float] = {"data term": terms.data, "penalty": terms.penalty}
             values |= {f"KL of site {name!r}": site.kl for name, site in terms.sites.items()}
+            values |= {f"rate of layer {name!r} (a scale of 0?)": term.rate for name, term in terms.rates.items()}
             found += [name for name, value in values.items() if not bool(torch.isfinite(self._as_tensor(value)))]
         return list(dict.fromkeys(found))

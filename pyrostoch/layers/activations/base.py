@@ -6,13 +6,14 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from typing import ClassVar, Literal
 
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
 __all__ = ["ActivationDistribution", "Gradient", "Link", "identity"]
 
 #: How draws are differentiated.
-Gradient = Literal["reparameterized", "relaxed", "straight-through"]
+Gradient = Literal["reparameterized", "relaxed", "straight-through", "score"]
 #: A map from a kernel's output to values that a parameter may take.
 Link = Callable[[Tensor], Tensor]
 
@@ -25,7 +26,8 @@ class ActivationDistribution(ABC):
 
     Attributes:
         gradients: How its draws can be differentiated, the default first: `"reparameterized"`, `"relaxed"` (a
-            continuous value in place of a discrete one), `"straight-through"` (the derivative of the mean).
+            continuous value in place of a discrete one), `"straight-through"` (the derivative of the mean), `"score"`
+            (the score function, which the ELBO adds).
         event: Whether the entries along the channels belong together, as the probabilities of classes do.
 
     Example:
@@ -42,6 +44,11 @@ class ActivationDistribution(ABC):
     @abstractmethod
     def links(self) -> dict[str, Link]:
         """The link of each parameter, by its name; there is one kernel for each."""
+
+    @property
+    def standard(self) -> tuple[float, ...]:
+        """The kernels' outputs at which the distribution is the standard one of its family."""
+        return (0.0,) * len(self.links)
 
     @abstractmethod
     def make(self, *parameters: Tensor) -> Distribution:
@@ -91,16 +98,19 @@ class ActivationDistribution(ABC):
 
         Args:
             outputs: The outputs of the kernels.
-            gradient: How it is differentiated, one of `gradients`.
+            gradient: How it is differentiated, one of `gradients`. A relaxed value takes the place of a discrete one
+                only where gradients are computed.
             temperature: The temperature of `"relaxed"`.
         """
         parameters = self.parameters(outputs)
-        if gradient == "relaxed":
+        if gradient == "relaxed" and torch.is_grad_enabled():
             return self.relaxed(temperature, *parameters)
         distribution = self.make(*parameters)
         if gradient == "reparameterized":
             return distribution.rsample()
-        return distribution.sample() + (distribution.mean - distribution.mean.detach())
+        if gradient == "straight-through":
+            return distribution.sample() + (distribution.mean - distribution.mean.detach())
+        return distribution.sample()
 
 
 def identity(value: Tensor) -> Tensor:

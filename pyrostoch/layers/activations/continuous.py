@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -15,6 +16,9 @@ from pyrostoch._checks import check_choice, check_positive
 from pyrostoch.layers.activations.base import ActivationDistribution, Link, identity
 
 __all__ = ["Gaussian", "Laplace", "LogNormal", "StudentT"]
+
+# The output whose softplus is 1.
+_ONE = math.log(math.e - 1.0)
 
 
 @dataclass(frozen=True)
@@ -44,6 +48,11 @@ class Gaussian(ActivationDistribution):
         scales: dict[str, Link] = {"softplus": F.softplus, "exp": torch.exp, "raw": torch.abs}
         return {"loc": identity, "scale": scales[self.scale]}
 
+    @property
+    def standard(self) -> tuple[float, ...]:
+        """Those of the standard normal distribution."""
+        return 0.0, {"softplus": _ONE, "exp": 0.0, "raw": 1.0}[self.scale]
+
     def make(self, *parameters: Tensor) -> Distribution:
         """Normal(loc, scale)."""
         loc, scale = parameters
@@ -67,6 +76,11 @@ class Laplace(ActivationDistribution):
     def links(self) -> dict[str, Link]:
         """Of `loc` and `scale`."""
         return {"loc": identity, "scale": F.softplus}
+
+    @property
+    def standard(self) -> tuple[float, ...]:
+        """Those of location 0 and scale 1."""
+        return 0.0, _ONE
 
     def make(self, *parameters: Tensor) -> Distribution:
         """Laplace(loc, scale)."""
@@ -103,6 +117,11 @@ class StudentT(ActivationDistribution):
         """Of `loc` and `scale`."""
         return {"loc": identity, "scale": F.softplus}
 
+    @property
+    def standard(self) -> tuple[float, ...]:
+        """Those of location 0 and scale 1."""
+        return 0.0, _ONE
+
     def make(self, *parameters: Tensor) -> Distribution:
         """StudentT(df, loc, scale)."""
         return dist.StudentT(self.df, *parameters)
@@ -125,6 +144,11 @@ class LogNormal(ActivationDistribution):
     def links(self) -> dict[str, Link]:
         """Of `loc` and `scale`."""
         return {"loc": identity, "scale": F.softplus}
+
+    @property
+    def standard(self) -> tuple[float, ...]:
+        """Those of location 0 and scale 1."""
+        return 0.0, _ONE
 
     def make(self, *parameters: Tensor) -> Distribution:
         """LogNormal(loc, scale)."""

@@ -19,7 +19,7 @@ __all__ = ["Bernoulli", "Binomial", "Categorical", "Multinomial", "Poisson"]
 class _ByLogits(ActivationDistribution):
     """Discrete activations, whose kernel gives logits."""
 
-    gradients = ("straight-through", "relaxed")
+    gradients = ("straight-through", "relaxed", "score")
 
     @property
     def links(self) -> dict[str, Link]:
@@ -150,7 +150,7 @@ class Poisson(ActivationDistribution):
         tensor([1.])
     """
 
-    gradients = ("straight-through",)
+    gradients = ("straight-through", "score")
 
     @property
     def links(self) -> dict[str, Link]:

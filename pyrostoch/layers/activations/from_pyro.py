@@ -42,7 +42,7 @@ class FromPyro(ActivationDistribution):
             raise ValueError(f"{family.__name__}: expected elementwise parameters, but {wrong} are vectors or matrices")
         self.family, self.fixed = family, fixed
         self.gradients: tuple[Gradient, ...] = (  # type: ignore[misc]  # its own, not those of the class
-            ("reparameterized",) if getattr(family, "has_rsample", False) else ("straight-through",)
+            ("reparameterized",) if getattr(family, "has_rsample", False) else ("straight-through", "score")
         )
 
     @property
