@@ -8,6 +8,7 @@ from enum import Enum
 from typing import Any, Self, cast
 
 import torch
+from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -24,7 +25,15 @@ from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.separation import obstacles
 from pyrostoch.effects.usage import Usage, Use, batch_of, call_kind, weight_usage
 
-__all__ = ["Decision", "Interpretation", "Outcome", "UsageUnknownError", "SiteDraw", "base_distribution"]
+__all__ = [
+    "Decision",
+    "Interpretation",
+    "Outcome",
+    "UsageUnknownError",
+    "SiteDraw",
+    "base_distribution",
+    "entries_may_depend",
+]
 
 
 # Kinds of calls of one network that are analyzed; a network with more of them has another one at each call.
@@ -97,6 +106,20 @@ def base_distribution(fn: Distribution | Callable[..., Any]) -> Distribution:
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return cast(Distribution, fn)
+
+
+def entries_may_depend(distribution: Distribution) -> bool:
+    """Whether the distribution is a joint one, whose entries may depend on each other.
+
+    Args:
+        distribution: What `base_distribution` returned, so that axes that were declared as an event are none.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> entries_may_depend(dist.MultivariateNormal(torch.zeros(3), torch.eye(3)))
+        True
+    """
+    return bool(distribution.event_shape) and not isinstance(distribution, Delta)
 
 
 class Interpretation(Messenger):
@@ -317,13 +340,17 @@ class Interpretation(Messenger):
     def _decide(self, draw: SiteDraw, usage: Usage, parameter: str, has_constants: bool) -> Decision:
         """Decide whether a weight is replaced, from its distribution and its uses in the network."""
         uses = usage.uses.get(parameter, ())
+        reason: str | None
         if not self._replaces:
             return Decision(Outcome.SAMPLED)
         if not self.supports(draw.distribution):
             partly = isinstance(draw.distribution, PartlyFixed)
             kind = type(draw.distribution).__name__
-            return Decision(Outcome.NOT_SUPPORTED, "some entries are constant" if partly else f"no rule for {kind}")
-        reason: str | None = None
+            reason = f"no rule for {kind}"
+            if entries_may_depend(draw.distribution):
+                reason = f"entries of {kind} may depend on each other"
+            return Decision(Outcome.NOT_SUPPORTED, "some entries are constant" if partly else reason)
+        reason = None
         if has_constants and not isinstance(draw.distribution, PartlyFixed):
             reason = "some entries are constant"
         elif not draw.independent:

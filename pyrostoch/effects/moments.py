@@ -11,7 +11,7 @@ from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice
 from pyrostoch._ops import LinearOp
-from pyrostoch.effects.interpretation import Decision, Interpretation, SiteDraw
+from pyrostoch.effects.interpretation import Decision, Interpretation, SiteDraw, entries_may_depend
 from pyrostoch.effects.mean import replace_by_mean
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.trees import leaves_of
@@ -79,7 +79,9 @@ class MomentPropagation(Interpretation):
         self.settings = MomentSettings(full=covariance == "full", sampled=fallback == "mc", closed=closed)
 
     def supports(self, distribution: Distribution) -> bool:
-        """Whether the distribution has a mean and a variance."""
+        """Whether the distribution has a mean and a variance, and independent entries."""
+        if entries_may_depend(distribution):
+            return False
         try:
             return distribution.variance is not None and distribution.mean is not None
         except NotImplementedError:  # raised by torch's distributions without these moments
