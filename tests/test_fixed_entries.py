@@ -49,6 +49,7 @@ GUIDES = {
     "layer-wise": (guides.LayerwiseAlpha, priors.ARD),
     "variance only": (guides.VarianceOnly, priors.Normal),
     "categorical": (guides.CategoricalWeights, priors.Grid),
+    "binomial": (guides.BinomialWeights, priors.SymmetricBinomial),
     "random scale": (guides.Additive, priors.Hierarchical),
 }
 

@@ -7,7 +7,11 @@ r"""Distributions of a random weight, and the KL divergences between them.
 | `SymmetricUniform` | U(-phi, phi) |
 | `TwoPoint` | -phi or +phi, each with probability 1/2 |
 | `Levels` | one of a few levels times a scale |
+| `BinomialLevels` | `Levels` that count the successes of n trials |
+| `SignedMultinomial` | kernels whose weights share n trials |
 | `Grid` | prior for `Levels` under which all levels are equally likely |
+| `SymmetricBinomial` | prior for `Levels` under which their number is Binomial(n, 1/2) |
+| `UniformMultinomial` | prior for `SignedMultinomial` under which a trial falls on all cells alike |
 | `LogUniform` | improper prior p(\|w\|) ~ 1/\|w\| |
 | `ARD` | prior N(0, tau^2) with the optimal tau^2 for each weight |
 | `ScaleMixture` | prior pi N(0, s1^2) + (1 - pi) N(0, s2^2) |
@@ -27,6 +31,7 @@ Importing this package registers the closed forms (`kl_pairs`) with `torch.distr
 
 from pyrostoch.distributions.alpha_kl import kl_ard, kl_log_uniform, kl_log_uniform_molchanov
 from pyrostoch.distributions.ard import ARD
+from pyrostoch.distributions.binomial import BinomialLevels, SymmetricBinomial
 from pyrostoch.distributions.discrete import TwoPoint
 from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
 from pyrostoch.distributions.improper import ImproperPrior
@@ -34,12 +39,14 @@ from pyrostoch.distributions.kl import has_closed_form, kl_sum
 from pyrostoch.distributions.levels import Grid, Levels, matching_scale
 from pyrostoch.distributions.log_uniform import LogUniform
 from pyrostoch.distributions.mixture import ScaleMixture
+from pyrostoch.distributions.multinomial import SignedMultinomial, UniformMultinomial
 from pyrostoch.distributions.partly_fixed import PartlyFixed
 from pyrostoch.distributions.symmetric import SymmetricDistribution
 from pyrostoch.distributions.uniform import SymmetricUniform
 
 __all__ = [
     "ARD",
+    "BinomialLevels",
     "CenteredNormal",
     "Grid",
     "ImproperPrior",
@@ -48,9 +55,12 @@ __all__ = [
     "MultiplicativeNormal",
     "PartlyFixed",
     "ScaleMixture",
+    "SignedMultinomial",
+    "SymmetricBinomial",
     "SymmetricDistribution",
     "SymmetricUniform",
     "TwoPoint",
+    "UniformMultinomial",
     "has_closed_form",
     "kl_ard",
     "kl_log_uniform",

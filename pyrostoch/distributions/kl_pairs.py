@@ -17,10 +17,15 @@ Prior `ARD`, $-H(q) + \tfrac12\log(2\pi e E[w^2])$:
 - $U(-\varphi, \varphi)$: $\tfrac12\log(\pi e / 6) = 0.1765$, the KL divergence of the uniform distribution to the
   Gaussian of the same variance.
 
-Prior `Grid`: `Levels` with k levels, $\log k - H(q)$.
+Prior `Grid`: `Levels` with k levels, $\log k - H(q)$. Prior `SymmetricBinomial`: `Levels` whose levels 0 to n have the
+prior probabilities $2^{-n}\binom nj$; for `BinomialLevels` this is $n(\log 2 + p\lambda - \log(1 + e^\lambda))$.
+
+Prior `UniformMultinomial`: `SignedMultinomial` with F weights in each kernel, $n \sum_c p_c \log(2 F p_c)$ over the
+cells of all kernels. This is the divergence of the counts, an upper bound of that of the weights.
 
 Proper priors: $U(-\varphi, \varphi)$ against `Normal` and `Laplace`, and `TwoPoint` against `TwoPoint`. For
-`TwoPoint` or `Levels` against any other prior the divergence is infinite and raises an error that names both.
+`TwoPoint`, `Levels` or `SignedMultinomial` against any other prior the divergence is infinite and raises an error that
+names both.
 
 References:
     Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017; Hron, Matthews, Ghahramani 2018;
@@ -33,15 +38,18 @@ import math
 from typing import NoReturn
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, broadcast_shapes
-from torch.distributions import Distribution, Laplace, Normal, register_kl
+from torch.distributions import Distribution, Independent, Laplace, Normal, register_kl
 
 from pyrostoch.distributions.alpha_kl import ARD_KL, LOG_UNIFORM_KL, MOLCHANOV_KL, AlphaKL
 from pyrostoch.distributions.ard import ARD
+from pyrostoch.distributions.binomial import BinomialLevels, SymmetricBinomial, log_choices
 from pyrostoch.distributions.discrete import TwoPoint
 from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
 from pyrostoch.distributions.levels import Grid, Levels
 from pyrostoch.distributions.log_uniform import LOG_UNIFORM_CONSTANT, LogUniform
+from pyrostoch.distributions.multinomial import SignedMultinomial, UniformMultinomial
 from pyrostoch.distributions.symmetric import SymmetricDistribution
 from pyrostoch.distributions.uniform import SymmetricUniform
 
@@ -130,12 +138,46 @@ def _levels_grid(q: Levels, p: Grid) -> Tensor:
     return _over_batch(math.log(len(q.levels)) - q.entropy(), q, p)
 
 
+@register_kl(Levels, SymmetricBinomial)
+def _levels_binomial(q: Levels, p: SymmetricBinomial) -> Tensor:
+    """The divergence to a binomial number of the level, as a sum over levels."""
+    n = len(q.levels) - 1
+    log_prior = q.scale.new_tensor(log_choices(n)) - n * math.log(2)
+    return _over_batch(-q.entropy() - q.probs @ log_prior, q, p)
+
+
+@register_kl(BinomialLevels, SymmetricBinomial)
+def _binomial_binomial(q: BinomialLevels, p: SymmetricBinomial) -> Tensor:
+    """The divergence of n coins to fair ones, from the logit: finite where a probability rounds to 0 or 1."""
+    negative_entropy = q.logit * q.logit.sigmoid() - F.softplus(q.logit)
+    return _over_batch(q.n * (math.log(2) + negative_entropy), q, p)
+
+
 @register_kl(Levels, Distribution)
 def _levels_refused(q: Levels, p: Distribution) -> NoReturn:
     raise ValueError(
-        f"KL(Levels || {type(p).__name__}) is infinite: Levels puts probability on a few values that have none "
-        f"under {type(p).__name__}. Use the prior Grid, or no prior."
+        f"KL({type(q).__name__} || {type(p).__name__}) is infinite: {type(q).__name__} puts probability on a few "
+        f"values that have none under {type(p).__name__}. Use the prior Grid or SymmetricBinomial, or no prior."
     )
+
+
+@register_kl(SignedMultinomial, Distribution)
+def _multinomial(q: SignedMultinomial, p: Distribution) -> Tensor:
+    """The divergence of the counts, summed over a weight's kernels, where the prior is `UniformMultinomial`."""
+    prior = p
+    while isinstance(prior, Independent):
+        prior = prior.base_dist
+    if not isinstance(prior, UniformMultinomial):
+        raise ValueError(
+            f"KL(SignedMultinomial || {type(prior).__name__}) is infinite or unknown: SignedMultinomial puts "
+            f"probability on a few values, which depend on each other and have none under {type(prior).__name__}. Use "
+            "the prior UniformMultinomial, or no prior."
+        )
+    cells = q.cell_logits
+    # The clamp makes p log p zero, not NaN, for a cell with probability 0.
+    logs = cells.log_softmax(-1).clamp_min(torch.finfo(cells.dtype).min)
+    terms = logs.exp() * (logs + math.log(cells.shape[-1]))
+    return q.n * terms.sum((-2, -1), dtype=torch.float64).to(cells.dtype)
 
 
 def _constant(value: float, q: CenteredNormal | SymmetricDistribution, p: Distribution) -> Tensor:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Sequence
 
@@ -88,7 +87,12 @@ class Levels(TorchDistribution):
     @property
     def mean(self) -> Tensor:
         """Mean of the weight, in the batch shape."""
-        return self.scale * self._mean_level(self._level_probs)
+        return self.scale * self._center
+
+    @property
+    def mode(self) -> Tensor:
+        """The most probable level of each weight times the scale, in the batch shape."""
+        return self.scale * self._levels[self.states().long()]
 
     @property
     def variance(self) -> Tensor:
@@ -111,15 +115,15 @@ class Levels(TorchDistribution):
     def rsample(self, sample_shape: _size = ()) -> Tensor:
         """A draw of shape `sample_shape + batch_shape`; its gradient in the logits is straight-through."""
         shape = self._extended_shape(Size(sample_shape))
-        probs = self._level_probs
-        center = self._mean_level(probs)
+        center = self._center
         with torch.no_grad():
             precise_probs = at_least_single(self.logits).movedim(-1, 0).softmax(0)
-            uniform = torch.rand(shape, dtype=precise_probs.dtype, device=probs.device)
-            drawn = torch.full(shape, self.levels[0], dtype=probs.dtype, device=probs.device)
+            uniform = torch.rand(shape, dtype=precise_probs.dtype, device=center.device)
             # Inverse of the distribution function: one uniform number for each weight.
-            for cumulative, (low, high) in zip(precise_probs.cumsum(0), itertools.pairwise(self.levels), strict=False):
-                drawn = drawn + (high - low) * (uniform >= cumulative)
+            index = torch.zeros(shape, dtype=torch.int16, device=center.device)
+            for cumulative in precise_probs[:-1].cumsum(0):
+                index = index + (uniform >= cumulative)
+            drawn = self._levels[index.long()]
         return self.scale * drawn + self.scale.detach() * (center - center.detach())
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
@@ -156,6 +160,11 @@ class Levels(TorchDistribution):
     def _level_probs(self) -> Tensor:
         """Probabilities with the levels in front, (k, ...): a softmax over a last axis of size 3 is 20 times slower."""
         return self.logits.movedim(-1, 0).softmax(0)
+
+    @property
+    def _center(self) -> Tensor:
+        """Mean of the weight in units of the scale, in the batch shape."""
+        return self._mean_level(self._level_probs)
 
     def _mean_level(self, level_probs: Tensor) -> Tensor:
         return (level_probs * self._leading_axis(self._levels, level_probs.dim() - 1)).sum(0)

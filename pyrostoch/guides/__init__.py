@@ -9,6 +9,8 @@
 | `VarianceOnly` | mean zero: N(0, sigma^2), +-sigma with equal probability, or uniform on [-a, a] |
 | `CategoricalWeights` | categorical over a few levels, times one scale per site |
 | `Amortised` | that of another guide; it also draws random activations from q(h given x) |
+| `BinomialWeights` | count of successes of n trials, times one scale per site |
+| `MultinomialWeights` | counts of n trials that the weights of each output share, times one scale per site |
 | `PerSite` | that of another guide, chosen by the site's name |
 | `Guide` | any Pyro distribution: the base class for a guide of your own |
 
@@ -32,9 +34,11 @@ from pyrostoch.guides.additive import Additive
 from pyrostoch.guides.alpha import LayerwiseAlpha, NeuronwiseAlpha, WeightwiseAlpha
 from pyrostoch.guides.amortised import Amortised
 from pyrostoch.guides.base import Guide
+from pyrostoch.guides.binomial import BinomialWeights
 from pyrostoch.guides.categorical import CategoricalWeights
 from pyrostoch.guides.export import load_pruned
 from pyrostoch.guides.gap import ZeroMeanGap, ZeroMeanRow
+from pyrostoch.guides.multinomial import MultinomialWeights
 from pyrostoch.guides.per_site import PerSite
 from pyrostoch.guides.prune import Pruning, PruningRow, magnitude_masks, prune
 from pyrostoch.guides.refresh import refresh_batch_norm
@@ -45,9 +49,11 @@ from pyrostoch.guides.variance_only import VarianceOnly
 __all__ = [
     "Additive",
     "Amortised",
+    "BinomialWeights",
     "CategoricalWeights",
     "Guide",
     "LayerwiseAlpha",
+    "MultinomialWeights",
     "NeuronwiseAlpha",
     "PerSite",
     "Pruning",

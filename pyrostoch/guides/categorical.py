@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +10,9 @@ from torch.distributions import Distribution
 
 from pyrostoch._checks import check_positive, is_rising
 from pyrostoch.distributions import Levels, matching_scale
-from pyrostoch.effects import base_distribution
 from pyrostoch.guides.base import Guide
-from pyrostoch.guides.export import with_weights
-from pyrostoch.guides.ratio import free_entries
+from pyrostoch.guides.export import most_probable, with_weights
+from pyrostoch.guides.starts import weights_with_a_scale
 from pyrostoch.sites import Site
 
 __all__ = ["CategoricalWeights"]
@@ -31,8 +29,8 @@ class CategoricalWeights(Guide):
     The logits are trained with `fit`'s `lr_alpha`. Choose it well above the learning rate of other parameters, since
     logits move far during training. Start from a network trained without a grid rather than from a random one.
 
-    The prior must be `priors.Grid()`, which favors no level: KL = log k - H for k levels and the entropy H. The KL to a
-    prior with a density is infinite.
+    The prior is `priors.Grid()`, which favors no level: KL = log k - H for k levels and the entropy H; or
+    `priors.SymmetricBinomial()`, which favors those in the middle. The KL to a prior with a density is infinite.
 
     Args:
         model: A `BayesianModel`.
@@ -71,12 +69,7 @@ class CategoricalWeights(Guide):
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`logits`, (k, *weight shape), largest for the level nearest to the network's weight; scalar `log_scale`."""
-        weights = site.init.detach()
-        if not weights.any():
-            raise ValueError(
-                f"CategoricalWeights: all of the network's own weights at site {site.name!r} are 0, so that no scale "
-                "can be chosen from them; start from random or trained weights"
-            )
+        weights = weights_with_a_scale(site, "CategoricalWeights")
         levels = torch.tensor(self.levels, dtype=weights.dtype, device=weights.device)
         scale = matching_scale(weights, levels)
         step = (levels[-1] - levels[0]) / (len(levels) - 1)
@@ -97,15 +90,7 @@ class CategoricalWeights(Guide):
         Returns:
             The copy, in evaluation mode, with nothing random in it.
         """
-        weights = {}
-        for name in self.weight_names:
-            whole = base_distribution(self.site_distribution(name))
-            distribution: Any = free_entries(whole)[0]
-            fixed = free_entries(whole)[1]
-            levels = distribution.scale.new_tensor(self.levels)
-            states = distribution.scale * levels[distribution.states().long()]
-            weights[name] = states if fixed is None else fixed.put_into(states)
-        return with_weights(model, weights)
+        return with_weights(model, most_probable(self))
 
     def extra_repr(self) -> str:
         """The levels."""

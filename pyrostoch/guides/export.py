@@ -11,12 +11,14 @@ from torch import Tensor, nn
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
+from pyrostoch.guides.ratio import free_entries, weight_distributions
 from pyrostoch.guides.sparse import SparseConv2d, SparseLinear, csr_bytes
 from pyrostoch.layers import Conv2d, Linear
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior, clean_name
+from pyrostoch.protocols import SiteGuide
 
-__all__ = ["load_pruned", "make_sparse", "with_weights"]
+__all__ = ["load_pruned", "make_sparse", "most_probable", "with_weights"]
 
 # Exactly these types: a subclass may use its weight in another way.
 _SPARSE: dict[type, type[SparseLinear] | type[SparseConv2d]] = {
@@ -77,6 +79,19 @@ def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
     for parameter in copied.parameters():
         parameter.grad = None
     return copied.eval()
+
+
+def most_probable(guide: SiteGuide) -> dict[str, Tensor]:
+    """The most probable value of each weight on a grid, with the constants in their places, by site.
+
+    Args:
+        guide: A guide whose weights are `Levels`.
+    """
+    weights = {}
+    for name, whole in weight_distributions(guide, "export").items():
+        distribution, fixed = free_entries(whole)
+        weights[name] = distribution.mode if fixed is None else fixed.put_into(distribution.mode)
+    return weights
 
 
 def make_sparse(net: nn.Module, names: list[str]) -> nn.Module:

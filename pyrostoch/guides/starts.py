@@ -9,7 +9,7 @@ from torch import Tensor
 
 from pyrostoch.sites import Site
 
-__all__ = ["Start", "nudge_from_zero", "start_value"]
+__all__ = ["Start", "nudge_from_zero", "start_value", "weights_with_a_scale"]
 
 #: A number for every site, or a function of the site.
 Start = float | Tensor | Callable[[Site], "float | Tensor"]
@@ -56,3 +56,22 @@ def nudge_from_zero(values: Tensor) -> Tensor:
     size = values.abs().mean()
     small = torch.where(size > 0, size, torch.ones_like(size)) / 100
     return torch.where(values == 0, small, values)
+
+
+def weights_with_a_scale(site: Site, guide: str) -> Tensor:
+    """The network's own weights at a site, from which a scale can be chosen.
+
+    Args:
+        site: The site.
+        guide: Class of the guide that asks, for the error.
+
+    Raises:
+        ValueError: All of them are 0.
+    """
+    weights = site.init.detach()
+    if not weights.any():
+        raise ValueError(
+            f"{guide}: all of the network's own weights at site {site.name!r} are 0, so that no scale can be chosen "
+            "from them; start from random or trained weights"
+        )
+    return weights

@@ -7,6 +7,8 @@
 | `Hierarchical` | N(0, s^2), s a random variable |
 | `LogUniform`, `ARD` | improper: the ELBO is defined up to a constant per weight |
 | `Grid` | uniform over the levels of a weight on a grid, at any scale of the grid |
+| `SymmetricBinomial` | Binomial(n, 1/2) over the levels of a weight, at any scale |
+| `UniformMultinomial` | uniform over the cells on which the trials of a kernel fall, at any scale |
 | `None` | no prior: the parameter is fitted by maximum likelihood |
 
 Any Pyro distribution of a single weight can be used as well.
@@ -15,7 +17,17 @@ Any Pyro distribution of a single weight can be used as well.
 from __future__ import annotations
 
 from pyrostoch.priors.base import FromDistribution, Prior, PriorSpec, as_prior
-from pyrostoch.priors.fixed import ARD, Grid, Laplace, LogUniform, Normal, ScaleMixture, StudentT
+from pyrostoch.priors.fixed import (
+    ARD,
+    Grid,
+    Laplace,
+    LogUniform,
+    Normal,
+    ScaleMixture,
+    StudentT,
+    SymmetricBinomial,
+    UniformMultinomial,
+)
 from pyrostoch.priors.rules import assign, clean_name, fixed_parameters, is_bias, owners
 from pyrostoch.priors.scales import EmpiricalBayes, Hierarchical
 
@@ -32,6 +44,8 @@ __all__ = [
     "PriorSpec",
     "ScaleMixture",
     "StudentT",
+    "SymmetricBinomial",
+    "UniformMultinomial",
     "as_prior",
     "assign",
     "clean_name",

@@ -11,7 +11,17 @@ from torch import Tensor
 from pyrostoch import distributions
 from pyrostoch.priors.base import Prior
 
-__all__ = ["ARD", "Grid", "Laplace", "LogUniform", "Normal", "ScaleMixture", "StudentT"]
+__all__ = [
+    "ARD",
+    "Grid",
+    "Laplace",
+    "LogUniform",
+    "Normal",
+    "ScaleMixture",
+    "StudentT",
+    "SymmetricBinomial",
+    "UniformMultinomial",
+]
 
 
 class _Fixed(Prior):
@@ -157,7 +167,8 @@ class LogUniform(Prior):
 class Grid(Prior):
     """Uniform over the k levels of a weight on a grid, at any scale of the grid.
 
-    For the guide `CategoricalWeights`, whose KL to it is log k minus the entropy of the distribution over levels.
+    For the guides `CategoricalWeights` and `BinomialWeights`, whose KL to it is log k minus the entropy of the
+    distribution over levels.
 
     Example:
         >>> Grid().improper
@@ -169,6 +180,42 @@ class Grid(Prior):
     def distribution(self, name: str, shape: torch.Size) -> Any:
         """The distribution, expanded to the shape of the weights."""
         return distributions.Grid().expand(shape)
+
+
+class SymmetricBinomial(Prior):
+    r"""The number of a weight's level is Binomial(n, 1/2) for n + 1 levels, at any scale of the levels.
+
+    For the guide `BinomialWeights`, whose KL to it is that of n coins to fair coins, and for `CategoricalWeights`,
+    where it favors the levels in the middle: with three levels their probabilities are 1/4, 1/2, 1/4.
+
+    Example:
+        >>> SymmetricBinomial().improper
+        True
+    """
+
+    improper = True
+
+    def distribution(self, name: str, shape: torch.Size) -> Any:
+        """The distribution, expanded to the shape of the weights."""
+        return distributions.SymmetricBinomial().expand(shape)
+
+
+class UniformMultinomial(Prior):
+    r"""Each trial of a kernel of counts falls on all entries and both signs alike, at any scale of the weights.
+
+    For the guide `MultinomialWeights`; the KL is that of the counts, n log(2 F) minus n times the entropy of a trial
+    for a kernel of F weights.
+
+    Example:
+        >>> UniformMultinomial().improper
+        True
+    """
+
+    improper = True
+
+    def distribution(self, name: str, shape: torch.Size) -> Any:
+        """The distribution, expanded to the shape of the weights."""
+        return distributions.UniformMultinomial().expand(shape)
 
 
 class ARD(Prior):

@@ -28,7 +28,9 @@ class GuideMember:
     prior: Callable[[], priors.Prior] = partial(priors.Normal, 0.1, 0.8)
     local: bool = True  # local reparameterization replaces its weights; False for a distribution it has no rule for
     closed_form: bool = True  # of the KL to that prior
-    by_convention: bool = False  # the KL is a convention, and no expectation of log densities
+    by_convention: bool = False  # the KL is no expectation of log densities: a convention, or that of hidden counts
+    constants: bool = True  # entries that torch holds constant can be mixed with its own; False where it refuses them
+    straight_through: bool = False  # a shared draw's gradient is that of its mean, not of the draw
     log_prior: float | None = None  # of one weight, where the prior has no density of its own
     source: bool = True  # its docstring names a publication
 
@@ -63,6 +65,18 @@ GUIDES = {
         partial(guides.VarianceOnly, family="bernoulli"), priors.LogUniform, by_convention=True
     ),
     "CategoricalWeights": GuideMember(guides.CategoricalWeights, priors.Grid, log_prior=-math.log(3.0)),
+    "BinomialWeights": GuideMember(guides.BinomialWeights, priors.Grid, log_prior=-math.log(9.0)),
+    "BinomialWeights, binomial": GuideMember(
+        partial(guides.BinomialWeights, n=1), priors.SymmetricBinomial, log_prior=-math.log(2.0)
+    ),
+    "MultinomialWeights": GuideMember(
+        guides.MultinomialWeights,
+        priors.UniformMultinomial,
+        local=False,
+        by_convention=True,
+        constants=False,
+        straight_through=True,
+    ),
     "PerSite": GuideMember(_mixed, source=False),
 }
 
@@ -91,6 +105,8 @@ PRIORS = {
     "LogUniform": PriorMember(priors.LogUniform, source=True),
     "ARD": PriorMember(priors.ARD, density=False, source=True),
     "Grid": PriorMember(priors.Grid, density=False, posterior=guides.CategoricalWeights),
+    "SymmetricBinomial": PriorMember(priors.SymmetricBinomial, density=False, posterior=guides.BinomialWeights),
+    "UniformMultinomial": PriorMember(priors.UniformMultinomial, density=False, posterior=guides.MultinomialWeights),
 }
 
 

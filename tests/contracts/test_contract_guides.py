@@ -154,7 +154,8 @@ def test_gradients_of_kl_and_of_the_loss(name: str) -> None:
         return sum((kl_sum(guide.site_distribution(s), prior_of(model, s)) for s in model.sites), x.new_zeros(()))
 
     by_autograd, by_differences = derivatives(guide, seeded)
-    assert by_autograd == pytest.approx(by_differences, rel=1e-4, abs=1e-4)
+    if not GUIDES[name].straight_through:
+        assert by_autograd == pytest.approx(by_differences, rel=1e-4, abs=1e-4)
     assert all(torch.isfinite(parameter.grad).all() for parameter in guide.parameters())
     if GUIDES[name].closed_form and kl().requires_grad:
         by_autograd, by_differences = derivatives(guide, kl)
@@ -173,7 +174,8 @@ def test_local_and_shared_draws_have_the_same_mean(name: str) -> None:
     found = treatment.startswith("local")
     assert found == GUIDES[name].local, f"treatment {treatment!r}: say local={found} in GUIDES"
     if not GUIDES[name].local:
-        assert bool((drawn == drawn[0]).all()) and local.treatments["weight"].startswith("shared (no rule")
+        assert bool((drawn == drawn[0]).all())
+        assert treatment.startswith(("shared (no rule for", "shared (entries of"))
         return
     shared = guide.site_distribution("weight").sample((DRAWS,)) @ x
     error = (drawn.var(0) + shared.var(0)).sqrt() / math.sqrt(DRAWS)
@@ -262,6 +264,10 @@ def test_constants_of_torch_are_neither_drawn_nor_trained(name: str) -> None:
     with torch.no_grad():
         table.weight[1] = 0.7
     model = model_of(nn.Sequential(table, nn.Flatten(), nn.Linear(6, 2).double()), member.prior())
+    if not member.constants:
+        with pytest.raises(ValueError, match=r"without constant entries.*got '0.weight'.*'0.weight': None"):
+            member.make(model)
+        return
     guide = member.make(model)
     drawn, distribution = guide(), guide.site_distribution("0.weight")
     assert (drawn["0.weight"][1] == 0.7).all() and (distribution.variance[1] == 0).all()
