@@ -65,8 +65,8 @@ def to_arviz(
         An `InferenceData` (ArviZ 0.x) or a `DataTree` (ArviZ 1.x).
 
     Raises:
-        ValueError: The result would be too large; a name or pattern matches no site; or the data are empty, not finite,
-            in another order at each pass, or do not fit the model.
+        ValueError: The result would be too large; a name or pattern matches no site; `log_likelihood` is asked for of a
+            pseudo-likelihood; or the data are empty, not finite, in another order at each pass, or do not fit.
 
     Example:
         >>> import warnings, pyrostoch as ps

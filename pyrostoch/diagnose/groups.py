@@ -13,12 +13,14 @@ import torch
 from numpy.typing import NDArray
 from pyro.poutine import Trace
 from torch import Tensor
+from torch.distributions import Distribution
 
 from pyrostoch._checks import name_list
 from pyrostoch._inputs import example_axes
 from pyrostoch._manual import see
 from pyrostoch._version import __version__
 from pyrostoch.effects import SharedSample
+from pyrostoch.likelihoods.pseudo import is_pseudo
 from pyrostoch.prediction.readouts import batches_for, batches_on_device, check_targets, observation_distribution
 from pyrostoch.protocols import Data, InDims, Inputs, Model
 from pyrostoch.sites import Site, latent_sites
@@ -104,6 +106,7 @@ def collect_groups(
                 distribution: Any = observation_distribution(model, trace, x)
                 if index == 0:
                     check_targets(model, distribution, y)
+                    _check_densities(options, distribution)
                     observed[rows] = _numpy(y)
                     order[start] = _fingerprint(x, in_dims)
                 elif batches.in_memory is None and not (
@@ -139,6 +142,17 @@ def collect_groups(
     dims["obs"] = ["example", *(["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)])]
     coords = {"draw": np.arange(options.kept) * options.thin}
     return _assemble(groups, dims, coords, {**attrs, "model": type(getattr(model, "net", model)).__name__})
+
+
+def _check_densities(options: GroupOptions, distribution: Distribution) -> None:
+    """Raise an error if log likelihoods are asked for of a pseudo-likelihood, which has two for two purposes."""
+    if options.log_likelihood and is_pseudo(distribution):
+        raise ValueError(
+            "log_likelihood: expected a likelihood that is a probability of the targets, got a pseudo-likelihood; "
+            "az.loo would weigh the draws by it and score with it, but the score needs the normalized probability: "
+            "give log_likelihood=False, and score held-out data with pyrostoch.compare"
+            f"{see('how-to/arviz')}"
+        )
 
 
 def _fingerprint(x: Inputs, in_dims: InDims) -> Tensor:

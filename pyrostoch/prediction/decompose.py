@@ -18,6 +18,7 @@ from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
 from pyrostoch.infer.rates import check_rates_known
 from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
+from pyrostoch.likelihoods.pseudo import is_pseudo
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.rates import RateRecorder, RateRow, add_rates, find_cuts, rate_lines, rate_rows
 from pyrostoch.prediction.readouts import (
@@ -66,8 +67,8 @@ class Decomposition(Record):
     """The ELBO of a whole data set in nats: `elbo = data - kl - rate - sum(penalty.values())`.
 
     Args:
-        elbo: The evidence lower bound.
-        data: Expected log-likelihood, summed over all examples.
+        elbo: The evidence lower bound; that of the pseudo-evidence where `pseudo` is set.
+        data: Expected log-likelihood, or log pseudo-likelihood, summed over all examples.
         kl: KL of guide to prior, summed over all sites.
         elbo_stderr: Standard error of `elbo`; `None` where `data_stderr` is.
         data_stderr: Standard error of `data` over the draws; `None` with a single one, 0 where nothing is drawn.
@@ -83,6 +84,8 @@ class Decomposition(Record):
         rates: The rate of each layer.
         information_bound: Upper bound, in nats for an example on average, of the information of the input that the
             network lets through; `None` where not every path from the input was found to cross drawn activations.
+        pseudo: Whether the likelihood is a pseudo-likelihood, as in `BayesianSVM`: the ELBO then bounds the log of the
+            integral of prior times pseudo-likelihood, which is no probability of the data.
     """
 
     elbo: float
@@ -101,6 +104,7 @@ class Decomposition(Record):
     rate: float = 0.0
     rates: tuple[RateRow, ...] = ()
     information_bound: float | None = None
+    pseudo: bool = False
 
     def __str__(self) -> str:
         rows = [("data term", self.data, _error(self.data_stderr) if self.num_samples else "")]
@@ -125,6 +129,11 @@ class Decomposition(Record):
             lines.append(
                 f"Improper prior on {names}:\nKL and ELBO are defined up to a constant per weight; compare them only "
                 "under the same prior."
+            )
+        if self.pseudo:
+            lines.append(
+                "Pseudo-likelihood, no probability of the targets:\nthe ELBO bounds the log of a pseudo-evidence, no "
+                "evidence; compare it only under the same likelihood."
             )
         return "\n".join(lines)
 
@@ -189,7 +198,7 @@ def decompose(
         _check_size(model, batches.num_data)
     device = device_of(model, guide, device)
     data_terms: list[list[float]] = []  # for each batch its data term in each draw, or a single one if nothing is drawn
-    sampled = False
+    sampled = pseudo = False
     treatments: dict[str, str] = {}
     first: tuple[Inputs, Tensor] | None = None
     count = 0
@@ -211,6 +220,7 @@ def decompose(
                 add_rates(rate_totals[len(values)], rate_recorder)
                 if not values:
                     check_targets(model, distribution, y)
+                    pseudo = is_pseudo(distribution)
                 values.append(expected_log_prob(distribution, y).sum(dtype=torch.float64).item())
                 treatments = handler.treatments
                 if estimator in MOMENTS and all(map(torch.equal, before, generator_states(device))):
@@ -247,6 +257,7 @@ def decompose(
         rate=rate,
         rates=rates,
         information_bound=bound,
+        pseudo=pseudo,
     )
 
 

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 from torch.distributions import Distribution
 
+from pyrostoch.likelihoods.pseudo import normalized
 from pyrostoch.metrics import MomentAverage, PredictiveAverage
 from pyrostoch.metrics.uncertainty import LogMeanExp
 from pyrostoch.moments.predictive import OutputDistribution
@@ -61,7 +62,7 @@ class DrawAverage:
         if self.y is not None:
             if not self._density.draws:
                 check_targets(self._model, distribution, self.y)
-            found["density"] = distribution.log_prob(self.y)
+            found["density"] = normalized(distribution).log_prob(self.y)
         observed = observed_mask(distribution)
         if observed is not None:
             found["observed"] = observed

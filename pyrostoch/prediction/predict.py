@@ -25,11 +25,11 @@ __all__ = ["Prediction", "predict"]
 class Prediction(Record):
     """What a Bayesian network predicts for n examples, in float64.
 
-    For classes (likelihood `likelihoods.Categorical`, or one `likelihoods.Bernoulli` per example: no and yes) it holds
-    `probs` and `log_probs`, and the uncertainties are entropies in nats. Otherwise it holds `mean` and `variance`, and
-    the uncertainties are variances. Of a distribution without a mean (Cauchy, a density of your own) there is only the
-    `log_density` of given targets. Where a likelihood masks targets, everything but `log_density` is predicted for the
-    masked entries, too.
+    For classes (likelihood `likelihoods.Categorical` or `likelihoods.BayesianSVM`, or one `likelihoods.Bernoulli` per
+    example: no and yes) it holds `probs` and `log_probs`, and the uncertainties are entropies in nats. Otherwise it
+    holds `mean` and `variance`, and the uncertainties are variances. Of a distribution without a mean (Cauchy, a
+    density of your own) there is only the `log_density` of given targets. Where a likelihood masks targets, everything
+    but `log_density` is predicted for the masked entries, too.
 
     Args:
         mode: The mode's name.

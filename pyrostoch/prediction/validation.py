@@ -14,6 +14,7 @@ from pyrostoch._inputs import to_device
 from pyrostoch._seeds import forked
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.elbo import interpretation
+from pyrostoch.likelihoods.pseudo import normalized
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.observed import observed_mask
 from pyrostoch.protocols import Inputs
@@ -56,9 +57,9 @@ def predictive_loss(
 
     $$ -\frac{1}{n} \sum_i \log \frac{1}{K} \sum_{k=1}^{K} p(y_i \mid x_i, w_k), \qquad w_k \sim q. $$
 
-    Examples whose targets a mask leaves out are not counted, as in `compare`. The network is in evaluation mode. The
-    noise is the same at every call, so that epochs can be compared, and torch's generators are left as they were, so
-    that the evaluation does not change the training run.
+    Examples whose targets a mask leaves out are not counted, and a pseudo-likelihood is normalized, as in `compare`.
+    The network is in evaluation mode. The noise is the same at every call, so that epochs can be compared, and torch's
+    generators are left as they were, so that the evaluation does not change the training run.
 
     Args:
         model: The model.
@@ -106,6 +107,6 @@ def _log_prob(model: BayesianModel, guide: nn.Module, x: Inputs, y: Tensor, name
     with interpretation(name, model):
         trace = trace_of(guide, x)
         distribution = poutine.replay(model.observation, trace=trace)(x)
-    log_prob: Tensor = distribution.log_prob(y)
+    log_prob: Tensor = normalized(distribution).log_prob(y)
     mask = observed_mask(distribution)
     return log_prob.float(), len(y) if mask is None else int(mask.reshape(len(y), -1).any(1).sum())

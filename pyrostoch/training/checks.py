@@ -24,7 +24,7 @@ from pyrostoch.effects import base_distribution
 from pyrostoch.effects.usage import Use, weight_usage
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.likelihoods import Bernoulli, Categorical, FromOutput
+from pyrostoch.likelihoods import BayesianSVM, Bernoulli, Categorical, FromOutput
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.priors import fixed_parameters
@@ -321,9 +321,13 @@ class _UsageRecorder(Messenger):
 
 
 def _centered_sites(model: BayesianModel, trace: Trace) -> set[str]:
-    """Sites whose distribution has mean zero by construction, in a model where the network's outputs are logits."""
+    """Sites whose distribution has mean zero by construction, in a model of classes that is concave in the output."""
     # Compared by the method that turns outputs into a distribution, since a subclass may have overridden it.
-    if type(model.likelihood).distribution not in (Categorical.distribution, Bernoulli.distribution):
+    if type(model.likelihood).distribution not in (
+        Categorical.distribution,
+        Bernoulli.distribution,
+        BayesianSVM.distribution,
+    ):
         return set()
     distributions = {
         name: base_distribution(node["fn"]) for name, node in trace.nodes.items() if node["type"] == "sample"
@@ -332,14 +336,14 @@ def _centered_sites(model: BayesianModel, trace: Trace) -> set[str]:
 
 
 def _warn_of_centered_output(model: BayesianModel, uses: dict[str, tuple[Use, ...]]) -> None:
-    # The log-likelihood is concave in the logits. By Jensen's inequality its mean over logits distributed symmetrically
-    # around the bias is at most its value at the bias, whatever the input. This does not hold if the same weight also
+    # The log-likelihood is concave in the output. By Jensen's inequality its mean over outputs symmetric around
+    # the bias is at most its value at the bias, whatever the input. This does not hold if the same weight also
     # computes the input of the last layer.
     for site, found in uses.items():
         if len(found) == 1 and found[0].output:
             warnings.warn(
-                f"fit: the distribution of {site!r} has mean zero and computes the network's output, the logits of a "
-                f"{type(model.likelihood).__name__} likelihood: they are symmetric around the bias whatever the input, "
+                f"fit: the distribution of {site!r} has mean zero and computes the network's output, the "
+                f"{_outputs(model.likelihood)} likelihood: they are symmetric around the bias whatever the input, "
                 "and their expected log-likelihood is never above that of the bias alone, so nothing can be learned. "
                 f"Give this layer a distribution with a mean, such as guides.PerSite(model, {{'*': "
                 f"guides.VarianceOnly, {site!r}: guides.Additive}}), or no prior (prior rule {{{site!r}: None}})",
@@ -348,15 +352,23 @@ def _warn_of_centered_output(model: BayesianModel, uses: dict[str, tuple[Use, ..
             )
 
 
+def _outputs(likelihood: nn.Module) -> str:
+    """What the network's outputs are for a likelihood, such as `logits of a Categorical`."""
+    kind = "decision values" if isinstance(likelihood, BayesianSVM) else "logits"
+    return f"{kind} of a {type(likelihood).__name__}"
+
+
 def _warn_of_softmax(likelihood: nn.Module, args: tuple[Any, ...]) -> None:
-    """Warn of probabilities where logits are expected: with them, no class can ever be nearly certain."""
+    """Warn of probabilities where any numbers are expected: with them, no class can ever be nearly certain."""
     output = args[0] if args else None
-    if not isinstance(likelihood, Categorical) or not isinstance(output, Tensor) or output.shape[-1] < 2:
+    if not isinstance(likelihood, (Categorical, BayesianSVM)) or not isinstance(output, Tensor):
+        return
+    if output.dim() < 2 or output.shape[-1] < 2:
         return
     if bool((output >= 0).all()) and bool(((output.sum(-1) - 1).abs() < 1e-3).all()):
         warnings.warn(
-            "fit: the network's outputs are probabilities (they sum to one), but Categorical expects logits: "
-            f"leave out the last softmax{see('how-to/write_a_likelihood')}",
+            "fit: the network's outputs are probabilities (they sum to one), not the "
+            f"{_outputs(likelihood)}: leave out the last softmax{see('how-to/write_a_likelihood')}",
             UserWarning,
             stacklevel=2,
         )
