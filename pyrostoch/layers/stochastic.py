@@ -22,6 +22,7 @@ from pyrostoch.layers.activations import (
     PriorOfActivations,
     StudentT,
 )
+from pyrostoch.layers.activations.noisier import Noisier
 from pyrostoch.layers.activations.priors import as_activation_prior
 from pyrostoch.moments import Moments
 from pyrostoch.moments.gaussian import per_example
@@ -64,6 +65,10 @@ class StochasticLayer(nn.Module):
         temperature: The temperature of `"relaxed"`; lower is nearer to discrete values, with a noisier gradient.
         channels: The axis of the output along which entries belong together, for categorical distributions. In the
             Pyro site it is the last one.
+
+    Attributes:
+        noise_factor: Factor of the noise, 1 unless it is set: 2 doubles scales and halves logits. It shows whether the
+            noise that a network was trained with matters to it.
 
     Raises:
         ValueError: The distribution has no such gradient, or no such name is known.
@@ -120,7 +125,7 @@ class StochasticLayer(nn.Module):
                 f"{name} distribution: expected one of layers.activations, such as Gaussian(), or a name, got "
                 f"{distribution!r}{see('how-to/stochastic_layers')}"
             )
-        self.family = distribution
+        self._family, self.noise_factor = distribution, 1.0
         self.gradient: Gradient = gradient or distribution.gradients[0]
         if self.gradient not in distribution.gradients:
             raise ValueError(
@@ -133,6 +138,11 @@ class StochasticLayer(nn.Module):
         self.prior = as_activation_prior(prior, distribution, shape, name)
         if self.gradient == "score":
             self.register_buffer("average_cost", torch.zeros(()))
+
+    @property
+    def family(self) -> ActivationDistribution:
+        """The distribution of the activations, with its noise scaled by `noise_factor`."""
+        return self._family if self.noise_factor == 1.0 else Noisier(self._family, self.noise_factor)
 
     def forward(self, x: Tensor | Moments) -> Tensor | Moments:
         """The activations: drawn, or what the interpretation puts in their place.
@@ -201,16 +211,16 @@ class StochasticLayer(nn.Module):
         $\mathrm{Var}\,h = \mathrm{Var}\,m(\theta) + E\,v(\theta)$.
         """
         if self.family.event:
-            refuse(type(self).forward, f"the entries of a {type(self.family).__name__} activation depend on each other")
+            refuse(type(self).forward, f"the entries of a {type(self._family).__name__} activation depend on each other")
         if len(x) == 1:
             result = activate(x[0], Smooth(lambda z: self.family.distribution((z,)).mean))
             noise = activate(x[0], Smooth(lambda z: self.family.distribution((z,)).variance)).loc
-        elif isinstance(self.family, (Gaussian, Laplace, StudentT)):
+        elif isinstance(self._family, (Gaussian, Laplace, StudentT)):
             result = x[0]
             scale = x[-1]
             noise = activate(scale, Smooth(lambda z: self.family.distribution((torch.zeros_like(z), z)).variance)).loc
         else:
-            refuse(type(self).forward, f"there is none for a {type(self.family).__name__} activation")
+            refuse(type(self).forward, f"there is none for a {type(self._family).__name__} activation")
         var = result.var + noise
         cov = None if result.cov is None else result.cov + torch.diag_embed(per_example(noise))
         return Moments(result.loc, var, cov, result.settings, result.links)
@@ -227,7 +237,7 @@ class StochasticLayer(nn.Module):
         text = str(error).split(", but found invalid values")[0].replace("\n", " ")
         return InvalidParametersError(
             self,
-            f"the kernels' outputs give a {type(self.family).__name__} activation invalid parameters, such as a scale "
+            f"the kernels' outputs give a {type(self._family).__name__} activation invalid parameters, such as a scale "
             f"that is 0 or has underflowed, or NaN: {text}; lower the learning rate, or keep the scale away from 0 "
             f"(a larger rate_weight, Gaussian('softplus')){see('how-to/stochastic_layers')}",
         )
@@ -252,4 +262,4 @@ class StochasticLayer(nn.Module):
 
     def extra_repr(self) -> str:
         """The distribution and the gradient."""
-        return f"distribution={type(self.family).__name__}, gradient={self.gradient}"
+        return f"distribution={type(self._family).__name__}, gradient={self.gradient}"

@@ -29,6 +29,8 @@ class ActivationDistribution(ABC):
             continuous value in place of a discrete one), `"straight-through"` (the derivative of the mean), `"score"`
             (the score function, which the ELBO adds).
         event: Whether the entries along the channels belong together, as the probabilities of classes do.
+        noise: The parameter that sets the size of the noise: a scale, or logits, which are those of a choice under
+            noise of scale 1; `None` where there is no such parameter.
 
     Example:
         >>> import torch
@@ -39,6 +41,7 @@ class ActivationDistribution(ABC):
 
     gradients: ClassVar[tuple[Gradient, ...]] = ("reparameterized",)
     event: ClassVar[bool] = False
+    noise: ClassVar[Literal["scale", "logits"] | None] = None
 
     @property
     @abstractmethod

@@ -37,6 +37,7 @@ class Gaussian(ActivationDistribution):
         tensor([2.])
     """
 
+    noise = "scale"
     scale: Literal["softplus", "exp", "raw"] = "softplus"
 
     def __post_init__(self) -> None:
@@ -72,6 +73,8 @@ class Laplace(ActivationDistribution):
         tensor([0.6931])
     """
 
+    noise = "scale"
+
     @property
     def links(self) -> dict[str, Link]:
         """Of `loc` and `scale`."""
@@ -106,6 +109,7 @@ class StudentT(ActivationDistribution):
         tensor([5.])
     """
 
+    noise = "scale"
     df: float = 4.0
 
     def __post_init__(self) -> None:
@@ -139,6 +143,8 @@ class LogNormal(ActivationDistribution):
         >>> LogNormal().noise_free(torch.zeros(1), torch.ones(1))
         tensor([1.])
     """
+
+    noise = "scale"
 
     @property
     def links(self) -> dict[str, Link]:

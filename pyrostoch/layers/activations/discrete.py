@@ -20,6 +20,7 @@ class _ByLogits(ActivationDistribution):
     """Discrete activations, whose kernel gives logits."""
 
     gradients = ("straight-through", "relaxed", "score")
+    noise = "logits"
 
     @property
     def links(self) -> dict[str, Link]:
