@@ -16,6 +16,7 @@ _NAMES = (
     "graph_nodes",
     "padded_sentences",
     "ternary_network",
+    "information_bottleneck",
     "homeostasis_of_noise",
     "lightning_mnist",
 )

@@ -13,6 +13,7 @@ from pyrostoch._checks import name_list
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
 from pyrostoch.guides import Guide
+from pyrostoch.likelihoods import Categorical, Likelihood
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior
 
@@ -46,6 +47,7 @@ class Case:
         recipes: The recipe of each preset in which this case is run.
         network: Makes the network for a data set.
         guide: Makes the guide.
+        likelihood: The likelihood; `Categorical()` by default.
         random: Prior of each random weight, by name pattern; empty if no weight is random.
         modes: Predictive modes that are scored.
         start: Name of the case from whose trained state this one starts.
@@ -64,6 +66,7 @@ class Case:
     recipes: Mapping[str, Recipe]
     network: Callable[[DataSplit], nn.Module] | None = None
     guide: MakeGuide | None = None
+    likelihood: Callable[[], Likelihood] = Categorical
     random: Mapping[str, Prior] = field(default_factory=dict)
     modes: tuple[str, ...] = ("mean", "mc:1", "mc:20")
     start: str | None = None

@@ -20,7 +20,6 @@ from pyrostoch.bench.curve import CurveRecorder
 from pyrostoch.bench.files import read_json, write_json
 from pyrostoch.bench.recipe import Recipe
 from pyrostoch.data import DataSplit
-from pyrostoch.likelihoods import Categorical
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.compare import ComparisonRow, accuracy_by_samples, compare
 from pyrostoch.prediction.decompose import decompose
@@ -137,6 +136,7 @@ def _train_and_score(trained: Trained, folder: Path, setting: Setting, progress:
         estimator=recipe.estimator,
         schedule=recipe.schedule,
         kl_warmup=recipe.kl_warmup,
+        rate_weight=recipe.rate_weight,
         precision=setting.precision,
         seed=trained.seed,
         progress=False,
@@ -248,7 +248,7 @@ def _model(bench: Bench, case: Case, split: DataSplit, count: int, device: torch
     net = case.network(split)
     # Torch's convolutions and poolings run faster in this memory format, on CPUs and GPUs, with the same values.
     net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return BayesianModel(net, prior=dict(case.random), likelihood=Categorical(), num_data=count).to(device)
+    return BayesianModel(net, prior=dict(case.random), likelihood=case.likelihood(), num_data=count).to(device)
 
 
 def score(trained: Trained, max_samples: int | None = None) -> dict[str, float]:
@@ -282,6 +282,9 @@ def score(trained: Trained, max_samples: int | None = None) -> dict[str, float]:
         metrics |= {"elbo": terms.elbo, "data": terms.data, "kl": terms.kl}
         if terms.data_stderr is not None:
             metrics["data/monte-carlo-error"] = terms.data_stderr
+        metrics |= {f"rate/{row.layer}": row.nats for row in terms.rates}
+        if terms.information_bound is not None:
+            metrics["information"] = terms.information_bound
     if case.measure is not None:
         with seeded(trained.seed, trained.train[0].device):
             metrics |= case.measure(trained)

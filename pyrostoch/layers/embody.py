@@ -14,7 +14,6 @@ The network is called as it is, with the output of the module `at` replaced whil
 from __future__ import annotations
 
 import inspect
-from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any, Literal
 
@@ -26,13 +25,13 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 
-__all__ = ["Embodied", "Merge", "merge_then_sample", "prepend", "sample_then_merge"]
+__all__ = ["Embodied", "Merge", "Prepended", "merge_then_sample", "prepend", "sample_then_merge"]
 
 #: How two tensors become one: by name, or by a function of the main branch and the other one.
 Merge = Literal["add", "multiply", "concatenate"] | Callable[[Tensor, Tensor], Tensor]
 
 
-def prepend(network: nn.Module, stochastic: nn.Module, layers: nn.Module | None = None) -> nn.Sequential:
+def prepend(network: nn.Module, stochastic: nn.Module, layers: nn.Module | None = None) -> Prepended:
     r"""A stochastic layer in front of a network: $x \to L \to S \to N$.
 
     Args:
@@ -45,8 +44,37 @@ def prepend(network: nn.Module, stochastic: nn.Module, layers: nn.Module | None 
         >>> prepend(nn.Linear(3, 2), StochasticAdditive(3))(torch.zeros(4, 3)).shape
         torch.Size([4, 2])
     """
-    parts = [("layers", layers), ("stochastic", stochastic), ("network", network)]
-    return nn.Sequential(OrderedDict((name, part) for name, part in parts if part is not None))
+    return Prepended(network, stochastic, layers)
+
+
+class Prepended(nn.Module):
+    """A network with a stochastic layer in front of it; made by `prepend`.
+
+    Args:
+        network: The network.
+        stochastic: The stochastic layer.
+        layers: Regular layers in front of it.
+    """
+
+    def __init__(self, network: nn.Module, stochastic: nn.Module, layers: nn.Module | None) -> None:
+        super().__init__()
+        self.layers, self.stochastic, self.network = layers, stochastic, network
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
+        """Call the network on the activations of the stochastic layer.
+
+        Args:
+            x: Its first input, which passes through the layers.
+            *args: Its further inputs.
+            **kwargs: The same by name.
+        """
+        x = x if self.layers is None else _activation(self.layers(x))
+        return self.network(_activation(self.stochastic(x)), *args, **kwargs)
+
+
+def _activation(output: Any) -> Any:
+    """The activation among a module's outputs: the first, where it returns states besides, as recurrent ones do."""
+    return output[0] if isinstance(output, tuple) else output
 
 
 def merge_then_sample(
@@ -179,7 +207,7 @@ class Embodied(nn.Module):
         """
         calls = 0
         # Before the network runs, which may write into its input.
-        other = x.clone() if self.layers is None else self.layers(x)
+        other = x.clone() if self.layers is None else _activation(self.layers(x))
 
         def replace(module: nn.Module, given: Any, output: Any) -> Any:
             nonlocal calls
@@ -217,8 +245,8 @@ class Embodied(nn.Module):
     def _meet(self, main: Tensor, other: Tensor) -> Tensor:
         """What takes the place of the split module's output."""
         if self.sample_first:
-            return self._merged(main, self.stochastic(other))
-        return self.stochastic(self._merged(main, other))
+            return self._merged(main, _activation(self.stochastic(other)))
+        return _activation(self.stochastic(self._merged(main, other)))
 
     def _merged(self, main: Tensor, other: Tensor) -> Tensor:
         if callable(self.merge):
@@ -279,9 +307,9 @@ class Embodied(nn.Module):
         sizes: list[tuple[int, int]] = []
 
         def measure(module: nn.Module, given: Any, output: Any) -> None:
-            main = output[0] if isinstance(output, tuple) else output
-            other = example if self.layers is None else self.layers(example)
-            other = self.stochastic(other) if self.sample_first else other
+            main = _activation(output)
+            other = example if self.layers is None else _activation(self.layers(example))
+            other = _activation(self.stochastic(other)) if self.sample_first else other
             self._check(main, other, except_axis=self._axis(main))
             sizes.append((main.shape[self._axis(main)], other.shape[self._axis(main)]))
 
