@@ -30,8 +30,10 @@ __all__ = [
     "Resume",
     "RunName",
     "Seed",
+    "RateWeight",
     "SomeGuides",
     "Split",
+    "Stochastic",
 ]
 
 _TRAIN = "Training"
@@ -64,6 +66,22 @@ Random = Annotated[
         "--random",
         help="Name patterns of the random weights, separated by commas; default: a hidden layer, fc2.weight for mlp.",
         metavar="PATTERN",
+    ),
+]
+Stochastic = Annotated[
+    str | None,
+    typer.Option(
+        "--stochastic",
+        help="Layers whose outputs are drawn, separated by commas, such as conv1; see --rate-weight.",
+        metavar="NAME",
+    ),
+]
+RateWeight = Annotated[
+    float | None,
+    typer.Option(
+        "--rate-weight",
+        help="Weight of the rate of stochastic layers, which limits the information they let through; default: 1.",
+        rich_help_panel=_TRAIN,
     ),
 ]
 Prior = Annotated[

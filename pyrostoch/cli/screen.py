@@ -156,6 +156,8 @@ class RunScreen(RunCallback):
             lines.append(
                 ("", "improper: the ELBO is defined up to a constant per weight; compare it within this run only")
             )
+        if config.stochastic:
+            lines.append(("stochastic", f"{config.stochastic}; weight of the rate {config.rate_weight:g}"))
         epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
         training = (
             f"{epochs}, batches of {config.batch_size}, lr {config.lr:g} (log alpha {config.lr_alpha:g})"
@@ -199,6 +201,8 @@ def comparison_table(record: dict[str, Any]) -> Table:
         ("data", [guide["decomposition"]["data"] for guide in guides], 1, None),
         ("KL", [guide["decomposition"]["kl"] for guide in guides], 1, None),
     ]
+    if any(guide["decomposition"].get("rates") for guide in guides):
+        columns.append(("rate", [guide["decomposition"].get("rate", 0.0) for guide in guides], 1, None))
     for mode in modes:
         values = [factor * _number(_row(guide, mode).get(key)) for guide in guides]
         columns.append((_mode_title(mode), values, digits, better))

@@ -12,6 +12,7 @@
 | `StochasticLinear`, `StochasticConv1d/2d/3d` | kernels that give the parameters of an activation's distribution |
 | `StochasticConvTranspose1d/2d/3d`, `StochasticLayer` | the same with transposed convolutions, and with any module |
 | `StochasticAdditive` | noise with a mean and a standard deviation for each entry, added to the input |
+| `make_stochastic` | turns linear layers and convolutions of a network into stochastic ones |
 | `activations`, `embody` | the distributions of activations; stochastic layers around an existing network |
 | `RateNetwork` | recurrent network of rate neurons driven by colored noise: trajectories, or their moments |
 
@@ -21,6 +22,7 @@ In a `BayesianModel` the model draws the weights. Used alone in a Pyro model, a 
 from __future__ import annotations
 
 from pyrostoch.layers import activations, embody
+from pyrostoch.layers.convert import make_stochastic
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
 from pyrostoch.layers.kstate import Binary, KState, Ternary
 from pyrostoch.layers.network import PyroNetwork
@@ -85,4 +87,5 @@ __all__ = [
     "ThresholdNeuron",
     "activations",
     "embody",
+    "make_stochastic",
 ]

@@ -211,7 +211,9 @@ class StochasticLayer(nn.Module):
         $\mathrm{Var}\,h = \mathrm{Var}\,m(\theta) + E\,v(\theta)$.
         """
         if self.family.event:
-            refuse(type(self).forward, f"the entries of a {type(self._family).__name__} activation depend on each other")
+            refuse(
+                type(self).forward, f"the entries of a {type(self._family).__name__} activation depend on each other"
+            )
         if len(x) == 1:
             result = activate(x[0], Smooth(lambda z: self.family.distribution((z,)).mean))
             noise = activate(x[0], Smooth(lambda z: self.family.distribution((z,)).variance)).loc

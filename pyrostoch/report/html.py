@@ -12,7 +12,7 @@ from pyrostoch.report import plots
 from pyrostoch.report.record import check, is_regression, mode_title, modes, number, row_of
 from pyrostoch.report.style import CSS
 from pyrostoch.report.svg import inline_svg
-from pyrostoch.report.tables import comparison_table, format_number, mode_table, site_table
+from pyrostoch.report.tables import comparison_table, format_number, mode_table, rate_table, site_table
 from pyrostoch.report.words import words_list
 from pyrostoch.safefile import made_folders, temporary_name
 
@@ -233,6 +233,7 @@ def _guide(results: Mapping[str, Any], guide: Mapping[str, Any], index: int) -> 
         text.append(
             f"ELBO {format_number(decomposition.get('elbo'), 1)} nats = data term "
             f"{format_number(decomposition.get('data'), 1)} − KL {format_number(decomposition.get('kl'), 1)}"
+            + (f" − rate {format_number(decomposition['rate'], 1)}" if decomposition.get("rates") else "")
             + (f" over {format_number(decomposition['num_data'], 0)} examples" if "num_data" in decomposition else "")
             + "."
         )
@@ -241,6 +242,8 @@ def _guide(results: Mapping[str, Any], guide: Mapping[str, Any], index: int) -> 
     content = []
     if scores := mode_table(results, guide):
         content.append(f"<h3>Test scores by predictive mode</h3>{scores}")
+    if rates := rate_table(decomposition):
+        content.append(f"<h3>Rate by stochastic layer</h3>{rates}")
     if sites := site_table(decomposition):
         estimator = escape(str(results.get("estimator") or ""))
         trained = f" Training used the estimator <code>{estimator}</code>." if estimator else ""

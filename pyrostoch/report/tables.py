@@ -9,7 +9,7 @@ from typing import Any
 
 from pyrostoch.report.record import is_regression, mode_title, modes, number, row_of
 
-__all__ = ["comparison_table", "format_number", "mode_table", "site_table"]
+__all__ = ["comparison_table", "format_number", "mode_table", "rate_table", "site_table"]
 
 #: `min` or `max`.
 Best = Callable[[list[float]], float]
@@ -173,6 +173,31 @@ def mode_table(results: Mapping[str, Any], guide: Mapping[str, Any]) -> str:
         title = html.escape(mode_title(str(row.get("mode"))))
         body.append(f'<th scope="row">{title}</th>{cells}<td>{format_number(row.get("seconds"), 2)}</td>')
     return _table([_header_cells(["Prediction", *(title for title, *_ in columns), "Seconds"])], body, "modes")
+
+
+def rate_table(decomposition: Mapping[str, Any]) -> str:
+    """The rate of each stochastic layer: a table, or an empty string if there is none.
+
+    Args:
+        decomposition: The guide's `decomposition` in the record.
+
+    Example:
+        >>> rate_table({})
+        ''
+    """
+    body = []
+    for row in decomposition.get("rates") or []:
+        method = str(row.get("method") or ABSENT).replace("monte carlo", "Monte Carlo")
+        bounds = "the output" if row.get("cuts") else "its activations"
+        body.append(
+            f'<th scope="row"><code>{html.escape(str(row.get("layer")))}</code></th>'
+            f"<td>{format_number(row.get('activations'), 0)}</td><td>{format_number(row.get('nats'), 2)}</td>"
+            f"<td>{format_number(row.get('bits'), 2)}</td>"
+            f'<td class="text">{html.escape(method)}</td><td class="text">{bounds}</td>'
+        )
+    heads = _header_cells(["Layer", "Activations", "Rate, nats an example", "Bits"])
+    heads += '<th scope="col" class="text">By</th><th scope="col" class="text">Bounds the information in</th>'
+    return _table([heads], body, "sites") if body else ""
 
 
 def site_table(decomposition: Mapping[str, Any]) -> str:

@@ -35,6 +35,9 @@ WORDS = (
     Word("ELBO", "The data term minus the KL: a lower bound on the log evidence under a proper prior.", _ELBO),
     Word("Data term", "The expected log-likelihood of the whole training set under the guide.", _ELBO),
     Word("KL", "The divergence of the guide from the prior: what the weights have learned, in nats.", _ELBO),
+    Word(
+        "Rate", "What a stochastic layer can let through of an example, at most, in nats.", "how-to/stochastic_layers"
+    ),
     Word("Mean", "A prediction by one pass with every weight at its mean.", _RESULTS),
     Word("Moments", "A prediction by means and variances, carried through the network in one pass.", "theory/moments"),
     Word("Samples", "A prediction averaged over draws of the weights.", _RESULTS),

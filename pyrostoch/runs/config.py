@@ -50,6 +50,8 @@ class Config:
         seed: Seed of the initial network, the order of the data, the noise in training and the draws for the scores.
         device: `"cpu"`, `"cuda"`, ...
         dtype: `"float32"` or `"float64"`.
+        stochastic: Names of the layers that are made stochastic, separated by commas; empty for none.
+        rate_weight: Weight of the rate of their activations in the loss.
         data_dir: Folder of the data. It does not change the results, so it may differ when a run is resumed.
 
     Raises:
@@ -80,6 +82,8 @@ class Config:
     device: str
     dtype: str
     data_dir: str | None = None
+    stochastic: str = ""
+    rate_weight: float = 1.0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -98,6 +102,8 @@ class Config:
         parse_prior(self.prior)
         for name in ("epochs", "batch_size", "lr", "lr_alpha"):
             check_positive(name, getattr(self, name))
+        if not math.isfinite(self.rate_weight) or self.rate_weight < 0:
+            raise ValueError(f"rate_weight: expected a number from 0 up, got {self.rate_weight}")
         if not 0 <= self.seed < 2**63:
             raise ValueError(f"seed: expected a whole number from 0 up, got {self.seed}")
         if not math.isfinite(self.init_log_alpha):
@@ -113,6 +119,11 @@ class Config:
     def patterns(self) -> list[str]:
         """The patterns in `random`, as a list."""
         return [part.strip() for part in self.random.split(",") if part.strip()]
+
+    @property
+    def stochastic_layers(self) -> list[str]:
+        """The names in `stochastic`, as a list."""
+        return [part.strip() for part in self.stochastic.split(",") if part.strip()]
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data for JSON; tuples become lists."""
@@ -137,7 +148,9 @@ class Config:
         unknown = [name for name in content if name not in names]
         if unknown:
             raise ValueError(f"settings: unknown {name_list(unknown)}{suggest(str(unknown[0]), names)}")
-        missing = [name for name in names if name not in content]
+        # Those with a default have been added later.
+        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
+        missing = [name for name in required if name not in content]
         if missing:
             raise ValueError(f"settings: missing {name_list(missing)}")
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}

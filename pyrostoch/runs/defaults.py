@@ -82,7 +82,7 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     defaults: dict[str, Any] = {
         "guides": COMPARED_GUIDES if kind == "compare" else COMPARED_GUIDES[:1],
         "split": 0,
-        "random": _RANDOM.get(model) or ("fc2.weight" if len(hidden) > 1 else "fc1.weight"),
+        "random": _default_random(model, hidden, str(chosen.get("stochastic", ""))),
         "prior": "log-uniform",
         "estimator": "local",
         "lr": recipe.lr,
@@ -101,6 +101,14 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     fixed = {"kind": kind, "data": name, "model": model, "hidden": hidden, "batch_size": batch_size, "data_dir": root}
     chosen["device"] = choose_device(chosen.get("device", "auto"))
     return Config(**{**defaults, **chosen, **fixed})
+
+
+def _default_random(model: str, hidden: tuple[int, ...], stochastic: str) -> str:
+    """The names of the default random weights; in a layer that is made stochastic they have another name."""
+    names = _RANDOM.get(model) or ("fc2.weight" if len(hidden) > 1 else "fc1.weight")
+    layers = {part.strip() for part in stochastic.split(",")}
+    weights = (name.rpartition(".") for name in names.split(","))
+    return ",".join(f"{layer}.kernel.{last}" if layer in layers else f"{layer}.{last}" for layer, _, last in weights)
 
 
 def choose_device(name: str) -> str:

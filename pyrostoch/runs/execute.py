@@ -227,6 +227,7 @@ def _train(config: Config, experiment: Experiment, checkpoint: Path, resume: boo
         lr=config.lr,
         lr_alpha=config.lr_alpha,
         estimator=config.estimator,
+        rate_weight=config.rate_weight,
         seed=config.seed,
         progress=False,
         checkpoint=checkpoint,

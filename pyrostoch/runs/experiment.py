@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from pyrostoch import data, likelihoods, models
+from pyrostoch import data, layers, likelihoods, models
 from pyrostoch.data import DataSplit
 from pyrostoch.guides import Guide
 from pyrostoch.model import BayesianModel
@@ -65,6 +65,7 @@ def build_model(config: Config, split: DataSplit) -> BayesianModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         net = _network(config, split).to(getattr(torch, config.dtype))
+        layers.make_stochastic(net, config.stochastic_layers)
     likelihood: likelihoods.Likelihood = (
         likelihoods.Categorical()
         if split.task == "classification"

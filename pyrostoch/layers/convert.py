@@ -1,0 +1,123 @@
+"""Turn layers of an existing network into stochastic ones."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pyrostoch._checks import check_positive, name_list
+from pyrostoch._manual import see
+from pyrostoch.layers.activations import ActivationDistribution, PriorOfActivations
+from pyrostoch.layers.stochastic_kernels import (
+    StochasticConv1d,
+    StochasticConv2d,
+    StochasticConv3d,
+    StochasticConvTranspose1d,
+    StochasticConvTranspose2d,
+    StochasticConvTranspose3d,
+    StochasticLinear,
+)
+
+__all__ = ["make_stochastic"]
+
+_OPTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
+#: The stochastic layer of each of torch's, and the options that both have.
+_KINDS: dict[type[nn.Module], tuple[Any, tuple[str, ...]]] = {
+    nn.Linear: (StochasticLinear, ()),
+    nn.Conv1d: (StochasticConv1d, _OPTIONS),
+    nn.Conv2d: (StochasticConv2d, _OPTIONS),
+    nn.Conv3d: (StochasticConv3d, _OPTIONS),
+    nn.ConvTranspose1d: (StochasticConvTranspose1d, (*_OPTIONS, "output_padding")),
+    nn.ConvTranspose2d: (StochasticConvTranspose2d, (*_OPTIONS, "output_padding")),
+    nn.ConvTranspose3d: (StochasticConvTranspose3d, (*_OPTIONS, "output_padding")),
+}
+
+
+def make_stochastic(
+    net: nn.Module,
+    names: str | Iterable[str],
+    *,
+    distribution: ActivationDistribution | str = "gaussian",
+    prior: PriorOfActivations = "learned",
+    scale: float = 0.1,
+) -> nn.Module:
+    """Replace linear layers and convolutions of a network by stochastic ones.
+
+    The weights of a layer become the kernel of the distribution's first parameter, the location or the logits. A second
+    one starts at the same value for every input.
+
+    Args:
+        net: The network, which is changed.
+        names: Names of the modules, such as `"conv1"`.
+        distribution: The distribution of their activations.
+        prior: The prior of their activations; see `StochasticLayer`.
+        scale: Start of the standard deviation, or of the scale.
+
+    Returns:
+        The network.
+
+    Raises:
+        ValueError: There is no such module, or the scale is not positive.
+        TypeError: A module is neither a linear layer nor a convolution of torch.
+
+    Example:
+        >>> net = make_stochastic(nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2)), "0")
+        >>> type(net[0]).__name__, net(torch.zeros(5, 3)).shape
+        ('StochasticLinear', torch.Size([5, 2]))
+    """
+    check_positive("make_stochastic scale", scale)
+    modules = dict(net.named_modules())
+    chosen = [names] if isinstance(names, str) else list(names)
+    if unknown := [name for name in chosen if name not in modules or not name]:
+        raise ValueError(
+            f"make_stochastic: no module(s) {name_list(unknown)}; the network has "
+            f"{name_list([name for name in modules if name], 99)}{see('how-to/stochastic_layers')}"
+        )
+    if wrong := [name for name in chosen if type(modules[name]) not in _KINDS]:
+        raise TypeError(
+            f"make_stochastic: expected linear layers or convolutions of torch, but {wrong[0]!r} is a "
+            f"{type(modules[wrong[0]]).__name__}; put a stochastic layer beside it by layers.embody"
+            f"{see('how-to/stochastic_layers')}"
+        )
+    for name in chosen:
+        holder, _, last = name.rpartition(".")
+        setattr(modules[holder], last, _converted(modules[name], distribution, prior, scale))
+    return net
+
+
+def _converted(
+    layer: Any, distribution: ActivationDistribution | str, prior: PriorOfActivations, scale: float
+) -> nn.Module:
+    kind, options = _KINDS[type(layer)]
+    convolution = bool(options)
+    sizes = (layer.in_channels, layer.out_channels) if convolution else (layer.in_features, layer.out_features)
+    made: Any = kind(
+        *sizes,
+        distribution=distribution,
+        prior=prior,
+        bias=True,
+        **{option: getattr(layer, option) for option in options},
+    )
+    made.to(layer.weight.device, layer.weight.dtype).train(layer.training)
+    count = len(made.family.links)
+    with torch.no_grad():
+        # In a transposed convolution the channels of the output are on the second axis, those of one group.
+        transposed = getattr(layer, "transposed", False)
+        groups = getattr(layer, "groups", 1)
+        weight = made.kernel.weight.movedim(1, 0) if transposed else made.kernel.weight
+        own = layer.weight.movedim(1, 0) if transposed else layer.weight
+        _put(weight, own, count, 1 if transposed else groups, 0.0)
+        start = math.log(math.expm1(scale)) if count > 1 else 0.0
+        _put(made.kernel.bias, torch.zeros(sizes[1]) if layer.bias is None else layer.bias, count, groups, start)
+    return made
+
+
+def _put(kernels: Tensor, own: Tensor, count: int, groups: int, others: float) -> None:
+    """Put values into the first of the kernels of each group, and a constant into the others."""
+    parts = kernels.unflatten(0, (groups, count, -1))
+    parts.fill_(others)
+    parts[:, 0] = own.to(kernels).unflatten(0, (groups, -1))
