@@ -113,6 +113,19 @@ def test_train_and_resume_by_default_names(tmp_path: Path) -> None:
     assert (record["kind"], record["posterior_of"]) == ("train", "variance")
 
 
+def test_layers_made_stochastic_have_a_rate(tmp_path: Path) -> None:
+    folder = str(tmp_path / "run")
+    output = call("train", "--stochastic", "fc1,fc2", "--rate-weight", "0.01", *QUICK, "--out", folder)
+    assert "stochastic fc1,fc2; weight of the rate 0.01" in output
+    assert "random fc2.kernel.weight" in output and "data KL rate" in output
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    rates = {row["layer"]: row["nats"] for row in record["guides"][0]["decomposition"]["rates"]}
+    assert list(rates) == ["fc1", "fc2"] and all(rate > 0 for rate in rates.values())
+    assert "Rate by stochastic layer" in (tmp_path / "run" / "report.html").read_text()
+    assert "rate, nats/example" in call("decompose", folder, "--samples", "1")
+    assert "no module(s) 'conv1'" in call("train", "--stochastic", "conv1", *QUICK, code=2)
+
+
 def test_resume_by_name_finds_the_interrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: Any, row: dict[str, Any]) -> None:
         raise KeyboardInterrupt

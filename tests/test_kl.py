@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import mpmath as mp
@@ -9,7 +10,17 @@ import numpy as np
 import pyro
 import pytest
 import torch
-from pyro.distributions import Delta, Laplace, LogNormal, Normal, StudentT, TorchDistribution, Uniform
+from pyro.distributions import (
+    Binomial,
+    Delta,
+    Laplace,
+    LogNormal,
+    Multinomial,
+    Normal,
+    StudentT,
+    TorchDistribution,
+    Uniform,
+)
 from pyro.infer import TraceMeanField_ELBO
 from torch import Tensor
 from torch.distributions import kl_divergence
@@ -334,3 +345,23 @@ def test_pyros_mean_field_elbo_finds_the_closed_form(pair: tuple[TorchDistributi
         return
     loss = TraceMeanField_ELBO().loss(model, guide)
     assert loss == pytest.approx(kl_sum(q, p).item(), rel=1e-12, abs=1e-12)
+
+
+def test_counts_against_counts() -> None:
+    logits = torch.tensor([[0.3, -1.0, 2.0], [60.0, 0.0, -60.0], [900.0, -900.0, 1.0]], dtype=F64)
+    other = torch.tensor([[-0.2, 0.4, 1.0], [0.0, 0.0, 0.0], [1.0, 2.0, 3.0]], dtype=F64)
+    counts = torch.arange(5, dtype=F64)[:, None, None]
+    q, p = Binomial(4, logits=logits), Binomial(4, logits=other)
+    log_q, log_p = q.log_prob(counts), p.log_prob(counts)
+    truth = torch.where(log_q > -600.0, log_q.exp() * (log_q - log_p), 0.0).sum(0)
+    assert torch.allclose(kl_divergence(q, p), truth)
+    single = kl_divergence(Binomial(4, logits=logits.float()), Binomial(4, logits=other.float()))
+    assert torch.allclose(single.double(), truth, rtol=1e-5)
+
+    q, p = Multinomial(3, logits=logits), Multinomial(3, logits=other)
+    every = torch.tensor([v for v in itertools.product(range(4), repeat=3) if sum(v) == 3], dtype=F64)[:, None, :]
+    log_q, log_p = q.log_prob(every), p.log_prob(every)
+    truth = torch.where(log_q > -600.0, log_q.exp() * (log_q - log_p), 0.0).sum(0)
+    assert torch.allclose(kl_divergence(q, p), truth)
+    with pytest.raises(ValueError, match="equal numbers of trials, got 3 and 4"):
+        kl_divergence(q, Multinomial(4, logits=other))
