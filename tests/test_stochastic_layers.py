@@ -269,3 +269,22 @@ def test_an_example_without_a_batch_is_refused(kind: str) -> None:
     layer = getattr(ps.layers, kind)(1, 3, 1)
     with pytest.raises(ValueError, match=f"{kind}: expected inputs with {axes + 2} axes, .*got shape"):
         layer(torch.randn(1, *[6] * axes))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_drawing_and_mean_programs_are_exported(name: str) -> None:
+    """With Pyro's validation on, as the test suite has it."""
+    net = nn.Sequential(ps.layers.StochasticLinear(3, 4, distribution=FAMILIES[name]), nn.Linear(4, 2)).eval()
+    x = torch.randn(5, 3)
+    with torch.no_grad():
+        drawing = torch.export.export(net, (x,)).module()
+        with MeanPropagation():
+            mean = torch.export.export(net, (x,)).module()
+            expected = net(x)
+        many = torch.stack([drawing(x) for _ in range(200)])
+    assert torch.allclose(mean(x), expected)
+    assert many.std(0).max() > 0.0
+    with torch.no_grad():
+        eager = torch.stack([net(x) for _ in range(200)])
+    error = (many.var(0) + eager.var(0)).sqrt() / math.sqrt(200)
+    assert ((many.mean(0) - eager.mean(0)).abs() <= 6.0 * error + 1e-6).all()

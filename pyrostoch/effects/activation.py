@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Protocol
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.runtime import effectful
@@ -171,4 +172,8 @@ def random_activation(x: ActivationInput, layer: RandomActivation) -> Tensor | M
         ...     random_activation(torch.tensor([0.3]), Coin())
         tensor([0.3000])
     """
+    if torch.compiler.is_exporting():
+        # Pyro's validation reads values, which a program that is exported does not have yet.
+        with pyro.validation_enabled(False):
+            return _activation(x, layer=layer)
     return _activation(x, layer=layer)
