@@ -6,6 +6,7 @@ import copy
 import pickle
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from torch import Tensor, nn
@@ -199,3 +200,25 @@ def test_weights_of_a_split_network_can_be_random() -> None:
         loss = ps.ELBO(estimator)(model, guide)(x, y)
         loss.backward()
         assert torch.isfinite(loss) and whole.stochastic.kernel.weight.grad.abs().sum() > 0
+
+
+def test_an_encoder_of_transformers_is_split_and_stays_fixed() -> None:
+    transformers = pytest.importorskip("transformers")
+    config = transformers.BertConfig(
+        vocab_size=50, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, num_labels=3
+    )
+    bert = transformers.BertForSequenceClassification(config).eval().requires_grad_(False)
+    before = {name: value.clone() for name, value in bert.state_dict().items()}
+    ids, labels = torch.randint(0, 50, (12, 7)), torch.arange(12) % 3
+    layer = ps.layers.StochasticLinear(16, 16, prior="learned")
+    net = embody.merge_then_sample(bert, "bert.encoder.layer.0", layer, nn.Embedding(50, 16), example=ids)
+    mask = torch.ones_like(ids)
+    assert net(ids, attention_mask=mask).logits.shape == (12, 3)
+    model = ps.BayesianModel(net, likelihood=lambda out: dist.Categorical(logits=out.logits), num_data=12)
+    guide = ps.guides.Amortised(model)
+    ps.fit(model, guide, (ids, labels), epochs=3, batch_size=6, progress=False, compile=False, seed=0)
+    assert all(torch.equal(value, before[name]) for name, value in bert.state_dict().items())
+    parts = ps.decompose(model, guide, (ids, labels))
+    assert [row.layer for row in parts.rates] == ["stochastic"] and parts.information_bound is not None
+    with pytest.raises(ValueError, match="no module 'bert.encoder.layer.7'"):
+        embody.merge_then_sample(bert, "bert.encoder.layer.7", layer, nn.Embedding(50, 16), example=ids)

@@ -17,6 +17,7 @@ from pyro.distributions import (
     LogNormal,
     Multinomial,
     Normal,
+    OneHotCategorical,
     StudentT,
     TorchDistribution,
     Uniform,
@@ -363,5 +364,8 @@ def test_counts_against_counts() -> None:
     log_q, log_p = q.log_prob(every), p.log_prob(every)
     truth = torch.where(log_q > -600.0, log_q.exp() * (log_q - log_p), 0.0).sum(0)
     assert torch.allclose(kl_divergence(q, p), truth)
-    with pytest.raises(ValueError, match="equal numbers of trials, got 3 and 4"):
+    single = kl_divergence(OneHotCategorical(logits=logits), OneHotCategorical(logits=other))
+    assert torch.allclose(3.0 * single, truth)
+    with pytest.raises(ValueError, match="equal numbers of draws, got 3 and 4"):
         kl_divergence(q, Multinomial(4, logits=other))
+    assert kl_divergence(Binomial(4, logits=logits), Binomial(5, logits=other)).isnan().all()

@@ -283,6 +283,8 @@ def score(trained: Trained, max_samples: int | None = None) -> dict[str, float]:
         if terms.data_stderr is not None:
             metrics["data/monte-carlo-error"] = terms.data_stderr
         metrics |= {f"rate/{row.layer}": row.nats for row in terms.rates}
+        if terms.rates:
+            metrics["rate"] = terms.rate / terms.num_data
         if terms.information_bound is not None:
             metrics["information"] = terms.information_bound
     if case.measure is not None:

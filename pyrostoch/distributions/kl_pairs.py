@@ -27,8 +27,8 @@ Proper priors: $U(-\varphi, \varphi)$ against `Normal` and `Laplace`, and `TwoPo
 `TwoPoint`, `Levels` or `SignedMultinomial` against any other prior the divergence is infinite and raises an error that
 names both.
 
-Counts against counts of as many trials: `Binomial` (from logits, and finite where a probability rounds to 0 or 1, as
-torch's formula is not) and `Multinomial`, which torch lacks.
+Counts against counts of as many trials: `Binomial` (finite where a probability rounds to 0 or 1, as torch's formula is
+not), `OneHotCategorical` (reads no value, as torch's does) and `Multinomial`, which torch lacks.
 
 References:
     Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017; Hron, Matthews, Ghahramani 2018;
@@ -42,7 +42,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from pyro.distributions import Binomial
+from pyro.distributions import Binomial, OneHotCategorical
 from torch import Tensor, broadcast_shapes
 from torch.distributions import Distribution, Independent, Laplace, Multinomial, Normal, register_kl
 
@@ -157,33 +157,39 @@ def _binomial_binomial(q: BinomialLevels, p: SymmetricBinomial) -> Tensor:
     return _over_batch(q.n * (math.log(2) + negative_entropy), q, p)
 
 
-# For Pyro's subclass, since torch registers a formula for its own.
+# For Pyro's subclasses, since torch registers formulas for its own that read values or lose digits.
 @register_kl(Binomial, Binomial)
 def _counts_binomial(q: Any, p: Any) -> Tensor:
-    """That of a single trial times the number of trials, from the logits."""
-    _check_trials(q, p, torch.equal(torch.as_tensor(q.total_count), torch.as_tensor(p.total_count)))
+    """That of a single trial times the number of trials, from the logits; NaN for unequal numbers of trials."""
     success = q.logits.sigmoid() * (F.logsigmoid(q.logits) - F.logsigmoid(p.logits))
     failure = (-q.logits).sigmoid() * (F.logsigmoid(-q.logits) - F.logsigmoid(-p.logits))
-    return q.total_count * (success + failure)
+    same = torch.as_tensor(q.total_count == p.total_count, device=success.device)
+    return torch.where(same, q.total_count * (success + failure), math.nan)
+
+
+@register_kl(OneHotCategorical, OneHotCategorical)
+def _one_hot(q: Any, p: Any) -> Tensor:
+    return _choices(q, p)
 
 
 @register_kl(Multinomial, Multinomial)
-def _multinomial_multinomial(q: Multinomial, p: Multinomial) -> Tensor:
+def _counts_multinomial(q: Multinomial, p: Multinomial) -> Tensor:
     """That of a single draw times the number of draws."""
-    _check_trials(q, p, q.total_count == p.total_count)
+    if q.total_count != p.total_count:
+        raise ValueError(
+            f"KL(Multinomial || Multinomial): expected equal numbers of draws, got {q.total_count} and "
+            f"{p.total_count}; give the prior the posterior's number"
+        )
+    return q.total_count * _choices(q, p)
+
+
+def _choices(q: Any, p: Any) -> Tensor:
+    """The divergence of one choice among classes, on the last axis."""
     # The clamp makes p log p zero, not NaN, for a class with probability 0.
     floor = torch.finfo(q.logits.dtype).min
     difference = q.logits.log_softmax(-1).clamp_min(floor) - p.logits.log_softmax(-1).clamp_min(floor)
-    divergence: Tensor = q.total_count * (q.probs * difference).sum(-1)
+    divergence: Tensor = (q.probs * difference).sum(-1)
     return divergence
-
-
-def _check_trials(q: Any, p: Any, same: bool) -> None:
-    if not same:
-        raise ValueError(
-            f"KL({type(q).__name__} || {type(p).__name__}): expected equal numbers of trials, got {q.total_count} and "
-            f"{p.total_count}; give the prior the posterior's number"
-        )
 
 
 @register_kl(Levels, Distribution)

@@ -111,8 +111,17 @@ class ActivationDistribution(ABC):
         distribution = self.make(*parameters)
         if gradient == "reparameterized":
             return distribution.rsample()
+        drawn = self.sample(distribution)
         if gradient == "straight-through":
-            return distribution.sample() + (distribution.mean - distribution.mean.detach())
+            return drawn + (distribution.mean - distribution.mean.detach())
+        return drawn
+
+    def sample(self, distribution: Distribution) -> Tensor:
+        """A draw without a gradient.
+
+        Args:
+            distribution: The distribution, as `make` returns it.
+        """
         return distribution.sample()
 
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
+import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn import functional as F
@@ -97,6 +98,12 @@ class Categorical(_ByLogits):
     def make(self, *parameters: Tensor) -> Distribution:
         """OneHotCategorical(logits)."""
         return dist.OneHotCategorical(logits=parameters[0])
+
+    def sample(self, distribution: Distribution) -> Tensor:
+        """A draw without a gradient; no value is read, as in torch's `one_hot`."""
+        logits: Tensor = distribution.logits  # type: ignore[attr-defined]  # of a OneHotCategorical
+        index = dist.Categorical(logits=logits).sample().unsqueeze(-1)
+        return torch.zeros_like(logits).scatter(-1, index, 1.0)
 
     def noise_free(self, *parameters: Tensor) -> Tensor:
         """The most probable channel."""

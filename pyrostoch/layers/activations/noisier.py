@@ -66,3 +66,7 @@ class Noisier(ActivationDistribution):
     def relaxed(self, temperature: float, *parameters: Tensor) -> Tensor:
         """The family's relaxed draw."""
         return self.family.relaxed(temperature, *parameters)
+
+    def sample(self, distribution: Distribution) -> Tensor:
+        """The family's draw without a gradient."""
+        return self.family.sample(distribution)
