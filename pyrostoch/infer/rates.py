@@ -147,8 +147,8 @@ def score_terms(sites: Sequence[tuple[Any, RateTerm]], cost: Tensor) -> tuple[Sc
 def surrogate_of(terms: Sequence[ScoreTerm], rate_weight: float | Tensor) -> Tensor | float:
     r"""A term of value 0 whose gradient is that of the score function, $\sum_i (c_i - b) \nabla \log q(h_i \mid x_i)$.
 
-    The baseline b is the running mean of the cost in earlier steps, which does not depend on the draw. It is updated
-    where gradients are computed.
+    The baseline b is the running mean of the cost in earlier steps, which does not depend on the draws: a layer that is
+    called several times has the same one in all calls. It is updated where gradients are computed.
 
     Args:
         terms: The result of `score_terms`.
@@ -157,14 +157,17 @@ def surrogate_of(terms: Sequence[ScoreTerm], rate_weight: float | Tensor) -> Ten
     References:
         Williams, "Simple statistical gradient-following algorithms for connectionist reinforcement learning", 1992.
     """
+    layers: list[Any] = [term.site.layer for term in terms]
+    costs = [term.cost + rate_weight * term.rates for term in terms]
+    # All before the first update: a cost of this step depends on the draws of other calls of the layer.
+    baselines = {id(layer): layer.average_cost.clone() for layer in layers}
     total: Any = 0.0
-    for term in terms:
-        layer: Any = term.site.layer
-        cost = term.cost + rate_weight * term.rates
-        baseline = layer.average_cost.clone().to(cost.dtype)
+    for term, layer, cost in zip(terms, layers, costs, strict=True):
+        baseline = baselines[id(layer)].to(cost.dtype)
         total = total + ((cost - baseline) * (term.log_prob - term.log_prob.detach())).sum()
-        if torch.is_grad_enabled():
-            with torch.no_grad():
+    if torch.is_grad_enabled():
+        with torch.no_grad():
+            for layer, cost in zip(layers, costs, strict=True):
                 step = 1.0 - layer.baseline_decay
                 layer.average_cost.lerp_(cost.mean().to(layer.average_cost.dtype), step)
     return total
