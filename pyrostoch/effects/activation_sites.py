@@ -41,15 +41,18 @@ class StochasticActivation(Protocol):
     """What a layer must provide besides `RandomActivation` so that its activations can be Pyro sites.
 
     Attributes:
-        prior: Makes the prior p(h) in the shape of q(h | x); `None` where the prior is q itself.
+        prior: Whatever makes the prior p(h); `None` where the prior is q itself.
         gradient: How draws are differentiated.
     """
 
-    prior: Callable[[Distribution], Distribution] | None
+    prior: object | None
     gradient: str
 
     def posterior(self, x: Any) -> Distribution:
         """q(h | x), whose batch shape is that of the first axis."""
+
+    def prior_of(self, x: Any, posterior: Distribution) -> Distribution:
+        """p(h) in the shape of q(h | x), which it is itself where there is no prior."""
 
     def draw_arranged(self, x: Any) -> Tensor:
         """A draw from q(h | x), in the shape of its distribution, differentiated by the layer's `gradient`."""
@@ -188,7 +191,7 @@ class ActivationSites(Messenger):
         count = self._calls[name] = self._calls.get(name, 0) + 1
         name = name if count == 1 else f"{name}:{count}"
         posterior = layer.posterior(x)
-        prior = posterior if layer.prior is None else layer.prior(posterior)
+        prior = layer.prior_of(x, posterior)
         infer: dict[str, Any] = {}
         separate = True
         if layer.gradient == "score":

@@ -55,7 +55,8 @@ class StochasticLayer(nn.Module):
 
     Args:
         make_kernel: Makes one kernel, a module that maps the inputs to a tensor of the activations' shape,
-            `(batch, ...)`. It is called once for each parameter.
+            `(batch, ...)`. It is called once for each parameter. What else the layer is called with, such as masks,
+            reaches every kernel.
         distribution: The distribution of the activations, or its name: `"gaussian"`, `"laplace"`, `"bernoulli"` or
             `"poisson"`.
         prior: The prior of the activations: `"standard"` (of the family: N(0, 1), the fair coin), `"learned"` (the
@@ -116,7 +117,7 @@ class StochasticLayer(nn.Module):
         positions: int = 0,
     ) -> None:
         """Take over what all stochastic layers have; `shape` has one parameter for each channel."""
-        name = type(self).__name__
+        name = self._title
         if isinstance(distribution, str):
             check_choice(f"{name} distribution", distribution, list(NAMED))
             distribution = NAMED[distribution]()
@@ -144,32 +145,54 @@ class StochasticLayer(nn.Module):
         """The distribution of the activations, with its noise scaled by `noise_factor`."""
         return self._family if self.noise_factor == 1.0 else Noisier(self._family, self.noise_factor)
 
-    def forward(self, x: Tensor | Moments) -> Tensor | Moments:
+    @property
+    def _title(self) -> str:
+        """The name of the layer's class in messages."""
+        return type(self).__name__
+
+    def forward(self, x: Tensor | Moments, *args: Any, **kwargs: Any) -> Tensor | Moments:
         """The activations: drawn, or what the interpretation puts in their place.
 
         Args:
             x: Inputs, or their moments, `(batch, ...)`.
+            *args: Further inputs of every kernel, such as masks.
+            **kwargs: The same by name.
         """
-        return random_activation(self.outputs(x), self)
+        return random_activation(self.outputs(x, *args, **kwargs), self)
 
-    def outputs(self, x: Tensor | Moments) -> tuple[Any, ...]:
+    def outputs(self, x: Tensor | Moments, *args: Any, **kwargs: Any) -> tuple[Any, ...]:
         """The kernels' outputs, one for each parameter.
 
         Args:
             x: Inputs, or their moments.
-        """
-        return tuple(kernel(x) for kernel in self.kernels)
+            *args: Further inputs of every kernel.
+            **kwargs: The same by name.
 
-    def activation_distribution(self, x: Tensor) -> Distribution:
+        Raises:
+            TypeError: A kernel returns several tensors.
+        """
+        found = tuple(kernel(x, *args, **kwargs) for kernel in self.kernels)
+        for kernel, output in zip(self.kernels, found, strict=True):
+            if not isinstance(output, (Tensor, Moments)):
+                raise TypeError(
+                    f"{self._title}: expected kernels that return one tensor, got a {type(output).__name__} from "
+                    f"{type(kernel).__name__}; use StochasticLSTM or StochasticGRU for recurrent networks, or a kernel "
+                    f"that returns one of these values only{see('how-to/stochastic_layers')}"
+                )
+        return found
+
+    def activation_distribution(self, x: Tensor, *args: Any, **kwargs: Any) -> Distribution:
         """The distribution of the activations; entries that belong together are on its last axis.
 
         Args:
             x: Inputs.
+            *args: Further inputs of every kernel.
+            **kwargs: The same by name.
 
         Raises:
             ValueError: The kernels' outputs have different shapes, or no axis of channels.
         """
-        return self._distribution(self.outputs(x))
+        return self._distribution(self.outputs(x, *args, **kwargs))
 
     def posterior(self, x: tuple[Tensor, ...]) -> Distribution:
         """q(h | x) for the kernels' outputs; its batch axis is the first one.
@@ -180,6 +203,15 @@ class StochasticLayer(nn.Module):
         distribution: Any = self._distribution(x)
         event: Distribution = distribution.to_event(len(distribution.batch_shape) - 1)
         return event
+
+    def prior_of(self, x: tuple[Tensor, ...], posterior: Distribution) -> Distribution:
+        """p(h) in the shape of q(h | x); q(h | x) itself where the layer has no prior.
+
+        Args:
+            x: The kernels' outputs.
+            posterior: q(h | x).
+        """
+        return posterior if self.prior is None else self.prior(posterior)
 
     def draw_arranged(self, x: tuple[Tensor, ...]) -> Tensor:
         """A draw, fresh for each example; entries that belong together are on the last axis.
@@ -249,7 +281,7 @@ class StochasticLayer(nn.Module):
         shapes = {tuple(output.shape) for output in outputs}
         if len(shapes) != 1:
             raise ValueError(
-                f"{type(self).__name__}: expected kernels whose outputs have one shape, one for each of the parameters "
+                f"{self._title}: expected kernels whose outputs have one shape, one for each of the parameters "
                 f"{', '.join(self.family.links)}, got {', '.join(map(str, sorted(shapes)))}"
             )
         return tuple(output.movedim(self.channels, -1) for output in outputs) if self.family.event else outputs
