@@ -158,7 +158,28 @@ def test_every_guide_and_estimator_is_the_eager_step(guide, estimator, float64, 
     agree(functools.partial(bayesian, guide=guide, estimator=estimator))
 
 
-NETS = {"attention": Attention, "lstm": lambda: Recurrent(nn.LSTM), "gru": lambda: Recurrent(nn.GRU)}
+class Drawn(nn.Module):
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self.layer, self.head = layer, nn.Linear(4, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        h = self.layer(x[:, 0])
+        return self.head((h[0] if isinstance(h, tuple) else h).mean(1))
+
+
+DRAWS = {"batch_first": True, "prior": "standard"}
+NETS: dict[str, Callable[[], nn.Module]] = {
+    "attention": Attention,
+    "lstm": lambda: Recurrent(nn.LSTM),
+    "gru": lambda: Recurrent(nn.GRU),
+    "stochastic lstm": lambda: Drawn(ps.layers.StochasticLSTM(4, 4, **DRAWS)),
+    "stochastic lstm, states": lambda: Drawn(ps.layers.StochasticLSTM(4, 4, sample="state", **DRAWS)),
+    "stochastic gru, states": lambda: Drawn(
+        ps.layers.StochasticGRU(4, 2, 2, bidirectional=True, sample="state", **DRAWS)
+    ),
+    "stochastic encoder layer": lambda: Drawn(ps.layers.StochasticTransformerEncoderLayer(4, 2, 8, **DRAWS)),
+}
 
 
 @pytest.mark.parametrize("net", NETS)

@@ -191,6 +191,57 @@ def test_any_module_is_a_kernel() -> None:
     assert not torch.equal(first[0].weight, second[0].weight)
 
 
+class Weighted(nn.Module):
+    """A kernel that takes a mask besides its input."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.linear = nn.Linear(3, 2, dtype=F64)
+
+    def forward(self, x: Tensor, mask: Tensor, *, shift: float = 0.0) -> Tensor:
+        found: Tensor = self.linear(x * mask) + shift
+        return found
+
+
+def test_masks_reach_every_kernel() -> None:
+    layer, x, mask = ps.layers.StochasticLayer(Weighted), torch.randn(5, 3, dtype=F64), torch.rand(5, 3, dtype=F64)
+    loc, scale = (kernel(x, mask, shift=2.0) for kernel in layer.kernels)
+    torch.manual_seed(1)
+    expected = dist.Normal(loc, nn.functional.softplus(scale)).rsample()
+    torch.manual_seed(1)
+    assert torch.allclose(layer(x, mask, shift=2.0), expected, atol=1e-12)
+    assert torch.allclose(layer.activation_distribution(x, mask, shift=2.0).mean, loc)
+    with pytest.raises(TypeError, match="mask"):
+        layer(x)
+
+
+@pytest.mark.parametrize("make", [lambda: nn.LSTM(3, 2), lambda: nn.MultiheadAttention(3, 1)])
+def test_kernels_of_several_values_are_refused(make: Callable[[], nn.Module]) -> None:
+    layer, x = ps.layers.StochasticLayer(make), torch.randn(4, 5, 3)
+    inputs = (x, x, x) if isinstance(layer.kernels[0], nn.MultiheadAttention) else (x,)
+    with pytest.raises(
+        TypeError, match="StochasticLayer: .*got a tuple from (LSTM|MultiheadAttention); use Stoch.*LSTM"
+    ):
+        layer(*inputs)
+
+
+def test_a_random_margin_is_a_linear_layer_with_the_hinge_loss() -> None:
+    x, y = torch.randn(300, 2, dtype=F64), torch.randint(0, 2, (300,))
+    layer = ps.layers.StochasticSVM(2).double()
+    assert isinstance(layer, ps.layers.StochasticLinear) and layer.kernel.weight.shape == (2, 2)
+    assert ps.layers.StochasticSVM(2, 3, bias=False).kernel.bias is None
+    assert ps.layers.StochasticSVM(2, 3)(x.float()).shape == (300, 3)
+    model = ps.BayesianModel(layer, likelihood=ps.likelihoods.BayesianSVM(), num_data=300)
+    with torch.no_grad():
+        losses = torch.stack([ps.ELBO()(model, ps.guides.Additive(model))(x, y) for _ in range(300)])
+    # The mean of a hinge over a Gaussian decision is that of a rectified Gaussian.
+    q = layer.activation_distribution(x)
+    z = ((1.0 - (2.0 * y[:, None] - 1.0) * q.mean) / q.stddev).detach()
+    normal = dist.Normal(torch.zeros((), dtype=F64), 1.0)
+    hinge = q.stddev * (z * normal.cdf(z) + normal.log_prob(z).exp())
+    assert abs(losses.mean() - 2.0 * hinge.sum()) <= 5.0 * losses.std() / math.sqrt(300)
+
+
 def test_it_is_trained_inside_a_model_and_its_noise_narrows() -> None:
     x = torch.randn(200, 3)
     y = x @ torch.tensor([[1.0], [-2.0], [0.5]])

@@ -11,6 +11,9 @@
 | `ThresholdNeuron` | stochastic neurons with states 0 and 1, correlated noise, and gain and bias for homeostasis |
 | `StochasticLinear`, `StochasticConv1d/2d/3d` | kernels that give the parameters of an activation's distribution |
 | `StochasticConvTranspose1d/2d/3d`, `StochasticLayer` | the same with transposed convolutions, and with any module |
+| `StochasticLSTM`, `StochasticGRU` | recurrent networks whose activations are drawn; draws may feed the next step |
+| `StochasticTransformerEncoderLayer` | an encoder layer of a transformer whose outputs are drawn |
+| `StochasticSVM` | a linear machine whose margin is random |
 | `StochasticAdditive` | noise with a mean and a standard deviation for each entry, added to the input |
 | `make_stochastic` | turns linear layers and convolutions of a network into stochastic ones |
 | `activations`, `embody` | the distributions of activations; stochastic layers around an existing network |
@@ -52,6 +55,9 @@ from pyrostoch.layers.stochastic_kernels import (
     StochasticConvTranspose3d,
     StochasticLinear,
 )
+from pyrostoch.layers.stochastic_recurrent import StochasticGRU, StochasticLSTM
+from pyrostoch.layers.stochastic_svm import StochasticSVM
+from pyrostoch.layers.stochastic_transformer import StochasticTransformerEncoderLayer
 from pyrostoch.layers.weights import RandomWeights
 
 __all__ = [
@@ -81,8 +87,12 @@ __all__ = [
     "StochasticConvTranspose1d",
     "StochasticConvTranspose2d",
     "StochasticConvTranspose3d",
+    "StochasticGRU",
+    "StochasticLSTM",
     "StochasticLayer",
     "StochasticLinear",
+    "StochasticSVM",
+    "StochasticTransformerEncoderLayer",
     "Ternary",
     "ThresholdNeuron",
     "activations",

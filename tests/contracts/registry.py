@@ -241,6 +241,32 @@ LAYERS = {
         (3,),
         by_example=True,
     ),
+    "StochasticLSTM": LayerMember(
+        partial(layers.StochasticLSTM, 3, 4, batch_first=True), (5, 3), _first, by_example=True
+    ),
+    "StochasticLSTM, state": LayerMember(
+        partial(layers.StochasticLSTM, 3, 4, batch_first=True, sample="state"),
+        (5, 3),
+        _first,
+        keeps_mean=False,
+        by_example=True,
+    ),
+    "StochasticGRU": LayerMember(
+        partial(layers.StochasticGRU, 3, 4, batch_first=True), (5, 3), _first, by_example=True
+    ),
+    "StochasticGRU, state": LayerMember(
+        partial(layers.StochasticGRU, 3, 4, batch_first=True, sample="state"),
+        (5, 3),
+        _first,
+        keeps_mean=False,
+        by_example=True,
+    ),
+    "StochasticTransformerEncoderLayer": LayerMember(
+        partial(layers.StochasticTransformerEncoderLayer, 4, 2, 8, dropout=0.0, batch_first=True),
+        (5, 4),
+        by_example=True,
+    ),
+    "StochasticSVM": LayerMember(partial(layers.StochasticSVM, 3), (3,), by_example=True),
     "StochasticAdditive": LayerMember(partial(layers.StochasticAdditive, (3,), 0.7), (3,), by_example=True),
     "RateNetwork": LayerMember(
         partial(layers.RateNetwork, 3), (3,), lambda layer, x: layer(x, steps=4)[-1], keeps_mean=False, by_example=True
