@@ -293,6 +293,18 @@ def test_refusals(kind: str, sample: Any) -> None:
             make(IN, H, proj_size=1, sample=sample)
 
 
+@each_kind
+@pytest.mark.parametrize("sample", ["output", "state"])
+def test_more_noise_in_all_layers(kind: str, sample: Any) -> None:
+    layer = KINDS[kind][0](IN, H, 2, bidirectional=True, sample=sample, batch_first=True, dtype=F64)
+    x = torch.randn(B, T, IN, dtype=F64)
+    assert layer.noise_factor == 1.0
+    layer.noise_factor = 1e-9
+    with MeanPropagation():
+        mean, _ = layer(x)
+    assert layer.noise_factor == 1e-9 and torch.allclose(layer(x)[0], mean, atol=1e-6)
+
+
 def test_every_layer_and_direction_has_its_own_learned_prior() -> None:
     layer = StochasticGRU(IN, H, 2, bidirectional=True, sample="state", prior="learned")
     priors = {name for name, _ in layer.named_parameters() if ".prior." in name}

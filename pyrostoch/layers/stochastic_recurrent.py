@@ -152,6 +152,18 @@ class _StochasticRecurrent(nn.Module):
                 cells = RecurrentCells(self._kind, read, hidden_size, bias, **settings, **factory)
                 self.add_module(f"l{layer}{suffix}", cells)
 
+    @property
+    def noise_factor(self) -> float:
+        """Factor of the noise in all layers and directions, 1 unless it is set; see `StochasticLayer`."""
+        first: Any = next(self.children())
+        return float(first.noise_factor)
+
+    @noise_factor.setter
+    def noise_factor(self, factor: float) -> None:
+        part: Any
+        for part in self.children():
+            part.noise_factor = factor
+
     def forward(self, x: Tensor | Moments, hx: Any = None) -> Any:
         """The activations of all steps, and the last states.
 

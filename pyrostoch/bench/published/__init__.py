@@ -9,6 +9,7 @@
 | `moments` | one pass by moments and Monte Carlo, for several networks and single units | `gaps`, `posterior` |
 | `homeostasis` | transfer functions and accuracy of binary neurons when the noise changes | |
 | `trident` | ternary neurons, gradients and weights; gradient estimators | `ternary`, `discrete` |
+| `layers` | stochastic layers by architecture, embodiment and distribution | `layers_networks` |
 
 `binary` has the networks of binary neurons of `moments` and `homeostasis`.
 """
@@ -18,6 +19,7 @@ from __future__ import annotations
 from pyrostoch.bench.case import Bench
 from pyrostoch.bench.published.elbo import ELBO_TABLE
 from pyrostoch.bench.published.homeostasis import HOMEOSTASIS
+from pyrostoch.bench.published.layers import LAYERS
 from pyrostoch.bench.published.moments import MOMENTS
 from pyrostoch.bench.published.pruning import PRUNING
 from pyrostoch.bench.published.trident import TRIDENT
@@ -28,5 +30,5 @@ __all__ = ["BENCHES"]
 
 #: The benches by name, in the order of the results page.
 BENCHES: dict[str, Bench] = {
-    bench.name: bench for bench in (VARIANCE, ELBO_TABLE, PRUNING, SPEED, MOMENTS, HOMEOSTASIS, TRIDENT)
+    bench.name: bench for bench in (VARIANCE, ELBO_TABLE, PRUNING, SPEED, MOMENTS, HOMEOSTASIS, TRIDENT, LAYERS)
 }

@@ -6,7 +6,6 @@ from dataclasses import dataclass
 
 import pyro.distributions as dist
 import torch
-import torch
 from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn import functional as F
