@@ -12,7 +12,6 @@ import pyro
 from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.distributions.constraints import Constraint
-from torch.nn.modules.batchnorm import _BatchNorm
 
 from pyrostoch._checks import check_finite, name_list
 from pyrostoch._fixed_entries import FixedEntries, fixed_entries, partly_fixed
@@ -20,6 +19,7 @@ from pyrostoch._inputs import check_in_dims, count_examples, device_of_inputs, e
 from pyrostoch._manual import see
 from pyrostoch.effects import call_network
 from pyrostoch.effects.activation import InvalidParametersError
+from pyrostoch.effects.activation_rows import activations_are_by_example, uses_batch_statistics
 from pyrostoch.effects.activation_sites import ActivationSites, ExamplePlate
 from pyrostoch.effects.meeting import MOST_EXAMPLES, depends_on_place, examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
@@ -50,8 +50,7 @@ class BayesianModel(nn.Module):
 
     $$ w \sim p(w), \qquad y_i \sim p(y \mid \mathrm{net}_w(x_i)), \quad i = 1 \ldots N. $$
 
-    Random activations with a prior (`layers.StochasticLayer`) are sites, too, drawn from their prior p(h) or, under an
-    interpretation of this library or a guide `guides.Amortised`, from q(h | x).
+    Random activations with a prior (`layers.StochasticLayer`) are sites, too; `guides.Amortised` has their q(h | x).
 
     Called as `model(x, y)` it draws the weights by `pyro.sample`, runs the unchanged network with them in place of its
     parameters, and observes `y` in a plate that scales the log-likelihood of the batch to all N examples. Pyro's
@@ -113,8 +112,7 @@ class BayesianModel(nn.Module):
         if not isinstance(count, numbers.Integral) or isinstance(count, bool) or count < 1:
             raise ValueError(
                 f"num_data: expected the number of training examples, got {num_data!r}; the ELBO needs it to scale the "
-                "log-likelihood of a batch to the whole data set"
-                f"{see('how-to/convert_network')}"
+                f"log-likelihood of a batch to the whole data set{see('how-to/convert_network')}"
             )
         self.net = net
         self.likelihood = as_likelihood(likelihood)
@@ -364,8 +362,11 @@ class BayesianModel(nn.Module):
 
     def _keeps_examples_apart(self, x: Inputs) -> bool:
         """Whether the output for an example depends on its own activations only, in the network's present mode."""
-        trained = any(isinstance(part, _BatchNorm) and part.training for part in self.net.modules())
-        return not trained and not self.examples_meet(x)
+        inputs = x if isinstance(x, tuple) else (x,)
+        kind = ("rows", *call_kind(self.net, {}, inputs, {})[1:], count_examples(x, self.in_dims))
+        if kind not in self._meeting_cache:
+            self._meeting_cache[kind] = activations_are_by_example(self.net, inputs, self.in_dims)
+        return self._meeting_cache[kind] and not uses_batch_statistics(self.net) and not self.examples_meet(x)
 
     def _check_sizes(self, count: int | None, y: Tensor) -> int:
         """The number of examples, which inputs and targets must have."""

@@ -347,3 +347,35 @@ def test_a_scale_of_zero_is_named() -> None:
         ps.ELBO().terms(model, ps.guides.Additive(model), x, y)
     with pytest.raises(NonFiniteLossError, match=r"step 1 .*rate of layer '0'"):
         ps.fit(model, ps.guides.Additive(model), (x, y), epochs=1, progress=False, compile=False)
+
+
+@pytest.mark.parametrize("steps", [2, 3])
+def test_score_gradients_with_time_first(steps: int) -> None:
+    """As many steps as examples look like examples, but are none."""
+
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = StochasticLinear(1, 1, distribution="bernoulli", gradient="score", prior="standard")
+            self.out = nn.Linear(1, 2)
+
+        def forward(self, x: Tensor) -> Any:
+            h: Any = self.layer(x)  # (time, batch, 1)
+            return self.out(h.sum(0))
+
+    net = TimeFirst().double()
+    with torch.no_grad():
+        net.out.weight.mul_(5.0)
+    model = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=2, in_dims=1)
+    x, y = torch.randn(steps, 2, 1, dtype=F64), torch.tensor([0, 1])
+    (logits,) = net.layer.outputs(x)
+    truth: Any = 0.0
+    for values in itertools.product((0.0, 1.0), repeat=2 * steps):
+        h = torch.tensor(values, dtype=F64).reshape(logits.shape)
+        weight = torch.where(h > 0.5, logits.sigmoid(), logits.neg().sigmoid()).prod()
+        truth = truth - weight * dist.Categorical(logits=net.out(h.sum(0))).log_prob(y).sum()
+    kl = torch.distributions.kl_divergence(dist.Bernoulli(logits=logits), dist.Bernoulli(torch.full_like(logits, 0.5)))
+    (expected,) = torch.autograd.grad(truth + kl.sum(), net.layer.kernel.weight)
+    loss = ps.ELBO()(model, ps.guides.Additive(model))
+    found = mean_and_error(lambda: torch.autograd.grad(loss(x, y), net.layer.kernel.weight)[0], 3000)
+    assert_same_mean(found, (expected, torch.zeros_like(expected)))

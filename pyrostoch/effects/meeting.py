@@ -24,7 +24,15 @@ from pyrostoch.effects.repeatable import attributes_restored, same, separating_s
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.protocols import InDims
 
-__all__ = ["MOST_EXAMPLES", "cut_is_safe", "depends_on_place", "examples_meet", "scrambled_examples_meet"]
+__all__ = [
+    "MOST_EXAMPLES",
+    "cut_is_safe",
+    "depends_on_place",
+    "examples_meet",
+    "plain",
+    "quiet_evaluation",
+    "scrambled_examples_meet",
+]
 
 # Examples of a first, cheap round.
 _FEW = 16
@@ -59,14 +67,14 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
     count = count_examples(x, in_dims)
     if count is None or count < 2:
         return False
-    net, device = _plain(net)
+    net, device = plain(net)
     axes = example_axes(x, in_dims)
     # Discrete draws may happen not to move where their inputs do; their means move always.
     modes = (None, ExpectedActivations()) if has_random_activations(net) else (None,)
     # For each example another one from anywhere in the data: the next one of a random cycle.
     order, anywhere = torch.randperm(count, generator=torch.Generator().manual_seed(SEED)), torch.empty(count).long()
     anywhere[order] = order.roll(1)
-    with _quiet_evaluation(net):
+    with quiet_evaluation(net):
         if None in axes:
             sets = separating_sets(count) if count <= MOST_EXAMPLES else _random_halves(count)
             others = take_examples(x, anywhere, in_dims)
@@ -118,8 +126,8 @@ def scrambled_examples_meet(
     axes = example_axes(x, in_dims)
     if count is None or count < 2 or None in axes:
         return False
-    net, device = _plain(net)
-    with _quiet_evaluation(net):
+    net, device = plain(net)
+    with quiet_evaluation(net):
         for size in (_FEW, count):
             if size > count or (size < count and not cut_is_safe(net, x, count)):
                 continue
@@ -163,7 +171,7 @@ def depends_on_place(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0) ->
     axes = example_axes(x, in_dims)
     if count is None or count < 2 or None in axes:
         return False
-    net, device = _plain(net)
+    net, device = plain(net)
     size = min(count, _FEW)
     if HeldState(net.modules()).has_own_randomness or (size < count and not cut_is_safe(net, x, count)):
         return False
@@ -185,22 +193,30 @@ def depends_on_place(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0) ->
                         return True
         return False
 
-    with _quiet_evaluation(net):
+    with quiet_evaluation(net):
         try:
             return on_first_terms(run)
         except Exception:
             return False
 
 
-def _plain(net: nn.Module) -> tuple[nn.Module, torch.device | None]:
-    """The network without torch.compile, which would compile anew for every shape and dtype, and its device."""
+def plain(net: nn.Module) -> tuple[nn.Module, torch.device | None]:
+    """The network without torch.compile, which would compile anew for every shape and dtype, and its device.
+
+    Args:
+        net: The network.
+    """
     net = getattr(net, "_orig_mod", net)
     return net, next((parameter.device for parameter in net.parameters()), None)
 
 
 @contextlib.contextmanager
-def _quiet_evaluation(net: nn.Module) -> Iterator[None]:
-    """Evaluation mode without warnings; the network's state is restored."""
+def quiet_evaluation(net: nn.Module) -> Iterator[None]:
+    """Evaluation mode without warnings; the network's state is restored.
+
+    Args:
+        net: The network.
+    """
     with torch.inference_mode(False), attributes_restored(net), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the network runs again afterwards, and warns then
         for part in net.modules():

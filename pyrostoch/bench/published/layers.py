@@ -57,7 +57,7 @@ def _more_noise(trained: Trained) -> dict[str, float]:
     finally:
         for layer in layers:
             layer.noise_factor = 1.0
-    return {f"accuracy/doubled/{row.mode}": float(row.accuracy) for row in rows}
+    return {f"accuracy/doubled/{row.mode}": float(row.accuracy or 0.0) for row in rows}
 
 
 def _case(

@@ -214,7 +214,7 @@ def bottleneck(split: DataSplit) -> nn.Module:
     """
     layer = StochasticLinear(1024, 256, prior="standard")
     with torch.no_grad():
-        layer.kernel.bias[256:] -= 5.0  # standard deviations start near 0, as in Alemi et al.
+        layer.get_parameter("kernel.bias")[256:] -= 5.0  # standard deviations start near 0, as in Alemi et al.
     parts = [nn.Linear(784, 1024), nn.ReLU(), nn.Linear(1024, 1024), nn.ReLU()]
     return nn.Sequential(
         OrderedDict(
