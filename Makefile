@@ -35,7 +35,7 @@ TEST_THREADS ?= 1
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test zoo fuzz lowest docs lint cov wheel peers clean distclean
+.PHONY: help venv demo test cells zoo fuzz lowest docs lint cov wheel peers clean distclean
 
 help:  ## print this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -48,6 +48,9 @@ demo: $(VENV)/.runtime  ## train the five guides on the bundled digits, print th
 
 test: $(VENV)/.test  ## run the test suite (PYTEST_ARGS=..., COVER=90, SEED=3)
 	PYROSTOCH_TEST_SEED=$(SEED) OMP_NUM_THREADS=$(TEST_THREADS) MKL_NUM_THREADS=$(TEST_THREADS) $(BIN)/python -m pytest $(WORKER_ARGS) $(COVER_ARGS) $(PYTEST_ARGS)
+
+cells: $(VENV)/.test  ## build, draw and differentiate every stochastic layer in every embodiment, write their table
+	OMP_NUM_THREADS=1 $(BIN)/python tests/cells.py
 
 zoo: $(VENV)/.test  ## measure every treatment on the networks of tests/zoo, write their table (ZOO_ARGS=--draws=500)
 	$(PIP) -e ".[zoo]"
