@@ -106,39 +106,6 @@ def test_score_gradients_are_those_of_enumeration(rate_weight: float) -> None:
             assert_same_mean(mean_and_error(pyros, 600), (expected, torch.zeros_like(expected)))
 
 
-def test_score_gradients_where_examples_meet() -> None:
-    """Batch statistics carry an example's draw into the costs of the others."""
-
-    class Centered(nn.Module):
-        def forward(self, h: Tensor) -> Tensor:
-            return 3.0 * (h - h.mean(0))
-
-    net = network(
-        StochasticLinear(2, 1, distribution="bernoulli", gradient="score", prior="standard"),
-        Centered(),
-        nn.Linear(1, 2),
-    )
-    model = model_of(net)
-    x, y = data(3, 2)
-    (logits,) = net[0].outputs(x)  # type: ignore[operator, index]
-    truth: Any = 0.0
-    for values in itertools.product((0.0, 1.0), repeat=3):
-        h = torch.tensor(values, dtype=F64)[:, None]
-        weight = torch.where(h > 0.5, logits.sigmoid(), logits.neg().sigmoid()).prod()
-        truth = truth - weight * dist.Categorical(logits=net[1:](h)).log_prob(y).sum()  # type: ignore[index]
-    kl = torch.distributions.kl_divergence(dist.Bernoulli(logits=logits), dist.Bernoulli(torch.full_like(logits, 0.5)))
-    weight = net[0].kernel.weight  # type: ignore[index, union-attr]
-    (expected,) = torch.autograd.grad(N / 3 * (truth + kl.sum()), weight)
-    assert model.examples_meet(x)
-    loss = ps.ELBO()(model, ps.guides.Additive(model))
-    found = mean_and_error(lambda: torch.autograd.grad(loss(x, y), weight)[0], 3000)
-    assert_same_mean(found, (expected, torch.zeros_like(expected)))
-    # Costs taken one by one, which is wrong here, would be told apart.
-    model._keeps_examples_apart = lambda x: True  # type: ignore[method-assign]
-    wrong = mean_and_error(lambda: torch.autograd.grad(loss(x, y), weight)[0], 3000)
-    assert ((wrong[0] - expected).abs() > 8.0 * wrong[1]).any()
-
-
 def test_rate_without_a_prior_is_zero_and_the_score_still_counts() -> None:
     net = network(StochasticLinear(2, 1, distribution="bernoulli", gradient="score"), nn.Linear(1, 2))
     model = model_of(net)
@@ -347,35 +314,3 @@ def test_a_scale_of_zero_is_named() -> None:
         ps.ELBO().terms(model, ps.guides.Additive(model), x, y)
     with pytest.raises(NonFiniteLossError, match=r"step 1 .*rate of layer '0'"):
         ps.fit(model, ps.guides.Additive(model), (x, y), epochs=1, progress=False, compile=False)
-
-
-@pytest.mark.parametrize("steps", [2, 3])
-def test_score_gradients_with_time_first(steps: int) -> None:
-    """As many steps as examples look like examples, but are none."""
-
-    class TimeFirst(nn.Module):
-        def __init__(self) -> None:
-            super().__init__()
-            self.layer = StochasticLinear(1, 1, distribution="bernoulli", gradient="score", prior="standard")
-            self.out = nn.Linear(1, 2)
-
-        def forward(self, x: Tensor) -> Any:
-            h: Any = self.layer(x)  # (time, batch, 1)
-            return self.out(h.sum(0))
-
-    net = TimeFirst().double()
-    with torch.no_grad():
-        net.out.weight.mul_(5.0)
-    model = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=2, in_dims=1)
-    x, y = torch.randn(steps, 2, 1, dtype=F64), torch.tensor([0, 1])
-    (logits,) = net.layer.outputs(x)
-    truth: Any = 0.0
-    for values in itertools.product((0.0, 1.0), repeat=2 * steps):
-        h = torch.tensor(values, dtype=F64).reshape(logits.shape)
-        weight = torch.where(h > 0.5, logits.sigmoid(), logits.neg().sigmoid()).prod()
-        truth = truth - weight * dist.Categorical(logits=net.out(h.sum(0))).log_prob(y).sum()
-    kl = torch.distributions.kl_divergence(dist.Bernoulli(logits=logits), dist.Bernoulli(torch.full_like(logits, 0.5)))
-    (expected,) = torch.autograd.grad(truth + kl.sum(), net.layer.kernel.weight)
-    loss = ps.ELBO()(model, ps.guides.Additive(model))
-    found = mean_and_error(lambda: torch.autograd.grad(loss(x, y), net.layer.kernel.weight)[0], 3000)
-    assert_same_mean(found, (expected, torch.zeros_like(expected)))

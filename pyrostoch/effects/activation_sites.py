@@ -57,8 +57,8 @@ class StochasticActivation(Protocol):
     def draw_arranged(self, x: Any) -> Tensor:
         """A draw from q(h | x), in the shape of its distribution, differentiated by the layer's `gradient`."""
 
-    def restored(self, value: Tensor) -> Tensor:
-        """The activations in the shape of the layer's output."""
+    def restored(self, value: Tensor, x: Any) -> Tensor:
+        """The activations in the shape and the dtype of the layer's output."""
 
 
 @dataclass(frozen=True)
@@ -204,7 +204,13 @@ class ActivationSites(Messenger):
         else:
             with self.plate.around(name, fn) as scaled:
                 value = pyro.sample(name, scaled, infer=cast(Any, infer))
-        return layer.restored(value)
+        if value.shape != fn.shape():
+            raise ValueError(
+                f"layer {name!r}: expected activations of shape {tuple(fn.shape())}, got {tuple(value.shape)}. They are "
+                "drawn inside a pyro.plate (vectorize_particles and Predictive(parallel=True) open one), which draws "
+                f"them once for each of its entries; draw in a loop{see('how-to/stochastic_layers')}"
+            )
+        return layer.restored(value, x)
 
 
 @effectful(type="guide_activations")

@@ -11,6 +11,7 @@ from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice, check_positive
 from pyrostoch._manual import see
+from pyrostoch._precision import at_least_single
 from pyrostoch.effects.activation import InvalidParametersError, random_activation
 from pyrostoch.layers.activations import (
     ActivationDistribution,
@@ -226,15 +227,15 @@ class StochasticLayer(nn.Module):
 
     def draw(self, x: tuple[Tensor, ...]) -> Tensor:
         """A draw of the activations for the kernels' outputs, fresh for each example."""
-        return self.restored(self.draw_arranged(x))
+        return self.restored(self.draw_arranged(x), x)
 
     def expected(self, x: tuple[Tensor, ...]) -> Tensor:
         """The mean of the activations for the kernels' outputs."""
-        return self.restored(self._distribution(x).mean)
+        return self.restored(self._distribution(x).mean, x)
 
     def noise_free(self, x: tuple[Tensor, ...]) -> Tensor:
         """The activations without noise."""
-        return self.restored(self.family.noise_free(*self.family.parameters(self._arranged(x))))
+        return self.restored(self.family.noise_free(*self.family.parameters(self._arranged(x))), x)
 
     def propagate(self, x: tuple[Moments, ...]) -> Moments:
         r"""The moments of the activations, exact for Gaussian outputs of the kernels where there is a rule.
@@ -277,21 +278,25 @@ class StochasticLayer(nn.Module):
         )
 
     def _arranged(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The kernels' outputs, with the channels last where entries along them belong together."""
+        """The kernels' outputs in at least single precision, with the channels last where they belong together."""
         shapes = {tuple(output.shape) for output in outputs}
         if len(shapes) != 1:
             raise ValueError(
                 f"{self._title}: expected kernels whose outputs have one shape, one for each of the parameters "
                 f"{', '.join(self.family.links)}, got {', '.join(map(str, sorted(shapes)))}"
             )
-        return tuple(output.movedim(self.channels, -1) for output in outputs) if self.family.event else outputs
+        # In half precision, divergences and log densities would keep two or three digits.
+        precise = tuple(at_least_single(output) for output in outputs)
+        return tuple(output.movedim(self.channels, -1) for output in precise) if self.family.event else precise
 
-    def restored(self, value: Tensor) -> Tensor:
-        """Activations in the shape of the layer's output.
+    def restored(self, value: Tensor, x: tuple[Tensor, ...]) -> Tensor:
+        """Activations in the shape and the dtype of the layer's output.
 
         Args:
             value: Activations, with the channels last where entries along them belong together.
+            x: The kernels' outputs.
         """
+        value = value.to(x[0].dtype)
         return value.movedim(-1, self.channels) if self.family.event else value
 
     def extra_repr(self) -> str:
