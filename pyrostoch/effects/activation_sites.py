@@ -207,8 +207,8 @@ class ActivationSites(Messenger):
         if value.shape != fn.shape():
             raise ValueError(
                 f"layer {name!r}: expected activations of shape {tuple(fn.shape())}, got {tuple(value.shape)}. They "
-                "are drawn inside a pyro.plate (vectorize_particles and Predictive(parallel=True) open one), which draws "
-                f"them once for each of its entries; draw in a loop{see('how-to/stochastic_layers')}"
+                "are drawn inside a pyro.plate (vectorize_particles and Predictive(parallel=True) open one), which "
+                f"draws them once for each of its entries; draw in a loop{see('how-to/stochastic_layers')}"
             )
         return layer.restored(value, x)
 
