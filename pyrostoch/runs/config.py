@@ -148,9 +148,7 @@ class Config:
         unknown = [name for name in content if name not in names]
         if unknown:
             raise ValueError(f"settings: unknown {name_list(unknown)}{suggest(str(unknown[0]), names)}")
-        # Those with a default have been added later.
-        required = [f.name for f in dataclasses.fields(cls) if f.default is dataclasses.MISSING]
-        missing = [name for name in required if name not in content]
+        missing = [name for name in names if name not in content]
         if missing:
             raise ValueError(f"settings: missing {name_list(missing)}")
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}
