@@ -20,7 +20,7 @@ from pyrostoch._manual import see
 from pyrostoch.effects import call_network
 from pyrostoch.effects.activation import InvalidParametersError
 from pyrostoch.effects.activation_rows import activations_are_by_example, uses_batch_statistics
-from pyrostoch.effects.activation_sites import ActivationSites, ExamplePlate
+from pyrostoch.effects.activation_sites import ActivationSites, ExamplePlate, needs_score, site_names
 from pyrostoch.effects.meeting import MOST_EXAMPLES, depends_on_place, examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import FromOutput, LikelihoodSpec, as_likelihood
@@ -122,11 +122,10 @@ class BayesianModel(nn.Module):
         priors = assign(net, prior)
         parameters = dict(net.named_parameters(remove_duplicate=True))
         self._parameter_of = {clean_name(name): name for name in priors}
-        taken = sorted({clean_name(name) for name in priors} & _RESERVED_SITES)
-        if taken:
+        if taken := sorted({*map(clean_name, priors), *site_names(net)} & _RESERVED_SITES):
             raise ValueError(
-                f"parameter(s) {name_list(taken)} have the names of sites that every model has; rename them in the "
-                "network, or wrap the network in a module"
+                f"parameter(s) or layer(s) {name_list(taken)} have the names of sites that every model has; rename "
+                "them in the network, or wrap it"
             )
         self._partly_fixed = partly_fixed(net) & set(priors)
         self.priors = nn.ModuleDict({site_key(clean_name(name)): p for name, p in priors.items()})
@@ -255,7 +254,7 @@ class BayesianModel(nn.Module):
             self.net,
             call.plate,
             from_posterior=call.from_posterior,
-            separate=lambda: self._keeps_examples_apart(x),
+            separate=needs_score(self.net) and self._keeps_examples_apart(x),
         )
         try:
             with activations:
@@ -350,7 +349,8 @@ class BayesianModel(nn.Module):
 
     def _plate(self, x: Inputs, y: Tensor | None, count: int | None) -> ExamplePlate:
         size = self.num_data if y is not None else count or 0
-        return ExamplePlate(size, count, y.device if y is not None else device_of_inputs(x))
+        shares = None in example_axes(x, self.in_dims)
+        return ExamplePlate(size, count, y.device if y is not None else device_of_inputs(x), shares_inputs=shares)
 
     @contextlib.contextmanager
     def _calling(self, call: _Call) -> Iterator[None]:

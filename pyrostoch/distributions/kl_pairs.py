@@ -27,8 +27,8 @@ Proper priors: $U(-\varphi, \varphi)$ against `Normal` and `Laplace`, and `TwoPo
 `TwoPoint`, `Levels` or `SignedMultinomial` against any other prior the divergence is infinite and raises an error that
 names both.
 
-Counts against counts of as many trials: `Binomial` (finite where a probability rounds to 0 or 1, as torch's formula is
-not), `OneHotCategorical` (reads no value, as torch's does) and `Multinomial`, which torch lacks.
+Counts against counts of as many trials: `Bernoulli` and `Binomial` (finite where a probability rounds to 0 or 1, as
+torch's formulas are not), `OneHotCategorical` (reads no value, as torch's does), and `Multinomial`, which torch lacks.
 
 References:
     Kingma, Salimans, Welling 2015; Molchanov, Ashukha, Vetrov 2017; Hron, Matthews, Ghahramani 2018;
@@ -42,7 +42,7 @@ from typing import Any, NoReturn
 
 import torch
 import torch.nn.functional as F
-from pyro.distributions import Binomial, OneHotCategorical
+from pyro.distributions import Bernoulli, Binomial, OneHotCategorical
 from torch import Tensor, broadcast_shapes
 from torch.distributions import Distribution, Independent, Laplace, Multinomial, Normal, register_kl
 
@@ -161,10 +161,14 @@ def _binomial_binomial(q: BinomialLevels, p: SymmetricBinomial) -> Tensor:
 @register_kl(Binomial, Binomial)
 def _counts_binomial(q: Any, p: Any) -> Tensor:
     """That of a single trial times the number of trials, from the logits; NaN for unequal numbers of trials."""
+    same = torch.as_tensor(q.total_count == p.total_count, device=q.logits.device)
+    return torch.where(same, q.total_count * _coins(q, p), math.nan)
+
+
+@register_kl(Bernoulli, Bernoulli)
+def _coins(q: Any, p: Any) -> Tensor:
     success = q.logits.sigmoid() * (F.logsigmoid(q.logits) - F.logsigmoid(p.logits))
-    failure = (-q.logits).sigmoid() * (F.logsigmoid(-q.logits) - F.logsigmoid(-p.logits))
-    same = torch.as_tensor(q.total_count == p.total_count, device=success.device)
-    return torch.where(same, q.total_count * (success + failure), math.nan)
+    return success + (-q.logits).sigmoid() * (F.logsigmoid(-q.logits) - F.logsigmoid(-p.logits))
 
 
 @register_kl(OneHotCategorical, OneHotCategorical)

@@ -20,7 +20,6 @@ __all__ = [
     "InvalidParametersError",
     "RandomActivation",
     "carries_moments",
-    "has_random_activations",
     "random_activation",
     "wants_site",
 ]
@@ -43,9 +42,6 @@ class RandomActivation(Protocol):
 
     def propagate(self, x: Any) -> Moments:
         """The moments of the activations for inputs with the moments `x`."""
-
-
-_METHODS = ("draw", "expected", "noise_free", "propagate")
 
 
 class InvalidParametersError(ValueError):
@@ -110,7 +106,7 @@ def _activation(x: ActivationInput, *, layer: RandomActivation, sites: Sites | N
 
 
 class ExpectedActivations(Messenger):
-    """Replaces random activations by their means, and nothing else.
+    """Replaces random activations by their means where they have one, and nothing else.
 
     Example:
         >>> from pyrostoch.layers import Binary
@@ -120,17 +116,14 @@ class ExpectedActivations(Messenger):
     """
 
     def _pyro_activation(self, msg: Any) -> None:
-        msg["value"] = msg["kwargs"]["layer"].expected(msg["args"][0])
-        msg["done"] = True
-
-
-def has_random_activations(net: nn.Module) -> bool:
-    """Whether a network has layers of random activations.
-
-    Args:
-        net: The network.
-    """
-    return any(all(hasattr(module, name) for name in _METHODS) for module in net.modules())
+        if msg["done"]:
+            return
+        try:
+            mean = msg["kwargs"]["layer"].expected(msg["args"][0])
+        except (NotImplementedError, ValueError):  # raised by distributions without a mean
+            return
+        if not bool(torch.isnan(mean).any()):
+            msg["value"], msg["done"] = mean, True
 
 
 def _check_no_term_is_lost(layer: object) -> None:

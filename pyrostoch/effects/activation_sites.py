@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import functools
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Protocol, cast
 
@@ -32,6 +32,8 @@ __all__ = [
     "StochasticActivation",
     "activation_of",
     "guide_draws_activations",
+    "needs_score",
+    "site_names",
 ]
 
 _KEY = "pyrostoch.activation"
@@ -102,6 +104,7 @@ class ExamplePlate:
         size: Number of examples of the whole data set.
         count: Number of examples of the batch; `None` where no input has an axis that counts them.
         device: The device of the plate's indices.
+        shares_inputs: Whether an input belongs to all examples.
 
     Example:
         >>> import torch
@@ -109,8 +112,8 @@ class ExamplePlate:
         100
     """
 
-    def __init__(self, size: int, count: int | None, device: torch.device) -> None:
-        self.size, self.count, self.device = size, count, device
+    def __init__(self, size: int, count: int | None, device: torch.device, *, shares_inputs: bool = False) -> None:
+        self.size, self.count, self.device, self.shares_inputs = size, count, device, shares_inputs
 
     @functools.cached_property
     def plate(self) -> Any:
@@ -138,6 +141,14 @@ class ExamplePlate:
             with self.plate:
                 yield distribution
         else:  # time first, or all tokens of the batch on one axis: the sum over all of them is scaled
+            shape = (*distribution.batch_shape, *distribution.event_shape)
+            known = shape[0] % self.count == 0 or (len(shape) > 2 and shape[1] == self.count)
+            if self.shares_inputs or not shape[0] or not known:
+                raise ValueError(
+                    f"layer {name!r}: its activations of shape {tuple(shape)} are not those of the {self.count} "
+                    "examples of the batch, so that it is not known how often their rate counts in the whole data set; "
+                    f"put the examples on the first axis, or use prior=None{see('how-to/stochastic_layers')}"
+                )
             with poutine.scale(scale=self.size / self.count):
                 yield distribution.to_event(1)
 
@@ -149,7 +160,7 @@ class ActivationSites(Messenger):
         net: The network.
         plate: The plate of the examples; `None` where nothing is scaled to a data set.
         from_posterior: Whether sites are drawn from q(h | x), as in a guide, not from the prior.
-        separate: Returns whether examples are separate in the network; asked only where a gradient depends on it.
+        separate: Whether examples are separate in the network, where a gradient depends on it.
     """
 
     def __init__(
@@ -158,12 +169,22 @@ class ActivationSites(Messenger):
         plate: ExamplePlate | None,
         *,
         from_posterior: bool,
-        separate: Callable[[], bool],
+        separate: bool,
     ) -> None:
         super().__init__()
         self.net, self.plate, self.from_posterior, self.separate = net, plate, from_posterior, separate
         self._names: dict[int, str] = {}
         self._calls: dict[str, int] = {}
+        self._layers: dict[str, object] = {}
+
+    def _pyro_post_sample(self, msg: Any) -> None:
+        site = activation_of(msg)  # of the guide, where its draw is taken
+        if site is not None and self._layers.get(msg["name"]) is not site.layer:
+            raise ValueError(
+                f"layer {msg['name']!r}: the guide drew its activations from another model's layer; build "
+                "guides.Amortised from this model, or copy both together by copy.deepcopy((model, guide))"
+                f"{see('how-to/stochastic_layers')}"
+            )
 
     def _pyro_activation(self, msg: Any) -> None:
         # No call is active where a pass only analyzes the network.
@@ -193,11 +214,10 @@ class ActivationSites(Messenger):
         posterior = layer.posterior(x)
         prior = layer.prior_of(x, posterior)
         infer: dict[str, Any] = {}
-        separate = True
-        if layer.gradient == "score":
-            separate = self.separate()
-            infer["baseline"] = {"use_decaying_avg_baseline": True, "baseline_beta": layer.baseline_decay}
-        infer[_KEY] = ActivationSite(layer, x, posterior, prior, separate)
+        if layer.gradient == "score" and layer.pyro_baseline is not None:
+            infer["baseline"] = dict(layer.pyro_baseline)
+        infer[_KEY] = ActivationSite(layer, x, posterior, prior, self.separate)
+        self._layers[name] = layer
         fn: Any = posterior if self.from_posterior else prior
         if self.plate is None:
             value = pyro.sample(name, fn, infer=cast(Any, infer))
@@ -211,6 +231,24 @@ class ActivationSites(Messenger):
                 f"draws them once for each of its entries; draw in a loop{see('how-to/stochastic_layers')}"
             )
         return layer.restored(value, x)
+
+
+def site_names(net: nn.Module) -> list[str]:
+    """The names of the layers whose activations are Pyro sites.
+
+    Args:
+        net: The network.
+    """
+    return [name for name, part in net.named_modules() if wants_site(part) and hasattr(part, "posterior")]
+
+
+def needs_score(net: nn.Module) -> bool:
+    """Whether gradients by the score function are computed.
+
+    Args:
+        net: The network.
+    """
+    return torch.is_grad_enabled() and any(getattr(part, "gradient", "") == "score" for part in net.modules())
 
 
 @effectful(type="guide_activations")

@@ -10,14 +10,12 @@ from __future__ import annotations
 import contextlib
 import warnings
 from collections.abc import Iterator
-from contextlib import AbstractContextManager
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from pyrostoch._inputs import count_examples, example_axes, take_examples
-from pyrostoch.effects.activation import ExpectedActivations, has_random_activations
 from pyrostoch.effects.held_state import HeldState
 from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, Reading, on_first_terms
 from pyrostoch.effects.repeatable import attributes_restored, same, separating_sets, size_of
@@ -69,8 +67,6 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
         return False
     net, device = plain(net)
     axes = example_axes(x, in_dims)
-    # Discrete draws may happen not to move where their inputs do; their means move always.
-    modes = (None, ExpectedActivations()) if has_random_activations(net) else (None,)
     # For each example another one from anywhere in the data: the next one of a random cycle.
     order, anywhere = torch.randperm(count, generator=torch.Generator().manual_seed(SEED)), torch.empty(count).long()
     anywhere[order] = order.roll(1)
@@ -79,7 +75,7 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
             sets = separating_sets(count) if count <= MOST_EXAMPLES else _random_halves(count)
             others = take_examples(x, anywhere, in_dims)
             try:
-                return any(_moves_others(net, x, others, axes, sets, reading, device, mode=mode) for mode in modes)
+                return _moves_others(net, x, others, axes, sets, reading, device)
             except Exception:
                 return False
         for size in (_FEW, MOST_EXAMPLES) if count > _FEW else (count,):
@@ -88,8 +84,7 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
             # An index out of range is an error on a CPU, but ends the whole process's use of a GPU.
             at = device if cut_is_safe(net, x, count) else torch.device("cpu")
             try:
-                sets = separating_sets(size)
-                if any(_moves_others(net, some, others, axes, sets, reading, at, mode=mode) for mode in modes):
+                if _moves_others(net, some, others, axes, separating_sets(size), reading, at):
                     return True
             except Exception:  # a network may need the whole batch: the nodes of one graph
                 return count > size and _runs(net, x, device)
@@ -278,7 +273,6 @@ def _moves_others(
     device: torch.device | None,
     *,
     noise: bool = True,
-    mode: AbstractContextManager[Any] | None = None,
 ) -> bool:
     """Whether other inputs for some examples move the output for the rest of them."""
     count = len(sets[0])
@@ -286,7 +280,7 @@ def _moves_others(
     def run(double: bool, move_buffers: bool) -> bool:
         terms = {"double": double, "move_buffers": move_buffers}
         moved = PerturbedNetwork(net, (), x, {}, reading=reading, device=device, **terms)
-        references = {SEED: moved.call({}, mode)}
+        references = {SEED: moved.call({})}
         counting = [number for number, tensor in enumerate(references[SEED]) if tensor.dim() and len(tensor) == count]
         if not counting:
             return True
@@ -298,14 +292,14 @@ def _moves_others(
             # A network that draws may bring examples together in some passes only.
             seed = SEED + number * moved.draws
             if seed not in references:
-                references[seed] = moved.call({}, mode, seed=seed)
+                references[seed] = moved.call({}, seed=seed)
             for change in changes if noise and count <= _FEW else changes[number % 2 :][:1]:
                 changed = tuple(
                     part if axis is None else _mixed(part, other, rows, axis)
                     for part, other, axis in zip(moved.args, change, axes, strict=True)
                 )
                 try:
-                    output = moved.call({}, mode, seed=seed, inputs=(changed, {}))
+                    output = moved.call({}, seed=seed, inputs=(changed, {}))
                 except Exception:
                     if change is exchanged:  # these are users' values; noise may be invalid input
                         raise

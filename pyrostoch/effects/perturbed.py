@@ -15,6 +15,7 @@ import torch
 from pyro.poutine import block
 from torch import Tensor, nn
 
+from pyrostoch.effects.activation import ExpectedActivations
 from pyrostoch.effects.active import entered
 from pyrostoch.effects.repeatable import attributes_restored, same_randomness, size_of
 from pyrostoch.effects.swap import call_with
@@ -145,6 +146,9 @@ class PerturbedNetwork:
             torch.autocast(self.device.type, enabled=False),
             block(),
             entered(None),
+            # Draws may happen not to move where their inputs do, and rejection takes more or less random numbers for
+            # others; means do what the inputs do.
+            ExpectedActivations(),
             mode or nullcontext(),
         ):
             found = call_with(self.net, values, args, kwargs)

@@ -29,8 +29,11 @@ class Amortised(nn.Module):
     library need no such guide. They draw activations from q(h | x) in the model, so that the network runs once in a
     step and not twice, and take an `Amortised` guide as they take that of its weights.
 
-    Under Pyro's ELBOs discrete activations are differentiated by the score function, whatever their layer's `gradient`;
-    `TraceGraph_ELBO` uses a running mean as the baseline where that is `"score"`.
+    Under Pyro's ELBOs discrete activations are differentiated by the score function, whatever their layer's `gradient`.
+    For `TraceGraph_ELBO`, a layer with `gradient="score"` may name one of Pyro's baselines: its `pyro_baseline`.
+
+    Copy a model and its guide together (`copy.deepcopy((model, guide))`): a guide runs the network of its own model,
+    and is refused by another.
 
     Args:
         model: The model.

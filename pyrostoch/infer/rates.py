@@ -12,15 +12,18 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution, kl_divergence
+from torch.distributions import Distribution, constraints, kl_divergence
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
 from pyrostoch.distributions import has_closed_form
 from pyrostoch.effects import Interpretation
 from pyrostoch.effects.activation_sites import ActivationSite, activation_of
+from pyrostoch.effects.frozen import noise_is_frozen
 
-__all__ = ["RateTerm", "ScoreTerm", "check_rates_known", "rate_term", "score_terms", "surrogate_of"]
+__all__ = ["RateTerm", "ScoreTerm", "check_rates_known", "masked", "rate_term", "score_terms", "surrogate_of"]
+
+_POSITIVE = {type(constraints.positive), type(constraints.nonnegative)}
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ def rate_term(name: str, node: Any) -> RateTerm:
     if site.layer.prior is None:
         zero = value.new_zeros(value.shape[:1])
         return RateTerm(zero.sum(), zero, True, size)
+    _check_supports(name, posterior, prior)
     exact = has_closed_form(posterior, prior)
     if exact:
         by_example = kl_divergence(posterior, prior)
@@ -94,10 +98,40 @@ def _check_estimate(name: str, site: ActivationSite) -> None:
         )
 
 
-def _scaled_sum(node: Any, by_example: Tensor) -> Tensor:
+def _check_supports(name: str, posterior: Distribution, prior: Distribution) -> None:
+    """Raise an error where the prior gives no probability, or only a density, to what the posterior draws."""
+    q, p = _support(posterior), _support(prior)
+    same = type(q) is type(p) or {type(q), type(p)} <= _POSITIVE
+    if q.is_discrete != p.is_discrete or not (same or (not p.is_discrete and p is constraints.real)):
+        raise ValueError(
+            f"layer {name!r}: the rate of {_name(posterior)} activations under the prior {_name(prior)} is infinite or "
+            "has no meaning, since they take other values; use 'standard', 'learned', or a distribution of the same "
+            f"kind{see('how-to/stochastic_layers')}"
+        )
+
+
+def _support(distribution: Distribution) -> Any:
+    support: Any = distribution.support
+    while isinstance(support, (constraints.independent, constraints.MixtureSameFamilyConstraint)):
+        support = support.base_constraint
+    return support
+
+
+def masked(node: Any, values: Tensor) -> Tensor:
+    """Values by example, 0 where Pyro's `poutine.mask` leaves a site out.
+
+    Args:
+        node: The site's message in a trace.
+        values: The values.
+    """
     mask = node["mask"]
-    if mask is not None and mask is not True:
-        by_example = torch.zeros_like(by_example) if mask is False else torch.where(mask, by_example, 0.0)
+    if mask is None or mask is True:
+        return values
+    return torch.zeros_like(values) if mask is False else torch.where(mask, values, 0.0)
+
+
+def _scaled_sum(node: Any, by_example: Tensor) -> Tensor:
+    by_example = masked(node, by_example)
     total = (by_example.to(torch.float64) * node["scale"]).sum()
     return total.to(torch.promote_types(by_example.dtype, torch.float32))
 
@@ -119,12 +153,15 @@ class ScoreTerm:
     rates: Tensor
 
 
-def score_terms(sites: Sequence[tuple[Any, RateTerm]], cost: Tensor) -> tuple[ScoreTerm, ...]:
+def score_terms(
+    sites: Sequence[tuple[Any, RateTerm]], cost: Tensor, factors: Tensor | float = 0.0
+) -> tuple[ScoreTerm, ...]:
     """What the gradients by the score function need, for the layers that ask for it.
 
     Args:
         sites: Message and rate of each activation site, in the order in which they were drawn.
         cost: Negative log-likelihood by example, scaled to the data set.
+        factors: The negative of factors of the model, which may depend on every draw.
     """
     terms = []
     for index, (node, term) in enumerate(sites):
@@ -133,12 +170,13 @@ def score_terms(sites: Sequence[tuple[Any, RateTerm]], cost: Tensor) -> tuple[Sc
             continue
         log_prob = site.posterior.log_prob(node["value"])
         later = [(n, t) for n, t in sites[index:] if t is not term or not t.exact]
-        separate = site.separate and all(len(t.by_example) == len(cost) for _, t in [*later, (node, term)])
-        rates = [t.by_example * n["scale"] for n, t in later]
+        rows = all(len(t.by_example) == len(cost) for _, t in [*later, (node, term)])
+        separate = site.separate and rows and not isinstance(factors, Tensor)
+        rates = [masked(n, t.by_example) * n["scale"] for n, t in later]
         if separate:
             own, total = cost, sum(rates, torch.zeros_like(cost))
         else:
-            log_prob, own = log_prob.sum(), cost.sum()
+            log_prob, own = log_prob.sum(), cost.sum() + factors
             total = sum((rate.sum() for rate in rates), torch.zeros_like(own))
         terms.append(ScoreTerm(site, log_prob, own.detach(), total.detach()))
     return tuple(terms)
@@ -165,7 +203,8 @@ def surrogate_of(terms: Sequence[ScoreTerm], rate_weight: float | Tensor) -> Ten
     for term, layer, cost in zip(terms, layers, costs, strict=True):
         baseline = baselines[id(layer)].to(cost.dtype)
         total = total + ((cost - baseline) * (term.log_prob - term.log_prob.detach())).sum()
-    if torch.is_grad_enabled():
+    # With frozen noise the loss, and so its gradient, is a fixed function of the parameters.
+    if torch.is_grad_enabled() and not noise_is_frozen():
         with torch.no_grad():
             for layer, cost in zip(layers, costs, strict=True):
                 step = 1.0 - layer.baseline_decay

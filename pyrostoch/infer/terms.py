@@ -16,7 +16,7 @@ from pyrostoch._manual import see
 from pyrostoch.distributions import has_closed_form, kl_sum
 from pyrostoch.effects import Interpretation, MomentPropagation
 from pyrostoch.effects.independent import is_independent
-from pyrostoch.infer.rates import RateTerm, ScoreTerm, check_rates_known, rate_term, score_terms, surrogate_of
+from pyrostoch.infer.rates import RateTerm, ScoreTerm, check_rates_known, masked, rate_term, score_terms, surrogate_of
 from pyrostoch.moments.predictive import OutputDistribution
 from pyrostoch.protocols import Guide, PyroCallable
 from pyrostoch.sites import activation_sites, latent_sites, trace_of
@@ -148,15 +148,17 @@ def draw_terms(
     data: Tensor | float = 0.0
     penalty: Tensor | float = 0.0
     costs = []
+    factors: Tensor | float = 0.0
     for node in model_trace.nodes.values():
         if node["type"] == "sample" and node["is_observed"]:
             log_prob = _log_prob(node)
             term = _scaled(node, log_prob)
             if type(node["fn"]).__name__ == "Unit":
                 penalty = penalty - term
+                factors = factors - (term if node["name"] != "penalty" else 0.0)  # may depend on activations
             else:
                 data = data + term
-                costs.append(-log_prob * node["scale"])
+                costs.append(-masked(node, log_prob) * node["scale"])
     for node in guide_trace.nodes.values():
         if node["type"] == "sample" and node["is_observed"]:  # a factor in the guide is subtracted from the ELBO
             penalty = penalty + _scaled(node, _log_prob(node))
@@ -168,7 +170,8 @@ def draw_terms(
     check_rates_known(interpretation)
     activations = [(name, node, rate_term(name, node)) for name, node in activation_sites(model_trace)]
     rates = {name: term for name, _, term in activations}
-    scores = score_terms([(node, term) for _, node, term in activations], _total_cost(costs)) if activations else ()
+    sites_and_rates = [(node, term) for _, node, term in activations]
+    scores = score_terms(sites_and_rates, _total_cost(costs), factors) if activations else ()
     return Terms(data, sites, penalty, dict(interpretation.treatments), rates, scores)
 
 
@@ -238,10 +241,7 @@ def expected_log_prob(distribution: Distribution, value: Tensor) -> Tensor:
 
 
 def _scaled(node: Any, log_prob: Tensor) -> Tensor:
-    mask = node["mask"]
-    if mask is not None and mask is not True:
-        log_prob = torch.zeros_like(log_prob) if mask is False else torch.where(mask, log_prob, 0.0)
-    return (log_prob * node["scale"]).sum()
+    return (masked(node, log_prob) * node["scale"]).sum()
 
 
 def _check_covered(latents: dict[str, Any], draws: dict[str, Any]) -> None:

@@ -61,7 +61,8 @@ def make_stochastic(
         The network.
 
     Raises:
-        ValueError: There is no such module, or the scale is not positive.
+        ValueError: There is no such module, the scale is not positive, or a layer cannot be replaced without losing
+            something: hooks, a tied parameter, another name, or that it is fixed.
         TypeError: A module is neither a linear layer nor a convolution of torch.
 
     Example:
@@ -83,6 +84,8 @@ def make_stochastic(
             f"{type(modules[wrong[0]]).__name__}; put a stochastic layer beside it by layers.embody"
             f"{see('how-to/stochastic_layers')}"
         )
+    for name in chosen:
+        _check_plain(net, name, modules[name])
     for name in chosen:
         holder, _, last = name.rpartition(".")
         setattr(modules[holder], last, _converted(modules[name], distribution, prior, scale))
@@ -111,9 +114,43 @@ def _converted(
         weight = made.kernel.weight.movedim(1, 0) if transposed else made.kernel.weight
         own = layer.weight.movedim(1, 0) if transposed else layer.weight
         _put(weight, own, count, 1 if transposed else groups, 0.0)
-        start = math.log(math.expm1(scale)) if count > 1 else 0.0
+        start = _output_for(made.family, scale) if count > 1 else 0.0
         _put(made.kernel.bias, torch.zeros(sizes[1]) if layer.bias is None else layer.bias, count, groups, start)
     return made
+
+
+def _output_for(family: ActivationDistribution, scale: float) -> float:
+    """The kernel's output at which the scale has a value; 0 for a family without one."""
+    if family.noise != "scale":
+        return 0.0
+    link = family.links["scale"]
+    starts = (math.log(math.expm1(scale)), math.log(scale), scale)  # of softplus, exp and the absolute value
+    return min(starts, key=lambda start: abs(float(link(torch.tensor(start, dtype=torch.float64))) - scale))
+
+
+def _check_plain(net: nn.Module, name: str, layer: nn.Module) -> None:
+    """Raise an error for a layer that is more than its class says, which would be lost."""
+    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks)
+    names = [other for other, part in net.named_modules(remove_duplicate=False) if part is layer]
+    tied = [
+        other
+        for other, parameter in net.named_parameters(remove_duplicate=False)
+        if other.rpartition(".")[0] not in names and any(parameter is own for own in layer.parameters())
+    ]
+    reason = None
+    if any(hooks):
+        reason = "it has hooks, such as those of weight_norm, spectral_norm or prune"
+    elif len(names) > 1:
+        reason = f"it has several names, {name_list(names)}"
+    elif tied:
+        reason = f"it shares a parameter with {tied[0]!r}"
+    elif not all(parameter.requires_grad for parameter in layer.parameters()):
+        reason = "a parameter of it is fixed (requires_grad=False), and a stochastic layer is trained"
+    if reason:
+        raise ValueError(
+            f"make_stochastic: {name!r} cannot be replaced without losing something: {reason}; put a stochastic layer "
+            f"beside it by layers.embody{see('how-to/stochastic_layers')}"
+        )
 
 
 def _put(kernels: Tensor, own: Tensor, count: int, groups: int, others: float) -> None:

@@ -20,7 +20,7 @@ from pyrostoch.infer.rates import check_rates_known
 from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
 from pyrostoch.likelihoods.pseudo import is_pseudo
 from pyrostoch.model import BayesianModel
-from pyrostoch.prediction.rates import RateRecorder, RateRow, add_rates, find_cuts, rate_lines, rate_rows
+from pyrostoch.prediction.rates import RateRecorder, RateRow, RateTotals, find_cuts, rate_lines
 from pyrostoch.prediction.readouts import (
     batches_for,
     batches_on_device,
@@ -202,13 +202,13 @@ def decompose(
     treatments: dict[str, str] = {}
     first: tuple[Inputs, Tensor] | None = None
     count = 0
-    rate_totals: list[dict[str, float]] = [{} for _ in range(num_samples)]
-    passes: list[RateRecorder] = []  # on the first batch
+    rate_totals = RateTotals(num_samples)
     recorder = _SiteRecorder()
     with evaluating(model, guide):
         for x, y in batches_on_device(batches, device):
             first = (x, y) if first is None else first
             values: list[float] = []
+            recorded: list[RateRecorder] = []
             while len(values) < num_samples:
                 handler, before = interpretation(estimator, model), generator_states(device)
                 with handler:
@@ -216,8 +216,7 @@ def decompose(
                     with recorder, RateRecorder() as rate_recorder:
                         distribution = observation_distribution(model, trace, x)
                 check_rates_known(handler)
-                passes += [rate_recorder] if count == 0 else []
-                add_rates(rate_totals[len(values)], rate_recorder)
+                recorded.append(rate_recorder)
                 if not values:
                     check_targets(model, distribution, y)
                     pseudo = is_pseudo(distribution)
@@ -227,16 +226,17 @@ def decompose(
                     break  # nothing was drawn, so the batch would have the same data term again
                 sampled = True
             data_terms.append(values)
+            rate_totals.add(recorded, len(y))
             count += len(y)
         _check_size(model, count)
-        rates, bound = _rates_of(model, guide, first, rate_totals, passes, count, estimator)
+        rates, bound = _rates_of(model, guide, first, rate_totals, count, estimator)
         draws = _kl_draws(model, guide, first or (), num_samples, recorder.names)
     sites, kl_stderr = _site_rows(draws, treatments)
     totals = [math.fsum(values[min(k, len(values) - 1)] for values in data_terms) for k in range(num_samples)]
     data_mean, data_stderr = _mean_and_error(totals) if sampled else (totals[0], 0.0)
     rate = math.fsum(row.rate for row in rates)
     # The data term and the rate of a draw are correlated.
-    gains = [total - math.fsum(by_layer.values()) for total, by_layer in zip(totals, rate_totals, strict=True)]
+    gains = [total - rate_totals.of_draw(draw) for draw, total in enumerate(totals)]
     gain_stderr = _mean_and_error(gains)[1] if sampled else 0.0
     kl = math.fsum(row.kl for row in sites)
     penalty = _penalties(draws[0])
@@ -265,25 +265,25 @@ def _rates_of(
     model: Model,
     guide: Guide,
     first: tuple[Inputs, Tensor] | None,
-    totals: list[dict[str, float]],
-    passes: list[RateRecorder],
+    totals: RateTotals,
     count: int,
     estimator: str,
 ) -> tuple[tuple[RateRow, ...], float | None]:
-    """The rate of each layer, and a bound of the information let through, from the draws and the first batch."""
-    if first is None or not totals[0]:
+    """The rate of each layer, and a bound of the information let through, which is tried on the first batch."""
+    if first is None or not totals.counts:
         return (), None
-    x = first[0]
+    x, passes = first[0], totals.passes
     if len(passes) < 2:
         with interpretation(estimator, model), RateRecorder() as again:
             observation_distribution(model, trace_of(guide, x), x)
         passes = [*passes, again]
     cuts = find_cuts(model, guide, x)
-    rows = rate_rows(totals, count, passes[:2], cuts)
+    rows = totals.rows(passes[:2], count, cuts)
     alone = [row.nats for row in rows if row.cuts]
     if alone:
         return rows, min(alone)
-    return rows, math.fsum(row.nats for row in rows) if cuts.together else None
+    together = cuts.together and all(called == count for called in totals.counts.values())
+    return rows, math.fsum(row.nats for row in rows) if together else None
 
 
 def _check_size(model: Model, count: int) -> None:

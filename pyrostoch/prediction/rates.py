@@ -16,7 +16,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrostoch._inputs import device_of_inputs, example_axes, take_examples
+from pyrostoch._inputs import count_examples, device_of_inputs, example_axes, take_examples
 from pyrostoch._seeds import generator_states, set_generator_states
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
@@ -28,7 +28,7 @@ from pyrostoch.protocols import Guide, Inputs, Model
 from pyrostoch.records import Record, number, table
 from pyrostoch.sites import latent_sites, trace_of
 
-__all__ = ["InformationCuts", "RateRecorder", "RateRow", "add_rates", "find_cuts", "rate_lines", "rate_rows"]
+__all__ = ["InformationCuts", "RateRecorder", "RateRow", "RateTotals", "find_cuts", "rate_lines"]
 
 
 @dataclass(frozen=True)
@@ -96,47 +96,73 @@ class RateRecorder(Messenger):
         self.closed[msg["name"]], self.sizes[msg["name"]] = term.exact, term.size
 
 
-def rate_rows(
-    totals: Sequence[dict[str, float]], count: int, passes: Sequence[RateRecorder], cuts: InformationCuts
-) -> tuple[RateRow, ...]:
-    """A row for each layer.
+class RateTotals:
+    """The rates of a data set, added up batch by batch.
 
     Args:
-        totals: For each draw, the rate of each layer over the whole data set.
-        count: Number of examples.
-        passes: What was recorded in two passes on one batch: a rate in closed form that is the same in both is exact.
-        cuts: What was found of the paths.
+        num_samples: Number of draws.
+
+    Attributes:
+        by_draw: For each draw the rate of each layer, in nats.
+        counts: Number of examples for which each layer was called.
+        passes: What was recorded in the draws on the first batch.
     """
-    rows = []
-    example, again = passes
-    exact = {
-        layer
-        for layer, closed in example.closed.items()
-        if closed and torch.equal(example.by_example[layer], again.by_example[layer])
-    }
-    for layer in totals[0]:
-        values = [total[layer] for total in totals]
-        rate = math.fsum(values) / len(values)
-        stderr: float | None = 0.0 if layer in exact else None
-        if len(values) > 1 and layer not in exact:
-            squares = math.fsum((value - rate) ** 2 for value in values)
-            stderr = math.sqrt(squares / (len(values) * (len(values) - 1)))
-        nats = rate / count
-        method = "exact" if layer in exact else "monte carlo"
-        size, cut = example.sizes[layer], layer in cuts.alone
-        rows.append(RateRow(layer, rate, stderr, nats, nats / math.log(2), method, size, cut))
-    return tuple(rows)
 
+    def __init__(self, num_samples: int) -> None:
+        self.by_draw: list[dict[str, float]] = [{} for _ in range(num_samples)]
+        self.counts: dict[str, int] = {}
+        self.sizes: dict[str, int] = {}
+        self.passes: list[RateRecorder] = []
+        self._first = True
 
-def add_rates(total: dict[str, float], rates: RateRecorder) -> None:
-    """Add the rates of a batch to those of a draw.
+    def add(self, batch: Sequence[RateRecorder], count: int) -> None:
+        """Add a batch.
 
-    Args:
-        total: The rates of the draw so far, by layer, which are changed.
-        rates: What was recorded on the batch.
-    """
-    for layer, value in rates.totals.items():
-        total[layer] = total.get(layer, 0.0) + value
+        Args:
+            batch: What was recorded in each draw.
+            count: Number of examples.
+        """
+        for total, rates in zip(self.by_draw, batch, strict=False):
+            for layer, value in rates.totals.items():
+                total[layer] = total.get(layer, 0.0) + value
+        for layer, size in batch[0].sizes.items():
+            self.counts[layer] = self.counts.get(layer, 0) + count
+            self.sizes[layer] = size
+        if self._first:
+            self._first, self.passes = False, list(batch)
+
+    def of_draw(self, draw: int) -> float:
+        """The rate of all layers in one draw.
+
+        Args:
+            draw: Its number.
+        """
+        return math.fsum(self.by_draw[draw].values())
+
+    def rows(self, passes: Sequence[RateRecorder], count: int, cuts: InformationCuts) -> tuple[RateRow, ...]:
+        """A row for each layer.
+
+        Args:
+            passes: Two passes on one batch: a rate in closed form that is the same in both is exact.
+            count: Number of examples.
+            cuts: What was found of the paths. Nothing is claimed of layers that some batches do not call.
+        """
+        first, again = passes
+        rows = []
+        for layer, called in self.counts.items():
+            values = [total.get(layer, 0.0) for total in self.by_draw]
+            rate = math.fsum(values) / len(values)
+            pair = first.by_example.get(layer), again.by_example.get(layer)
+            same = pair[0] is not None and pair[1] is not None and torch.equal(pair[0], pair[1])
+            exact = same and first.closed[layer]
+            stderr: float | None = 0.0 if exact else None
+            if len(values) > 1 and not exact:
+                squares = math.fsum((value - rate) ** 2 for value in values)
+                stderr = math.sqrt(squares / (len(values) * (len(values) - 1)))
+            nats, method = rate / called, "exact" if exact else "monte carlo"
+            cut = called == count and layer in cuts.alone
+            rows.append(RateRow(layer, rate, stderr, nats, nats / math.log(2), method, self.sizes[layer], cut))
+        return tuple(rows)
 
 
 def rate_lines(rows: Sequence[RateRow], information_bound: float | None) -> list[str]:
@@ -194,7 +220,10 @@ def find_cuts(model: Model, guide: Guide, x: Inputs) -> InformationCuts:
     if not isinstance(model, BayesianModel):
         return InformationCuts()
     if None not in example_axes(x, model.in_dims):
-        x = take_examples(x, slice(MOST_EXAMPLES), model.in_dims)
+        # From everywhere in the batch, since neighbors may be equal in a sorted data set.
+        count = count_examples(x, model.in_dims) or 1
+        rows = torch.linspace(0, count - 1, min(count, MOST_EXAMPLES)).round().long()
+        x = take_examples(x, rows, model.in_dims)
     with SharedSample():
         weights = {name: node["value"] for name, node in latent_sites(trace_of(guide, x))}
     states = generator_states(device_of_inputs(x))
@@ -207,10 +236,16 @@ def find_cuts(model: Model, guide: Guide, x: Inputs) -> InformationCuts:
 
     output, drawn = run(x)
     others = _other_inputs(x, model)
-    if _equal(run(others)[0], output):
-        return InformationCuts()  # these inputs show nothing
+    parts = zip(_parts(x), _parts(others), strict=True)
+    # An input that is the same for all of these examples shows nothing, nor does an output that no input moves.
+    if any(torch.equal(one, other) for one, other in parts) or _equal(run(others)[0], output):
+        return InformationCuts()
     alone = frozenset(name for name, value in drawn.items() if _equal(run(others, {name: value})[0], output))
     return InformationCuts(alone, bool(alone) or (bool(drawn) and _equal(run(others, drawn)[0], output)))
+
+
+def _parts(x: Inputs) -> tuple[Tensor, ...]:
+    return x if isinstance(x, tuple) else (x,)
 
 
 def _other_inputs(x: Inputs, model: BayesianModel) -> Inputs:

@@ -30,7 +30,10 @@ class FromPyro(ActivationDistribution):
     """
 
     def __init__(self, family: type[Distribution], **fixed: Tensor | float) -> None:
-        constraints: dict[str, Any] = dict(getattr(family, "arg_constraints", {}))
+        declared = getattr(family, "arg_constraints", {})
+        if not isinstance(declared, dict):
+            raise ValueError(f"{family.__name__}: its parameters depend on each other, so no kernel can give them")
+        constraints: dict[str, Any] = dict(declared)
         if unknown := sorted(set(fixed) - set(constraints)):
             raise ValueError(f"{family.__name__}: no parameter(s) {unknown}; it has {sorted(constraints)}")
         if "probs" in constraints and "logits" in constraints:

@@ -54,6 +54,11 @@ class _FromFamily(ActivationPrior):
         self.family: ActivationDistribution | None = None
 
     def bind(self, family: ActivationDistribution) -> None:
+        if self.family is not None and self.family != family:
+            raise ValueError(
+                f"{type(self).__name__}: it is the prior of {self.family} activations already, and cannot be that of "
+                f"{family} ones; make another{see('how-to/stochastic_layers')}"
+            )
         self.family = family
 
     def _given_family(self) -> ActivationDistribution:
@@ -80,9 +85,11 @@ class Fixed(HoldsDistribution, ActivationPrior):
         self.base = distribution
 
     def forward(self, posterior: Distribution) -> Distribution:
-        shape = posterior.batch_shape + posterior.event_shape
-        expanded = self.base.expand(shape[: len(shape) - len(self.base.event_shape)])
-        return _in_shape(expanded)
+        own, example = self.base.batch_shape, posterior.event_shape
+        example = example[: len(example) - len(self.base.event_shape)]
+        if len(own) > len(example) or not _broadcasts(own, example):
+            raise _wrong_shape(type(self.base).__name__, tuple(own), posterior)
+        return _in_shape(self.base.expand(example).expand(posterior.batch_shape + example))
 
 
 class Learned(_FromFamily):
@@ -113,8 +120,9 @@ class Learned(_FromFamily):
         Args:
             family: The family of the layer's activations.
         """
-        if self.family is None:
-            super().bind(family)
+        known = self.family is not None
+        super().bind(family)
+        if not known:
             self.outputs.extend(nn.Parameter(torch.full(self.shape, value)) for value in family.standard)
 
     def forward(self, posterior: Distribution) -> Distribution:
@@ -128,7 +136,9 @@ class Learned(_FromFamily):
         """
         family = self._given_family()
         shape = posterior.batch_shape + posterior.event_shape
-        outputs = tuple(_expanded(output, shape, "Learned", self.shape) for output in self.outputs)
+        if len(self.shape) > len(posterior.event_shape) or not _broadcasts(self.shape, posterior.event_shape):
+            raise _wrong_shape("Learned", self.shape, posterior)
+        outputs = tuple(output.expand(shape) for output in self.outputs)
         return _in_shape(family.distribution(outputs))
 
     def extra_repr(self) -> str:
@@ -167,9 +177,10 @@ class Mixture(_FromFamily):
         Args:
             family: The family of the layer's activations.
         """
-        if self.family is not None:
-            return
+        known = self.family is not None
         super().bind(family)
+        if known:
+            return
         for index, value in enumerate(family.standard):
             start = torch.full((self.components, *self.shape), value)
             self.outputs.append(nn.Parameter(start + torch.randn_like(start) if index == 0 else start))
@@ -232,6 +243,12 @@ def as_activation_prior(
     elif isinstance(spec, ActivationPrior):
         prior = spec
     elif isinstance(spec, Distribution) and hasattr(spec, "to_event"):
+        trials, own = getattr(spec, "total_count", None), getattr(family, "n", None)
+        if trials is not None and own is not None and bool((torch.as_tensor(trials) != own).any()):
+            raise ValueError(
+                f"{layer} prior: expected as many trials as the activations, {own}, got {trials}"
+                f"{see('how-to/stochastic_layers')}"
+            )
         prior = Fixed(spec)
     else:
         raise TypeError(
@@ -248,11 +265,13 @@ def _in_shape(distribution: Any) -> Distribution:
     return event
 
 
-def _expanded(value: Tensor, shape: torch.Size, name: str, own: tuple[int, ...]) -> Tensor:
-    try:
-        return value.expand(shape)
-    except RuntimeError as error:
-        raise ValueError(
-            f"{name}: expected a shape that broadcasts against an example's activations {tuple(shape[1:])}, got {own}; "
-            f"give one number for each channel, such as (channels, 1, 1){see('how-to/stochastic_layers')}"
-        ) from error
+def _broadcasts(own: tuple[int, ...], example: tuple[int, ...]) -> bool:
+    """Whether a shape broadcasts to that of an example; never over the batch, where priors would differ by example."""
+    return all(size in (1, wanted) for size, wanted in zip(reversed(own), reversed(example), strict=False))
+
+
+def _wrong_shape(name: str, own: tuple[int, ...], posterior: Distribution) -> ValueError:
+    return ValueError(
+        f"{name}: expected a shape that broadcasts against an example's activations {tuple(posterior.event_shape)}, "
+        f"got {own}; give one number for each channel, such as (channels, 1, 1){see('how-to/stochastic_layers')}"
+    )
