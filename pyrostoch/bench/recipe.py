@@ -30,7 +30,7 @@ class Recipe:
         schedule: How the learning rates fall.
         kl_warmup: Epochs until the KL has its full weight, or a pair of epochs between which its weight rises.
         estimator: How random weights are treated in training.
-        rate_weight: Weight of the rate of random activations.
+        rate_weight: Weight of the rate of random activations; 1 by default.
         examples: Use only the first so many training and test examples; all by default.
     """
 
@@ -43,7 +43,7 @@ class Recipe:
     schedule: Schedule = "linear"
     kl_warmup: float | tuple[float, float] = 0.0
     estimator: Estimator = "local"
-    rate_weight: float = 1.0
+    rate_weight: float | None = None
     examples: int | None = None
 
     def changed(self, settings: Mapping[str, str]) -> Recipe:

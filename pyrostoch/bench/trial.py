@@ -136,7 +136,7 @@ def _train_and_score(trained: Trained, folder: Path, setting: Setting, progress:
         estimator=recipe.estimator,
         schedule=recipe.schedule,
         kl_warmup=recipe.kl_warmup,
-        rate_weight=recipe.rate_weight,
+        rate_weight=1.0 if recipe.rate_weight is None else recipe.rate_weight,
         precision=setting.precision,
         seed=trained.seed,
         progress=False,

@@ -16,7 +16,8 @@ __all__ = ["bench"]
 @guarded
 def bench(
     name: Annotated[
-        str, typer.Argument(help="variance, elbo, pruning, speed, moments, homeostasis or trident.", metavar="NAME")
+        str,
+        typer.Argument(help="variance, elbo, pruning, speed, moments, homeostasis, trident or layers.", metavar="NAME"),
     ],
     preset: Annotated[
         str | None,
