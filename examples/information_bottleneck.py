@@ -72,6 +72,7 @@ figure, axes = plt.subplots(figsize=(6.0, 3.6), layout="constrained")
 axes.plot(rates, errors, "o-")
 for rate, error, rate_weight in zip(rates, errors, weights, strict=True):
     axes.annotate(f"{rate_weight:g}", (rate, error), textcoords="offset points", xytext=(5, 5))
+axes.margins(x=0.12, y=0.1)
 axes.axvline(2.303, color="gray", linestyle=":")
 axes.set(
     xscale="log",

@@ -92,8 +92,8 @@ class StochasticLayer(nn.Module):
     #: The mean cost of an example in earlier steps, which the score function's gradient subtracts.
     average_cost: Tensor
     baseline_decay = 0.9
-    #: Pyro's `infer["baseline"]` of the site, for its `TraceGraph_ELBO`, such as `{"use_decaying_avg_baseline": True}`.
-    #: Pyro keeps a value for each row, so all batches must then have one size.
+    #: What Pyro's `TraceGraph_ELBO` takes as the entry "baseline" of the site, such as
+    #: `dict(use_decaying_avg_baseline=True)`; Pyro keeps a value for each row, so all batches must have one size.
     pyro_baseline: dict[str, Any] | None = None
 
     def __init__(
