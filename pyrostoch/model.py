@@ -79,13 +79,13 @@ class BayesianModel(nn.Module):
         TypeError: `net`, `prior`, `likelihood` or `in_dims` is of another kind.
 
     Example:
-        >>> import pyrostoch as ps
+        >>> import pyro, torch, pyrostoch as ps
         >>> net = nn.Sequential(nn.Linear(2, 8), nn.Tanh(), nn.Linear(8, 1))
         >>> model = BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.1), num_data=100)
         >>> list(model.sites)
         ['0.weight', '2.weight']
         >>> x, y = torch.zeros(10, 2), torch.zeros(10, 1)
-        >>> trace = poutine.trace(model).get_trace(x, y)
+        >>> trace = pyro.poutine.trace(model).get_trace(x, y)
         >>> [name for name, node in trace.nodes.items() if node["type"] == "sample"]
         ['0.weight', '2.weight', 'data', 'obs']
     """
@@ -186,7 +186,7 @@ class BayesianModel(nn.Module):
             y: Their targets, which a density of your own may bring together; drawn by default.
 
         Example:
-            >>> import pyrostoch as ps
+            >>> import torch, pyrostoch as ps
             >>> net = nn.Sequential(nn.Linear(2, 3), nn.Softmax(dim=0))
             >>> model = BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(), num_data=9)
             >>> model.examples_meet(torch.randn(9, 2))

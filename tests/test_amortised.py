@@ -91,6 +91,7 @@ def test_score_gradients_are_those_of_enumeration(rate_weight: float) -> None:
     loss = ps.ELBO(rate_weight=rate_weight)(model, guide)
     with torch.no_grad():
         assert_same_mean(mean_and_error(lambda: loss(x, y), 600), (truth.detach(), torch.zeros((), dtype=F64)))
+    assert model._keeps_examples_apart(x)  # so that each example has its own cost
     found = mean_and_error(lambda: gradients(loss(x, y)), 1500)
     assert_same_mean(found, (expected, torch.zeros_like(expected)))
     assert (expected.abs() > 5.0 * found[1]).float().mean() > 0.5  # the comparison says something

@@ -73,8 +73,8 @@ def activations_are_by_example(net: nn.Module, x: tuple[Any, ...], in_dims: InDi
         moved = PerturbedNetwork(net, (), x, {}, device=device)
 
         def run(inputs: tuple[Any, ...]) -> list[Tensor]:
-            with _Inputs() as recorder:
-                moved.call({}, recorder, inputs=(inputs, {}))
+            recorder = _Inputs()
+            moved.call({}, recorder, inputs=(inputs, {}))
             return recorder.found
 
         try:
