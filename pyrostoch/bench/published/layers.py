@@ -40,8 +40,8 @@ _BOTTLENECK = {
     "cpu": Recipe(epochs=40, batch_size=100, lr=1e-3, schedule="cosine", rate_weight=5e-3),
 }
 _CNN = {
-    "quick": Recipe(epochs=1, batch_size=100, lr=3e-3, rate_weight=4.5e-3, examples=500),
-    "cpu": Recipe(epochs=36, batch_size=100, lr=3e-3, schedule="cosine", rate_weight=4.5e-3),
+    "quick": Recipe(epochs=1, batch_size=100, lr=3e-3, rate_weight=3e-3, examples=500),
+    "cpu": Recipe(epochs=36, batch_size=100, lr=3e-3, schedule="cosine", rate_weight=3e-3),
 }
 
 
