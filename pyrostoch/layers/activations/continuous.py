@@ -21,8 +21,28 @@ __all__ = ["Gaussian", "Laplace", "LogNormal", "StudentT"]
 _ONE = math.log(math.e - 1.0)
 
 
+class _LocationScale(ActivationDistribution):
+    """Two kernels: a location, and the scale before a softplus."""
+
+    noise = "scale"
+
+    @property
+    def links(self) -> dict[str, Link]:
+        """Of `loc` and `scale`."""
+        return {"loc": identity, "scale": F.softplus}
+
+    @property
+    def standard(self) -> tuple[float, ...]:
+        """Those of location 0 and scale 1."""
+        return 0.0, _ONE
+
+    def noise_free(self, *parameters: Tensor) -> Tensor:
+        """The location."""
+        return parameters[0]
+
+
 @dataclass(frozen=True)
-class Gaussian(ActivationDistribution):
+class Gaussian(_LocationScale):
     r"""$N(\mu, \sigma^2)$; the kernels give $\mu$ and, before the link, $\sigma$.
 
     Args:
@@ -37,7 +57,6 @@ class Gaussian(ActivationDistribution):
         tensor([2.])
     """
 
-    noise = "scale"
     scale: Literal["softplus", "exp", "raw"] = "softplus"
 
     def __post_init__(self) -> None:
@@ -59,13 +78,9 @@ class Gaussian(ActivationDistribution):
         loc, scale = parameters
         return dist.Normal(loc, scale)
 
-    def noise_free(self, *parameters: Tensor) -> Tensor:
-        """The location."""
-        return parameters[0]
-
 
 @dataclass(frozen=True)
-class Laplace(ActivationDistribution):
+class Laplace(_LocationScale):
     r"""The Laplace distribution, with the density $e^{-|h - \mu| / b} / (2 b)$ and $b$ by softplus.
 
     Example:
@@ -73,29 +88,13 @@ class Laplace(ActivationDistribution):
         tensor([0.6931])
     """
 
-    noise = "scale"
-
-    @property
-    def links(self) -> dict[str, Link]:
-        """Of `loc` and `scale`."""
-        return {"loc": identity, "scale": F.softplus}
-
-    @property
-    def standard(self) -> tuple[float, ...]:
-        """Those of location 0 and scale 1."""
-        return 0.0, _ONE
-
     def make(self, *parameters: Tensor) -> Distribution:
         """Laplace(loc, scale)."""
         return dist.Laplace(*parameters)
 
-    def noise_free(self, *parameters: Tensor) -> Tensor:
-        """The location."""
-        return parameters[0]
-
 
 @dataclass(frozen=True)
-class StudentT(ActivationDistribution):
+class StudentT(_LocationScale):
     """Student's t, shifted and scaled by the kernels.
 
     Args:
@@ -109,52 +108,25 @@ class StudentT(ActivationDistribution):
         tensor([5.])
     """
 
-    noise = "scale"
     df: float = 4.0
 
     def __post_init__(self) -> None:
         if check_positive("StudentT df", self.df) <= 1.0:
             raise ValueError(f"StudentT df: expected above 1, so that there is a mean, got {self.df}")
 
-    @property
-    def links(self) -> dict[str, Link]:
-        """Of `loc` and `scale`."""
-        return {"loc": identity, "scale": F.softplus}
-
-    @property
-    def standard(self) -> tuple[float, ...]:
-        """Those of location 0 and scale 1."""
-        return 0.0, _ONE
-
     def make(self, *parameters: Tensor) -> Distribution:
         """StudentT(df, loc, scale)."""
         return dist.StudentT(self.df, *parameters)
 
-    def noise_free(self, *parameters: Tensor) -> Tensor:
-        """The location."""
-        return parameters[0]
-
 
 @dataclass(frozen=True)
-class LogNormal(ActivationDistribution):
+class LogNormal(_LocationScale):
     r"""$e^z$ with $z \sim N(\mu, \sigma^2)$; without noise it is $e^\mu$.
 
     Example:
         >>> LogNormal().noise_free(torch.zeros(1), torch.ones(1))
         tensor([1.])
     """
-
-    noise = "scale"
-
-    @property
-    def links(self) -> dict[str, Link]:
-        """Of `loc` and `scale`."""
-        return {"loc": identity, "scale": F.softplus}
-
-    @property
-    def standard(self) -> tuple[float, ...]:
-        """Those of location 0 and scale 1."""
-        return 0.0, _ONE
 
     def make(self, *parameters: Tensor) -> Distribution:
         """LogNormal(loc, scale)."""
