@@ -32,11 +32,16 @@ class GuideMember:
     constants: bool = True  # entries that torch holds constant can be mixed with its own; False where it refuses them
     straight_through: bool = False  # a shared draw's gradient is that of its mean, not of the draw
     log_prior: float | None = None  # of one weight, where the prior has no density of its own
+    amortised: bool = False  # it draws random activations too: it is called with inputs, and copied with its model
     source: bool = True  # its docstring names a publication
 
 
 def _mixed(model: Any) -> guides.PerSite:
     return guides.PerSite(model, {"*": partial(guides.Additive, init_scale=0.3), "0.*": guides.VarianceOnly})
+
+
+def _amortised(model: Any) -> guides.Amortised:
+    return guides.Amortised(model, weights=guides.Additive(model, init_scale=0.3))
 
 
 class LaplaceGuide(guides.Guide):
@@ -78,6 +83,7 @@ GUIDES = {
         straight_through=True,
     ),
     "PerSite": GuideMember(_mixed, source=False),
+    "Amortised": GuideMember(_amortised, amortised=True),
 }
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,14 @@ each_guide = pytest.mark.parametrize("name", GUIDES)
 
 
 def build(name: str, dtype: torch.dtype = torch.float64) -> tuple[ps.BayesianModel, Any]:
-    net = nn.Sequential(nn.Linear(3, 4, bias=False), nn.Tanh(), nn.Linear(4, 2)).to(dtype)
+    between = ps.layers.StochasticLinear(4, 4, prior="standard") if GUIDES[name].amortised else nn.Tanh()
+    net = nn.Sequential(nn.Linear(3, 4, bias=False), between, nn.Linear(4, 2)).to(dtype)
     model = model_of(net, GUIDES[name].prior())
     return model, GUIDES[name].make(model)
+
+
+def draw(name: str, guide: Any, x: torch.Tensor) -> dict[str, torch.Tensor]:
+    return guide(x) if GUIDES[name].amortised else guide()
 
 
 def prior_of(model: ps.BayesianModel, site: str) -> Any:
@@ -35,7 +41,7 @@ def prior_of(model: ps.BayesianModel, site: str) -> Any:
 
 
 def test_every_public_guide_is_registered() -> None:
-    missing = (public(ps.guides, Guide) | {"Guide", "PerSite"}) ^ kinds(GUIDES)
+    missing = (public(ps.guides, Guide) | {"Guide", "PerSite", "Amortised"}) ^ kinds(GUIDES)
     assert not missing, f"{missing}: expected a line for each public guide in GUIDES of tests/contracts/registry.py"
 
 
@@ -44,7 +50,7 @@ def test_every_public_guide_is_registered() -> None:
 def test_shapes_dtype_and_draws(name: str, dtype: torch.dtype) -> None:
     model, guide = build(name, dtype)
     assert list(guide.site_names) == list(guide.weight_names) == list(model.sites)
-    drawn = guide()
+    drawn = draw(name, guide, torch.randn(5, 3, dtype=dtype))
     assert list(drawn) == list(model.sites)
     others = {key: value.dtype for key, value in guide.named_parameters() if value.dtype != dtype}
     assert not others, f"parameters in another precision than the model's {dtype}: {others}"
@@ -70,8 +76,9 @@ class Scaled(nn.Module):
 def test_a_single_number_can_be_random(name: str) -> None:
     model = model_of(Scaled().double(), GUIDES[name].prior())
     guide = ps.guides.Additive(model) if name == "PerSite" else GUIDES[name].make(model)
-    assert guide()["factor"].shape == guide.site_distribution("factor").event_shape == ()
-    loss = ps.ELBO("local")(model, guide)(torch.randn(4, 3).double(), torch.randn(4, 2).double())
+    x = torch.randn(4, 3).double()
+    assert draw(name, guide, x)["factor"].shape == guide.site_distribution("factor").event_shape == ()
+    loss = ps.ELBO("local")(model, guide)(x, torch.randn(4, 2).double())
     loss.backward()
     assert torch.isfinite(loss)
 
@@ -168,7 +175,7 @@ def test_local_and_shared_draws_have_the_same_mean(name: str) -> None:
     guide = GUIDES[name].make(model) if name != "PerSite" else PerSite(model, {"*": ps.guides.Additive})
     x = torch.randn(3, dtype=torch.float64)
     with LocalReparameterization() as local:
-        trace = poutine.trace(guide).get_trace()
+        trace = poutine.trace(partial(draw, name, guide)).get_trace(x.expand(DRAWS, 3))
         drawn = poutine.replay(model.observation, trace=trace)(x.expand(DRAWS, 3)).mean
     treatment = local.treatments["weight"]
     found = treatment.startswith("local")
@@ -204,14 +211,15 @@ def test_state_and_checkpoints_come_back(name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("way", COPIES)
 def test_copies_are_equal_and_independent(name: str, way: str) -> None:
     model, guide = build(name)
-    twin = COPIES[way](guide)
+    its, twin = COPIES[way]((model, guide)) if GUIDES[name].amortised else (model, COPIES[way](guide))
     assert type(twin) is type(guide) and same_state(guide, twin)
+    x = torch.randn(4, 3).double()
     torch.manual_seed(1)
-    drawn = guide()
+    drawn = draw(name, guide, x)
     torch.manual_seed(1)
-    again = twin()
+    again = draw(name, twin, x)
     assert all(torch.equal(drawn[site], again[site]) for site in model.sites)
-    loss = ps.ELBO("local")(model, twin)(torch.randn(4, 3).double(), torch.randn(4, 2).double())
+    loss = ps.ELBO("local")(its, twin)(x, torch.randn(4, 2).double())
     loss.backward()
     assert torch.isfinite(loss) and all(parameter.grad is None for parameter in guide.parameters())
 
@@ -229,8 +237,9 @@ def test_precision_is_changed_by_to(name: str) -> None:
 def test_device_is_changed_by_to(name: str) -> None:
     model, guide = build(name, torch.float32)
     model.to("cuda"), guide.to("cuda")
-    assert all(value.device.type == "cuda" for value in guide().values())
-    loss = ps.ELBO("local")(model, guide)(torch.randn(4, 3).cuda(), torch.randn(4, 2).cuda())
+    x = torch.randn(4, 3).cuda()
+    assert all(value.device.type == "cuda" for value in draw(name, guide, x).values())
+    loss = ps.ELBO("local")(model, guide)(x, torch.randn(4, 2).cuda())
     assert loss.device.type == "cuda" and torch.isfinite(loss)
 
 
@@ -240,7 +249,8 @@ def test_kl_is_differentiable_twice_where_it_is_at_all(name: str) -> None:
         return
     model, guide = build(name)
     site = list(model.sites)[-1]
-    part = guide._part(site) if isinstance(guide, PerSite) else guide
+    part = guide.weights if GUIDES[name].amortised else guide
+    part = part._part(site) if isinstance(part, PerSite) else part
     names, start = zip(*part.parameters_for(site).items(), strict=True)
     inputs = tuple(value.detach().clone().requires_grad_() for value in start)
 
@@ -269,7 +279,7 @@ def test_constants_of_torch_are_neither_drawn_nor_trained(name: str) -> None:
             member.make(model)
         return
     guide = member.make(model)
-    drawn, distribution = guide(), guide.site_distribution("0.weight")
+    drawn, distribution = draw(name, guide, torch.tensor([[1, 2]])), guide.site_distribution("0.weight")
     assert (drawn["0.weight"][1] == 0.7).all() and (distribution.variance[1] == 0).all()
     drawn["0.weight"].square().sum().backward()
     for parameter in guide.parameters_for("0.weight").values():
