@@ -14,6 +14,7 @@ import pytest
 import torch
 from pyro import poutine
 from pyro.infer import SVI, Predictive, Trace_ELBO, TraceGraph_ELBO, TraceMeanField_ELBO
+from pyro.infer.autoguide import AutoNormal
 from stochastic import F64, B, N, assert_same_mean, data, mean_and_error, model_of, network
 from torch import Tensor, nn
 
@@ -54,6 +55,20 @@ def test_elbo_has_the_expectation_of_pyros(name: str) -> None:
             assert_same_mean(ours, mean_and_error(lambda: TraceMeanField_ELBO().loss(model, guide, x, y), 400))
         plain = mean_and_error(lambda: ps.ELBO("local")(model, ps.guides.Additive(model))(x, y), 400)
         assert_same_mean(ours, plain)
+
+
+@pytest.mark.parametrize("hidden", [[], ["0"]])
+def test_automatic_guides_of_pyro(hidden: list[str]) -> None:
+    model = model_of(
+        network(StochasticLinear(3, 4, prior="standard"), nn.Tanh(), nn.Linear(4, 2)), {"2.weight": ps.priors.Normal()}
+    )
+    guide = AutoNormal(poutine.block(model, hide=hidden))
+    guide = ps.guides.Amortised(model, weights=guide) if hidden else guide
+    x, y = data()
+    Trace_ELBO().loss(model, guide, x, y)
+    with torch.no_grad():
+        ours = mean_and_error(lambda: ps.ELBO("shared")(model, guide)(x, y), 200)
+        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(model, guide, x, y), 200))
 
 
 def enumerated(net: nn.Sequential, x: Tensor, y: Tensor, prior: Tensor, rate_weight: float = 1.0) -> Tensor:

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
+from contextlib import AbstractContextManager
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
@@ -49,6 +52,8 @@ def tied_values(net: nn.Module, values: Mapping[str, Tensor]) -> dict[str, Tenso
 def call_with(net: nn.Module, values: Mapping[str, Tensor], args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
     """Call a network with values in place of its parameters and buffers; it is left as it was, whatever happens.
 
+    Parts that `torch.compile` wraps run as they are.
+
     Args:
         net: The network.
         values: Values by the first name of each parameter or buffer.
@@ -60,4 +65,12 @@ def call_with(net: nn.Module, values: Mapping[str, Tensor], args: tuple[Any, ...
         >>> call_with(nn.Linear(2, 1, bias=False), {"weight": torch.ones(1, 2)}, (torch.ones(1, 2),), {}).item()
         2.0
     """
-    return functional_call(net, tied_values(net, values), args, kwargs, tie_weights=False)
+    with _uncompiled(net):
+        return functional_call(net, tied_values(net, values), args, kwargs, tie_weights=False)
+
+
+def _uncompiled(net: nn.Module) -> AbstractContextManager[None]:
+    # torch.compile would compile the interception of torch functions, anew for every draw, which is slower than no
+    # compilation; `compile_step` compiles what the interception leaves.
+    wrapped = any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in net.modules())
+    return torch.compiler.set_stance("force_eager") if wrapped else contextlib.nullcontext()
