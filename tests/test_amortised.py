@@ -49,11 +49,11 @@ def test_elbo_has_the_expectation_of_pyros(name: str) -> None:
     guide = ps.guides.Amortised(model, weights=ps.guides.Additive(model))
     x, y = data()
     with torch.no_grad():
-        ours = mean_and_error(lambda: ps.ELBO("shared")(model, guide)(x, y), 400)
-        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(model, guide, x, y), 600))
+        ours = mean_and_error(lambda: ps.ELBO("shared")(model, guide)(x, y), 200)
+        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(model, guide, x, y), 300))
         if name in ("Gaussian", "Laplace", "raw"):
-            assert_same_mean(ours, mean_and_error(lambda: TraceMeanField_ELBO().loss(model, guide, x, y), 400))
-        plain = mean_and_error(lambda: ps.ELBO("local")(model, ps.guides.Additive(model))(x, y), 400)
+            assert_same_mean(ours, mean_and_error(lambda: TraceMeanField_ELBO().loss(model, guide, x, y), 200))
+        plain = mean_and_error(lambda: ps.ELBO("local")(model, ps.guides.Additive(model))(x, y), 200)
         assert_same_mean(ours, plain)
 
 
@@ -67,8 +67,8 @@ def test_automatic_guides_of_pyro(hidden: list[str]) -> None:
     x, y = data()
     Trace_ELBO().loss(model, guide, x, y)
     with torch.no_grad():
-        ours = mean_and_error(lambda: ps.ELBO("shared")(model, guide)(x, y), 200)
-        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(model, guide, x, y), 200))
+        ours = mean_and_error(lambda: ps.ELBO("shared")(model, guide)(x, y), 100)
+        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(model, guide, x, y), 100))
 
 
 def enumerated(net: nn.Sequential, x: Tensor, y: Tensor, prior: Tensor, rate_weight: float = 1.0) -> Tensor:
@@ -105,9 +105,9 @@ def test_score_gradients_are_those_of_enumeration(rate_weight: float) -> None:
     expected = gradients(truth)
     loss = ps.ELBO(rate_weight=rate_weight)(model, guide)
     with torch.no_grad():
-        assert_same_mean(mean_and_error(lambda: loss(x, y), 600), (truth.detach(), torch.zeros((), dtype=F64)))
+        assert_same_mean(mean_and_error(lambda: loss(x, y), 300), (truth.detach(), torch.zeros((), dtype=F64)))
     assert model._keeps_examples_apart(x)  # so that each example has its own cost
-    found = mean_and_error(lambda: gradients(loss(x, y)), 1500)
+    found = mean_and_error(lambda: gradients(loss(x, y)), 750)
     assert_same_mean(found, (expected, torch.zeros_like(expected)))
     assert (expected.abs() > 5.0 * found[1]).float().mean() > 0.5  # the comparison says something
     if rate_weight == 1.0:
@@ -119,7 +119,7 @@ def test_score_gradients_are_those_of_enumeration(rate_weight: float) -> None:
                 surrogate.loss_and_grads(model, guide, x, y)
                 return torch.cat([net.get_parameter(n).grad.flatten() for n in names])  # type: ignore[union-attr]
 
-            assert_same_mean(mean_and_error(pyros, 600), (expected, torch.zeros_like(expected)))
+            assert_same_mean(mean_and_error(pyros, 300), (expected, torch.zeros_like(expected)))
 
 
 def test_rate_without_a_prior_is_zero_and_the_score_still_counts() -> None:
@@ -134,7 +134,7 @@ def test_rate_without_a_prior_is_zero_and_the_score_still_counts() -> None:
     weight = net[0].kernel.weight  # type: ignore[index, union-attr]
     (expected,) = torch.autograd.grad(N / 4 * truth.sum(), weight)
     loss = ps.ELBO()(model, ps.guides.Additive(model))
-    found = mean_and_error(lambda: torch.autograd.grad(loss(x, y), weight)[0], 2000)
+    found = mean_and_error(lambda: torch.autograd.grad(loss(x, y), weight)[0], 1000)
     assert_same_mean(found, (expected, torch.zeros_like(expected)))
     assert float(ps.ELBO().terms(model, ps.guides.Additive(model), x, y).rate) == 0.0
 
@@ -154,8 +154,8 @@ def test_rates_of_layers_in_a_row_and_of_one_used_twice() -> None:
     terms = ps.ELBO().terms(model, guide, x, y)
     assert list(terms.rates) == ["layer", "layer:2"]
     with torch.no_grad():
-        ours = mean_and_error(lambda: ps.ELBO()(model, guide)(x, y), 300)
-        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(model, guide, x, y), 600))
+        ours = mean_and_error(lambda: ps.ELBO()(model, guide)(x, y), 150)
+        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(model, guide, x, y), 300))
     trace = poutine.trace(guide).get_trace(x, y)
     assert {"layer", "layer:2"} <= set(trace.nodes)
 
@@ -178,8 +178,8 @@ def test_activations_with_time_first_or_folded_tokens_are_scaled_to_the_data() -
     assert torch.allclose(*map(torch.as_tensor, rates))
     guide = ps.guides.Amortised(folded)
     with torch.no_grad():
-        ours = mean_and_error(lambda: ps.ELBO()(folded, guide)(x, y), 200)
-        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(folded, guide, x, y), 400))
+        ours = mean_and_error(lambda: ps.ELBO()(folded, guide)(x, y), 100)
+        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(folded, guide, x, y), 200))
 
 
 def test_condition_replay_and_predictive() -> None:
@@ -214,8 +214,8 @@ def test_a_guide_written_by_hand() -> None:
             pyro.sample("0", dist.Normal(x[:, :2], 0.5).to_event(1))
 
     with torch.no_grad():
-        ours = mean_and_error(lambda: ps.ELBO().differentiable_loss(model, by_hand, x, y), 300)
-        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(model, by_hand, x, y), 600))
+        ours = mean_and_error(lambda: ps.ELBO().differentiable_loss(model, by_hand, x, y), 150)
+        assert_same_mean(ours, mean_and_error(lambda: Trace_ELBO().loss(model, by_hand, x, y), 300))
 
 
 def test_stock_svi_and_ours_learn_the_same() -> None:

@@ -227,3 +227,42 @@ def test_score_with_random_weights_behind_it_and_batches_of_any_size() -> None:
         assert terms.treatments["1.weight"] == "local (exact)"
     x, y = data(N)
     ps.fit(model, guide, (x, y), epochs=1, batch_size=7, progress=False, compile=False)
+
+
+@pytest.mark.parametrize("wrapped", [False, True])
+def test_priors_outside_of_a_bayesian_model_are_refused(wrapped: bool) -> None:
+    """In a Pyro model of somebody's own, the rate would be missing."""
+
+    class Own(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.one = StochasticLinear(3, 4, prior="standard")
+            self.two = ps.layers.Linear(4, 2, prior=ps.priors.Normal())
+
+        def forward(self, x: Tensor, y: Tensor | None = None) -> Tensor:
+            out = self.two(self.one(x))
+            with pyro.plate("data", N, subsample=torch.arange(len(x))):
+                found: Tensor = pyro.sample("obs", dist.Categorical(logits=out), obs=y)  # type: ignore[assignment]
+            return found
+
+    net, (x, y) = Own().double(), data()
+    assert net(x).shape == y.shape  # a call alone draws
+    with pytest.raises(ValueError, match="prior.*use (one|BayesianModel), or prior=None"):
+        if wrapped:
+            ps.layers.PyroNetwork(net)
+        poutine.trace(net).get_trace(x, y)
+
+
+def test_baseline_is_the_cost_of_the_data_set_in_batches_of_any_size() -> None:
+    torch.manual_seed(0)
+    layer = StochasticLinear(3, 4, distribution="bernoulli", gradient="score", prior="standard")
+    model = model_of(network(layer, nn.Linear(4, 2)))
+    guide = ps.guides.Additive(model)
+    x, y = torch.zeros(8, 3, dtype=F64), torch.zeros(8).long()  # examples cost the same on average
+    found = []
+    for batch in (8, 2, 1) * 40:
+        ps.ELBO()(model, guide)(x[:batch], y[:batch])
+        found.append((layer.average_cost / layer.cost_steps).item())
+    with torch.no_grad():
+        cost = torch.stack([ps.ELBO()(model, guide)(x, y) for _ in range(100)]).mean().item()
+    assert 0.3 * cost < min(found) and max(found) < 3.0 * cost, (cost, found)

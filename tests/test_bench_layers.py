@@ -87,9 +87,11 @@ def test_saved_loaded_and_exported(name: str, split: DataSplit, tmp_path: Path) 
     with torch.no_grad(), MeanPropagation():
         expected = net(x)
         assert torch.equal(loaded(x), expected)
-        mean = torch.export.export(net, (x,)).module()
-    assert torch.allclose(mean(x), expected)
+        batch: Any = ({0: torch.export.Dim("batch", min=2)},)
+        mean = torch.export.export(net, (x,), dynamic_shapes=batch).module()
+    assert torch.allclose(mean(x), expected) and torch.allclose(mean(x[:2]), expected[:2])
     with torch.no_grad():
-        drawing = torch.export.export(net, (x,)).module()
+        sizes = None if "binomial" in name else batch  # torch 2.13 has no rule for the sizes of binomial draws
+        drawing = torch.export.export(net, (x,), dynamic_shapes=sizes).module()
         first, second = drawing(x), drawing(x)
     assert first.shape == expected.shape and not torch.equal(first, second)

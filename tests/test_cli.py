@@ -124,6 +124,13 @@ def test_layers_made_stochastic_have_a_rate(tmp_path: Path) -> None:
     assert "Rate by stochastic layer" in (tmp_path / "run" / "report.html").read_text()
     assert "rate, nats/example" in call("decompose", folder, "--samples", "1")
     assert "no module(s) 'conv1'" in call("train", "--stochastic", "conv1", *QUICK, code=2)
+    assert "stochastic: make_stochastic: expected linear" in call("train", "--stochastic", "act1", *QUICK, code=2)
+    assert "'none' needs a layer that is made stochastic" in call("train", "--random", "none", *QUICK, code=2)
+    assert "there is no rate" in call("train", "--rate-weight", "0.1", *QUICK, code=2)
+    fixed = ("train", "--stochastic", "fc1", "--random", "none", *QUICK, "--out", str(tmp_path / "fixed"))
+    output = call(*fixed)
+    assert "random none" in output and "posterior.nc" not in output
+    assert "Already finished: additive" in call(*fixed, "--resume")
 
 
 def test_resume_by_name_finds_the_interrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

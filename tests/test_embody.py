@@ -63,6 +63,19 @@ def test_a_split_network_is_the_one_written_by_hand(merge: Any, first: bool) -> 
     assert torch.allclose(net(x), net.second(sum(net.pair(net.first(x)))))
 
 
+def test_inserted_behind_a_module() -> None:
+    net, x = Residual(), torch.randn(5, 3)
+    stochastic = StochasticLinear(4, 4)
+    whole = copy.deepcopy(pickle.loads(pickle.dumps(embody.insert(net, "pair", stochastic, example=x))))
+    torch.manual_seed(1)
+    found = whole(x)
+    torch.manual_seed(1)
+    hidden, other = net.pair(net.first(x))
+    assert torch.allclose(found, net.second(stochastic(hidden) + other), atol=1e-6)
+    with pytest.raises(ValueError, match="with StochasticLinear at 'pair', Residual does not run on the example"):
+        embody.insert(net, "pair", StochasticLinear(8, 4), example=x)
+
+
 def test_images_are_concatenated_along_their_channels() -> None:
     net, x = (
         nn.Sequential(nn.Conv2d(1, 3, 3, padding=1), nn.ReLU(), nn.Flatten(), nn.Linear(48, 2)),

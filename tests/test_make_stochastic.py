@@ -54,6 +54,12 @@ def test_a_network_trains_with_converted_layers() -> None:
     assert ps.decompose(model, guide, (x, y)).rates[0].layer == "fc1"
 
 
+def test_more_or_less_noise_is_positive() -> None:
+    layer = ps.layers.StochasticLinear(2, 2, distribution="categorical")
+    with pytest.raises(ValueError, match="StochasticLinear noise_factor: expected .*got -1"):
+        layer.noise_factor = -1.0
+
+
 def test_refusals() -> None:
     with pytest.raises(ValueError, match=r"no module\(s\) 'conv1'; the network has '0'"):
         make_stochastic(nn.Sequential(nn.Linear(1, 1)), "conv1")

@@ -32,7 +32,7 @@ def test_decompose_agrees_with_pyro(num_samples: int) -> None:
     if num_samples > 1:
         assert parts.elbo_stderr is not None
         with torch.no_grad():
-            pyros = mean_and_error(lambda: -Trace_ELBO().loss(model, guide, x, y), 600)
+            pyros = mean_and_error(lambda: -Trace_ELBO().loss(model, guide, x, y), 300)
         assert_same_mean(pyros, (torch.tensor(parts.elbo, dtype=F64), torch.tensor(parts.elbo_stderr, dtype=F64)))
 
 
@@ -105,3 +105,9 @@ def test_fit_reports_and_weights_the_rate() -> None:
     assert rates[1] < 0.5 * rates[0]
     with pytest.raises(ValueError, match="rate_weight"):
         ps.fit(model, ps.guides.Amortised(model), (x, y), epochs=1, rate_weight=-1.0)
+
+
+def test_a_weight_without_a_rate_is_refused() -> None:
+    model = model_of(network(StochasticLinear(3, 4), nn.Linear(4, 2)))
+    with pytest.raises(ValueError, match="rate_weight=0.5: no activation of Sequential has a prior"):
+        ps.fit(model, ps.guides.Additive(model), data(), epochs=1, rate_weight=0.5, progress=False, compile=False)

@@ -209,7 +209,7 @@ def test_refusals() -> None:
     net = Padded(prior=activations.Mixture(2, (T, E)))
     model = model_of(net)
     x, y, _ = padded_data()
-    with pytest.raises(ValueError, match=f"{name}: with a src_key_padding_mask, .*got Mixture"):
+    with pytest.raises(ValueError, match=f"{name}: where there is padding.*got Mixture"):
         ps.ELBO().terms(model, ps.guides.Additive(model), x, y)
     with pytest.raises(ValueError, match=f"{name} gradient"):
         layer_of(gradient="score")

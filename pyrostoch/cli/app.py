@@ -256,7 +256,8 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
     if not params["quiet"]:
         for sentence in variance_notes(record):
             output.print(sentence)
-        output.print(f"Wrote {folder}: report.html, results.json, posterior.nc, a checkpoint for each guide.")
+        files = ["report.html", "results.json"] + ["posterior.nc"] * bool(record["model"]["random"])
+        output.print(f"Wrote {folder}: {', '.join(files)}, a checkpoint for each guide.")
 
 
 def _config_and_folder(kind: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[Any, Path]:

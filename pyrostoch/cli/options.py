@@ -64,7 +64,8 @@ Random = Annotated[
     str | None,
     typer.Option(
         "--random",
-        help="Name patterns of the random weights, separated by commas; default: a hidden layer, fc2.weight for mlp.",
+        help="Name patterns of the random weights, separated by commas; default: a hidden layer, fc2.weight for mlp; "
+        "none beside --stochastic.",
         metavar="PATTERN",
     ),
 ]

@@ -146,10 +146,11 @@ class RunScreen(RunCallback):
         kind = f"{data['classes']} classes" if data["classes"] else "regression"
         several = len(config.guides) > 1
         prior = f"{record['prior']['text']}{', the same for all guides' if several else ''}"
+        random = ", ".join(model["random"]) or "none"
         lines = [
             ("data", f"{data['title']}: {data['train']:,} training and {data['test']:,} test examples, {kind}"),
             ("network", f"{model['name']}: {model['description']}; {model['parameters']:,} parameters"),
-            ("random", f"{', '.join(model['random'])}; all other parameters are fitted by maximum likelihood"),
+            ("random", f"{random}; all other parameters are fitted by maximum likelihood"),
             ("prior", prior),
         ]
         if record["prior"]["improper"]:

@@ -7,7 +7,8 @@ from typing import Any, Protocol
 import pyro
 import torch
 from pyro.poutine.messenger import Messenger
-from pyro.poutine.runtime import effectful
+from pyro.poutine.runtime import _PYRO_STACK, effectful
+from pyro.poutine.trace_messenger import TraceMessenger
 from torch import Tensor, nn
 
 from pyrostoch._manual import see
@@ -129,7 +130,8 @@ class ExpectedActivations(Messenger):
 def _check_no_term_is_lost(layer: object) -> None:
     """Raise an error where a prior's rate, or a gradient, would be lost, since no `BayesianModel` calls the network."""
     name = type(layer).__name__
-    if active_call() is not None and getattr(layer, "prior", None) is not None:
+    in_model = active_call() is not None or (_is_traced() and not inside_network())
+    if in_model and getattr(layer, "prior", None) is not None:
         raise ValueError(
             f"{name}: its activations have a prior, but the network is not called by a BayesianModel, so their rate "
             f"would be missing in the ELBO; use BayesianModel, or prior=None{see('how-to/stochastic_layers')}"
@@ -140,6 +142,11 @@ def _check_no_term_is_lost(layer: object) -> None:
             "differentiable; call it under torch.no_grad(), or choose another gradient"
             f"{see('how-to/stochastic_layers')}"
         )
+
+
+def _is_traced() -> bool:
+    """Whether a Pyro program is being recorded, such as a model of somebody's own."""
+    return any(isinstance(handler, TraceMessenger) for handler in _PYRO_STACK)
 
 
 def _is_analysis() -> bool:

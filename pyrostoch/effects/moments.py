@@ -163,4 +163,7 @@ class MomentPropagation(Interpretation):
         x = msg["args"][0]
         parts = x if isinstance(x, tuple) else (x,)
         parts = tuple(Moments.certain(part, self.settings) if isinstance(part, Tensor) else part for part in parts)
-        msg["args"] = (parts if isinstance(x, tuple) else parts[0], *msg["args"][1:])
+        found: Any = type(x)(parts) if isinstance(x, tuple) else parts[0]
+        if isinstance(x, tuple) and hasattr(x, "__dict__"):  # what a layer keeps beside its kernels' outputs
+            vars(found).update(vars(x))
+        msg["args"] = (found, *msg["args"][1:])

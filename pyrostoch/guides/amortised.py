@@ -129,6 +129,8 @@ class Amortised(nn.Module):
 
     def zero_mean_gap(self) -> ZeroMeanGap:
         """The cost in nats of setting all means of weights to zero; see `ZeroMeanGap`."""
+        if self.weights is None:
+            raise ValueError("guide Amortised: no weight is random, so that there are no means to set to zero")
         return self._of_weights("zero_mean_gap")()
 
     def _of_weights(self, name: str, default: Any = None) -> Any:

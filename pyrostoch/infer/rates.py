@@ -186,7 +186,8 @@ def surrogate_of(terms: Sequence[ScoreTerm], rate_weight: float | Tensor) -> Ten
     r"""A term of value 0 whose gradient is that of the score function, $\sum_i (c_i - b) \nabla \log q(h_i \mid x_i)$.
 
     The baseline b is the running mean of the cost in earlier steps, which does not depend on the draws: a layer that is
-    called several times has the same one in all calls. It is updated where gradients are computed.
+    called several times has the same one in all calls. It is updated where gradients are computed, and kept as the cost
+    of the whole data set, so that batches may have any size.
 
     Args:
         terms: The result of `score_terms`.
@@ -198,17 +199,18 @@ def surrogate_of(terms: Sequence[ScoreTerm], rate_weight: float | Tensor) -> Ten
     layers: list[Any] = [term.site.layer for term in terms]
     costs = [term.cost + rate_weight * term.rates for term in terms]
     # All before the first update: a cost of this step depends on the draws of other calls of the layer.
-    baselines = {id(layer): layer.average_cost.clone() for layer in layers}
+    baselines = {id(layer): layer.average_cost / layer.cost_steps.clamp_min(1e-9) for layer in layers}
     total: Any = 0.0
     for term, layer, cost in zip(terms, layers, costs, strict=True):
-        baseline = baselines[id(layer)].to(cost.dtype)
+        baseline = (baselines[id(layer)] / cost.numel()).to(cost.dtype)
         total = total + ((cost - baseline) * (term.log_prob - term.log_prob.detach())).sum()
     # With frozen noise the loss, and so its gradient, is a fixed function of the parameters.
     if torch.is_grad_enabled() and not noise_is_frozen():
         with torch.no_grad():
             for layer, cost in zip(layers, costs, strict=True):
                 step = 1.0 - layer.baseline_decay
-                layer.average_cost.lerp_(cost.mean().to(layer.average_cost.dtype), step)
+                layer.average_cost.lerp_(cost.sum().to(layer.average_cost.dtype), step)
+                layer.cost_steps.lerp_(torch.ones_like(layer.cost_steps), step)
     return total
 
 

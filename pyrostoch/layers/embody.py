@@ -5,6 +5,7 @@ With a network N, regular layers L and a stochastic layer S, and with N split in
 | function | what is computed |
 | --- | --- |
 | `prepend(N, S, L)` | $x \to L \to S \to N$ |
+| `insert(N, at, S)` | $N_1(x) \to S \to N_2$ |
 | `merge_then_sample(N, at, S, L, ...)` | merge($N_1(x)$, $L(x)$) $\to S \to N_2$ |
 | `sample_then_merge(N, at, S, L, ...)` | merge($N_1(x)$, $S(L(x))$) $\to N_2$ |
 
@@ -25,7 +26,7 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 
-__all__ = ["Embodied", "Merge", "Prepended", "merge_then_sample", "prepend", "sample_then_merge"]
+__all__ = ["Embodied", "Merge", "Prepended", "insert", "merge_then_sample", "prepend", "sample_then_merge"]
 
 #: How two tensors become one: by name, or by a function of the main branch and the other one.
 Merge = Literal["add", "multiply", "concatenate"] | Callable[[Tensor, Tensor], Tensor]
@@ -75,6 +76,34 @@ class Prepended(nn.Module):
 def _activation(output: Any) -> Any:
     """The activation among a module's outputs: the first, where it returns states besides, as recurrent ones do."""
     return output[0] if isinstance(output, tuple) else output
+
+
+def insert(network: nn.Module, at: str, stochastic: nn.Module, *, example: Tensor) -> Embodied:
+    r"""A stochastic layer behind one of a network's modules: $N_1(x) \to S \to N_2$.
+
+    Args:
+        network: The network N.
+        at: Name of the module after whose output N is split.
+        stochastic: The stochastic layer S, whose output has the shape that the rest of N expects.
+        example: An input of the network, on which shapes are checked.
+
+    Returns:
+        The network with the layer, a module.
+
+    Raises:
+        ValueError: There is no such module, it is not called exactly once, or shapes do not fit.
+
+    Example:
+        >>> from pyrostoch.layers import StochasticLinear
+        >>> net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+        >>> insert(net, "1", StochasticLinear(4, 4), example=torch.zeros(5, 3))(torch.zeros(5, 3)).shape
+        torch.Size([5, 2])
+    """
+    return Embodied(network, at, stochastic, None, merge=_main, channels=None, sample_first=False, example=example)
+
+
+def _main(main: Tensor, other: Tensor) -> Tensor:
+    return main
 
 
 def merge_then_sample(
@@ -299,6 +328,12 @@ class Embodied(nn.Module):
                 if self.merge == "concatenate":
                     self.projection = self._new_projection(example)
                 self(example)
+        except RuntimeError as error:  # of torch, which names neither the layer nor the place
+            raise ValueError(
+                f"embody: with {type(self.stochastic).__name__} at {self.at!r}, {type(self.network).__name__} does not "
+                f"run on the example of shape {tuple(example.shape)}: {str(error).splitlines()[0]}; what is merged "
+                "must fit the stochastic layer, and its output the rest of the network"
+            ) from error
         finally:
             for module, training in modes:
                 module.training = training

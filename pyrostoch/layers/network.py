@@ -7,6 +7,8 @@ from typing import Any
 from torch import nn
 
 from pyrostoch._checks import name_list
+from pyrostoch._manual import see
+from pyrostoch.effects.activation_sites import site_names
 from pyrostoch.layers.weights import RandomWeights
 from pyrostoch.sites import Site, announce_parameters
 
@@ -23,7 +25,7 @@ class PyroNetwork(nn.Module):
         module: A module with layers from `pyrostoch.layers`, each called once in its forward pass.
 
     Raises:
-        ValueError: The module has no layer with a prior, or two layers have the same name.
+        ValueError: The module has no layer with a prior, two layers have the same name, or activations have a prior.
 
     Example:
         >>> import pyro, torch, pyrostoch as ps
@@ -49,6 +51,12 @@ class PyroNetwork(nn.Module):
         super().__init__()
         self.module = module
         layers = self._layers()
+        if drawn := site_names(module):
+            raise ValueError(
+                f"PyroNetwork: the activations of layer(s) {name_list(drawn)} have a prior, or a gradient by the score "
+                "function, whose terms of the ELBO only a BayesianModel adds; use one, or prior=None"
+                f"{see('how-to/stochastic_layers')}"
+            )
         if not layers:
             raise ValueError(
                 f"PyroNetwork: {type(module).__name__} has no layer with a prior; build it from pyrostoch.layers with "

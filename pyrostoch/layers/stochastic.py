@@ -16,15 +16,18 @@ from pyrostoch.effects.activation import InvalidParametersError, random_activati
 from pyrostoch.layers.activations import (
     ActivationDistribution,
     Bernoulli,
+    Categorical,
     Gaussian,
     Gradient,
     Laplace,
+    LogNormal,
     Poisson,
     PriorOfActivations,
     StudentT,
 )
 from pyrostoch.layers.activations.noisier import Noisier
 from pyrostoch.layers.activations.priors import as_activation_prior
+from pyrostoch.layers.partial import Partial, without_absent, zero_where_absent
 from pyrostoch.moments import Moments
 from pyrostoch.moments.gaussian import per_example
 from pyrostoch.moments.smooth import Smooth
@@ -37,7 +40,10 @@ __all__ = ["StochasticLayer"]
 NAMED: dict[str, Callable[[], ActivationDistribution]] = {
     "gaussian": Gaussian,
     "laplace": Laplace,
+    "student-t": StudentT,
+    "log-normal": LogNormal,
     "bernoulli": Bernoulli,
+    "categorical": Categorical,
     "poisson": Poisson,
 }
 
@@ -58,8 +64,8 @@ class StochasticLayer(nn.Module):
         make_kernel: Makes one kernel, a module that maps the inputs to a tensor of the activations' shape,
             `(batch, ...)`. It is called once for each parameter. What else the layer is called with, such as masks,
             reaches every kernel.
-        distribution: The distribution of the activations, or its name: `"gaussian"`, `"laplace"`, `"bernoulli"` or
-            `"poisson"`.
+        distribution: The distribution of the activations, or its name: `"gaussian"`, `"laplace"`, `"student-t"`,
+            `"log-normal"`, `"bernoulli"`, `"categorical"` or `"poisson"`.
         prior: The prior of the activations: `"standard"` (of the family: N(0, 1), the fair coin), `"learned"` (the
             family with a learned parameter for each channel), a Pyro distribution, or one of `layers.activations`.
         gradient: How draws are differentiated: `"reparameterized"`, `"relaxed"`, `"straight-through"` or `"score"`; by
@@ -68,9 +74,8 @@ class StochasticLayer(nn.Module):
         channels: The axis of the output along which entries belong together, for categorical distributions. In the
             Pyro site it is the last one.
 
-    Attributes:
-        noise_factor: Factor of the noise, 1 unless it is set: 2 doubles scales and halves logits. It shows whether the
-            noise that a network was trained with matters to it.
+    Its `noise_factor`, 1 unless it is set, is a factor of the noise: 2 doubles scales and halves logits. It shows
+    whether the noise that a network was trained with matters to it.
 
     Raises:
         ValueError: The distribution has no such gradient, or no such name is known.
@@ -89,8 +94,10 @@ class StochasticLayer(nn.Module):
         True
     """
 
-    #: The mean cost of an example in earlier steps, which the score function's gradient subtracts.
+    #: The mean cost of the data set in earlier steps, times the sum of their weights, and that sum; their ratio is what
+    #: the score function's gradient subtracts.
     average_cost: Tensor
+    cost_steps: Tensor
     baseline_decay = 0.9
     #: What Pyro's `TraceGraph_ELBO` takes as the entry "baseline" of the site, such as
     #: `dict(use_decaying_avg_baseline=True)`; Pyro keeps a value for each row, so all batches must have one size.
@@ -130,7 +137,7 @@ class StochasticLayer(nn.Module):
                 f"{name} distribution: expected one of layers.activations, such as Gaussian(), or a name, got "
                 f"{distribution!r}{see('how-to/stochastic_layers')}"
             )
-        self._family, self.noise_factor = distribution, 1.0
+        self._family, self._noise_factor = distribution, 1.0
         self.gradient: Gradient = gradient or distribution.gradients[0]
         if self.gradient not in distribution.gradients:
             raise ValueError(
@@ -143,11 +150,29 @@ class StochasticLayer(nn.Module):
         self.prior = as_activation_prior(prior, distribution, shape, name)
         if self.gradient == "score":
             self.register_buffer("average_cost", torch.zeros(()))
+            self.register_buffer("cost_steps", torch.zeros(()))
+
+    @property
+    def noise_factor(self) -> float:
+        """Factor of the noise, 1 unless it is set."""
+        return self._noise_factor
+
+    @noise_factor.setter
+    def noise_factor(self, factor: float) -> None:
+        self._noise_factor = check_positive(f"{self._title} noise_factor", factor)
 
     @property
     def family(self) -> ActivationDistribution:
         """The distribution of the activations, with its noise scaled by `noise_factor`."""
         return self._family if self.noise_factor == 1.0 else Noisier(self._family, self.noise_factor)
+
+    def family_of(self, x: tuple[Tensor, ...]) -> ActivationDistribution:
+        """The distribution of the activations for the kernels' outputs; `family`, unless a layer has several.
+
+        Args:
+            x: The kernels' outputs.
+        """
+        return self.family
 
     @property
     def _title(self) -> str:
@@ -204,9 +229,7 @@ class StochasticLayer(nn.Module):
         Args:
             x: The kernels' outputs.
         """
-        distribution: Any = self._distribution(x)
-        event: Distribution = distribution.to_event(len(distribution.batch_shape) - 1)
-        return event
+        return without_absent(self._distribution_of_examples(x), x, self._title, self.prior)
 
     def prior_of(self, x: tuple[Tensor, ...], posterior: Distribution) -> Distribution:
         """p(h) in the shape of q(h | x); q(h | x) itself where the layer has no prior.
@@ -215,7 +238,15 @@ class StochasticLayer(nn.Module):
             x: The kernels' outputs.
             posterior: q(h | x).
         """
-        return posterior if self.prior is None else self.prior(posterior)
+        if self.prior is None:
+            return posterior
+        if isinstance(x, Partial):  # its shape is that of all activations
+            return without_absent(self.prior(self._distribution_of_examples(x)), x, self._title, self.prior)
+        return self.prior(posterior)
+
+    def _distribution_of_examples(self, x: tuple[Tensor, ...]) -> Any:
+        distribution: Any = self._distribution(x)
+        return distribution.to_event(len(distribution.batch_shape) - 1)
 
     def draw_arranged(self, x: tuple[Tensor, ...]) -> Tensor:
         """A draw, fresh for each example; entries that belong together are on the last axis.
@@ -224,7 +255,7 @@ class StochasticLayer(nn.Module):
             x: The kernels' outputs.
         """
         try:
-            return self.family.draw(self._arranged(x), self.gradient, self.temperature)
+            return self.family_of(x).draw(self._arranged(x), self.gradient, self.temperature)
         except ValueError as error:
             raise self._explained(error) from error
 
@@ -238,7 +269,8 @@ class StochasticLayer(nn.Module):
 
     def noise_free(self, x: tuple[Tensor, ...]) -> Tensor:
         """The activations without noise."""
-        return self.restored(self.family.noise_free(*self.family.parameters(self._arranged(x))), x)
+        family = self.family_of(x)
+        return self.restored(family.noise_free(*family.parameters(self._arranged(x))), x)
 
     def propagate(self, x: tuple[Moments, ...]) -> Moments:
         r"""The moments of the activations, exact for Gaussian outputs of the kernels where there is a rule.
@@ -261,12 +293,13 @@ class StochasticLayer(nn.Module):
             refuse(type(self).forward, f"there is none for a {type(self._family).__name__} activation")
         var = result.var + noise
         cov = None if result.cov is None else result.cov + torch.diag_embed(per_example(noise))
-        return Moments(result.loc, var, cov, result.settings, result.links)
+        found: Moments = zero_where_absent(Moments(result.loc, var, cov, result.settings, result.links), x)
+        return found
 
     def _distribution(self, outputs: tuple[Tensor, ...]) -> Distribution:
         arranged = self._arranged(outputs)
         try:
-            return self.family.distribution(arranged)
+            return self.family_of(outputs).distribution(arranged)
         except ValueError as error:  # from Pyro's validation
             raise self._explained(error) from error
 
@@ -282,11 +315,11 @@ class StochasticLayer(nn.Module):
 
     def _arranged(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The kernels' outputs in at least single precision, with the channels last where they belong together."""
-        shapes = {tuple(output.shape) for output in outputs}
-        if len(shapes) != 1:
+        shapes = [tuple(output.shape) for output in outputs]
+        if any(shape != shapes[0] for shape in shapes[1:]):  # sizes of a program that is exported cannot be hashed
             raise ValueError(
                 f"{self._title}: expected kernels whose outputs have one shape, one for each of the parameters "
-                f"{', '.join(self.family.links)}, got {', '.join(map(str, sorted(shapes)))}"
+                f"{', '.join(self.family.links)}, got {', '.join(map(str, shapes))}"
             )
         # In half precision, divergences and log densities would keep two or three digits.
         precise = tuple(at_least_single(output) for output in outputs)
@@ -299,7 +332,7 @@ class StochasticLayer(nn.Module):
             value: Activations, with the channels last where entries along them belong together.
             x: The kernels' outputs.
         """
-        value = value.to(x[0].dtype)
+        value = zero_where_absent(value.to(x[0].dtype), x)
         return value.movedim(-1, self.channels) if self.family.event else value
 
     def extra_repr(self) -> str:

@@ -215,7 +215,7 @@ class _StochasticRecurrent(nn.Module):
         first: Any = self.get_submodule("l0")
         widths = [self.hidden_size] + [first.blocks[0] * self.hidden_size] * (self._kind == "LSTM")
         like: Any = x if isinstance(x, Tensor) else x.loc
-        expected = [(count, len(like), width) for width in widths]
+        expected = [(count, like.shape[0], width) for width in widths]
         if hx is None:
             given = [like.new_zeros(shape) for shape in expected]
         else:

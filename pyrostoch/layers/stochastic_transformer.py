@@ -8,23 +8,16 @@ from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
-from torch.distributions import Distribution, Independent
 from torch.nn import functional as F
 from torch.overrides import BaseTorchFunctionMode
 
-from pyrostoch._manual import see
 from pyrostoch.effects.activation import random_activation
 from pyrostoch.layers.activations import ActivationDistribution, Gradient, PriorOfActivations
+from pyrostoch.layers.partial import Partial
 from pyrostoch.layers.stochastic import StochasticLayer
 from pyrostoch.moments import Moments
 
 __all__ = ["StochasticTransformerEncoderLayer"]
-
-
-class _Padded(tuple[Any, ...]):
-    """The kernels' outputs, and which positions are padding, (batch, tokens)."""
-
-    padding: Tensor
 
 
 class StochasticTransformerEncoderLayer(StochasticLayer):
@@ -118,8 +111,6 @@ class StochasticTransformerEncoderLayer(StochasticLayer):
         """
         x = self.outputs(src, src_mask, src_key_padding_mask, is_causal)
         h: Any = random_activation(x, self)
-        if isinstance(x, _Padded):
-            h = torch.where(x.padding[..., None], 0.0, h)
         return h if self.batch_first else h.transpose(0, 1)
 
     def outputs(
@@ -149,45 +140,9 @@ class StochasticTransformerEncoderLayer(StochasticLayer):
         mask = src_key_padding_mask
         padding = mask if mask.dtype == torch.bool else mask == -torch.inf
         given = zip(found, self.family.standard, strict=True)
-        padded = _Padded(torch.where(padding[..., None], standard, output) for output, standard in given)
-        padded.padding = padding
+        padded = Partial(torch.where(padding[..., None], standard, output) for output, standard in given)
+        padded.absent = padding
         return padded
-
-    def posterior(self, x: tuple[Tensor, ...]) -> Distribution:
-        """q(h | x) for the kernels' outputs, without the positions that are padding.
-
-        Args:
-            x: The kernels' outputs.
-        """
-        found = super().posterior(x)
-        return self._without_padding(found, x.padding) if isinstance(x, _Padded) else found
-
-    def prior_of(self, x: tuple[Tensor, ...], posterior: Distribution) -> Distribution:
-        """p(h) in the shape of q(h | x), without the positions that are padding.
-
-        Args:
-            x: The kernels' outputs.
-            posterior: q(h | x).
-
-        Raises:
-            ValueError: There is padding, and the prior couples positions.
-        """
-        if not isinstance(x, _Padded) or self.prior is None:
-            return super().prior_of(x, posterior)
-        return self._without_padding(super().prior_of(x, super().posterior(x)), x.padding)
-
-    def _without_padding(self, distribution: Any, padding: Tensor) -> Distribution:
-        """A distribution whose log density, and divergence, leave out the positions that are padding."""
-        base = distribution.base_dist if isinstance(distribution, Independent) else distribution
-        if base.batch_shape[:2] != padding.shape:
-            raise ValueError(
-                f"{self._title}: with a src_key_padding_mask, expected a prior under which positions are independent, "
-                f"such as 'standard' or 'learned', got {type(self.prior).__name__}; use another prior, or sequences "
-                f"without padding{see('how-to/stochastic_layers')}"
-            )
-        keep = padding.logical_not().reshape(*padding.shape, *(1,) * (len(base.batch_shape) - 2))
-        masked: Distribution = base.mask(keep.expand(base.batch_shape)).to_event(len(base.batch_shape) - 1)
-        return masked
 
     def _check(self, src: Any, src_mask: Tensor | None, padding: Tensor | None, is_causal: bool) -> None:
         if getattr(src, "is_nested", False):

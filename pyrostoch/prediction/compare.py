@@ -15,7 +15,15 @@ from pyrostoch._checks import check_count
 from pyrostoch.metrics import Classification, Regression, Reliability, RunningMean
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
-from pyrostoch.prediction.readouts import batches_for, batches_on_device, device_of, evaluating, parse_mode, seeded
+from pyrostoch.prediction.readouts import (
+    batches_for,
+    batches_on_device,
+    check_guide,
+    device_of,
+    evaluating,
+    parse_mode,
+    seeded,
+)
 from pyrostoch.protocols import Data, Guide, Model
 from pyrostoch.records import Record, number, table
 
@@ -232,6 +240,7 @@ def compare(
     if not names or len(set(names)) < len(names):
         raise ValueError(f"modes: expected at least one, and each only once, got {names}")
     parsed = {mode: parse_mode(mode) for mode in names}
+    check_guide(guide)
     device = device_of(model, guide, device)
     batches = batches_for(model, data, batch_size)
     rows, reliability, count = [], {}, 0
@@ -294,6 +303,7 @@ def accuracy_by_samples(
     wanted = sorted({check_count("samples", k) for k in samples})
     if not wanted:
         raise ValueError("samples: expected whole numbers from 1 up, got none")
+    check_guide(guide)
     device = device_of(model, guide, device)
     batches = batches_for(model, data, batch_size)
     scores = {k: _Scores() for k in wanted}

@@ -24,6 +24,7 @@ from pyrostoch.prediction.rates import RateRecorder, RateRow, RateTotals, find_c
 from pyrostoch.prediction.readouts import (
     batches_for,
     batches_on_device,
+    check_guide,
     check_targets,
     device_of,
     evaluating,
@@ -196,6 +197,7 @@ def decompose(
     batches = batches_for(model, data, batch_size)
     if not batches.items_are_batches:
         _check_size(model, batches.num_data)
+    check_guide(guide)
     device = device_of(model, guide, device)
     data_terms: list[list[float]] = []  # for each batch its data term in each draw, or a single one if nothing is drawn
     sampled = pseudo = False

@@ -10,11 +10,10 @@ from torch import Tensor
 
 from pyrostoch._checks import check_count, check_finite
 from pyrostoch._inputs import count_examples, device_of_inputs, take_examples, to_device
-from pyrostoch._manual import see
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
-from pyrostoch.prediction.readouts import device_of, evaluating, parse_mode, same_device, seeded
+from pyrostoch.prediction.readouts import check_guide, device_of, evaluating, parse_mode, same_device, seeded
 from pyrostoch.protocols import Guide, Inputs, Model
 from pyrostoch.records import Record, table
 
@@ -187,12 +186,7 @@ def predict(
         2018, on networks for which `"mean"` fails; Wu et al., "Deterministic variational inference for robust Bayesian
         neural networks", 2019, on moments.
     """
-    if not callable(guide):
-        raise TypeError(
-            f"guide: expected a Pyro guide, got {type(guide).__name__}; where nothing is random, "
-            "pyrostoch.guides.Additive(model) is the empty guide"
-            f"{see('how-to/choose_guide')}"
-        )
+    check_guide(guide)
     name, draws = parse_mode(mode, num_samples)
     x = tuple(x) if isinstance(x, list) else x
     batches = _split(model, x, y, batch_size)

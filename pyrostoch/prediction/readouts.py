@@ -32,6 +32,7 @@ __all__ = [
     "PredictiveMode",
     "batches_for",
     "batches_on_device",
+    "check_guide",
     "check_targets",
     "device_of",
     "evaluating",
@@ -139,6 +140,22 @@ def evaluating(*modules: PyroCallable) -> Iterator[None]:
     """
     with training_mode(False, *(module for module in modules if isinstance(module, nn.Module))), torch.no_grad():
         yield
+
+
+def check_guide(guide: object) -> None:
+    """Raise an error for what is no guide.
+
+    Args:
+        guide: What was given.
+
+    Raises:
+        TypeError: It cannot be called.
+    """
+    if not callable(guide):
+        raise TypeError(
+            f"guide: expected a Pyro guide, got {type(guide).__name__}; where nothing is random, "
+            f"pyrostoch.guides.Additive(model) is the empty guide{see('how-to/choose_guide')}"
+        )
 
 
 def device_of(model: Model, guide: Guide | None, device: str | torch.device | None = None) -> torch.device | None:

@@ -39,7 +39,7 @@ class Config:
         split: Number of the train/test split, for UCI sets.
         model: `"mlp"`, `"lenet5"`, `"vgg"` or `"vgg-narrow"`.
         hidden: Widths of the hidden layers of an MLP; empty for other networks.
-        random: Name patterns of the random weights, separated by commas.
+        random: Name patterns of the random weights, separated by commas; `"none"` for none, beside stochastic layers.
         prior: Prior of the random weights, as text for `parse_prior`.
         estimator: Name of an estimator of `pyrostoch.ELBO`: `"local"`, `"shared"`, `"flipout"`, `"marginal"`, ...
         epochs: Passes through the training data.
@@ -112,13 +112,16 @@ class Config:
             raise ValueError(f"hidden={list(self.hidden)}: only model 'mlp' has hidden widths, got {self.model!r}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden: expected positive widths, got {list(self.hidden)}")
-        if not self.patterns:
-            raise ValueError("random: expected a name pattern of the random weights, such as fc2.weight, got none")
+        if not self.patterns and not (self.random == "none" and self.stochastic):
+            raise ValueError(
+                "random: expected a name pattern of the random weights, such as fc2.weight, got none; 'none' needs a "
+                "layer that is made stochastic"
+            )
 
     @property
     def patterns(self) -> list[str]:
-        """The patterns in `random`, as a list."""
-        return [part.strip() for part in self.random.split(",") if part.strip()]
+        """The patterns in `random`, as a list; empty for `"none"`."""
+        return [] if self.random == "none" else [part.strip() for part in self.random.split(",") if part.strip()]
 
     @property
     def stochastic_layers(self) -> list[str]:

@@ -149,11 +149,13 @@ def _run_remaining(
         write_record(folder, record)
         callback.on_guide_end(finished[name])
     best = max(record["guides"], key=lambda result: float(result["decomposition"]["elbo"]))["name"]
-    if record["posterior_of"] != best or not (folder / POSTERIOR_FILE).is_file():
-        callback.on_posterior_start(best)
-        experiment = build_experiment(config, split, best)
-        load(folder / f"{best}.safetensors", experiment.model, experiment.guide)
-        record["posterior_draws"] = _write_posterior(experiment, folder / POSTERIOR_FILE, config.seed)
+    random = record["model"]["random"]
+    if record["posterior_of"] != best or not (random == [] or (folder / POSTERIOR_FILE).is_file()):
+        if random:
+            callback.on_posterior_start(best)
+            experiment = build_experiment(config, split, best)
+            load(folder / f"{best}.safetensors", experiment.model, experiment.guide)
+            record["posterior_draws"] = _write_posterior(experiment, folder / POSTERIOR_FILE, config.seed)
         record["posterior_of"] = best
         record["seconds"] = before + perf_counter() - begin
         write_record(folder, record)
@@ -208,7 +210,7 @@ def _initial_record(config: Config, split: DataSplit, model: BayesianModel, comm
             "random": random,
             "parameters": sum(parameter.numel() for parameter in model.net.parameters()),
         },
-        "prior": {"text": repr(model.prior(random[0])), "improper": model.improper},
+        "prior": {"text": repr(model.prior(random[0])) if random else "none", "improper": model.improper},
         "estimator": config.estimator,
         "epochs": config.epochs,
         "batch_size": config.batch_size,

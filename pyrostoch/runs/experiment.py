@@ -65,7 +65,10 @@ def build_model(config: Config, split: DataSplit) -> BayesianModel:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         net = _network(config, split).to(getattr(torch, config.dtype))
-        layers.make_stochastic(net, config.stochastic_layers)
+        try:
+            layers.make_stochastic(net, config.stochastic_layers)
+        except TypeError as error:  # the settings name a layer of another kind
+            raise ValueError(f"stochastic: {error}") from error
     likelihood: likelihoods.Likelihood = (
         likelihoods.Categorical()
         if split.task == "classification"

@@ -21,6 +21,7 @@ from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 from pyrostoch.effects import base_distribution
+from pyrostoch.effects.activation_sites import site_names
 from pyrostoch.effects.usage import Use, weight_usage
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.parallel import Ranks
@@ -37,6 +38,7 @@ __all__ = [
     "check_data",
     "check_model_and_guide",
     "check_param_store",
+    "check_rate_weight",
     "keep_fixed_statistics",
     "move_modules",
 ]
@@ -64,6 +66,25 @@ def check_model_and_guide(model: object, guide: object) -> None:
             f"{type(guide).__name__}; train a guide function by pyro.infer.SVI(model, guide, optimizer, "
             "pyrostoch.ELBO()). Where nothing is random, pyrostoch.guides.Additive(model) is the empty guide"
             f"{see('how-to/write_a_guide')}"
+        )
+
+
+def check_rate_weight(model: BayesianModel, rate_weight: float) -> None:
+    """Raise an error for a weight of the rate where there is no rate.
+
+    Args:
+        model: The model.
+        rate_weight: The weight.
+
+    Raises:
+        ValueError: No layer's activations have a prior.
+    """
+    layers: Any = (model.net.get_submodule(name) for name in site_names(model.net))
+    if rate_weight != 1.0 and all(layer.prior is None for layer in layers):
+        raise ValueError(
+            f"rate_weight={rate_weight:g}: no activation of {type(model.net).__name__} has a prior, so that there is "
+            "no rate; give a stochastic layer prior='standard' or 'learned', or leave it out"
+            f"{see('how-to/stochastic_layers')}"
         )
 
 

@@ -27,6 +27,7 @@ from pyrostoch.training.checks import (
     check_likelihood_function,
     check_model_and_guide,
     check_param_store,
+    check_rate_weight,
     keep_fixed_statistics,
     move_modules,
 )
@@ -162,6 +163,7 @@ def fit(
     seed = settings.seed
     check_model_and_guide(model, guide)
     check_likelihood_function(model)
+    check_rate_weight(model, settings.rate_weight)
     if patience is not None and validation is None:
         raise ValueError(f"patience={patience} needs held-out data: give validation=(x, y)")
     if resume and checkpoint is None:

@@ -253,7 +253,8 @@ def as_activation_prior(
     else:
         raise TypeError(
             f"{layer} prior: expected None, 'standard', 'learned', a Pyro distribution, or an ActivationPrior such as "
-            f"layers.activations.Mixture, got {spec!r}{see('how-to/stochastic_layers')}"
+            f"layers.activations.Mixture, got {spec!r}; priors of pyrostoch.priors are those of weights"
+            f"{see('how-to/stochastic_layers')}"
         )
     prior.bind(family)
     return prior
