@@ -104,13 +104,17 @@ class ELBO(PyroELBO):
         kl_weight: Weight beta of the KL, for annealing; 1 gives the ELBO itself. It multiplies both log q and log p of
             every latent site, and may be set between steps. Random activations are not among them.
         rate_weight: Weight gamma of the rate; 1 gives the ELBO itself. It may be set between steps.
+        noise_weight: Weight of the noise of random activations: the loss less `noise_weight` times the mean of log
+            sigma over the activations of each layer, for every example. It enlarges noise without a prior; 0 gives the
+            ELBO itself.
 
     References:
         Graves, "Practical variational inference for neural networks", 2011; Kingma, Salimans, Welling, "Variational
         dropout and the local reparameterization trick", 2015; Wen et al., "Flipout: efficient pseudo-independent weight
         perturbations on mini-batches", 2018; Wu et al., "Deterministic variational inference for robust Bayesian neural
         networks", 2019, for moments; Alemi, Fischer, Dillon, Murphy, "Deep variational information bottleneck", 2017,
-        for the rate.
+        for the rate; Mireshghallah et al., "Not all features are equal: discovering essential features for preserving
+        prediction privacy", 2021 (Cloak), for the weight of the noise.
 
     Example:
         >>> import pyro, pyrostoch as ps
@@ -132,10 +136,11 @@ class ELBO(PyroELBO):
         num_particles: int = 1,
         kl_weight: float | Tensor = 1.0,
         rate_weight: float | Tensor = 1.0,
+        noise_weight: float = 0.0,
     ) -> None:
         super().__init__(num_particles=check_count("num_particles", num_particles))
         self.estimator = check_choice("estimator", estimator, ESTIMATORS)
-        self.kl_weight, self.rate_weight = kl_weight, rate_weight
+        self.kl_weight, self.rate_weight, self.noise_weight = kl_weight, rate_weight, noise_weight
 
     def terms(self, model: PyroCallable, guide: Guide, *args: Any, **kwargs: Any) -> Terms:
         """The terms of the ELBO, from one particle.
@@ -149,7 +154,8 @@ class ELBO(PyroELBO):
         Returns:
             The terms, differentiable.
         """
-        return draw_terms(model, guide, args, kwargs, interpretation(self.estimator, model))
+        handler = interpretation(self.estimator, model)
+        return draw_terms(model, guide, args, kwargs, handler, with_noise=self.noise_weight != 0.0)
 
     def _get_trace(
         self, model: PyroCallable, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any]
@@ -171,7 +177,7 @@ class ELBO(PyroELBO):
         for draw in draws:
             with draw:
                 terms = self.terms(model, guide, *args, **kwargs)
-            total = total + terms.loss(self.kl_weight, self.rate_weight) / len(draws)
+            total = total + terms.loss(self.kl_weight, self.rate_weight, noise_weight=self.noise_weight) / len(draws)
         loss: Tensor = torch.as_tensor(total)
         return loss
 

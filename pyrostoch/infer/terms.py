@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -16,6 +17,7 @@ from pyrostoch._manual import see
 from pyrostoch.distributions import has_closed_form, kl_sum
 from pyrostoch.effects import Interpretation, MomentPropagation
 from pyrostoch.effects.independent import is_independent
+from pyrostoch.effects.noise_size import NoiseSizes
 from pyrostoch.infer.rates import RateTerm, ScoreTerm, check_rates_known, masked, rate_term, score_terms, surrogate_of
 from pyrostoch.moments.predictive import OutputDistribution
 from pyrostoch.protocols import Guide, PyroCallable
@@ -53,6 +55,8 @@ class Terms:
         treatments: How the network treated each site, in words: `Interpretation.treatments`.
         rates: Rate of each layer of random activations with a prior.
         scores: What gradients by the score function need.
+        noise: The mean of log sigma over the activations of each layer, summed over layers, times the number of
+            examples of the data set; 0 where it was not asked for.
     """
 
     data: Tensor | float
@@ -61,6 +65,7 @@ class Terms:
     treatments: dict[str, str]
     rates: dict[str, RateTerm] = field(default_factory=dict)
     scores: tuple[ScoreTerm, ...] = ()
+    noise: Tensor | float = 0.0
 
     @property
     def kl(self) -> Tensor | float:
@@ -73,7 +78,11 @@ class Terms:
         return sum((term.rate for term in self.rates.values()), 0.0)
 
     def loss(
-        self, kl_weight: float | Tensor = 1.0, rate_weight: float | Tensor = 1.0, data_weight: float | None = None
+        self,
+        kl_weight: float | Tensor = 1.0,
+        rate_weight: float | Tensor = 1.0,
+        data_weight: float | None = None,
+        noise_weight: float | Tensor = 0.0,
     ) -> Tensor | float:
         """What is minimized, differentiable: the negative ELBO, with weights of its terms.
 
@@ -81,8 +90,11 @@ class Terms:
             kl_weight: Weight of the KL of weights and other latent sites.
             rate_weight: Weight of the rate of random activations.
             data_weight: A further factor of everything that is summed over examples, for a part of a batch.
+            noise_weight: Weight of the size of the noise, which is enlarged.
         """
         by_example: Any = -self.data
+        if isinstance(self.noise, Tensor):
+            by_example = by_example - noise_weight * self.noise
         if self.rates:
             by_example = by_example + rate_weight * self.rate
         if self.scores:
@@ -122,7 +134,13 @@ def draw_traces(
 
 
 def draw_terms(
-    model: PyroCallable, guide: Guide, args: tuple[Any, ...], kwargs: dict[str, Any], interpretation: Interpretation
+    model: PyroCallable,
+    guide: Guide,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    interpretation: Interpretation,
+    *,
+    with_noise: bool = False,
 ) -> Terms:
     """Draw once from the guide, run the model on the draw, and split the ELBO into its terms.
 
@@ -134,6 +152,7 @@ def draw_terms(
         args: Arguments of model and guide.
         kwargs: Keyword arguments of model and guide.
         interpretation: The interpretation, used for this draw only.
+        with_noise: Whether to measure the size of the noise of random activations.
 
     Returns:
         The terms.
@@ -141,7 +160,8 @@ def draw_terms(
     Raises:
         ValueError: Sites of model and guide do not match, or a guide site cannot be reparameterized.
     """
-    model_trace, guide_trace = draw_traces(model, guide, args, kwargs, interpretation)
+    with NoiseSizes() if with_noise else contextlib.nullcontext() as sizes:
+        model_trace, guide_trace = draw_traces(model, guide, args, kwargs, interpretation)
     latents = dict(latent_sites(model_trace))
     draws = dict(latent_sites(guide_trace))
     _check_match(latents, draws)
@@ -172,7 +192,18 @@ def draw_terms(
     rates = {name: term for name, _, term in activations}
     sites_and_rates = [(node, term) for _, node, term in activations]
     scores = score_terms(sites_and_rates, _total_cost(costs), factors) if activations else ()
-    return Terms(data, sites, penalty, dict(interpretation.treatments), rates, scores)
+    noise = 0.0 if sizes is None else _noise_of(model, sizes)
+    return Terms(data, sites, penalty, dict(interpretation.treatments), rates, scores, noise)
+
+
+def _noise_of(model: PyroCallable, sizes: NoiseSizes) -> Tensor:
+    count = getattr(model, "num_data", None)
+    if not sizes.by_layer or count is None:
+        raise ValueError(
+            "noise_weight: expected a BayesianModel with a layer whose activations have noise with a scale, such as "
+            f"StochasticLinear; there is none{see('how-to/stochastic_layers')}"
+        )
+    return count * torch.stack(sizes.by_layer).sum()
 
 
 def _total_cost(costs: list[Tensor]) -> Tensor:

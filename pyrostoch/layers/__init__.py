@@ -15,6 +15,9 @@
 | `StochasticTransformerEncoderLayer` | an encoder layer of a transformer whose outputs are drawn |
 | `StochasticSVM` | a linear machine whose margin is random |
 | `StochasticAdditive` | noise with a mean and a standard deviation for each entry, added to the input |
+| `Conditional` | a layer of its own for every class, chosen by labels or combined by a selection |
+| `HardSelection`, `SoftSelection`, `GatedSelection` | known classes; learned tensors; a gate on the input |
+| `accept_labels` | lets a network take known classes as one more input |
 | `make_stochastic` | turns linear layers and convolutions of a network into stochastic ones |
 | `activations`, `embody` | the distributions of activations; stochastic layers around an existing network |
 | `RateNetwork` | recurrent network of rate neurons driven by colored noise: trajectories, or their moments |
@@ -25,6 +28,7 @@ In a `BayesianModel` the model draws the weights. Used alone in a Pyro model, a 
 from __future__ import annotations
 
 from pyrostoch.layers import activations, embody
+from pyrostoch.layers.conditional import Conditional, GatedSelection, HardSelection, SoftSelection, accept_labels
 from pyrostoch.layers.convert import make_stochastic
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
 from pyrostoch.layers.kstate import Binary, KState, Ternary
@@ -64,6 +68,7 @@ __all__ = [
     "GRU",
     "LSTM",
     "Binary",
+    "Conditional",
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -71,6 +76,8 @@ __all__ = [
     "ConvTranspose2d",
     "ConvTranspose3d",
     "Embedding",
+    "GatedSelection",
+    "HardSelection",
     "KState",
     "Linear",
     "MCDropout",
@@ -80,6 +87,7 @@ __all__ = [
     "RandomWeights",
     "RateMoments",
     "RateNetwork",
+    "SoftSelection",
     "StochasticAdditive",
     "StochasticConv1d",
     "StochasticConv2d",
@@ -95,6 +103,7 @@ __all__ = [
     "StochasticTransformerEncoderLayer",
     "Ternary",
     "ThresholdNeuron",
+    "accept_labels",
     "activations",
     "embody",
     "make_stochastic",

@@ -21,7 +21,7 @@ class Partial(tuple[Any, ...]):
 
     Attributes:
         absent: True where there is none; its axes are the first ones of the activations, whose entries that belong
-            together are last.
+            together are last. `None` where there is one everywhere.
 
     Example:
         >>> outputs = Partial((torch.zeros(2, 3),))
@@ -31,7 +31,7 @@ class Partial(tuple[Any, ...]):
                 [0., 0., 0.]])
     """
 
-    absent: Tensor
+    absent: Tensor | None = None
 
 
 def zero_where_absent(value: Any, outputs: tuple[Any, ...]) -> Any:
@@ -41,9 +41,9 @@ def zero_where_absent(value: Any, outputs: tuple[Any, ...]) -> Any:
         value: The activations, or their moments; entries that belong together are on the last axis.
         outputs: The kernels' outputs.
     """
-    if not isinstance(outputs, Partial):
+    absent = getattr(outputs, "absent", None)
+    if absent is None:
         return value
-    absent = outputs.absent
     return torch.where(absent.reshape(*absent.shape, *(1,) * (len(value.shape) - absent.dim())), 0.0, value)
 
 
@@ -59,10 +59,10 @@ def without_absent(distribution: Any, outputs: tuple[Any, ...], title: str, prio
     Raises:
         ValueError: The distribution couples places of which some have no activation.
     """
-    if not isinstance(outputs, Partial):
+    absent = getattr(outputs, "absent", None)
+    if absent is None:
         found: Distribution = distribution
         return found
-    absent = outputs.absent
     base = distribution.base_dist if isinstance(distribution, Independent) else distribution
     if base.batch_shape[: absent.dim()] != absent.shape:
         raise ValueError(

@@ -27,7 +27,7 @@ from pyrostoch.layers.activations import (
 )
 from pyrostoch.layers.activations.noisier import Noisier
 from pyrostoch.layers.activations.priors import as_activation_prior
-from pyrostoch.layers.partial import Partial, without_absent, zero_where_absent
+from pyrostoch.layers.partial import without_absent, zero_where_absent
 from pyrostoch.moments import Moments
 from pyrostoch.moments.gaussian import per_example
 from pyrostoch.moments.smooth import Smooth
@@ -166,6 +166,11 @@ class StochasticLayer(nn.Module):
         """The distribution of the activations, with its noise scaled by `noise_factor`."""
         return self._family if self.noise_factor == 1.0 else Noisier(self._family, self.noise_factor)
 
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the activations that counts channels, or features."""
+        return self.channels
+
     def family_of(self, x: tuple[Tensor, ...]) -> ActivationDistribution:
         """The distribution of the activations for the kernels' outputs; `family`, unless a layer has several.
 
@@ -240,7 +245,7 @@ class StochasticLayer(nn.Module):
         """
         if self.prior is None:
             return posterior
-        if isinstance(x, Partial):  # its shape is that of all activations
+        if getattr(x, "absent", None) is not None:  # its shape is that of all activations
             return without_absent(self.prior(self._distribution_of_examples(x)), x, self._title, self.prior)
         return self.prior(posterior)
 
@@ -271,6 +276,25 @@ class StochasticLayer(nn.Module):
         """The activations without noise."""
         family = self.family_of(x)
         return self.restored(family.noise_free(*family.parameters(self._arranged(x))), x)
+
+    def log_noise(self, x: tuple[Tensor, ...]) -> Tensor:
+        """The logarithm of the scale of each activation's noise, or of its standard deviation in a mixture.
+
+        Args:
+            x: The kernels' outputs.
+
+        Raises:
+            ValueError: The noise of such activations has no scale.
+        """
+        if self._family.noise != "scale":
+            raise ValueError(
+                f"{self._title}: {type(self._family).__name__} activations have no scale that a weight of the noise "
+                f"could enlarge; use a prior and rate_weight{see('how-to/stochastic_layers')}"
+            )
+        distribution: Any = self._distribution(x)
+        found: Tensor = (distribution.scale if hasattr(distribution, "scale") else distribution.stddev).log()
+        absent = getattr(x, "absent", None)
+        return found if absent is None else found[absent.logical_not()]
 
     def propagate(self, x: tuple[Moments, ...]) -> Moments:
         r"""The moments of the activations, exact for Gaussian outputs of the kernels where there is a rule.

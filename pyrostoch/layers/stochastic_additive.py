@@ -38,6 +38,11 @@ class StochasticAdditive(StochasticLayer):
         start = torch.full(self.shape, check_positive("StochasticAdditive scale", scale))
         self.loc, self.log_scale = nn.Parameter(torch.zeros(self.shape)), nn.Parameter(start.log())
 
+    @property
+    def channel_axis(self) -> int:
+        """The axis of the activations that counts channels: the first one of an example."""
+        return 1
+
     def outputs(self, x: Tensor | Moments) -> tuple[Any, ...]:
         """The shifted input, and the logarithm of the standard deviation.
 

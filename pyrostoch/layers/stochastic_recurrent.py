@@ -190,6 +190,21 @@ class _StochasticRecurrent(nn.Module):
             h, states = self._stacked(ordered, hx)
         return h if self.batch_first else h.transpose(0, 1), states
 
+    def outputs(self, x: Tensor | Moments) -> tuple[Any, ...]:
+        """The kernels' outputs with `sample="output"`, (batch, steps, width), one for each parameter.
+
+        Args:
+            x: The sequences, as the layer is called with.
+
+        Raises:
+            ValueError: The layer draws its states, on which the outputs depend.
+        """
+        if self.sample != "output":
+            raise ValueError(f"{type(self).__name__}: with sample='state' the kernels' outputs depend on earlier draws")
+        self._check(x)
+        ordered: Any = x if self.batch_first else x.transpose(0, 1)
+        return self.output.outputs(ordered)
+
     def _stacked(self, x: Any, hx: Any) -> tuple[Tensor, Any]:
         """The draws of the last layer, and the last state of each layer and direction."""
         starts = self._starts(x, hx)

@@ -5,13 +5,15 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrostoch._checks import check_count
+from pyrostoch.infer.batches import Batches
+from pyrostoch.infer.known_labels import KnownLabels, known_labels
 from pyrostoch.metrics import Classification, Regression, Reliability, RunningMean
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
@@ -46,6 +48,8 @@ class ComparisonRow(Record):
         ece: Expected calibration error.
         rmse: Root mean squared error of the predictive mean; `None` where the observations have no mean.
         rmse_stderr: Standard error of `rmse`.
+        labels: `"known"` where layers that are conditional on the class were given the targets; such scores say nothing
+            of unknown examples.
     """
 
     mode: str
@@ -59,6 +63,12 @@ class ComparisonRow(Record):
     ece: float | None = None
     rmse: float | None = None
     rmse_stderr: float | None = None
+    labels: KnownLabels = None
+
+    @property
+    def title(self) -> str:
+        """The mode, and whether labels were known."""
+        return self.mode if self.labels is None else f"{self.mode}, labels known"
 
     def to_dict(self) -> dict[str, Any]:
         """The scores that apply, by name."""
@@ -99,7 +109,7 @@ class Comparison(Record):
             head: tuple[str, ...] = ("mode", "accuracy %", "NLL", "Brier", "ECE", "seconds")
             cells: list[tuple[Any, ...]] = [
                 (
-                    row.mode,
+                    row.title,
                     f"{100 * (row.accuracy or 0.0):.2f} ± {100 * (row.accuracy_stderr or 0.0):.2f}",
                     *(number(value) for value in (row.nll, row.brier, row.ece)),
                     number(row.seconds, 2),
@@ -110,7 +120,7 @@ class Comparison(Record):
             head = ("mode", "RMSE", "NLL", "seconds")
             cells = [
                 (
-                    row.mode,
+                    row.title,
                     _with_error(row.rmse, row.rmse_stderr),
                     _with_error(row.nll, row.nll_stderr),
                     number(row.seconds, 2),
@@ -158,7 +168,10 @@ class _Scores:
             entries = None if observed is None else observed[rows]
             self.numbers.update(found["log_density"][rows], found["mean"][rows], y[rows], entries)
 
-    def row(self, mode: str, draws: int) -> ComparisonRow:
+    def row(self, mode: str, draws: int, labels: KnownLabels = None) -> ComparisonRow:
+        return replace(self._row(mode, draws), labels=labels)
+
+    def _row(self, mode: str, draws: int) -> ComparisonRow:
         if self.examples.count == 0:
             raise ValueError("compare: the likelihood masks every target of these data, so there is nothing to score")
         examples = self.examples.compute()
@@ -199,6 +212,7 @@ def compare(
     batch_size: int = 1000,
     device: str | torch.device | None = None,
     seed: int | None = None,
+    labels: KnownLabels = None,
 ) -> Comparison:
     """Score a network under several modes of prediction: accuracy, NLL, Brier score and calibration, or RMSE and NLL.
 
@@ -215,6 +229,8 @@ def compare(
         device: The model's device, to which the data are moved batch by batch; found by default.
         seed: Seed of the draws, the same for every mode; torch's random state is restored afterwards. Without it, draws
             continue from the present random state.
+        labels: `"known"` hands the targets to layers that are conditional on the class (`layers.Conditional`); every
+            row then says so. By default nothing of the targets reaches the network.
 
     Returns:
         A row for each mode, and the bins of the reliability diagrams.
@@ -242,26 +258,33 @@ def compare(
     parsed = {mode: parse_mode(mode) for mode in names}
     check_guide(guide)
     device = device_of(model, guide, device)
-    batches = batches_for(model, data, batch_size)
     rows, reliability, count = [], {}, 0
-    for mode, (name, draws) in parsed.items():
-        scores = _Scores()
-        sampler = PosteriorSampler(model, guide, name, draws)
-        with seeded(seed, device), evaluating(model, guide):
-            for batch, targets in batches_on_device(batches, device):
-                start = time.perf_counter()
-                for x, examples in sampler.split_batch(batch):
-                    average = DrawAverage(model, targets[examples])
-                    for statistics in sampler.run(x, average.statistics):
-                        average.add(statistics)
-                    scores.update(average, targets[examples])
-                _synchronize(device)
-                scores.seconds += time.perf_counter() - start
-        count = scores.examples.count
-        rows.append(scores.row(mode, sampler.num_samples))
-        if scores.classes is not None:
-            reliability[mode] = scores.classes.reliability()
+    with known_labels(model, labels, data) as (given,):
+        batches = batches_for(model, given, batch_size)
+        for mode, (name, draws) in parsed.items():
+            sampler = PosteriorSampler(model, guide, name, draws)
+            with seeded(seed, device), evaluating(model, guide):
+                scores = _scores_of(model, sampler, batches, device)
+            count = scores.examples.count
+            rows.append(scores.row(mode, sampler.num_samples, labels))
+            if scores.classes is not None:
+                reliability[mode] = scores.classes.reliability()
     return Comparison(count, tuple(rows), reliability)
+
+
+def _scores_of(model: Model, sampler: PosteriorSampler, batches: Batches, device: torch.device | None) -> _Scores:
+    """The scores of one mode on all examples."""
+    scores = _Scores()
+    for batch, targets in batches_on_device(batches, device):
+        start = time.perf_counter()
+        for x, examples in sampler.split_batch(batch):
+            average = DrawAverage(model, targets[examples])
+            for statistics in sampler.run(x, average.statistics):
+                average.add(statistics)
+            scores.update(average, targets[examples])
+        _synchronize(device)
+        scores.seconds += time.perf_counter() - start
+    return scores
 
 
 def accuracy_by_samples(

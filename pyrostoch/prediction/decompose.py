@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from pyrostoch._seeds import generator_states
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
+from pyrostoch.infer.known_labels import KnownLabels, known_labels
 from pyrostoch.infer.rates import check_rates_known
 from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
 from pyrostoch.likelihoods.pseudo import is_pseudo
@@ -87,6 +88,7 @@ class Decomposition(Record):
             network lets through; `None` where not every path from the input was found to cross drawn activations.
         pseudo: Whether the likelihood is a pseudo-likelihood, as in `BayesianSVM`: the ELBO then bounds the log of the
             integral of prior times pseudo-likelihood, which is no probability of the data.
+        labels: `"known"` where layers that are conditional on the class were given the targets.
     """
 
     elbo: float
@@ -106,6 +108,7 @@ class Decomposition(Record):
     rates: tuple[RateRow, ...] = ()
     information_bound: float | None = None
     pseudo: bool = False
+    labels: KnownLabels = None
 
     def __str__(self) -> str:
         rows = [("data term", self.data, _error(self.data_stderr) if self.num_samples else "")]
@@ -115,7 +118,8 @@ class Decomposition(Record):
         rows += [(f"- {name}", 0.0 - value, "") for name, value in self.penalty.items()]
         rows += [("= ELBO", self.elbo, _error(self.elbo_stderr) if self.num_samples or self.kl_samples else "")]
         draws = {0: "nothing drawn", 1: "1 draw"}.get(self.num_samples, f"{self.num_samples} draws")
-        head = f"ELBO of {self.num_data} examples, {draws}, estimator {self.estimator!r}"
+        known = ", labels known" if self.labels else ""
+        head = f"ELBO of {self.num_data} examples, {draws}, estimator {self.estimator!r}{known}"
         lines = [head, table(("", "nats", ""), rows), ""]
         sites = [
             (row.site, row.weights, row.kl, _error(row.stderr) if row.stderr else "", row.method, row.treatment)
@@ -148,6 +152,7 @@ def decompose(
     batch_size: int = 1000,
     estimator: str = "marginal",
     device: str | torch.device | None = None,
+    labels: KnownLabels = None,
 ) -> Decomposition:
     r"""Split the ELBO of the whole data set into its data term, the KL of each site, and the rate of each layer.
 
@@ -171,6 +176,7 @@ def decompose(
             variance; `"local"` gives the objective of a training with `"local"`, which for convolutions is a factorized
             approximation.
         device: The model's device, to which the data are moved batch by batch; found by default.
+        labels: `"known"` hands the targets to layers that are conditional on the class, as `fit(labels="known")` does.
 
     Returns:
         The terms, in nats.
@@ -194,11 +200,24 @@ def decompose(
     """
     check_choice("estimator", estimator, ESTIMATORS)
     num_samples = check_count("num_samples", num_samples)
+    check_guide(guide)
+    with known_labels(model, labels, data) as (given,):
+        terms = _decompose(model, guide, given, num_samples, batch_size, estimator, device_of(model, guide, device))
+    return replace(terms, labels=labels)
+
+
+def _decompose(
+    model: Model,
+    guide: Guide,
+    data: Data,
+    num_samples: int,
+    batch_size: int,
+    estimator: str,
+    device: torch.device | None,
+) -> Decomposition:
     batches = batches_for(model, data, batch_size)
     if not batches.items_are_batches:
         _check_size(model, batches.num_data)
-    check_guide(guide)
-    device = device_of(model, guide, device)
     data_terms: list[list[float]] = []  # for each batch its data term in each draw, or a single one if nothing is drawn
     sampled = pseudo = False
     treatments: dict[str, str] = {}

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import Tensor
 
 from pyrostoch._checks import check_count, check_finite
 from pyrostoch._inputs import count_examples, device_of_inputs, take_examples, to_device
+from pyrostoch.infer.known_labels import KnownLabels, known_labels
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
@@ -43,6 +45,7 @@ class Prediction(Record):
         log_density: If targets were given: their log predictive density, the log of the mean density over draws, in
             nats, (n,).
         treatments: How the network treated each site, in words: `Interpretation.treatments`.
+        labels: `"known"` where layers that are conditional on the class were given their classes.
     """
 
     mode: str
@@ -55,6 +58,7 @@ class Prediction(Record):
     variance: Tensor | None = None
     log_density: Tensor | None = None
     treatments: dict[str, str] | None = None
+    labels: KnownLabels = None
 
     @property
     def probs(self) -> Tensor:
@@ -116,6 +120,7 @@ class Prediction(Record):
         if self.log_density is not None:
             rows.append(("log density of the targets, nats", self.log_density.mean().item()))
         head = f"Prediction of {len(self)} examples, {what}, mode {self.mode!r} ({draws})"
+        head += ", labels known" if self.labels else ""
         return head + "\n" + table(("", "mean over examples"), rows)
 
 
@@ -131,6 +136,7 @@ def predict(
     batch_size: int = 1000,
     device: str | torch.device | None = None,
     seed: int | None = None,
+    labels: Tensor | None = None,
 ) -> Prediction:
     r"""Predict with a Bayesian network.
 
@@ -163,6 +169,8 @@ def predict(
         device: The model's device, to which the inputs are moved batch by batch. By default they must be there already.
         seed: Seed of the draws; torch's random state is restored afterwards. Without it, draws continue from the
             present random state.
+        labels: Known classes, for layers that are conditional on the class (`layers.Conditional`); the prediction then
+            says so. `y` never reaches the network.
 
     Returns:
         The prediction.
@@ -189,10 +197,28 @@ def predict(
     check_guide(guide)
     name, draws = parse_mode(mode, num_samples)
     x = tuple(x) if isinstance(x, list) else x
+    known: KnownLabels = None if labels is None else "known"
+    with known_labels(model, known, (x, cast(Tensor, labels))) as ((given, _),):
+        sampler = PosteriorSampler(model, guide, name, draws, joint=joint and name == "mc")
+        fields = _fields(model, guide, given, y, sampler, batch_size, device, seed)
+    treatments = dict(sampler.treatments)
+    return Prediction(mode=name, num_samples=sampler.num_samples, treatments=treatments, labels=known, **fields)
+
+
+def _fields(
+    model: Model,
+    guide: Guide,
+    x: Inputs,
+    y: Tensor | None,
+    sampler: PosteriorSampler,
+    batch_size: int,
+    device: str | torch.device | None,
+    seed: int | None,
+) -> dict[str, Tensor]:
+    """What is predicted, by name."""
     batches = _split(model, x, y, batch_size)
     target = _compute_device(x, model, guide, device)
     check_finite("inputs x", x)
-    sampler = PosteriorSampler(model, guide, name, draws, joint=joint and name == "mc")
 
     def pieces() -> Iterator[tuple[Inputs, DrawAverage]]:
         for x_batch, y_batch in batches:
@@ -216,8 +242,7 @@ def predict(
                 for statistics in sampler.run(piece, average.statistics):
                     average.add(statistics)
                 results.append(average.results())
-    fields = without_nan({field: torch.cat([result[field] for result in results]) for field in results[0]})
-    return Prediction(mode=name, num_samples=sampler.num_samples, treatments=dict(sampler.treatments), **fields)
+    return without_nan({field: torch.cat([result[field] for result in results]) for field in results[0]})
 
 
 def _split(model: Model, x: Inputs, y: Tensor | None, size: int) -> list[tuple[Inputs, Tensor | None]]:

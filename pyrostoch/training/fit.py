@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Literal
 
@@ -11,9 +12,11 @@ import torch
 from torch import nn
 
 from pyrostoch._seeds import forked
+from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.compile import worth_compiling
 from pyrostoch.infer.data_sets import as_batches, move_to_device
 from pyrostoch.infer.elbo import Estimator
+from pyrostoch.infer.known_labels import KnownLabels, known_labels, warn_of_unseen_classes
 from pyrostoch.infer.parallel import join_process_group, local_device
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.readouts import batches_for
@@ -61,7 +64,9 @@ def fit(
     schedule: Schedule = "linear",
     kl_warmup: float | tuple[float, float] = 0.0,
     rate_weight: float = 1.0,
+    noise_weight: float = 0.0,
     clip: float | None = None,
+    labels: KnownLabels = None,
     # Where.
     device: str | torch.device | None = None,
     precision: Literal["float32", "bf16"] = "float32",
@@ -106,7 +111,10 @@ def fit(
         kl_warmup: Number of epochs over which the weight of the KL rises linearly from 0 to 1; or a pair of epochs
             between which it rises.
         rate_weight: Weight of the rate of random activations with a prior; see `ELBO`.
+        noise_weight: Weight of the size of the noise of random activations, which is enlarged; see `ELBO`.
         clip: Largest norm of the whole gradient.
+        labels: `"known"` hands the targets to `layers.Conditional` as known classes, also for `validation`. By default
+            such layers must combine the classes by a selection.
         device: Device to which model and guide are moved; by default they stay where they are.
         precision: `"bf16"` runs network and likelihood under autocast to bfloat16; parameters keep their dtype.
         compile: Whether to compile the step, as `compile_step` does. `"auto"` does so if there is a compiler and the
@@ -156,6 +164,7 @@ def fit(
         schedule=schedule,
         kl_warmup=kl_warmup,
         rate_weight=rate_weight,
+        noise_weight=noise_weight,
         clip=clip,
         precision=precision,
         seed=seed,
@@ -168,12 +177,11 @@ def fit(
         raise ValueError(f"patience={patience} needs held-out data: give validation=(x, y)")
     if resume and checkpoint is None:
         raise ValueError("resume=True needs the path to resume from: give checkpoint=")
-    batches = as_batches(data, batch_size, shuffle=shuffle, in_dims=model.in_dims)
-    held_out = None if validation is None else batches_for(model, validation, batch_size, "validation")
     path = None if checkpoint is None else Path(checkpoint)
     used_device = move_modules(model, guide, local_device(device))
     ranks = join_process_group(used_device)
     with ExitStack() as stack:
+        batches, held_out = stack.enter_context(_batches(model, data, validation, batch_size, shuffle, labels))
         if path is not None:
             ranks.run_on_first(lambda: stack.enter_context(only_writer_of(path)))
         stack.enter_context(training_mode(True, model, guide))
@@ -199,9 +207,9 @@ def fit(
             order_seed = ranks.broadcast_from_first(int(torch.randint(2**31, ())) if seed is None else seed)
         # With several processes, gradients are averaged between the backward pass and the update, which are one program
         # in a compiled step.
-        compiled = worth_compiling(compile, guide, len(batches) * epochs, used_device) and not (
-            ranks.is_distributed and compile == "auto"
-        )
+        compiled = worth_compiling(compile, guide, len(batches) * epochs, used_device)
+        if compile == "auto" and (ranks.is_distributed or labels is not None):  # which classes occur is read
+            compiled = False
         if ranks.is_distributed and compiled:
             raise ValueError("compile=True: the step of several processes is not compiled; leave compile out")
         if resumed is not None and compile == "auto" and not ranks.is_distributed:
@@ -210,4 +218,19 @@ def fit(
         run = Run(trainer, held_out, path)
         if resumed is not None:
             run.resume(resumed)
-        return run.finish(check, callback, progress)
+        result = run.finish(check, callback, progress)
+        if labels is not None:
+            warn_of_unseen_classes(model.net)
+        return result
+
+
+@contextmanager
+def _batches(
+    model: BayesianModel, data: Data, validation: Data | None, batch_size: int, shuffle: bool, labels: KnownLabels
+) -> Iterator[tuple[Batches, Batches | None]]:
+    """The batches of the training data and of the held-out data, with labels as an input where they are known."""
+    with known_labels(model, labels, data, validation) as (train, held_out):
+        yield (
+            as_batches(train, batch_size, shuffle=shuffle, in_dims=model.in_dims),
+            None if held_out is None else batches_for(model, held_out, batch_size, "validation"),
+        )

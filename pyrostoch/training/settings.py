@@ -38,6 +38,7 @@ class Settings:
     schedule: str = "linear"
     kl_warmup: float | tuple[float, float] = 0.0
     rate_weight: float = 1.0
+    noise_weight: float = 0.0
     clip: float | None = None
     precision: str = "float32"
     seed: int | None = None
@@ -53,8 +54,10 @@ class Settings:
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
         _check_warmup(self.kl_warmup)
-        if not math.isfinite(self.rate_weight) or self.rate_weight < 0:
-            raise ValueError(f"rate_weight: expected a number from 0 up, got {self.rate_weight!r}")
+        for name in ("rate_weight", "noise_weight"):
+            value = getattr(self, name)
+            if not math.isfinite(value) or value < 0:
+                raise ValueError(f"{name}: expected a number from 0 up, got {value!r}")
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, ("float32", "bf16"))

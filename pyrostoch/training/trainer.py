@@ -86,7 +86,7 @@ class Trainer:
     ) -> None:
         self.model, self.guide, self.batches = model, guide, batches
         self.settings, self.device, self.order_seed = settings, device, order_seed
-        self.elbo = ELBO(settings.estimator, rate_weight=settings.rate_weight)
+        self.elbo = ELBO(settings.estimator, rate_weight=settings.rate_weight, noise_weight=settings.noise_weight)
         self.kl_weight = 1.0
         self.names = parameter_names(model, guide)
         if not self.names:
@@ -173,7 +173,7 @@ class Trainer:
             with draw:
                 terms = self._terms(x, y)
             part = 1.0 if weight is None else weight
-            loss = terms.loss(kl_weight, self.elbo.rate_weight, weight)
+            loss = terms.loss(kl_weight, self.elbo.rate_weight, weight, self.elbo.noise_weight)
             values = (loss, terms.data * part, terms.kl, terms.rate * part, terms.penalty)
             total = [before + value / len(draws) for before, value in zip(total, values, strict=True)]
         return total[0], torch.stack([self._as_tensor(value) for value in total])

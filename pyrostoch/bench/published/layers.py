@@ -122,7 +122,7 @@ LAYERS = Bench(
     published={"mnist/bottleneck": {"accuracy/mc:20": 0.9887}},
     notes=(
         "All networks are trained on MNIST and scored on its test images after the last epoch. Except in the first two "
-        "rows they are small and trained for four epochs with one weight of the rate, to show that every layer learns; "
+        "rows they are small and trained for four epochs with one weight of the rate, to show how layers behave; "
         "they are not tuned, and no claim is made that stochastic layers raise accuracy. Recipes of the first two rows "
         "were chosen on 5,000 held-out training images.",
         "The rate is KL(q(h | x) || p(h)), the sum over all stochastic layers, on average over the training images. It "

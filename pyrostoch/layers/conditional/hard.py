@@ -1,0 +1,278 @@
+"""Hard selection: which class every example, or every pixel, belongs to, where that is known."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Sequence
+from types import TracebackType
+
+import torch
+from torch import Tensor, nn
+
+from pyrostoch._checks import check_count
+from pyrostoch._manual import see
+
+__all__ = ["HardSelection", "accept_labels", "known_selection"]
+
+_STATE = threading.local()
+
+
+def _stack() -> list[HardSelection | None]:
+    if not hasattr(_STATE, "selections"):
+        _STATE.selections = []
+    found: list[HardSelection | None] = _STATE.selections
+    return found
+
+
+def known_selection() -> HardSelection | None:
+    """The selection that is known in this thread: the innermost one that has been entered by `with`.
+
+    Example:
+        >>> with HardSelection(torch.tensor([0, 2])):
+        ...     known_selection().labels
+        tensor([0, 2])
+        >>> known_selection() is None
+        True
+    """
+    return next((selection for selection in reversed(_stack()) if selection is not None), None)
+
+
+class HardSelection:
+    r"""Known classes for `Conditional` layers: a label for each example, or for each pixel 0 or 1 for every class.
+
+    Give it to a layer, `layer(x, selection=HardSelection(y))`, or enter it around a network whose layers are to find
+    it, `with HardSelection(y): network(x)`. Nothing is taken from the targets of training by itself.
+
+    Args:
+        labels: Class indices, (batch,).
+        tensor: In place of labels, 0 or 1 for each class, (batch, classes, \*shape), where an axis of `shape` may have
+            size 1. More than one class may be 1 at a place: they all contribute.
+
+    Raises:
+        ValueError: Both or neither are given, labels are not whole numbers, or the tensor has other values.
+
+    Example:
+        >>> HardSelection(torch.tensor([1, 0])).dense(2, (3,)).tolist()
+        [[[0.0, 0.0, 0.0], [1.0, 1.0, 1.0]], [[1.0, 1.0, 1.0], [0.0, 0.0, 0.0]]]
+    """
+
+    def __init__(self, labels: Tensor | None = None, *, tensor: Tensor | None = None) -> None:
+        if (labels is None) == (tensor is None):
+            raise ValueError("HardSelection: expected either labels, one for each example, or tensor=, one for pixels")
+        if labels is not None and (labels.dim() != 1 or labels.is_floating_point() or labels.dtype == torch.bool):
+            raise ValueError(
+                f"HardSelection labels: expected class indices of shape (batch,), got {labels.dtype} of shape "
+                f"{tuple(labels.shape)}{see('how-to/conditional_layers')}"
+            )
+        if tensor is not None and (tensor.dim() < 3 or bool(((tensor != 0) & (tensor != 1)).any())):
+            raise ValueError(
+                "HardSelection tensor: expected 0 or 1 of shape (batch, classes, *shape of an example), got shape "
+                f"{tuple(tensor.shape)}{see('how-to/conditional_layers')}"
+            )
+        self.labels, self.tensor = labels, tensor
+
+    @classmethod
+    def from_boxes(
+        cls, boxes: Sequence[Tensor], labels: Sequence[Tensor], num_classes: int, size: tuple[int, int]
+    ) -> HardSelection:
+        """Pixels selected by boxes; what no box covers is the last class, the background.
+
+        A pixel belongs to a box if its centre lies in it. A box without a centre selects the pixel it lies in.
+
+        Args:
+            boxes: For each image its boxes, (number, 4), as left, top, right, bottom in pixels.
+            labels: For each image the class of each box, (number,).
+            num_classes: Number of classes without the background.
+            size: Height and width.
+
+        Returns:
+            A selection of shape (batch, num_classes + 1, 1, height, width).
+
+        Raises:
+            ValueError: Numbers do not fit, a class is unknown, or a box is empty or outside of the image.
+
+        Example:
+            >>> box = torch.tensor([[0.0, 0.0, 2.0, 1.0]])
+            >>> HardSelection.from_boxes([box], [torch.tensor([1])], 2, (2, 3)).tensor[0, :, 0].int().tolist()
+            [[[0, 0, 0], [0, 0, 0]], [[1, 1, 0], [0, 0, 0]], [[0, 0, 1], [1, 1, 1]]]
+        """
+        height, width = size
+        masks = []
+        for index, given in enumerate(boxes):
+            if given.dim() != 2 or given.shape[1] != 4:
+                raise ValueError(f"boxes of image {index}: expected shape (number, 4), got {tuple(given.shape)}")
+            left, top, right, bottom = (edge[:, None] for edge in given.to(torch.float64).unbind(1))
+            known = (left < right) & (top < bottom) & (right > 0) & (bottom > 0) & (left < width) & (top < height)
+            if not bool(known.all()):
+                wrong = given[~known[:, 0]][0].tolist()
+                raise ValueError(
+                    f"boxes of image {index}: expected left < right and top < bottom within {width} x {height} pixels, "
+                    f"got {wrong}"
+                )
+            columns, rows = _covered(left, right, width), _covered(top, bottom, height)
+            masks.append(rows[:, :, None] & columns[:, None, :])
+        return cls.from_masks(masks, labels, num_classes)
+
+    @classmethod
+    def from_masks(cls, masks: Sequence[Tensor], labels: Sequence[Tensor], num_classes: int) -> HardSelection:
+        """Pixels selected by masks of objects; what no mask covers is the last class, the background.
+
+        Args:
+            masks: For each image the masks of its objects, (number, height, width), 0 or 1 or boolean.
+            labels: For each image the class of each object, (number,).
+            num_classes: Number of classes without the background.
+
+        Returns:
+            A selection of shape (batch, num_classes + 1, 1, height, width).
+
+        Raises:
+            ValueError: Numbers or sizes do not fit, or a class is unknown.
+
+        Example:
+            >>> mask = torch.tensor([[[True, False]]])
+            >>> HardSelection.from_masks([mask], [torch.tensor([0])], 1).tensor.flatten(1).tolist()
+            [[1.0, 0.0, 0.0, 1.0]]
+        """
+        check_count("num_classes", num_classes)
+        if len(masks) != len(labels) or not len(masks):
+            raise ValueError(f"selection: expected labels for each of {len(masks)} images, got {len(labels)}")
+        sizes = {tuple(mask.shape[1:]) for mask in masks}
+        if len(sizes) != 1 or any(mask.dim() != 3 for mask in masks):
+            raise ValueError(
+                f"masks: expected shape (number, height, width) of one size for all images, got "
+                f"{', '.join(str(tuple(mask.shape)) for mask in masks[:3])}"
+            )
+        images = []
+        for index, (mask, own) in enumerate(zip(masks, labels, strict=True)):
+            if own.dim() != 1 or len(own) != len(mask):
+                raise ValueError(
+                    f"labels of image {index}: expected one for each of {len(mask)} objects, got shape "
+                    f"{tuple(own.shape)}"
+                )
+            check_classes(own, num_classes, f"labels of image {index}")
+            image = torch.zeros(num_classes + 1, *mask.shape[1:], device=mask.device)
+            image.index_put_((own.long(),), (mask != 0).to(image.dtype), accumulate=True)
+            image[-1] = (image[:-1].sum(0) == 0).to(image.dtype)
+            images.append(image.clamp_max_(1.0))
+        return cls(tensor=torch.stack(images)[:, :, None])
+
+    def dense(self, num_classes: int, shape: tuple[int, ...]) -> Tensor:
+        r"""The selection as a tensor of 0 and 1, (batch, classes, \*shape).
+
+        Args:
+            num_classes: Number of classes.
+            shape: Shape of an example.
+
+        Raises:
+            ValueError: A class is unknown, or the selection of pixels has another shape.
+        """
+        if self.labels is not None:
+            check_classes(self.labels, num_classes, "HardSelection labels")
+            chosen = nn.functional.one_hot(self.labels.long(), num_classes).to(torch.get_default_dtype())
+            return chosen.reshape(*chosen.shape, *(1,) * len(shape)).expand(*chosen.shape, *shape)
+        given = torch.as_tensor(self.tensor)
+        check_selection(given, (len(given), num_classes, *shape), "HardSelection tensor")
+        return given.expand(len(given), num_classes, *shape)
+
+    def __enter__(self) -> HardSelection:
+        _stack().append(self)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        _stack().pop()
+
+
+def _covered(low: Tensor, high: Tensor, size: int) -> Tensor:
+    """Which of so many pixels have their centre between two edges, or hold the middle where none has."""
+    centres = torch.arange(size, dtype=low.dtype, device=low.device) + 0.5
+    inside = (centres >= low) & (centres < high)
+    middle = (0.5 * (low.clamp_min(0) + high.clamp_max(size))).floor().clamp(0, size - 1) + 0.5
+    return torch.where(inside.any(1, keepdim=True), inside, centres == middle)
+
+
+def check_classes(labels: Tensor, num_classes: int, what: str) -> None:
+    """Raise an error for labels that are no classes.
+
+    Args:
+        labels: Class indices.
+        num_classes: Number of classes.
+        what: What they are, for the message.
+
+    Raises:
+        ValueError: There are others; the first is named.
+    """
+    wrong = labels[(labels < 0) | (labels >= num_classes)]
+    if len(wrong):
+        raise ValueError(
+            f"{what}: expected classes from 0 to {num_classes - 1}, got {int(wrong[0])}"
+            f"{see('how-to/conditional_layers')}"
+        )
+
+
+def check_selection(selection: Tensor, expected: tuple[int, ...], what: str) -> None:
+    """Raise an error for a selection of another shape; sizes of 1 stand for all positions.
+
+    Args:
+        selection: The selection.
+        expected: The shape, (batch, classes, ...).
+        what: What it is, for the message.
+
+    Raises:
+        ValueError: The shape does not fit.
+    """
+    shape = tuple(selection.shape)
+    fits = len(shape) == len(expected) and shape[:2] == expected[:2]
+    if not fits or any(size not in (1, wanted) for size, wanted in zip(shape[2:], expected[2:], strict=True)):
+        raise ValueError(
+            f"{what}: expected shape (batch, classes, *shape), here {expected}, where sizes of 1 stand for all "
+            f"positions, got {shape}{see('how-to/conditional_layers')}"
+        )
+
+
+class _Enter:
+    """Takes a network's last input as known classes, if there is one more than the network has."""
+
+    def __init__(self, inputs: int) -> None:
+        self.inputs = inputs
+
+    def __call__(self, module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
+        given = args[self.inputs] if len(args) == self.inputs + 1 else None
+        if isinstance(given, Tensor):
+            _stack().append(HardSelection(tensor=given) if given.dim() > 1 else HardSelection(given))
+            return args[: self.inputs]
+        _stack().append(None)
+        return args
+
+
+def _leave(module: nn.Module, args: object, output: object) -> None:
+    _stack().pop()
+
+
+def accept_labels(network: nn.Module, inputs: int = 1) -> nn.Module:
+    """Let a network be called with known classes as one more input, without a change of its code.
+
+    `network(x, labels)` then is `network(x)` within `HardSelection(labels)`, and `network(x)` what it was. As an input,
+    the labels are cut into batches, moved and checked with the others.
+
+    Args:
+        network: A network with `Conditional` layers.
+        inputs: Number of its own inputs.
+
+    Returns:
+        The network.
+
+    Example:
+        >>> from pyrostoch.layers import Conditional
+        >>> network = accept_labels(nn.Sequential(Conditional(lambda: nn.Linear(2, 2), 3), nn.ReLU()))
+        >>> network(torch.zeros(4, 2), torch.tensor([0, 1, 2, 1])).shape
+        torch.Size([4, 2])
+    """
+    known = [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, _Enter)]
+    if known:
+        known[0].inputs = inputs
+    else:
+        network.register_forward_pre_hook(_Enter(check_count("inputs", inputs)))
+        network.register_forward_hook(_leave, always_call=True)
+    return network
