@@ -30,15 +30,17 @@ from pyrostoch.prediction import (
     Decomposition,
     Homeostasis,
     MomentsError,
+    NoiseSummary,
     Prediction,
     accuracy_by_samples,
+    activation_noise,
     compare,
     decompose,
     moments_error,
     noise_scaled,
     predict,
 )
-from pyrostoch.training import Fit, fit, load, save
+from pyrostoch.training import Fit, fit, fit_two_steps, load, save
 
 __all__ = [
     "ELBO",
@@ -48,9 +50,11 @@ __all__ = [
     "Fit",
     "Homeostasis",
     "MomentsError",
+    "NoiseSummary",
     "Prediction",
     "__version__",
     "accuracy_by_samples",
+    "activation_noise",
     "compare",
     "compile_step",
     "data",
@@ -59,6 +63,7 @@ __all__ = [
     "effects",
     "estimators",
     "fit",
+    "fit_two_steps",
     "from_mcmc",
     "guides",
     "layers",

@@ -194,7 +194,7 @@ def test_means_and_variances_are_those_of_a_million_draws(name: str) -> None:
     x = torch.randn(1, 3, dtype=F64)
     pi = torch.tensor([[0.2, 0.5, 0.3]], dtype=F64)
     with torch.no_grad():
-        outputs = layer._stack(x, pi[..., None], {}, sparse=False)
+        outputs = layer._stack(x, pi[..., None], {}, sparse=False, positive=False)
         distribution = layer.activation.posterior(outputs)
         draws = layer(x.expand(DRAWS, 3), selection=pi.expand(DRAWS, 3))
     mean, variance = distribution.mean[0], distribution.variance[0]
@@ -254,7 +254,7 @@ def test_gradients_of_a_mixture(gradient: Any) -> None:
             ps.ELBO()(model, guide)(x, y)
         return
     z = torch.linspace(-12.0, 12.0, 6001, dtype=F64)[:, None]
-    q = layer.activation.posterior(layer._stack(x, layer.selection(x)[..., None], {}, sparse=False))
+    q = layer.activation.posterior(layer._stack(x, layer.selection(x)[..., None], {}, sparse=False, positive=False))
     log_q = q.log_prob(z[:, None].expand(-1, 3, 1))
     log_p = -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
     log_lik = out(z.tanh()).log_softmax(-1)[:, y]

@@ -166,7 +166,7 @@ def warn_of_unseen_classes(net: nn.Module) -> None:
         net: The network.
     """
     for name, layer in conditional_layers(net).items():
-        missing = (~layer.seen).nonzero().flatten().tolist()
+        missing = (layer.seen == 0).nonzero().flatten().tolist()
         if missing and len(missing) < len(layer.seen):
             warnings.warn(
                 f"layer {name!r}: class(es) {name_list([str(c) for c in missing], 20)} never occurred in training; "

@@ -6,6 +6,7 @@ from pyrostoch.prediction.compare import Comparison, ComparisonRow, accuracy_by_
 from pyrostoch.prediction.decompose import Decomposition, SiteRow, decompose
 from pyrostoch.prediction.homeostasis import Homeostasis, NeuronStatistics, noise_scaled
 from pyrostoch.prediction.moments_error import LayerError, MomentsError, moments_error
+from pyrostoch.prediction.noise import NoiseRow, NoiseSummary, activation_noise
 from pyrostoch.prediction.predict import Prediction, predict
 
 __all__ = [
@@ -16,9 +17,12 @@ __all__ = [
     "LayerError",
     "MomentsError",
     "NeuronStatistics",
+    "NoiseRow",
+    "NoiseSummary",
     "Prediction",
     "SiteRow",
     "accuracy_by_samples",
+    "activation_noise",
     "compare",
     "decompose",
     "moments_error",

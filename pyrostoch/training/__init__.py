@@ -7,5 +7,6 @@ from pyrostoch.training.checkpoint import load, save
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
 from pyrostoch.training.trainer import NonFiniteLossError
+from pyrostoch.training.two_steps import TwoStepFit, fit_two_steps
 
-__all__ = ["CheckpointError", "Fit", "NonFiniteLossError", "fit", "load", "save"]
+__all__ = ["CheckpointError", "Fit", "NonFiniteLossError", "TwoStepFit", "fit", "fit_two_steps", "load", "save"]

@@ -36,7 +36,7 @@ class ConditionalActivation(StochasticLayer):
         >>> from pyrostoch.layers import StochasticLinear
         >>> activation = ConditionalActivation(StochasticLinear(3, 2), "shared", None)
         >>> one, quarter = torch.ones(5, 4, 2), torch.full((5, 4, 2), 0.25)
-        >>> outputs = activation.selected((one, one), quarter, None)
+        >>> outputs = activation.selected((one, one), quarter)
         >>> activation.posterior(outputs).mean.shape
         torch.Size([5, 2])
     """
@@ -71,20 +71,24 @@ class ConditionalActivation(StochasticLayer):
         """
         return Combined(self.family, self.combine) if isinstance(x, _Selected) else self.family
 
-    def selected(self, outputs: tuple[Tensor, ...], weights: Tensor, absent: Tensor | None) -> tuple[Any, ...]:
+    def selected(
+        self, outputs: tuple[Tensor, ...], weights: Tensor, absent: Tensor | None = None, *, everywhere: bool = False
+    ) -> tuple[Any, ...]:
         """What the activations depend on, for several classes.
 
         Args:
             outputs: The kernels' outputs, (batch, classes, ...).
             weights: The number of each class, in the same shape.
             absent: Positions of padding, the first axes of the activations.
+            everywhere: Whether some class is selected at every place, so that none has to be looked for.
         """
         found = _Selected((*outputs, weights))
         nowhere = (weights == 0).all(1)
         if absent is not None:
             nowhere = nowhere | absent.reshape(*absent.shape, *(1,) * (nowhere.dim() - absent.dim()))
-        if not torch.compiler.is_exporting() and bool(nowhere.any()):
-            found.absent = nowhere.all(self.channels) if self.family.event else nowhere
+        elif everywhere or not bool(nowhere.any()):
+            return found
+        found.absent = nowhere.all(self.channels) if self.family.event else nowhere
         return found
 
     def draw_arranged(self, x: tuple[Tensor, ...]) -> Tensor:
@@ -102,7 +106,7 @@ class ConditionalActivation(StochasticLayer):
             raise self._explained(error) from error
 
     def _arranged(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        """The outputs in at least single precision, with the classes last, or before the channels."""
+        """The outputs in at least single precision, with the classes where `Combined` expects them."""
         if not isinstance(outputs, _Selected):
             return super()._arranged(outputs)
         precise = [at_least_single(output) for output in outputs]
@@ -110,7 +114,7 @@ class ConditionalActivation(StochasticLayer):
         if self.family.event:
             precise = [output.movedim(channels, -1) for output in precise]
             precise[-1] = precise[-1][..., 0]
-        if self.combine == "mixture-by-example":
+        if self.combine != "mixture":
             return tuple(precise)
         last = [-2 if self.family.event else -1] * (len(precise) - 1) + [-1]
         return tuple(output.movedim(1, axis) for output, axis in zip(precise, last, strict=True))

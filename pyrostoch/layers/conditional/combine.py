@@ -18,7 +18,6 @@ import pyro.distributions as dist
 import torch
 from torch import Tensor
 from torch.distributions import Distribution
-from torch.nn import functional as F
 
 from pyrostoch._manual import see
 from pyrostoch.layers.activations import ActivationDistribution, Gaussian, Gradient, Laplace, StudentT
@@ -33,10 +32,10 @@ COMBINATIONS = ("shared", "independent", "mixture", "mixture-by-example")
 
 
 class Combined(ActivationDistribution):
-    """The distribution of an activation from those of several classes, whose axis is the last one of the outputs.
+    """The distribution of an activation from those of several classes, whose axis is the second one of the outputs.
 
-    The last output is the number of each class. Entries that belong together are on one more axis behind that of the
-    classes. For `"mixture-by-example"` the classes are on the second axis instead.
+    The last output is the number of each class. For `"mixture"` the classes are on the last axis, or on that before
+    entries that belong together.
 
     Args:
         family: The distribution of the activation for one class.
@@ -91,13 +90,13 @@ class Combined(ActivationDistribution):
             return dist.MixtureSameFamily(self._classes(weights), self._parts(own))
         loc, scale = own
         if self.how == "shared":
-            combined = (weights * scale).sum(-1)
+            combined = (weights * scale).sum(1)
         else:
             # The root has no derivative at 0, which a class that is not there would reach.
-            square = (weights * scale).square().sum(-1)
+            square = (weights * scale).square().sum(1)
             combined = torch.where(square > 0, square, 1.0).sqrt()
-        present = (weights != 0).any(-1)
-        return self.family.make((weights * loc).sum(-1), torch.where(present, combined, 1.0))
+        present = (weights != 0).any(1)
+        return self.family.make((weights * loc).sum(1), torch.where(present, combined, 1.0))
 
     def noise_free(self, *parameters: Tensor) -> Tensor:
         """The sum without noise; for mixtures, that of the class with the largest number.
@@ -108,9 +107,9 @@ class Combined(ActivationDistribution):
         *own, weights = parameters
         values = self.family.noise_free(*own)
         if not self.is_mixture:
-            return (weights * values).sum(-1)
+            return (weights * values).sum(1)
         axis = self._axis(weights)
-        chosen = F.one_hot(weights.argmax(axis), weights.shape[axis]).movedim(-1, axis).to(values.dtype)
+        chosen = _one_of(weights.argmax(axis, keepdim=True), weights, axis)
         return (self._like(chosen, values) * values).sum(axis)
 
     def draw(self, outputs: tuple[Tensor, ...], gradient: Gradient, temperature: float = 0.5) -> Tensor:
@@ -138,7 +137,7 @@ class Combined(ActivationDistribution):
             noise = -torch.empty_like(log_probs).exponential_().log()
             chosen = ((log_probs + noise) / temperature).softmax(-1)
         else:
-            chosen = F.one_hot(classes.sample(), log_probs.shape[-1]).to(values.dtype)
+            chosen = _one_of(classes.sample()[..., None], log_probs, -1)
             if gradient == "straight-through":
                 chosen = chosen + (classes.probs - classes.probs.detach())
         axis = self._axis(weights)
@@ -165,6 +164,11 @@ class Combined(ActivationDistribution):
     def _like(self, chosen: Tensor, values: Tensor) -> Tensor:
         """Numbers of classes with axes of size 1 for those that only the values have."""
         return chosen.reshape(*chosen.shape, *(1,) * (values.dim() - chosen.dim()))
+
+
+def _one_of(index: Tensor, like: Tensor, axis: int) -> Tensor:
+    """1 at an index along an axis, else 0; torch's `one_hot` would read values."""
+    return torch.zeros_like(like).scatter_(axis, index, 1.0)
 
 
 def mixture_gradients(family: ActivationDistribution) -> tuple[Gradient, ...]:

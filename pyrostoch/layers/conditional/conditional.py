@@ -18,6 +18,7 @@ from pyrostoch.layers.conditional.classes import batch_axis, by_class, by_label,
 from pyrostoch.layers.conditional.combine import COMBINATIONS, Combination
 from pyrostoch.layers.conditional.hard import HardSelection, check_classes, check_selection, known_selection
 from pyrostoch.layers.conditional.reach import reach
+from pyrostoch.layers.conditional.soft import GatedSelection, SoftSelection
 from pyrostoch.moments import Moments
 from pyrostoch.moments.table import refuse
 
@@ -73,7 +74,8 @@ class Conditional(nn.Module):
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
 
-    #: Which classes have occurred in training with known labels.
+    #: 1 for each class that has occurred in training with known labels; real, since whole numbers may tell which
+    #: examples meet, and are looked at in each step.
     seen: Tensor
 
     def __init__(
@@ -103,7 +105,7 @@ class Conditional(nn.Module):
         for layer in self.classes:
             if (own := core_of(layer)) is not None:  # the prior is that of the activation, whatever the class
                 own.prior, own.gradient = None, own.family.gradients[0]
-        self.register_buffer("seen", torch.zeros(len(self.classes), dtype=torch.bool))
+        self.register_buffer("seen", torch.zeros(len(self.classes)))
 
     def _check_layers(self) -> None:
         first = self.classes[0]
@@ -162,24 +164,25 @@ class Conditional(nn.Module):
             refuse(type(self).forward, "the layers of several classes have no rule")
         axis = batch_axis(self.classes[0])
         ordered = x.transpose(0, 1) if axis else x
-        chosen = self._chosen(ordered, labels, selection)
+        chosen, positive = self._chosen(ordered, labels, selection)
         if isinstance(chosen, HardSelection) and chosen.labels is not None:
             h = self._activations(self._by_label(ordered, chosen.labels, inputs))
         else:
-            h = self._selected(ordered, chosen, inputs)
+            h = self._selected(ordered, chosen, inputs, positive=positive)
         return h.transpose(0, 1) if axis else h
 
     def _chosen(
         self, x: Tensor, labels: Tensor | None, selection: HardSelection | Tensor | None
-    ) -> HardSelection | Tensor:
+    ) -> tuple[HardSelection | Tensor, bool]:
+        """The selection, and whether it is above 0 everywhere by its form."""
         if labels is not None and selection is not None:
             raise ValueError("Conditional: expected labels or a selection, got both")
         if labels is not None:
-            return HardSelection(labels)
+            return HardSelection(labels), False
         if selection is not None:
-            return selection
+            return selection, False
         if (known := known_selection()) is not None:
-            return known
+            return known, False
         if self.selection is None:
             raise ValueError(
                 "Conditional: the class of each example is not known, and the layer has no selection to combine them; "
@@ -187,7 +190,7 @@ class Conditional(nn.Module):
                 f"selection=SoftSelection(...) or GatedSelection(...){see('how-to/conditional_layers')}"
             )
         found: Tensor = self.selection(x)
-        return found
+        return found, isinstance(self.selection, (SoftSelection, GatedSelection))
 
     def _by_label(self, x: Tensor, labels: Tensor, inputs: dict[str, Any]) -> tuple[Any, ...]:
         if len(labels) != len(x):
@@ -199,7 +202,7 @@ class Conditional(nn.Module):
         labels = labels.to(x.device, torch.int64)
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
-                self.seen[labels] = True
+                self.seen[labels] = 1.0
         return by_label(list(self.classes), x, labels, inputs, self.by_example)
 
     def _activations(self, outputs: tuple[Any, ...]) -> Tensor:
@@ -209,7 +212,7 @@ class Conditional(nn.Module):
         drawn: Tensor = random_activation(outputs, self.activation)  # type: ignore[assignment]
         return drawn
 
-    def _selected(self, x: Tensor, chosen: HardSelection | Tensor, inputs: dict[str, Any]) -> Tensor:
+    def _selected(self, x: Tensor, chosen: HardSelection | Tensor, inputs: dict[str, Any], *, positive: bool) -> Tensor:
         """The activations for a selection of positions."""
         hard = isinstance(chosen, HardSelection)
         selection = torch.as_tensor(chosen.tensor if isinstance(chosen, HardSelection) else chosen).to(x.device)
@@ -217,17 +220,19 @@ class Conditional(nn.Module):
         if selection.dim() == 2:
             selection = selection.reshape(*selection.shape, *(1,) * (x.dim() - 1))
         if self.where == "input":
-            check_selection(selection, (len(x), tensors, *x.shape[1:]), "Conditional selection of the input")
-        elif selection.dim() < 2 or tuple(selection.shape[:2]) != (len(x), tensors):
-            check_selection(selection, (len(x), tensors, *selection.shape[2:]), "Conditional selection of the output")
+            check_selection(selection, (x.shape[0], tensors, *x.shape[1:]), "Conditional selection of the input")
+        elif selection.dim() < 2 or tuple(selection.shape[:2]) != (x.shape[0], tensors):
+            check_selection(selection, (x.shape[0], tensors, *selection.shape[2:]), "Conditional selection of the output")
         selection = selection.to(x.dtype)
         clear = selection[:, self.num_classes :] if self.background == "pass" else None
         selection = selection[:, : len(self.classes)]
-        found = self._stack(x, selection, inputs, sparse=hard)
+        found = self._stack(x, selection, inputs, sparse=hard, positive=positive)
         h = self._activations(found) if self.activation is not None else (found[0] * found[-1]).sum(1)
         return h if clear is None else self._with_clear_text(h, x, clear[:, 0])
 
-    def _stack(self, x: Tensor, selection: Tensor, inputs: dict[str, Any], *, sparse: bool) -> tuple[Any, ...]:
+    def _stack(
+        self, x: Tensor, selection: Tensor, inputs: dict[str, Any], *, sparse: bool, positive: bool
+    ) -> tuple[Any, ...]:
         """The outputs of the selected classes, (batch, classes, ...), and the number of each class there."""
         layers = list(self.classes)
         if sparse:  # classes that occur at all
@@ -236,26 +241,27 @@ class Conditional(nn.Module):
         if self.where == "input":
             given = x[:, None] * selection
             outputs, absent = by_class(layers, given, inputs, own=True)
-            weights = self._reached(layers, selection != 0, given.shape, outputs[0], inputs)
+            if positive:  # unless the number of a class has underflowed; no value is read, for compiled programs
+                some = (selection != 0).flatten(2).any(-1).to(outputs[0].dtype)
+                weights = some.reshape(*some.shape, *(1,) * (outputs[0].dim() - 2)).expand(outputs[0].shape)
+            else:
+                weights = self._reached(layers, selection != 0, given.shape, outputs[0], inputs)
         else:
             outputs, absent = by_class(layers, x, inputs, own=False)
             if selection[0, 0].numel() == 1:
-                selection = selection.reshape(len(x), len(layers), *(1,) * (outputs[0].dim() - 2))
+                selection = selection.reshape(x.shape[0], len(layers), *(1,) * (outputs[0].dim() - 2))
             check_selection(
-                selection, (len(x), len(layers), *outputs[0].shape[2:]), "Conditional selection of the output"
+                selection, (x.shape[0], len(layers), *outputs[0].shape[2:]), "Conditional selection of the output"
             )
             weights = selection.expand(outputs[0].shape)
         if self.activation is None:
             return (*outputs, weights)
-        return self.activation.selected(outputs, weights, absent)
+        return self.activation.selected(outputs, weights, absent, everywhere=positive)
 
     def _reached(
         self, layers: list[Any], selected: Tensor, shape: torch.Size, output: Tensor, inputs: dict[str, Any]
     ) -> Tensor:
         """1 where a class that is selected reaches its output, (batch, classes, ...), else 0."""
-        if torch.compiler.is_exporting():  # no value can be read; a selection that is exported is above 0
-            some = selected.flatten(2).any(-1).to(output.dtype)
-            return some.reshape(*some.shape, *(1,) * (output.dim() - 2)).expand(output.shape)
         if bool(selected.all()):
             return torch.ones_like(output)
         selected = selected.expand(shape)

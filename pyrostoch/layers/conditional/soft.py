@@ -55,7 +55,7 @@ class SoftSelection(nn.Module):
         Args:
             x: The layer's input, of which only the number of examples matters.
         """
-        return self.tensors.expand(len(x), *self.logits.shape)
+        return self.tensors.expand(x.shape[0], *self.logits.shape)
 
     def extra_repr(self) -> str:
         """The settings."""
@@ -92,7 +92,7 @@ class GatedSelection(nn.Module):
             ValueError: It has no axis of classes.
         """
         found = self.gate(x)
-        if not isinstance(found, Tensor) or found.dim() < 2 or len(found) != len(x):
+        if not isinstance(found, Tensor) or found.dim() < 2 or found.shape[0] != x.shape[0]:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
                 f"GatedSelection: expected a gate that gives (batch, classes) or (batch, classes, *positions), got "

@@ -1,0 +1,154 @@
+"""Training of conditional layers in two steps: the classes under known labels, then a selection in place of these."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from pyrostoch._checks import name_list
+from pyrostoch._manual import see
+from pyrostoch.infer.known_labels import conditional_layers
+from pyrostoch.layers.conditional import Conditional
+from pyrostoch.model import BayesianModel
+from pyrostoch.protocols import Data
+from pyrostoch.training.fit import fit
+from pyrostoch.training.history import Fit
+
+__all__ = ["TwoStepFit", "fit_two_steps"]
+
+
+@dataclass(frozen=True)
+class TwoStepFit:
+    """The outcome of both steps.
+
+    Args:
+        classes: Of the first step, with known labels.
+        selection: Of the second step; `None` where there was none.
+    """
+
+    classes: Fit
+    selection: Fit | None
+
+
+def fit_two_steps(
+    model: BayesianModel,
+    guide: nn.Module,
+    data: Data,
+    *,
+    selection: nn.Module | Mapping[str, nn.Module] | None,
+    epochs: tuple[int, int],
+    train_network: bool = True,
+    checkpoint: str | Path | None = None,
+    first: Mapping[str, Any] | None = None,
+    second: Mapping[str, Any] | None = None,
+    **settings: Any,
+) -> TwoStepFit:
+    r"""Train conditional layers with known labels, then, with them frozen, a selection for unknown ones.
+
+    In the first step `fit(labels="known")` trains everything that is trainable; each example runs through the layer of
+    its class. In the second one the conditional layers are fixed, the selection is put into them, and it is trained
+    with the rest of the network, which then has to live with it, or alone with `train_network=False`. What was
+    trainable before is trainable afterwards.
+
+    Without a selection there is no second step: where labels are known at inference, too, the first one serves.
+
+    Args:
+        model: The model, whose network has `layers.Conditional` layers.
+        guide: Its guide.
+        data: Training data, whose targets are the classes.
+        selection: `SoftSelection`, `GatedSelection` or another module for the only conditional layer, or for each of
+            them by name.
+        epochs: Number of epochs of the first and of the second step.
+        train_network: Whether the second step trains the other layers of the network, too.
+        checkpoint: Path from which those of both steps are named, `name.classes.safetensors` and
+            `name.selection.safetensors`. With `resume=True` among the settings, a run goes on from them, in whichever
+            step it was interrupted.
+        first: Settings of `fit` for the first step only.
+        second: Settings of `fit` for the second step only.
+        **settings: Settings of `fit` for both.
+
+    Returns:
+        History and outcome of both steps.
+
+    Raises:
+        ValueError: The network has no conditional layer, or selections are missing or have no layer.
+
+    Example:
+        >>> import torch, pyrostoch as ps
+        >>> _ = torch.manual_seed(0)
+        >>> x = torch.randn(60, 2); y = (x[:, 0] > 0).long()
+        >>> layer = ps.layers.Conditional(lambda: ps.layers.StochasticLinear(2, 2), 2, where="output")
+        >>> model = BayesianModel(nn.Sequential(layer, nn.Linear(2, 2)), num_data=60,
+        ...                       likelihood=ps.likelihoods.Categorical())
+        >>> result = fit_two_steps(model, ps.guides.Additive(model), (x, y), epochs=(5, 20), lr=0.05, seed=0,
+        ...                        selection=ps.layers.GatedSelection(nn.Linear(2, 2)), progress=False, compile=False)
+        >>> result.selection.history["elbo"][-1] > result.selection.history["elbo"][0]
+        True
+    """
+    layers = conditional_layers(model.net)
+    if not layers:
+        raise ValueError(
+            f"fit_two_steps: {type(model.net).__name__} has no Conditional layer{see('how-to/conditional_layers')}"
+        )
+    selections = _by_layer(selection, layers)
+    paths: list[Path | None] = [None, None]
+    if checkpoint is not None:
+        path = Path(checkpoint)
+        paths = [path.with_name(f"{path.stem}.{step}.safetensors") for step in ("classes", "selection")]
+    for layer in layers.values():
+        layer.selection = None
+    one = fit(
+        model, guide, data, epochs=epochs[0], labels="known", checkpoint=paths[0], **{**settings, **(first or {})}
+    )
+    if not selections:
+        return TwoStepFit(one, None)
+    device = next((p.device for p in model.parameters()), None)
+    for name, layer in layers.items():
+        layer.selection = selections[name].to(device)
+    with _only_selections_train(model, guide, layers, train_network):
+        two = fit(model, guide, data, epochs=epochs[1], checkpoint=paths[1], **{**settings, **(second or {})})
+    return TwoStepFit(one, two)
+
+
+def _by_layer(selection: Any, layers: Mapping[str, Conditional]) -> dict[str, nn.Module]:
+    if selection is None:
+        return {}
+    if isinstance(selection, nn.Module):
+        if len(layers) > 1:
+            raise ValueError(
+                f"fit_two_steps selection: the network has the conditional layers {name_list(layers)}; give a "
+                "dictionary with a selection for each"
+            )
+        return {name: selection for name in layers}
+    if selection.keys() != layers.keys():
+        raise ValueError(
+            f"fit_two_steps selection: expected one for each of {name_list(layers)}, got {name_list(selection)}"
+        )
+    return dict(selection)
+
+
+@contextlib.contextmanager
+def _only_selections_train(
+    model: BayesianModel, guide: Any, layers: Mapping[str, Conditional], train_network: bool
+) -> Iterator[None]:
+    """Fix conditional layers, their weights' guide, and with `train_network=False` everything but the selections."""
+    free = {id(p) for layer in layers.values() if layer.selection is not None for p in layer.selection.parameters()}
+    prefixes = tuple("" if name == "network" else f"{name}." for name in layers)
+    fixed = [] if train_network else [*model.parameters(), *guide.parameters()]
+    fixed += [p for layer in layers.values() for p in layer.parameters()]
+    for site in getattr(model, "sites", {}):
+        if site.startswith(prefixes) and hasattr(guide, "parameters_for"):
+            fixed += guide.parameters_for(site).values()
+    before = [(p, p.requires_grad) for p in fixed if id(p) not in free]
+    try:
+        for parameter, _ in before:
+            parameter.requires_grad_(False)
+        yield
+    finally:
+        for parameter, trained in before:
+            parameter.requires_grad_(trained)
