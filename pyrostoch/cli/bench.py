@@ -17,7 +17,9 @@ __all__ = ["bench"]
 def bench(
     name: Annotated[
         str,
-        typer.Argument(help="variance, elbo, pruning, speed, moments, homeostasis, trident or layers.", metavar="NAME"),
+        typer.Argument(
+            help="variance, elbo, pruning, speed, moments, homeostasis, trident, layers or conditional.", metavar="NAME"
+        ),
     ],
     preset: Annotated[
         str | None,

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._manual import see
 from pyrostoch._seeds import forked
+from pyrostoch.layers.conditional.hard import HardSelection
 
 __all__ = ["Embodied", "Merge", "Prepended", "insert", "merge_then_sample", "prepend", "sample_then_merge"]
 
@@ -324,7 +325,9 @@ class Embodied(nn.Module):
         modes = [(module, module.training) for module in self.modules()]
         try:
             self.eval()  # statistics of batch normalization stay as they are
-            with torch.no_grad(), forked(example.device):
+            # Shapes are those of any class.
+            labels = HardSelection(torch.zeros(len(example), dtype=torch.int64, device=example.device))
+            with torch.no_grad(), forked(example.device), labels:
                 if self.merge == "concatenate":
                     self.projection = self._new_projection(example)
                 self(example)

@@ -10,6 +10,7 @@
 | `homeostasis` | transfer functions and accuracy of binary neurons when the noise changes | |
 | `trident` | ternary neurons, gradients and weights; gradient estimators | `ternary`, `discrete` |
 | `layers` | stochastic layers by architecture, embodiment and distribution | `layers_networks` |
+| `conditional` | noise for each class, under selections by the input, static, or by label | `conditional_networks` |
 
 `binary` has the networks of binary neurons of `moments` and `homeostasis`.
 """
@@ -17,6 +18,7 @@
 from __future__ import annotations
 
 from pyrostoch.bench.case import Bench
+from pyrostoch.bench.published.conditional import CONDITIONAL
 from pyrostoch.bench.published.elbo import ELBO_TABLE
 from pyrostoch.bench.published.homeostasis import HOMEOSTASIS
 from pyrostoch.bench.published.layers import LAYERS
@@ -30,5 +32,6 @@ __all__ = ["BENCHES"]
 
 #: The benches by name, in the order of the results page.
 BENCHES: dict[str, Bench] = {
-    bench.name: bench for bench in (VARIANCE, ELBO_TABLE, PRUNING, SPEED, MOMENTS, HOMEOSTASIS, TRIDENT, LAYERS)
+    bench.name: bench
+    for bench in (VARIANCE, ELBO_TABLE, PRUNING, SPEED, MOMENTS, HOMEOSTASIS, TRIDENT, LAYERS, CONDITIONAL)
 }

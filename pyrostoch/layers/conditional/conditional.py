@@ -222,7 +222,9 @@ class Conditional(nn.Module):
         if self.where == "input":
             check_selection(selection, (x.shape[0], tensors, *x.shape[1:]), "Conditional selection of the input")
         elif selection.dim() < 2 or tuple(selection.shape[:2]) != (x.shape[0], tensors):
-            check_selection(selection, (x.shape[0], tensors, *selection.shape[2:]), "Conditional selection of the output")
+            check_selection(
+                selection, (x.shape[0], tensors, *selection.shape[2:]), "Conditional selection of the output"
+            )
         selection = selection.to(x.dtype)
         clear = selection[:, self.num_classes :] if self.background == "pass" else None
         selection = selection[:, : len(self.classes)]
