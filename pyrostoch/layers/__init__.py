@@ -17,6 +17,7 @@
 | `StochasticAdditive` | noise with a mean and a standard deviation for each entry, added to the input |
 | `Conditional` | a layer of its own for every class, chosen by labels or combined by a selection |
 | `HardSelection`, `SoftSelection`, `GatedSelection` | known classes; learned tensors; a gate on the input |
+| `SelectedAt` | a network whose conditional layer is selected at another of its modules |
 | `accept_labels` | lets a network take known classes as one more input |
 | `make_stochastic` | turns linear layers and convolutions of a network into stochastic ones |
 | `activations`, `embody` | the distributions of activations; stochastic layers around an existing network |
@@ -28,7 +29,14 @@ In a `BayesianModel` the model draws the weights. Used alone in a Pyro model, a 
 from __future__ import annotations
 
 from pyrostoch.layers import activations, embody
-from pyrostoch.layers.conditional import Conditional, GatedSelection, HardSelection, SoftSelection, accept_labels
+from pyrostoch.layers.conditional import (
+    Conditional,
+    GatedSelection,
+    HardSelection,
+    SelectedAt,
+    SoftSelection,
+    accept_labels,
+)
 from pyrostoch.layers.convert import make_stochastic
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
 from pyrostoch.layers.kstate import Binary, KState, Ternary
@@ -87,6 +95,7 @@ __all__ = [
     "RandomWeights",
     "RateMoments",
     "RateNetwork",
+    "SelectedAt",
     "SoftSelection",
     "StochasticAdditive",
     "StochasticConv1d",
