@@ -17,6 +17,7 @@ _NAMES = (
     "padded_sentences",
     "ternary_network",
     "information_bottleneck",
+    "conditional_classification",
     "homeostasis_of_noise",
     "lightning_mnist",
 )

@@ -31,6 +31,7 @@ class Recipe:
         kl_warmup: Epochs until the KL has its full weight, or a pair of epochs between which its weight rises.
         estimator: How random weights are treated in training.
         rate_weight: Weight of the rate of random activations; 1 by default.
+        noise_weight: Weight of the size of the noise of random activations; 0 by default.
         examples: Use only the first so many training and test examples; all by default.
     """
 
@@ -44,6 +45,7 @@ class Recipe:
     kl_warmup: float | tuple[float, float] = 0.0
     estimator: Estimator = "local"
     rate_weight: float | None = None
+    noise_weight: float | None = None
     examples: int | None = None
 
     def changed(self, settings: Mapping[str, str]) -> Recipe:

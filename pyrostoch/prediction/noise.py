@@ -41,6 +41,8 @@ class NoiseRow(Record):
         signal: Mean over units of the standard deviation, over examples, of the activation without its noise.
         ratio: `noise / signal`.
         lowest: The lowest such ratio of a live channel.
+        covered: Share of the signal's variance that is in units whose noise is at least as large as their signal: noise
+            elsewhere, such as on the margin of an image, covers nothing.
         units: Number of activations of an example.
     """
 
@@ -49,6 +51,7 @@ class NoiseRow(Record):
     signal: float
     ratio: float
     lowest: float
+    covered: float
     units: int
 
 
@@ -65,9 +68,14 @@ class NoiseSummary(Record):
     rows: tuple[NoiseRow, ...]
 
     def __str__(self) -> str:
-        head = ("layer", "units", "noise", "signal", "noise / signal", "in the quietest channel")
+        head = ("layer", "units", "noise", "signal", "noise / signal", "quietest channel", "covered %")
         cells = [
-            (row.layer, row.units, *(number(value) for value in (row.noise, row.signal, row.ratio, row.lowest)))
+            (
+                row.layer,
+                row.units,
+                *(number(value) for value in (row.noise, row.signal, row.ratio, row.lowest)),
+                number(100.0 * row.covered, 1),
+            )
             for row in self.rows
         ]
         return f"{self.num_examples} examples; standard deviations, means over units\n" + table(head, cells)
@@ -113,7 +121,10 @@ class _Sums(Messenger):
         live = by_channel[1] > _LIVE * signal.mean()
         lowest = (by_channel[0][live] / by_channel[1][live]).min().item() if bool(live.any()) else float("inf")
         noise, size = spread.mean().item(), signal.mean().item()
-        return NoiseRow(name, noise, size, noise / size if size else float("inf"), lowest, signal.numel())
+        variance = signal.square()
+        total = variance.sum().item()
+        covered = variance[spread >= signal].sum().item() / total if total else 1.0
+        return NoiseRow(name, noise, size, noise / size if size else float("inf"), lowest, covered, signal.numel())
 
 
 def activation_noise(

@@ -274,6 +274,22 @@ LAYERS = {
     ),
     "StochasticSVM": LayerMember(partial(layers.StochasticSVM, 3), (3,), by_example=True),
     "StochasticAdditive": LayerMember(partial(layers.StochasticAdditive, (3,), 0.7), (3,), by_example=True),
+    "Conditional": LayerMember(
+        lambda: layers.Conditional(partial(layers.StochasticLinear, 3, 4), 3, layers.SoftSelection(3, 3)),
+        (3,),
+        by_example=True,
+    ),
+    "Conditional, gated": LayerMember(
+        lambda: layers.Conditional(
+            lambda: layers.StochasticConv2d(2, 3, 2),
+            3,
+            layers.GatedSelection(nn.Sequential(nn.Flatten(), nn.Linear(32, 3))),
+            where="output",
+            combine="independent",
+        ),
+        (2, 4, 4),
+        by_example=True,
+    ),
     "RateNetwork": LayerMember(
         partial(layers.RateNetwork, 3), (3,), lambda layer, x: layer(x, steps=4)[-1], keeps_mean=False, by_example=True
     ),
