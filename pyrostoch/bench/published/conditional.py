@@ -14,7 +14,7 @@ from pyrostoch.bench.case import Bench, Case, TrialContext
 from pyrostoch.bench.files import save_figure
 from pyrostoch.bench.published.conditional_networks import Build, conditional_network, gate
 from pyrostoch.bench.recipe import Recipe
-from pyrostoch.bench.trial import train_test_data
+from pyrostoch.bench.trial import train_test_data, trial_folder
 from pyrostoch.guides import Additive
 from pyrostoch.layers import Conditional, GatedSelection
 from pyrostoch.likelihoods import Categorical
@@ -53,8 +53,7 @@ def _trial(embodiment: str, kernel: str, selection: str) -> Callable[[TrialConte
             alone = gate(train[0].shape[1], train[0].shape[2]).to(device)
             model = BayesianModel(build.network, likelihood=Categorical(), num_data=len(train[0])).to(device)
         guide = Additive(model)
-        name = context.case.name.replace("/", "-")
-        folder = context.setting.out / "runs" / "conditional" / context.setting.variant / name / f"seed{context.seed}"
+        folder = trial_folder(CONDITIONAL, context.case, context.seed, context.setting)
         folder.mkdir(parents=True, exist_ok=True)
         fit_two_steps(
             model,
@@ -79,8 +78,9 @@ def _trial(embodiment: str, kernel: str, selection: str) -> Callable[[TrialConte
             inputs = _layer_inputs(model, build.layer, test[0])
             metrics["accuracy/gate"] = _accuracy(torch.cat([chosen.logits(x) for x in inputs.split(1000)]), test[1])
             metrics["accuracy/gate-alone"] = _gate_alone(alone, train, test, recipe, context.seed)
-        if context.seed == 0 and embodiment == "prepend":
-            picture = context.setting.out / "figures" / f"conditional-{name}-{context.setting.preset}.png"
+        if context.seed == 0 and embodiment == "prepend" and not context.setting.holdout:
+            name = f"conditional-{context.case.name.replace('/', '-')}-{context.setting.preset}.png"
+            picture = context.setting.out / "figures" / name
             _draw(build, test, picture)
         return metrics
 
