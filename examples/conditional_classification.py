@@ -86,6 +86,6 @@ figure, axes = plt.subplots(3, 10, figsize=(9.0, 3.2), layout="constrained")
 for row, (title, pictures) in enumerate((("image", images[:, 0]), ("drawn", drawn[:, 0]), ("noise, sd", spread))):
     axes[row, 0].set_ylabel(title)
     for column, picture in enumerate(pictures):
-        axes[row, column].imshow(picture, cmap="gray" if row < 2 else "viridis")
+        axes[row, column].imshow(picture.numpy(), cmap="gray" if row < 2 else "viridis")
         axes[row, column].set(xticks=[], yticks=[])
 plt.show()

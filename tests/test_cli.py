@@ -129,6 +129,7 @@ def test_layers_made_stochastic_have_a_rate(tmp_path: Path) -> None:
     assert "there is no rate" in call("train", "--rate-weight", "0.1", *QUICK, code=2)
     fixed = ("train", "--stochastic", "fc1", "--random", "none", *QUICK, "--out", str(tmp_path / "fixed"))
     output = call(*fixed)
+    assert "has no Conditional layer" in call("evaluate", folder, "--labels", "known", code=2)
     assert "random none" in output and "posterior.nc" not in output
     assert "Already finished: additive" in call(*fixed, "--resume")
 

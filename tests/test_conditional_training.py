@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -236,3 +237,18 @@ def test_the_loss_with_a_weight_of_the_noise_is_the_one_by_hand() -> None:
     plain = ps.BayesianModel(nn.Linear(3, 3), likelihood=ps.likelihoods.Categorical(), num_data=N)
     with pytest.raises(ValueError, match="noise_weight: expected a BayesianModel with a layer"):
         ps.ELBO(noise_weight=1.0)(plain, guide)(x, y)
+
+
+def test_scores_of_a_run_are_marked_where_labels_are_known() -> None:
+    from pyrostoch.cli.screen import score_table
+    from pyrostoch.runs.scores import score
+
+    model, guide = model_of()
+    x, y = data()
+    experiment: Any = SimpleNamespace(model=model, guide=guide, test=(x, y), target_std=1.0)
+    rows = score(experiment, ("mean", "mc:1", "mc:2"), labels="known").rows
+    assert all(row["labels"] == "known" for row in rows)
+    table = score_table([("additive", row) for row in rows])
+    assert list(table.columns[1].cells) == ["mean, labels known", "mc:1, labels known", "mc:2, labels known"]
+    model.net[1].selection = SoftSelection(3, 4)
+    assert list(score_table([("a", row) for row in score(experiment, ("mc:1",)).rows]).columns[1].cells) == ["mc:1"]

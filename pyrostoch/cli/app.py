@@ -125,6 +125,7 @@ def evaluate(
     ] = "mean,moments,mc:1,mc:20",
     guide: opt.SomeGuides = None,
     seed: opt.DrawSeed = None,
+    labels: opt.Labels = None,
     data_dir: opt.DataDir = None,
     device: opt.Device = None,
 ) -> None:
@@ -140,7 +141,8 @@ def evaluate(
     for name in saved.finished_guides(guide or ()):
         experiment = saved.load_guide(name, data_dir=data_dir, device=device)
         with limit_threads(experiment.model.net):
-            scores = score(experiment, mode_names, seed=saved.config.seed if seed is None else seed)
+            draw_seed = saved.config.seed if seed is None else seed
+            scores = score(experiment, mode_names, seed=draw_seed, labels=labels)
         rows += [(name, row) for row in scores.rows]
     console().print(score_table(rows))
 

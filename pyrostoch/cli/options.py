@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
@@ -17,6 +17,7 @@ __all__ = [
     "Estimator",
     "Hidden",
     "InitLogAlpha",
+    "Labels",
     "Lr",
     "LrAlpha",
     "Model",
@@ -83,6 +84,14 @@ RateWeight = Annotated[
         "--rate-weight",
         help="Weight of the rate of stochastic layers, which limits the information they let through; default: 1.",
         rich_help_panel=_TRAIN,
+    ),
+]
+Labels = Annotated[
+    Literal["known"] | None,
+    typer.Option(
+        "--labels",
+        help="known: give the labels to layers that are conditional on the class; such scores are marked.",
+        metavar="known",
     ),
 ]
 Prior = Annotated[

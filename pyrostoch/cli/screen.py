@@ -260,7 +260,8 @@ def score_table(rows: Sequence[tuple[str, dict[str, Any]]]) -> Table:
         else:
             cells = [f"{100 * row['accuracy']:.2f} ± {100 * row['accuracy_stderr']:.2f}"]
             cells += [f"{row[name]:.4f}" for name in ("nll", "brier", "ece")]
-        table.add_row(guide, row["mode"], *cells, f"{row['seconds']:.2f}")
+        mode = f"{row['mode']}, labels known" if row.get("labels") else row["mode"]
+        table.add_row(guide, mode, *cells, f"{row['seconds']:.2f}")
     return table
 
 

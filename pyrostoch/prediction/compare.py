@@ -296,6 +296,7 @@ def accuracy_by_samples(
     batch_size: int = 1000,
     device: str | torch.device | None = None,
     seed: int | None = None,
+    labels: KnownLabels = None,
 ) -> Comparison:
     """Scores as a function of the number of samples averaged, from one set of draws: K samples are the first K draws.
 
@@ -307,6 +308,7 @@ def accuracy_by_samples(
         batch_size: Largest number of examples that run through the network at a time; fewer if activations are large.
         device: As in `compare`.
         seed: As in `compare`.
+        labels: As in `compare`.
 
     Returns:
         A row `"mc:K"` for each K in rising order; its seconds are those of the first K draws.
@@ -328,11 +330,10 @@ def accuracy_by_samples(
         raise ValueError("samples: expected whole numbers from 1 up, got none")
     check_guide(guide)
     device = device_of(model, guide, device)
-    batches = batches_for(model, data, batch_size)
     scores = {k: _Scores() for k in wanted}
-    sampler = PosteriorSampler(model, guide, "mc", wanted[-1])
-    with seeded(seed, device), evaluating(model, guide):
-        for batch, targets in batches_on_device(batches, device):
+    with known_labels(model, labels, data) as (given,), seeded(seed, device), evaluating(model, guide):
+        sampler = PosteriorSampler(model, guide, "mc", wanted[-1])
+        for batch, targets in batches_on_device(batches_for(model, given, batch_size), device):
             for x, examples in sampler.split_batch(batch):
                 average, spent = DrawAverage(model, targets[examples]), 0.0
                 start = time.perf_counter()
@@ -346,7 +347,7 @@ def accuracy_by_samples(
                         start = time.perf_counter()
     count = scores[wanted[-1]].examples.count
     modes = {k: f"mc:{k}" for k in wanted}
-    rows = tuple(scores[k].row(mode, k) for k, mode in modes.items())
+    rows = tuple(scores[k].row(mode, k, labels) for k, mode in modes.items())
     classes = {mode: scores[k].classes for k, mode in modes.items()}
     return Comparison(count, rows, {mode: found.reliability() for mode, found in classes.items() if found is not None})
 

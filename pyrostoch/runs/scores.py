@@ -11,6 +11,7 @@ import numpy as np
 
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides.ratio import free_entries
+from pyrostoch.infer.known_labels import KnownLabels
 from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compare
 from pyrostoch.prediction.decompose import Decomposition, decompose
 from pyrostoch.prediction.readouts import parse_mode, seeded
@@ -57,7 +58,14 @@ class Scores:
     curve: dict[str, list[Any]] | None
 
 
-def score(experiment: Experiment, modes: Sequence[str] = MODES, *, seed: int = 0, curve: Sequence[int] = ()) -> Scores:
+def score(
+    experiment: Experiment,
+    modes: Sequence[str] = MODES,
+    *,
+    seed: int = 0,
+    curve: Sequence[int] = (),
+    labels: KnownLabels = None,
+) -> Scores:
     """Score a trained guide on the test part.
 
     All sampled modes and the curve are computed from the draws of one pass, so that they agree.
@@ -67,6 +75,7 @@ def score(experiment: Experiment, modes: Sequence[str] = MODES, *, seed: int = 0
         modes: Predictive modes: `"mean"`, `"moments"`, `"mc:K"`.
         seed: Seed of the draws.
         curve: Numbers of samples of the curve; none by default.
+        labels: `"known"` hands the targets to layers that are conditional on the class.
 
     Returns:
         The scores.
@@ -79,17 +88,18 @@ def score(experiment: Experiment, modes: Sequence[str] = MODES, *, seed: int = 0
     parsed = {mode: parse_mode(mode) for mode in modes}
     counts = {mode: count for mode, (name, count) in parsed.items() if name == "mc"}
     without_draws = [mode for mode in modes if mode not in counts]
+    test: tuple[Any, Any, Any] = experiment.model, experiment.guide, experiment.test
     rows: dict[str, dict[str, Any]] = {}
     bins: dict[str, Any] = {}
     if without_draws:
-        comparison = compare(experiment.model, experiment.guide, experiment.test, modes=without_draws, seed=seed)
+        comparison = compare(*test, modes=without_draws, seed=seed, labels=labels)
         rows |= {mode: _row(comparison, mode, experiment.target_std) for mode in without_draws}
         reliability = comparison.reliability
         bins |= {mode: reliability[mode].to_dict() for mode in without_draws if mode in reliability}
     points: dict[str, list[Any]] | None = None
     if counts or curve:
         samples = sorted({*counts.values(), *curve})
-        comparison = accuracy_by_samples(experiment.model, experiment.guide, experiment.test, samples, seed=seed)
+        comparison = accuracy_by_samples(*test, samples, seed=seed, labels=labels)
         for mode, count in counts.items():
             rows[mode] = {**_row(comparison, f"mc:{count}", experiment.target_std), "mode": mode}
             if f"mc:{count}" in comparison.reliability:

@@ -170,11 +170,11 @@ def _draw(build: Build, test: Pair, path: Path) -> None:
     axes = figure.subplots(3, 10)
     for c in range(10):
         for row, image in enumerate((images[c], drawn[c])):
-            axes[row, c].imshow(image.mean(0), cmap="gray")
+            axes[row, c].imshow(image.mean(0).numpy(), cmap="gray")
         if static:
-            axes[2, c].imshow(selection[0, c].mean(0), cmap="viridis", vmin=0.0, vmax=1.0)
+            axes[2, c].imshow(selection[0, c].mean(0).numpy(), cmap="viridis", vmin=0.0, vmax=1.0)
         else:
-            axes[2, c].bar(range(10), selection[c].flatten())
+            axes[2, c].bar(range(10), selection[c].flatten().numpy())
             axes[2, c].set_ylim(0.0, 1.0)
         for row in range(3):
             axes[row, c].set_xticks([])

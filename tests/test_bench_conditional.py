@@ -1,0 +1,59 @@
+"""The bench `conditional` in small: every case runs, is resumed from its checkpoints, and draws its pictures."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+from pyrostoch.bench.case import Case, Setting
+from pyrostoch.bench.published import BENCHES
+from pyrostoch.bench.trial import run_trial, trial_folder
+from pyrostoch.data import DataSplit
+
+BENCH = BENCHES["conditional"]
+CASES = {case.name: case for case in BENCH.cases}
+
+
+def split_of(case: Case) -> DataSplit:
+    channels, size = (3, 32) if case.data == "cifar10" else (1, 28)
+    x, y = torch.rand(40, channels, size, size), torch.arange(40) % 10
+    return DataSplit(str(case.data), "images", "classification", x, y, x, y, 10, (channels, size, size), "bundled")
+
+
+def tiny(case: Case) -> Case:
+    recipe = dataclasses.replace(case.recipes["quick"], examples=40, batch_size=20)
+    return dataclasses.replace(case, recipes={"quick": recipe})
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_every_case_runs(name: str, tmp_path: Path) -> None:
+    case = tiny(CASES[name])
+    metrics = run_trial(BENCH, case, 0, Setting("quick", tmp_path), split_of(case))["metrics"]
+    assert metrics["noise/ratio"] > 0.0 and 0.0 <= metrics["noise/covered"] <= 1.0
+    if name.endswith("hard"):
+        assert "accuracy/mc:20" not in metrics
+        assert 0.0 <= metrics["accuracy/wrong"] + metrics["accuracy/answers-wrong"] <= 1.0
+    else:
+        assert 0.0 <= metrics["accuracy/mc:20"] <= 1.0 and "accuracy/known/mc:20" not in metrics
+    assert ("accuracy/gate" in metrics) == ("gate" in name)
+    pictures = list((tmp_path / "figures").glob("conditional-*.png"))
+    assert len(pictures) == (0 if name.endswith("hard") or "merge" in name else 1)
+
+
+def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:
+    case, setting = tiny(CASES["mnist/static"]), Setting("quick", tmp_path)
+    split = split_of(case)
+    first = run_trial(BENCH, case, 0, setting, split)["metrics"]
+    folder = trial_folder(BENCH, case, 0, setting)
+    times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
+    assert len(times) == 2
+    (folder / "trial.json").unlink()
+    again = run_trial(BENCH, case, 0, setting, split)["metrics"]
+    assert {path: path.stat().st_mtime_ns for path in times} == times
+    assert json.dumps(again, sort_keys=True) == json.dumps(first, sort_keys=True)
+    held_out = trial_folder(BENCH, case, 0, Setting("quick", tmp_path, holdout=True))
+    assert held_out != folder
