@@ -28,8 +28,8 @@ from pyrostoch.training.two_steps import fit_two_steps
 __all__ = ["CONDITIONAL"]
 
 _NOISE_EXAMPLES = 5000
-# Weight of the mean log standard deviation in the first step, chosen on held-out images: of .03, .1 and .3 the largest with
-# which more than 98.5 % of the digits are told (98.73 %; 98.06 % with .3, whose noise covers all of the signal).
+# Weight of the mean log standard deviation in the first step, chosen on held-out images: of .03, .1 and .3 the largest
+# with which more than 98.5 % of the digits are told (98.73 %; 98.06 % with .3, whose noise covers all of the signal).
 _NOISE_WEIGHT = 0.1
 _RECIPES = {
     "quick": Recipe(epochs=1, batch_size=100, lr=2e-3, schedule="cosine", noise_weight=_NOISE_WEIGHT, examples=1000),
