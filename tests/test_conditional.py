@@ -8,6 +8,7 @@ import pickle
 from collections.abc import Callable
 from typing import Any
 
+import cells
 import pytest
 import torch
 from torch import Tensor, nn
@@ -348,3 +349,24 @@ def test_refusals() -> None:
         Conditional(lambda: shared, 2)
     with pytest.raises(ps.moments.MissingRuleError, match="several classes"), ps.effects.MomentPropagation():
         layer(ps.moments.Moments(x, torch.ones_like(x)), labels=torch.zeros(7).long())
+
+
+@pytest.mark.parametrize("embodiment", ["prepend", "merge_then_sample", "sample_then_merge"])
+@pytest.mark.parametrize("name", cells.ARCHITECTURES)
+def test_every_architecture_in_every_embodiment(name: str, embodiment: str) -> None:
+    """By labels, as one more input of the whole network, and under a soft selection; both are differentiated."""
+    architecture = cells.ARCHITECTURES[name]
+    size = architecture.shape[architecture.axis]
+    layer = Conditional(lambda: architecture.stochastic(size, distribution=activations.Gaussian()), 3)
+    net = ps.layers.accept_labels(cells.embodied(architecture, layer, embodiment).double())
+    model = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=4)
+    guide = ps.guides.Additive(model)
+    x, y = torch.randn(4, *architecture.shape, dtype=F64), torch.tensor([0, 1, 1, 0])
+    ps.ELBO()(model, guide)((x, torch.tensor([0, 2, 2, 0])), y).backward()
+    for c, own in enumerate(layer.classes):
+        assert all((p.grad is None) == (c == 1) for p in own.parameters())
+    layer.selection = GatedSelection(nn.Sequential(nn.Flatten(), nn.LazyLinear(3))).double()
+    with torch.no_grad():
+        model.net(x)
+    ps.ELBO()(model, guide)(x, y).backward()
+    assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in layer.parameters())

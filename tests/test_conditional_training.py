@@ -252,3 +252,27 @@ def test_scores_of_a_run_are_marked_where_labels_are_known() -> None:
     assert list(table.columns[1].cells) == ["mean, labels known", "mc:1, labels known", "mc:2, labels known"]
     model.net[1].selection = SoftSelection(3, 4)
     assert list(score_table([("a", row) for row in score(experiment, ("mc:1",)).rows]).columns[1].cells) == ["mc:1"]
+
+
+@pytest.mark.parametrize("known", [True, False])
+@pytest.mark.parametrize("where", ["input", "output"])
+def test_random_weights_of_classes_have_one_expectation_under_every_estimator(known: bool, where: Any) -> None:
+    torch.manual_seed(0)
+    layer = Conditional(lambda: StochasticLinear(3, 2), 3, GatedSelection(nn.Linear(3, 3)), where=where)
+    net = ps.layers.accept_labels(nn.Sequential(layer, nn.Tanh(), nn.Linear(2, 3)).double())
+    prior = {"0.classes.*": ps.priors.Normal()}
+    model = ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Categorical(), num_data=6)
+    guide = ps.guides.Additive(model, init_scale=0.3)
+    x, y = torch.randn(6, 3, dtype=torch.float64), torch.tensor([0, 2, 2, 0, 1, 1])
+    given: Any = (x, y) if known else x
+    found = {}
+    with torch.no_grad():
+        for estimator in ("shared", "local", "flipout"):
+            found[estimator] = torch.stack([ps.ELBO(estimator)(model, guide)(given, y) for _ in range(400)])
+    for estimator in ("local", "flipout"):
+        one, two = found["shared"], found[estimator]
+        error = ((one.var() + two.var()) / 400).sqrt()
+        assert (one.mean() - two.mean()).abs() <= 5.0 * error
+    by_batches = ps.predict(model, guide, x, labels=y if known else None, mode="mc:300", batch_size=2, seed=0)
+    whole = ps.predict(model, guide, x, labels=y if known else None, mode="mc:300", seed=1)
+    assert torch.allclose(by_batches.probs, whole.probs, atol=0.12)

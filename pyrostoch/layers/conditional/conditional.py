@@ -74,6 +74,8 @@ class Conditional(nn.Module):
         (torch.Size([5, 2]), torch.Size([5, 2]))
     """
 
+    #: Classes that do not occur are not used; `fit` warns of those that never do.
+    chooses_parts = True
     #: 1 for each class that has occurred in training with known labels; real, since whole numbers may tell which
     #: examples meet, and are looked at in each step.
     seen: Tensor
