@@ -128,15 +128,16 @@ def batch_of(args: tuple[Any, ...], kwargs: dict[str, Any], in_dims: InDims = 0)
 def warn_of_unused(net: nn.Module, names: Iterable[str], when: str) -> None:
     """Warn of random weights whose draws have had no effect.
 
-    A module that chooses among its parts by the input, as `layers.Conditional` does by the label, says so by an attribute
-    `chooses_parts`; what is in it is left out.
+    A module that chooses among its parts by the input, as `layers.Conditional` does by the label, says so by an
+    attribute `chooses_parts`; what is in it is left out.
 
     Args:
         net: The network.
         names: The weights.
         when: The passes that did not use them.
     """
-    chosen = tuple(f"{name}." for name, part in net.named_modules() if getattr(part, "chooses_parts", False))
+    choosing = [name for name, part in net.named_modules() if getattr(part, "chooses_parts", False)]
+    chosen = tuple(f"{name}." if name else "" for name in choosing)
     listed = sorted(name for name in names if not name.startswith(chosen))
     if not listed:
         return
