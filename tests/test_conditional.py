@@ -195,7 +195,7 @@ def test_means_and_variances_are_those_of_a_million_draws(name: str) -> None:
     x = torch.randn(1, 3, dtype=F64)
     pi = torch.tensor([[0.2, 0.5, 0.3]], dtype=F64)
     with torch.no_grad():
-        outputs = layer._stack(x, pi[..., None], {}, sparse=False, positive=False)
+        outputs = layer._stack(x, pi[..., None], {}, sparse=False)
         distribution = layer.activation.posterior(outputs)
         draws = layer(x.expand(DRAWS, 3), selection=pi.expand(DRAWS, 3))
     mean, variance = distribution.mean[0], distribution.variance[0]
@@ -255,7 +255,7 @@ def test_gradients_of_a_mixture(gradient: Any) -> None:
             ps.ELBO()(model, guide)(x, y)
         return
     z = torch.linspace(-12.0, 12.0, 6001, dtype=F64)[:, None]
-    q = layer.activation.posterior(layer._stack(x, layer.selection(x)[..., None], {}, sparse=False, positive=False))
+    q = layer.activation.posterior(layer._stack(x, layer.selection(x)[..., None], {}, sparse=False))
     log_q = q.log_prob(z[:, None].expand(-1, 3, 1))
     log_p = -0.5 * z.square() - 0.5 * math.log(2 * math.pi)
     log_lik = out(z.tanh()).log_softmax(-1)[:, y]
@@ -344,6 +344,19 @@ def test_refusals() -> None:
         Conditional(lambda: StochasticLinear(3, 3, prior="standard"), 2, background="pass")
     with pytest.raises(ValueError, match="draws activations with a prior"):
         Conditional(lambda: nn.Sequential(StochasticLinear(3, 3, prior="standard")), 2)
+    for settings in ({}, {"where": "output", "background": "zero"}):
+        with pytest.raises(ValueError, match="which sum to 1; use where='output', and background=None or 'class'"):
+            Conditional(lambda: StochasticLinear(3, 2), 2, combine="mixture", **settings)  # type: ignore[arg-type]
+    mixture = Conditional(lambda: StochasticLinear(3, 2), 2, SoftSelection(2, 2), where="output", combine="mixture")
+    with pytest.raises(ValueError, match="form='softmax', whose classes sum to 1, got 'sigmoid'"):
+        mixture(x.float())
+    with pytest.raises(ValueError, match="whose classes sum to 1 at every place, got sums from 1.2 to 1.2"):
+        mixture(x.float(), selection=torch.full((7, 2), 0.6))
+    for_all = Conditional(lambda: StochasticLinear(3, 2), 2, where="output", combine="mixture-by-example")
+    with pytest.raises(ValueError, match="one number for each example and class, got a selection of shape"):
+        for_all(x.float(), selection=torch.full((7, 2, 2), 0.5))
+    with pytest.raises(ValueError, match="expected numbers from 0 to 1, got 0 to 3"):
+        layer(x, selection=torch.tensor([0.0, 1.0, 3.0, 0.5]).expand(7, 4))
     shared = nn.Linear(3, 2)
     with pytest.raises(ValueError, match="a new layer from every call"):
         Conditional(lambda: shared, 2)

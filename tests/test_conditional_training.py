@@ -62,6 +62,7 @@ def test_labels_reach_the_layer_in_every_form_of_data(form: str) -> None:
         result = ps.fit(model, guide, given, epochs=2, batch_size=20, shuffle=False, labels="known", **QUIET)
         found.append(result.history["loss"])
         known = ps.compare(model, guide, given, modes=("mean",), labels="known").rows[0]
+        ps.layers.accept_labels(model.net)
         by_hand = ps.compare(model, guide, ((x, y), y), modes=("mean",)).rows[0]
         assert known.nll == pytest.approx(by_hand.nll) and known.labels == "known" and by_hand.labels is None
         assert ps.decompose(model, guide, given, labels="known").labels == "known"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import inspect
 import sys
 from collections.abc import Callable
 from typing import Any, ParamSpec, TypeVar, cast
@@ -13,10 +14,20 @@ from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
 from pyrostoch.effects.active import active_call, inside_network
 
-__all__ = ["checkpoint", "checkpointed_function", "explain_refusal", "modules_of"]
+__all__ = ["checkpoint", "checkpointed_function", "explain_refusal", "inside_torch_checkpoint", "modules_of"]
 
 _P = ParamSpec("_P")
 _T = TypeVar("_T")
+
+
+def inside_torch_checkpoint() -> bool:
+    """Whether a function runs under torch's checkpointing, which may run it again when this pass is over."""
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
+            return True
+        frame = frame.f_back
+    return False
 
 
 def checkpoint(function: Callable[_P, _T], *args: _P.args, **kwargs: _P.kwargs) -> _T:

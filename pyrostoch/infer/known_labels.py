@@ -13,7 +13,8 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._manual import see
-from pyrostoch.layers.conditional import Conditional, accept_labels
+from pyrostoch.layers.conditional import Conditional
+from pyrostoch.layers.conditional.hard import accepting_labels
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import Data
 
@@ -70,13 +71,13 @@ def known_labels(model: object, labels: KnownLabels, *data: Data | None) -> Iter
         )
     dims, given = model.in_dims, next(part for part in data if part is not None)
     count = len(dims) if isinstance(dims, tuple) else _inputs_of(given)
-    accept_labels(model.net, count)
-    try:
-        if dims != 0:
-            model.in_dims = (*(dims if isinstance(dims, tuple) else (dims,) * count), 0)
-        yield tuple(None if part is None else data_with_labels(part) for part in data)
-    finally:
-        model.in_dims = dims
+    with accepting_labels(model.net, count):
+        try:
+            if dims != 0:
+                model.in_dims = (*(dims if isinstance(dims, tuple) else (dims,) * count), 0)
+            yield tuple(None if part is None else data_with_labels(part) for part in data)
+        finally:
+            model.in_dims = dims
 
 
 def _inputs_of(data: Any) -> int:
@@ -87,11 +88,19 @@ def _inputs_of(data: Any) -> int:
         return len(data.tensors) - 1
     if isinstance(data, Dataset):
         try:
-            return max(len(data[0]) - 1, 1)
+            return len(_flat(data[0])) - 1
         except (TypeError, NotImplementedError):  # of an iterable data set, which has no items
             return 1
     x = data[0]
     return len(x) if isinstance(x, (tuple, list)) else 1
+
+
+def _flat(item: Any) -> list[Any]:
+    """The inputs and the target of an item, (x, y), (x1, x2, y) or ((x1, x2), y)."""
+    *inputs, y = item
+    if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)):
+        inputs = list(inputs[0])
+    return [*inputs, y]
 
 
 def data_with_labels(data: Any) -> Any:
@@ -112,6 +121,7 @@ def data_with_labels(data: Any) -> Any:
     if isinstance(data, DataLoader):
         loader = copy.copy(data)  # with the sampler and the generator of the user's own
         loader.collate_fn = _CollatedWithLabels(data.collate_fn)
+        loader._iterator = None  # workers that have started would keep the old function
         return loader
     if isinstance(data, Dataset):
         return _DatasetWithLabels(data)
@@ -136,10 +146,8 @@ class _CollatedWithLabels:
         self.collate = collate
 
     def __call__(self, items: Any) -> tuple[Any, ...]:
-        *inputs, y = self.collate(items)
+        *inputs, y = _flat(self.collate(items))
         _check_classes(y)
-        if len(inputs) == 1 and isinstance(inputs[0], (tuple, list)):
-            inputs = list(inputs[0])
         return (*inputs, y, y)
 
 
@@ -153,7 +161,7 @@ class _DatasetWithLabels(Dataset[Any]):
         return len(self.data)
 
     def __getitem__(self, index: Any) -> tuple[Any, ...]:
-        *inputs, y = self.data[index]
+        *inputs, y = _flat(self.data[index])
         if isinstance(y, Tensor):
             _check_classes(y)
         return (*inputs, y, y)
@@ -164,10 +172,18 @@ def warn_of_unseen_classes(net: nn.Module) -> None:
 
     Args:
         net: The network.
+
+    Raises:
+        ValueError: No label has reached a conditional layer at all.
     """
     for name, layer in conditional_layers(net).items():
+        if not bool(layer.seen.any()):
+            raise ValueError(
+                f"layer {name!r}: labels='known', but no label has reached it; the network must call it with the "
+                f"labels of its own batch{see('how-to/conditional_layers')}"
+            )
         missing = (layer.seen == 0).nonzero().flatten().tolist()
-        if missing and len(missing) < len(layer.seen):
+        if missing:
             warnings.warn(
                 f"layer {name!r}: class(es) {name_list([str(c) for c in missing], 20)} never occurred in training; "
                 "their kernels are as they started",

@@ -14,18 +14,17 @@ The network is called as it is, with the output of the module `at` replaced whil
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable
 from typing import Any, Literal
 
 import torch
-import torch.utils.checkpoint
 from torch import Tensor, nn
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._manual import see
 from pyrostoch._seeds import forked
-from pyrostoch.layers.conditional.hard import HardSelection
+from pyrostoch.effects.checkpointing import inside_torch_checkpoint
+from pyrostoch.layers.conditional import Conditional, HardSelection
 
 __all__ = ["Embodied", "Merge", "Prepended", "insert", "merge_then_sample", "prepend", "sample_then_merge"]
 
@@ -262,15 +261,12 @@ class Embodied(nn.Module):
 
     def _refuse_checkpointing(self) -> None:
         """Raise an error inside `torch.utils.checkpoint`, whose second run comes when the hook is gone."""
-        frame = inspect.currentframe()
-        while frame is not None:
-            if frame.f_code.co_filename == torch.utils.checkpoint.__file__:
-                raise ValueError(
-                    f"embody: {type(self.network).__name__} runs its module {self.at!r} under torch.utils.checkpoint, "
-                    "which would run it again for the gradients without the stochastic layer; split elsewhere or leave "
-                    f"checkpointing out{see('how-to/stochastic_layers')}"
-                )
-            frame = frame.f_back
+        if inside_torch_checkpoint():
+            raise ValueError(
+                f"embody: {type(self.network).__name__} runs its module {self.at!r} under torch.utils.checkpoint, "
+                "which would run it again for the gradients without the stochastic layer; split elsewhere or leave "
+                f"checkpointing out{see('how-to/stochastic_layers')}"
+            )
 
     def _meet(self, main: Tensor, other: Tensor) -> Tensor:
         """What takes the place of the split module's output."""
@@ -326,7 +322,8 @@ class Embodied(nn.Module):
         try:
             self.eval()  # statistics of batch normalization stay as they are
             # Shapes are those of any class.
-            labels = HardSelection(torch.zeros(len(example), dtype=torch.int64, device=example.device))
+            axis = next((part.batch_axis for part in self.modules() if isinstance(part, Conditional)), 0)
+            labels = HardSelection(torch.zeros(example.shape[axis], dtype=torch.int64, device=example.device))
             with torch.no_grad(), forked(example.device), labels:
                 if self.merge == "concatenate":
                     self.projection = self._new_projection(example)

@@ -122,7 +122,7 @@ def move_modules(model: nn.Module, guide: nn.Module, device: str | torch.device 
 
 
 def keep_fixed_statistics(net: nn.Module) -> None:
-    """Put batch normalization whose parameters are all fixed by the user into evaluation mode.
+    """Put batch normalization whose parameters are all fixed, or that is fixed for now, into evaluation mode.
 
     Args:
         net: The network, in training mode.
@@ -130,7 +130,8 @@ def keep_fixed_statistics(net: nn.Module) -> None:
     fixed = fixed_parameters(net)
     for part in net.modules():
         own = list(part.parameters(recurse=False)) if isinstance(part, _BatchNorm) else []
-        if own and all(id(parameter) in fixed for parameter in own):
+        kept = isinstance(part, _BatchNorm) and "_pyrostoch_keeps_statistics" in vars(part)
+        if kept or (own and all(id(parameter) in fixed for parameter in own)):
             part.training = False
 
 

@@ -99,9 +99,11 @@ def fit_two_steps(
     paths: list[Path | None] = [None, None]
     if checkpoint is not None:
         path = Path(checkpoint)
-        paths = [path.with_name(f"{path.stem}.{step}.safetensors") for step in ("classes", "selection")]
-    for layer in layers.values():
-        layer.selection = None
+        base = path.name.removesuffix(".safetensors")
+        paths = [path.with_name(f"{base}.{step}.safetensors") for step in ("classes", "selection")]
+    for name, layer in layers.items():
+        if layer.selection is not selections.get(name):
+            layer.selection = None
     one = fit(
         model, guide, data, epochs=epochs[0], labels="known", checkpoint=paths[0], **{**settings, **(first or {})}
     )
@@ -139,6 +141,7 @@ def _only_selections_train(
     """Fix conditional layers, their weights' guide, and with `train_network=False` everything but the selections."""
     free = {id(p) for layer in layers.values() if layer.selection is not None for p in layer.selection.parameters()}
     prefixes = tuple("" if name == "network" else f"{name}." for name in layers)
+    normalizations = [part for layer in layers.values() for part in layer.classes.modules()]
     fixed = [] if train_network else [*model.parameters(), *guide.parameters()]
     fixed += [p for layer in layers.values() for p in layer.parameters()]
     for site in getattr(model, "sites", {}):
@@ -148,7 +151,11 @@ def _only_selections_train(
     try:
         for parameter, _ in before:
             parameter.requires_grad_(False)
+        for part in normalizations:
+            part.__dict__["_pyrostoch_keeps_statistics"] = True
         yield
     finally:
+        for part in normalizations:
+            part.__dict__.pop("_pyrostoch_keeps_statistics", None)
         for parameter, trained in before:
             parameter.requires_grad_(trained)

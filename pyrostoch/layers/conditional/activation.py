@@ -6,6 +6,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.fx.experimental.proxy_tensor import get_proxy_mode
 
 from pyrostoch._checks import check_choice
 from pyrostoch._precision import at_least_single
@@ -14,7 +15,12 @@ from pyrostoch.layers.conditional.combine import Combination, Combined, mixture_
 from pyrostoch.layers.partial import Partial
 from pyrostoch.layers.stochastic import StochasticLayer
 
-__all__ = ["ConditionalActivation"]
+__all__ = ["ConditionalActivation", "is_traced"]
+
+
+def is_traced() -> bool:
+    """Whether a program is being traced, in which values of tensors cannot be read."""
+    return torch.compiler.is_compiling() or get_proxy_mode() is not None
 
 
 class _Selected(Partial):
@@ -49,6 +55,9 @@ class ConditionalActivation(StochasticLayer):
         self._set_distribution(family, layer.prior, None, layer.temperature, layer.channels)
         allowed = mixture_gradients(family) if combine.startswith("mixture") else family.gradients
         default = layer.gradient if layer.gradient in allowed else allowed[0]
+        if combine.startswith("mixture") and layer.prior is not None:
+            default = "score"  # the only one that differentiates the estimate of the rate
+        self.noise_factor = layer.noise_factor
         self.gradient = check_choice("Conditional gradient", gradient or default, list(allowed))  # type: ignore[assignment]
         if self.gradient == "score":
             self.register_buffer("average_cost", torch.zeros(()))
@@ -71,22 +80,19 @@ class ConditionalActivation(StochasticLayer):
         """
         return Combined(self.family, self.combine) if isinstance(x, _Selected) else self.family
 
-    def selected(
-        self, outputs: tuple[Tensor, ...], weights: Tensor, absent: Tensor | None = None, *, everywhere: bool = False
-    ) -> tuple[Any, ...]:
+    def selected(self, outputs: tuple[Tensor, ...], weights: Tensor, absent: Tensor | None = None) -> tuple[Any, ...]:
         """What the activations depend on, for several classes.
 
         Args:
             outputs: The kernels' outputs, (batch, classes, ...).
             weights: The number of each class, in the same shape.
             absent: Positions of padding, the first axes of the activations.
-            everywhere: Whether some class is selected at every place, so that none has to be looked for.
         """
         found = _Selected((*outputs, weights))
         nowhere = (weights == 0).all(1)
         if absent is not None:
             nowhere = nowhere | absent.reshape(*absent.shape, *(1,) * (nowhere.dim() - absent.dim()))
-        elif everywhere or not bool(nowhere.any()):
+        elif not is_traced() and not bool(nowhere.any()):  # a program that is traced keeps what may happen later
             return found
         found.absent = nowhere.all(self.channels) if self.family.event else nowhere
         return found

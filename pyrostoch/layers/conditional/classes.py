@@ -34,8 +34,22 @@ def batch_axis(layer: nn.Module) -> int:
 
     Args:
         layer: The layer of one class.
+
+    Raises:
+        ValueError: It holds a layer that has time first, and does not say itself which axis it has first.
     """
-    return 0 if getattr(layer, "batch_first", True) else 1
+    if isinstance(layer, nn.TransformerEncoder):
+        layer = layer.layers[0]
+    inner = layer.self_attn if type(layer) is nn.TransformerEncoderLayer else layer
+    if hasattr(inner, "batch_first"):
+        return 0 if inner.batch_first else 1
+    if any(getattr(part, "batch_first", True) is False for part in inner.modules()):
+        raise ValueError(
+            f"Conditional: {type(layer).__name__} holds a layer with batch_first=False, so that it is not known which "
+            "axis of its input counts the examples; give it an attribute batch_first, True or False"
+            f"{see('how-to/conditional_layers')}"
+        )
+    return 0
 
 
 def parameters_of(layer: nn.Module, x: Tensor, inputs: dict[str, Any]) -> tuple[Any, ...]:
@@ -142,7 +156,8 @@ def by_class(
 def _plain_kernel(layer: nn.Module) -> Any:
     """The linear map or convolution that a layer is, if nothing is hooked to it; `None` else."""
     kernel: Any = layer.kernel if isinstance(core_of(layer), StochasticLayer) and hasattr(layer, "kernel") else layer
-    plain = type(kernel) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d)
+    own = isinstance(layer, StochasticLayer) and type(layer).outputs is not StochasticLinear.outputs
+    plain = type(kernel) in (nn.Linear, nn.Conv1d, nn.Conv2d, nn.Conv3d) and not own
     if plain and isinstance(layer, StochasticLayer) and not isinstance(layer, StochasticLinear):
         plain = len(layer.family.links) == 1 or kernel.groups == 1
     convolution = plain and type(kernel) is not nn.Linear

@@ -12,17 +12,22 @@ from pyrostoch._checks import check_choice, check_count
 from pyrostoch._manual import see
 from pyrostoch.effects.activation import random_activation
 from pyrostoch.effects.activation_sites import site_names
+from pyrostoch.effects.checkpointing import inside_torch_checkpoint
 from pyrostoch.layers.activations import Gradient
-from pyrostoch.layers.conditional.activation import ConditionalActivation
+from pyrostoch.layers.conditional.activation import ConditionalActivation, is_traced
 from pyrostoch.layers.conditional.classes import batch_axis, by_class, by_label, core_of
 from pyrostoch.layers.conditional.combine import COMBINATIONS, Combination
 from pyrostoch.layers.conditional.hard import HardSelection, check_classes, check_selection, known_selection
 from pyrostoch.layers.conditional.reach import reach
 from pyrostoch.layers.conditional.soft import GatedSelection, SoftSelection
+from pyrostoch.layers.partial import Partial
 from pyrostoch.moments import Moments
 from pyrostoch.moments.table import refuse
 
 __all__ = ["Conditional"]
+
+# How far sums of probabilities may be from 1, in single precision.
+_ROUNDING = 1e-3
 
 #: What takes the place of a class where there is none.
 Background = Literal["class", "zero", "pass"]
@@ -102,6 +107,8 @@ class Conditional(nn.Module):
         self.classes = nn.ModuleList(make_layer() for _ in range(num_classes + (background == "class")))
         self.selection = selection
         self._check_layers()
+        self._check_mixture()
+        self.batch_axis = batch_axis(self.classes[0])
         core = core_of(self.classes[0])
         self.activation = None if core is None else ConditionalActivation(core, combine, gradient)
         for layer in self.classes:
@@ -109,10 +116,27 @@ class Conditional(nn.Module):
                 own.prior, own.gradient = None, own.family.gradients[0]
         self.register_buffer("seen", torch.zeros(len(self.classes)))
 
+    def _check_mixture(self) -> None:
+        if not self.combine.startswith("mixture"):
+            return
+        if self.where == "input" or self.background in ("zero", "pass"):
+            raise ValueError(
+                f"Conditional combine={self.combine!r}: a class is drawn with the probabilities that a selection of "
+                "the output gives, which sum to 1; use where='output', and background=None or 'class'"
+                f"{see('how-to/conditional_layers')}"
+            )
+
     def _check_layers(self) -> None:
         first = self.classes[0]
         if len({id(layer) for layer in self.classes}) < len(self.classes):
             raise ValueError("Conditional: expected a new layer from every call of make_layer, got one twice")
+        cores = [core_of(layer) for layer in self.classes]
+        if any(not _alike(cores[0], core) for core in cores[1:]):
+            raise ValueError(
+                "Conditional: expected the layers of all classes to have one distribution, gradient, temperature, "
+                "channels, noise_factor and kind of prior, since they make one activation"
+                f"{see('how-to/conditional_layers')}"
+            )
         if core_of(first) is None:
             if self.combine != "shared":
                 raise ValueError(
@@ -164,19 +188,18 @@ class Conditional(nn.Module):
         """
         if isinstance(x, Moments):
             refuse(type(self).forward, "the layers of several classes have no rule")
-        axis = batch_axis(self.classes[0])
-        ordered = x.transpose(0, 1) if axis else x
-        chosen, positive = self._chosen(ordered, labels, selection)
+        ordered = x.transpose(0, 1) if self.batch_axis else x
+        chosen, is_own = self._chosen(ordered, labels, selection)
         if isinstance(chosen, HardSelection) and chosen.labels is not None:
-            h = self._activations(self._by_label(ordered, chosen.labels, inputs))
+            h = self._activations(self._by_label(ordered, chosen, inputs))
         else:
-            h = self._selected(ordered, chosen, inputs, positive=positive)
-        return h.transpose(0, 1) if axis else h
+            h = self._selected(ordered, chosen, inputs, is_own=is_own)
+        return h.transpose(0, 1) if self.batch_axis else h
 
     def _chosen(
         self, x: Tensor, labels: Tensor | None, selection: HardSelection | Tensor | None
     ) -> tuple[HardSelection | Tensor, bool]:
-        """The selection, and whether it is above 0 everywhere by its form."""
+        """The selection, and whether it is a sigmoid or a softmax of the layer's own."""
         if labels is not None and selection is not None:
             raise ValueError("Conditional: expected labels or a selection, got both")
         if labels is not None:
@@ -184,6 +207,12 @@ class Conditional(nn.Module):
         if selection is not None:
             return selection, False
         if (known := known_selection()) is not None:
+            if inside_torch_checkpoint():
+                raise ValueError(
+                    "Conditional: it runs under torch.utils.checkpoint, which would run it again for the gradients "
+                    "when the classes are not known any more; give them to the layer, layer(x, labels=y), or leave "
+                    f"checkpointing out{see('how-to/conditional_layers')}"
+                )
             return known, False
         if self.selection is None:
             raise ValueError(
@@ -194,7 +223,10 @@ class Conditional(nn.Module):
         found: Tensor = self.selection(x)
         return found, isinstance(self.selection, (SoftSelection, GatedSelection))
 
-    def _by_label(self, x: Tensor, labels: Tensor, inputs: dict[str, Any]) -> tuple[Any, ...]:
+    def _by_label(self, x: Tensor, chosen: HardSelection, inputs: dict[str, Any]) -> tuple[Any, ...]:
+        labels = torch.as_tensor(chosen.labels)
+        if not len(x):
+            raise ValueError("Conditional: expected at least one example, got none")
         if len(labels) != len(x):
             raise ValueError(
                 f"Conditional labels: expected one for each of {len(x)} examples, got {len(labels)}"
@@ -205,7 +237,12 @@ class Conditional(nn.Module):
         if self.training and torch.is_grad_enabled():
             with torch.no_grad():
                 self.seen[labels] = 1.0
-        return by_label(list(self.classes), x, labels, inputs, self.by_example)
+        found = by_label(list(self.classes), x, labels, inputs, self.by_example)
+        if chosen.absent is not None and self.activation is not None:
+            partial = Partial(found)
+            partial.absent = chosen.absent.to(x.device)
+            return partial
+        return found
 
     def _activations(self, outputs: tuple[Any, ...]) -> Tensor:
         if self.activation is None:
@@ -214,7 +251,7 @@ class Conditional(nn.Module):
         drawn: Tensor = random_activation(outputs, self.activation)  # type: ignore[assignment]
         return drawn
 
-    def _selected(self, x: Tensor, chosen: HardSelection | Tensor, inputs: dict[str, Any], *, positive: bool) -> Tensor:
+    def _selected(self, x: Tensor, chosen: HardSelection | Tensor, inputs: dict[str, Any], *, is_own: bool) -> Tensor:
         """The activations for a selection of positions."""
         hard = isinstance(chosen, HardSelection)
         selection = torch.as_tensor(chosen.tensor if isinstance(chosen, HardSelection) else chosen).to(x.device)
@@ -222,21 +259,51 @@ class Conditional(nn.Module):
         if selection.dim() == 2:
             selection = selection.reshape(*selection.shape, *(1,) * (x.dim() - 1))
         if self.where == "input":
+            if not x.is_floating_point():
+                raise ValueError(
+                    f"Conditional where='input': inputs of {x.dtype} cannot be multiplied by a selection; use "
+                    f"where='output', or real inputs{see('how-to/conditional_layers')}"
+                )
             check_selection(selection, (x.shape[0], tensors, *x.shape[1:]), "Conditional selection of the input")
         elif selection.dim() < 2 or tuple(selection.shape[:2]) != (x.shape[0], tensors):
             check_selection(
                 selection, (x.shape[0], tensors, *selection.shape[2:]), "Conditional selection of the output"
             )
-        selection = selection.to(x.dtype)
+        selection = selection.to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
+        self._check_numbers(selection, is_own=is_own)
         clear = selection[:, self.num_classes :] if self.background == "pass" else None
         selection = selection[:, : len(self.classes)]
-        found = self._stack(x, selection, inputs, sparse=hard, positive=positive)
+        found = self._stack(x, selection, inputs, sparse=hard)
         h = self._activations(found) if self.activation is not None else (found[0] * found[-1]).sum(1)
         return h if clear is None else self._with_clear_text(h, x, clear[:, 0])
 
-    def _stack(
-        self, x: Tensor, selection: Tensor, inputs: dict[str, Any], *, sparse: bool, positive: bool
-    ) -> tuple[Any, ...]:
+    def _check_numbers(self, selection: Tensor, *, is_own: bool) -> None:
+        """Raise an error for numbers that are none of a selection, or no probabilities where a class is drawn."""
+        mixture = self.combine.startswith("mixture")
+        if is_own:
+            if mixture and getattr(self.selection, "form", "") != "softmax":
+                raise ValueError(
+                    f"Conditional combine={self.combine!r}: expected a selection with form='softmax', whose classes "
+                    f"sum to 1, got 'sigmoid'{see('how-to/conditional_layers')}"
+                )
+        elif bool(((selection < 0) | (selection > 1) | torch.isnan(selection)).any()):
+            raise ValueError(
+                f"Conditional selection: expected numbers from 0 to 1, got {selection.min().item():g} to "
+                f"{selection.max().item():g}{see('how-to/conditional_layers')}"
+            )
+        elif mixture and bool(((selection.sum(1) - 1.0).abs() > _ROUNDING).any()):
+            raise ValueError(
+                f"Conditional combine={self.combine!r}: expected a selection whose classes sum to 1 at every place, "
+                f"got sums from {selection.sum(1).min().item():g} to {selection.sum(1).max().item():g}"
+                f"{see('how-to/conditional_layers')}"
+            )
+        if self.combine == "mixture-by-example" and selection[0, 0].numel() != 1:
+            raise ValueError(
+                "Conditional combine='mixture-by-example': expected one number for each example and class, got a "
+                f"selection of shape {tuple(selection.shape)}{see('how-to/conditional_layers')}"
+            )
+
+    def _stack(self, x: Tensor, selection: Tensor, inputs: dict[str, Any], *, sparse: bool) -> tuple[Any, ...]:
         """The outputs of the selected classes, (batch, classes, ...), and the number of each class there."""
         layers = list(self.classes)
         if sparse:  # classes that occur at all
@@ -245,11 +312,7 @@ class Conditional(nn.Module):
         if self.where == "input":
             given = x[:, None] * selection
             outputs, absent = by_class(layers, given, inputs, own=True)
-            if positive:  # unless the number of a class has underflowed; no value is read, for compiled programs
-                some = (selection != 0).flatten(2).any(-1).to(outputs[0].dtype)
-                weights = some.reshape(*some.shape, *(1,) * (outputs[0].dim() - 2)).expand(outputs[0].shape)
-            else:
-                weights = self._reached(layers, selection != 0, given.shape, outputs[0], inputs)
+            weights = self._reached(layers, selection != 0, given.shape, outputs[0], inputs)
         else:
             outputs, absent = by_class(layers, x, inputs, own=False)
             if selection[0, 0].numel() == 1:
@@ -257,16 +320,30 @@ class Conditional(nn.Module):
             check_selection(
                 selection, (x.shape[0], len(layers), *outputs[0].shape[2:]), "Conditional selection of the output"
             )
-            weights = selection.expand(outputs[0].shape)
+            self._check_channels(selection)
+            weights = selection.to(outputs[0].dtype).expand(outputs[0].shape)
         if self.activation is None:
             return (*outputs, weights)
-        return self.activation.selected(outputs, weights, absent, everywhere=positive)
+        return self.activation.selected(outputs, weights, absent)
+
+    def _check_channels(self, selection: Tensor) -> None:
+        """Raise an error where channels that belong together have numbers of their own."""
+        if self.activation is None or not self.activation.family.event:
+            return
+        channels = self.activation.channels
+        size = selection.shape[channels + 1 if channels >= 0 else channels]
+        if size != 1:
+            raise ValueError(
+                f"Conditional selection: the channels of {type(self.activation.family).__name__} activations belong "
+                f"together; expected one number for all of them (a size of 1), got {size}"
+                f"{see('how-to/conditional_layers')}"
+            )
 
     def _reached(
         self, layers: list[Any], selected: Tensor, shape: torch.Size, output: Tensor, inputs: dict[str, Any]
     ) -> Tensor:
         """1 where a class that is selected reaches its output, (batch, classes, ...), else 0."""
-        if bool(selected.all()):
+        if not is_traced() and bool(selected.all()):
             return torch.ones_like(output)
         selected = selected.expand(shape)
         found = [reach(layer, selected[:, i], output[:, 0].shape, inputs) for i, layer in enumerate(layers)]
@@ -283,3 +360,12 @@ class Conditional(nn.Module):
     def extra_repr(self) -> str:
         """The settings."""
         return f"{self.num_classes}, where={self.where!r}, combine={self.combine!r}, background={self.background!r}"
+
+
+def _alike(one: Any, other: Any) -> bool:
+    """Whether two layers' activations have the same distribution but for its parameters."""
+    if one is None or other is None:
+        return one is other
+    names = ("_family", "gradient", "temperature", "channels", "noise_factor")
+    same = all(getattr(one, name) == getattr(other, name) for name in names)
+    return same and type(one.prior) is type(other.prior)

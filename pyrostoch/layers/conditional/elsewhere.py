@@ -62,6 +62,11 @@ class SelectedAt(nn.Module):
                 f"{type(chosen).__name__}, and at={at!r}; a selection of the layer's own input or output is its "
                 f"selection={see('how-to/conditional_layers')}"
             )
+        if chosen.background not in (None, "class"):
+            raise ValueError(
+                f"SelectedAt: expected a Conditional layer with background=None or 'class', got {chosen.background!r}, "
+                f"which only a selection of its own input or output knows{see('how-to/conditional_layers')}"
+            )
         self.network, self.selection, self.layer, self.at = network, selection, layer, at
         modes = [(part, part.training) for part in self.modules()]
         try:
@@ -138,7 +143,10 @@ class _Pass:
             self._refuse_batch_statistics()
             copies = x[:, None].expand(x.shape[0], self.classes, *x.shape[1:]).flatten(0, 1)
         labels = torch.arange(self.classes, device=x.device).repeat(self.batch)
-        return (copies, *args[1:]), {**kwargs, "selection": HardSelection(labels)}
+        chosen = HardSelection(labels)
+        if self.order[0] == "place":
+            chosen.absent = self.somewhere.flatten().logical_not()
+        return (copies, *args[1:]), {**kwargs, "selection": chosen}
 
     def leave_layer(self, module: nn.Module, args: Any, output: Tensor) -> Tensor | None:
         """The sum over classes where the selection came before; the copies run on where it is still to come."""

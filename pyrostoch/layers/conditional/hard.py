@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import TracebackType
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from pyrostoch._checks import check_count
 from pyrostoch._manual import see
 
-__all__ = ["HardSelection", "accept_labels", "known_selection"]
+__all__ = ["HardSelection", "accept_labels", "accepting_labels", "known_selection"]
 
 _STATE = threading.local()
 
@@ -41,7 +43,8 @@ class HardSelection:
     r"""Known classes for `Conditional` layers: a label for each example, or for each pixel 0 or 1 for every class.
 
     Give it to a layer, `layer(x, selection=HardSelection(y))`, or enter it around a network whose layers are to find
-    it, `with HardSelection(y): network(x)`. Nothing is taken from the targets of training by itself.
+    it, `with HardSelection(y): network(x)`, in the same thread. Nothing is taken from the targets of training by
+    itself.
 
     Args:
         labels: Class indices, (batch,).
@@ -70,6 +73,8 @@ class HardSelection:
                 f"{tuple(tensor.shape)}{see('how-to/conditional_layers')}"
             )
         self.labels, self.tensor = labels, tensor
+        #: Examples of which nothing is selected, if they are known; set by `SelectedAt`.
+        self.absent: Tensor | None = None
 
     @classmethod
     def from_boxes(
@@ -181,7 +186,8 @@ class HardSelection:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        _stack().pop()
+        stack = _stack()
+        del stack[len(stack) - 1 - stack[::-1].index(self)]
 
 
 def _covered(low: Tensor, high: Tensor, size: int) -> Tensor:
@@ -239,11 +245,11 @@ class _Enter:
 
     def __call__(self, module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
         given = args[self.inputs] if len(args) == self.inputs + 1 else None
-        if isinstance(given, Tensor):
-            _stack().append(HardSelection(tensor=given) if given.dim() > 1 else HardSelection(given))
-            return args[: self.inputs]
-        _stack().append(None)
-        return args
+        _stack().append(None)  # before anything that may raise an error, since the hook behind always takes it away
+        if not isinstance(given, Tensor):
+            return args
+        _stack()[-1] = HardSelection(tensor=given) if given.dim() > 1 else HardSelection(given)
+        return args[: self.inputs]
 
 
 def _leave(module: nn.Module, args: object, output: object) -> None:
@@ -269,10 +275,43 @@ def accept_labels(network: nn.Module, inputs: int = 1) -> nn.Module:
         >>> network(torch.zeros(4, 2), torch.tensor([0, 1, 2, 1])).shape
         torch.Size([4, 2])
     """
-    known = [hook for hook in network._forward_pre_hooks.values() if isinstance(hook, _Enter)]
-    if known:
-        known[0].inputs = inputs
+    if (known := _hook_of(network)) is not None:
+        known.inputs = inputs
     else:
-        network.register_forward_pre_hook(_Enter(check_count("inputs", inputs)))
-        network.register_forward_hook(_leave, always_call=True)
+        _register(network, inputs)
     return network
+
+
+def _hook_of(network: nn.Module) -> _Enter | None:
+    return next((hook for hook in network._forward_pre_hooks.values() if isinstance(hook, _Enter)), None)
+
+
+def _register(network: nn.Module, inputs: int) -> list[RemovableHandle]:
+    return [
+        network.register_forward_pre_hook(_Enter(check_count("inputs", inputs))),
+        network.register_forward_hook(_leave, always_call=True),
+    ]
+
+
+@contextlib.contextmanager
+def accepting_labels(network: nn.Module, inputs: int) -> Iterator[None]:
+    """As `accept_labels`, within the block only; the network is as it was behind it.
+
+    Args:
+        network: The network.
+        inputs: Number of its own inputs.
+    """
+    known = _hook_of(network)
+    before = None if known is None else known.inputs
+    handles: list[RemovableHandle] = []
+    if known is None:
+        handles = _register(network, inputs)
+    else:
+        known.inputs = inputs
+    try:
+        yield
+    finally:
+        for handle in handles:
+            handle.remove()
+        if known is not None and before is not None:
+            known.inputs = before
