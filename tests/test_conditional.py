@@ -162,10 +162,10 @@ def test_a_selection_is_the_sum_over_classes_where_they_reach(name: str, combine
         assert torch.allclose(ahead(name, layer(x, selection=selection)), means, atol=1e-9)
     if layer.activation is not None:
         with torch.no_grad():
-            many = torch.stack([ahead(name, layer(x, selection=selection)) for _ in range(600)])
-        error = spread / math.sqrt(600)
+            many = torch.stack([ahead(name, layer(x, selection=selection)) for _ in range(200)])
+        error = spread / math.sqrt(200)
         assert ((many.mean(0) - means).abs() <= 6.0 * error + 1e-9).all()
-        assert torch.allclose(many.std(0), spread, rtol=0.25, atol=1e-9)
+        assert torch.allclose(many.std(0), spread, rtol=0.4, atol=1e-9)
         assert (many.std(0) == 0).equal(spread == 0)
 
 
@@ -272,12 +272,12 @@ def test_gradients_of_a_mixture(gradient: Any) -> None:
         ]
     )
     found = []
-    for _ in range(1500):
+    for _ in range(600):
         loss = ps.ELBO()(model, guide)(x, y)
         grads = torch.autograd.grad(loss, parameters, allow_unused=True, materialize_grads=True)
         found.append(torch.cat([g.flatten() for g in grads]))
     many = torch.stack(found)
-    assert ((many.mean(0) - expected).abs() <= 5.5 * many.std(0) / math.sqrt(1500) + 1e-9).all()
+    assert ((many.mean(0) - expected).abs() <= 5.5 * many.std(0) / math.sqrt(600) + 1e-9).all()
 
 
 @pytest.mark.parametrize("combine", ["shared", "independent"])
@@ -293,9 +293,9 @@ def test_the_elbo_and_pyros_agree(combine: Any) -> None:
     x, y = torch.randn(5, 1, 4, 4, dtype=F64), torch.tensor([0, 1, 1, 2, 0])
     for given in (x, (x, y)):
         with torch.no_grad():
-            pyros = [loss().loss(model, guide, given, y) for _ in range(300) for loss in (Trace_ELBO,)]
-            fields = [TraceMeanField_ELBO().loss(model, guide, given, y) for _ in range(100)]
-            ours = torch.stack([ps.ELBO()(model, guide)(given, y) for _ in range(300)])
+            pyros = [loss().loss(model, guide, given, y) for _ in range(150) for loss in (Trace_ELBO,)]
+            fields = [TraceMeanField_ELBO().loss(model, guide, given, y) for _ in range(60)]
+            ours = torch.stack([ps.ELBO()(model, guide)(given, y) for _ in range(150)])
         for other in (torch.tensor(pyros), torch.tensor(fields)):
             error = math.sqrt(ours.var().item() / len(ours) + other.var().item() / len(other))
             assert abs(ours.mean().item() - other.mean().item()) < 5.0 * error

@@ -269,11 +269,11 @@ def test_random_weights_of_classes_have_one_expectation_under_every_estimator(kn
     found = {}
     with torch.no_grad():
         for estimator in ("shared", "local", "flipout"):
-            found[estimator] = torch.stack([ps.ELBO(estimator)(model, guide)(given, y) for _ in range(400)])
+            found[estimator] = torch.stack([ps.ELBO(estimator)(model, guide)(given, y) for _ in range(120)])
     for estimator in ("local", "flipout"):
         one, two = found["shared"], found[estimator]
-        error = ((one.var() + two.var()) / 400).sqrt()
+        error = ((one.var() + two.var()) / 120).sqrt()
         assert (one.mean() - two.mean()).abs() <= 5.0 * error
-    by_batches = ps.predict(model, guide, x, labels=y if known else None, mode="mc:300", batch_size=2, seed=0)
-    whole = ps.predict(model, guide, x, labels=y if known else None, mode="mc:300", seed=1)
-    assert torch.allclose(by_batches.probs, whole.probs, atol=0.12)
+    by_batches = ps.predict(model, guide, x, labels=y if known else None, mode="mc:100", batch_size=2, seed=0)
+    whole = ps.predict(model, guide, x, labels=y if known else None, mode="mc:100", seed=1)
+    assert torch.allclose(by_batches.probs, whole.probs, atol=0.15)
