@@ -169,8 +169,9 @@ def _draw(build: Build, test: Pair, path: Path) -> None:
     figure = Figure(figsize=(10.0, 4.2), layout="constrained")
     axes = figure.subplots(3, 10)
     for c in range(10):
-        for row, image in enumerate((images[c], drawn[c])):
-            axes[row, c].imshow(image.mean(0).numpy(), cmap="gray")
+        for row, (image, low, high) in enumerate(((images[c], 0.0, 1.0), (drawn[c], -1.0, 2.0))):
+            # Noise where there is no image is far outside of the range of grays.
+            axes[row, c].imshow(image.mean(0).numpy(), cmap="gray", vmin=low, vmax=high)
         if static:
             axes[2, c].imshow(selection[0, c].mean(0).numpy(), cmap="viridis", vmin=0.0, vmax=1.0)
         else:
