@@ -44,9 +44,9 @@ def test_boxes_are_the_masks_of_their_pixels() -> None:
     expected[0, 1, 2:6, 2:5] = 1.0
     expected[1, 1, 4:6, 1:4] = 1.0
     expected[:, 2] = (expected[:, :2].sum(1) == 0).float()
-    assert torch.equal(found[:, :, 0], expected)
+    assert torch.equal(found[:, :, 0].float(), expected)
     small = HardSelection.from_boxes([torch.tensor([[2.1, 0.2, 2.3, 0.4]])], [torch.tensor([0])], 1, (2, 4)).tensor
-    assert small is not None and small[0, 0, 0].tolist() == [[0.0, 0.0, 1.0, 0.0], [0.0] * 4]
+    assert small is not None and small[0, 0, 0].tolist() == [[False, False, True, False], [False] * 4]
     labels = HardSelection(torch.tensor([1, 0])).dense(3, (2, 2))
     assert labels.shape == (2, 3, 2, 2) and labels[:, :, 0, 0].tolist() == [[0.0, 1.0, 0.0], [1.0, 0.0, 0.0]]
 
@@ -119,6 +119,20 @@ def test_places_without_a_class_cost_no_rate() -> None:
     assert torch.allclose(parts.rates["0.activation"].by_example, expected)
 
 
+def test_pixels_are_an_input_of_every_verb() -> None:
+    torch.manual_seed(0)
+    layer = Conditional(lambda: StochasticConv2d(1, 2, 1, prior="standard"), 2, background="zero")
+    net = ps.layers.accept_labels(nn.Sequential(layer, nn.Flatten(), nn.Linear(72, 2)).double())
+    model = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=3)
+    guide = ps.guides.Additive(model)
+    selection = torch.as_tensor(HardSelection.from_boxes(*boxes(), 2, (6, 6)).tensor)
+    data = (torch.randn(3, 1, 6, 6, dtype=F64), selection), torch.tensor([0, 1, 1])
+    ps.fit(model, guide, data, epochs=1, progress=False, compile=False)
+    assert ps.compare(model, guide, data, modes=("mc:2",)).rows[0].labels == "known"
+    parts = ps.decompose(model, guide, data)
+    assert parts.rates[0].nats > 0.0 and parts.labels == "known"
+
+
 def test_bad_boxes_and_masks_are_refused() -> None:
     one = torch.tensor([0])
     with pytest.raises(ValueError, match="left < right and top < bottom within 4 x 4 pixels"):
@@ -139,6 +153,8 @@ def test_bad_boxes_and_masks_are_refused() -> None:
         HardSelection(tensor=torch.full((1, 2, 3), 0.5))
     with pytest.raises(ValueError, match="either labels"):
         HardSelection()
+    with pytest.raises(TypeError, match="expected a function that makes the layer of one class"):
+        Conditional(nn.Linear(3, 2), 2)  # type: ignore[arg-type]
 
 
 class Branches(nn.Module):

@@ -64,7 +64,7 @@ def test_labels_reach_the_layer_in_every_form_of_data(form: str) -> None:
         known = ps.compare(model, guide, given, modes=("mean",), labels="known").rows[0]
         ps.layers.accept_labels(model.net)
         by_hand = ps.compare(model, guide, ((x, y), y), modes=("mean",)).rows[0]
-        assert known.nll == pytest.approx(by_hand.nll) and known.labels == "known" and by_hand.labels is None
+        assert known.nll == pytest.approx(by_hand.nll) and known.labels == by_hand.labels == "known"
         assert ps.decompose(model, guide, given, labels="known").labels == "known"
     assert found[0] == pytest.approx(found[1])
 
@@ -81,6 +81,10 @@ def test_nothing_is_told_of_the_targets_unless_it_is_asked_for() -> None:
     ):
         with pytest.raises(ValueError, match="the class of each example is not known"):
             call()
+    with ps.layers.HardSelection(y):
+        assert ps.compare(model, guide, (x, y), modes=("mean",)).rows[0].labels == "known"
+        assert ps.accuracy_by_samples(model, guide, (x, y), [1]).rows[0].labels == "known"
+        assert ps.predict(model, guide, x, mode="mean").labels == "known"
     scores = ps.compare(model, guide, (x, y), modes=("mean", "mc:3"), labels="known")
     assert "mean, labels known" in str(scores) and "mc:3, labels known" in str(scores)
     prediction = ps.predict(model, guide, x, labels=y, mode="mean")
@@ -145,6 +149,10 @@ def test_a_soft_selection_may_be_compiled_and_exported() -> None:
     with torch.no_grad(), ps.effects.MeanPropagation():
         program = torch.export.export(model.net.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
         assert torch.allclose(program(x[:7]), model.net(x[:7]), atol=1e-6)
+    ps.layers.accept_labels(model.net)
+    with torch.no_grad(), pytest.raises(Exception, match="export the network without labels|too many positional arguments"):
+        torch.export.export(model.net, (x, y))
+    assert model.net(x).shape == (N, 3)  # what was interrupted is known no more
 
 
 @pytest.mark.parametrize("train_network", [True, False])

@@ -14,11 +14,11 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._manual import see
 from pyrostoch.layers.conditional import Conditional
-from pyrostoch.layers.conditional.hard import accepting_labels
+from pyrostoch.layers.conditional.hard import accepting_labels, labels_are_given
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import Data
 
-__all__ = ["KnownLabels", "conditional_layers", "data_with_labels", "known_labels", "warn_of_unseen_classes"]
+__all__ = ["KnownLabels", "conditional_layers", "data_with_labels", "known_labels", "marked", "warn_of_unseen_classes"]
 
 #: Whether the targets are handed to the layers that are conditional on the class; `None` for not at all.
 KnownLabels = Literal["known"] | None
@@ -78,6 +78,17 @@ def known_labels(model: object, labels: KnownLabels, *data: Data | None) -> Iter
             yield tuple(None if part is None else data_with_labels(part) for part in data)
         finally:
             model.in_dims = dims
+
+
+def marked(model: object, x: Any) -> KnownLabels:
+    """`"known"` where a model's conditional layers are given classes in a call, whichever way; else `None`.
+
+    Args:
+        model: The model.
+        x: Its inputs.
+    """
+    net = getattr(model, "net", None)
+    return "known" if isinstance(net, nn.Module) and labels_are_given(net, x) else None
 
 
 def _inputs_of(data: Any) -> int:

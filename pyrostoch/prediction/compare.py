@@ -13,7 +13,7 @@ from torch import Tensor
 
 from pyrostoch._checks import check_count
 from pyrostoch.infer.batches import Batches
-from pyrostoch.infer.known_labels import KnownLabels, known_labels
+from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
 from pyrostoch.metrics import Classification, Regression, Reliability, RunningMean
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
@@ -148,6 +148,7 @@ class _Scores:
         self.has_mean = True
         self.joint = False
         self.seconds = 0.0
+        self.labels: KnownLabels = None
 
     def update(self, average: DrawAverage, y: Tensor) -> None:
         """Add a batch. Targets that the likelihood masks are left out, and examples of which nothing is observed."""
@@ -168,8 +169,8 @@ class _Scores:
             entries = None if observed is None else observed[rows]
             self.numbers.update(found["log_density"][rows], found["mean"][rows], y[rows], entries)
 
-    def row(self, mode: str, draws: int, labels: KnownLabels = None) -> ComparisonRow:
-        return replace(self._row(mode, draws), labels=labels)
+    def row(self, mode: str, draws: int) -> ComparisonRow:
+        return replace(self._row(mode, draws), labels=self.labels)
 
     def _row(self, mode: str, draws: int) -> ComparisonRow:
         if self.examples.count == 0:
@@ -266,7 +267,7 @@ def compare(
             with seeded(seed, device), evaluating(model, guide):
                 scores = _scores_of(model, sampler, batches, device)
             count = scores.examples.count
-            rows.append(scores.row(mode, sampler.num_samples, labels))
+            rows.append(scores.row(mode, sampler.num_samples))
             if scores.classes is not None:
                 reliability[mode] = scores.classes.reliability()
     return Comparison(count, tuple(rows), reliability)
@@ -277,6 +278,7 @@ def _scores_of(model: Model, sampler: PosteriorSampler, batches: Batches, device
     scores = _Scores()
     for batch, targets in batches_on_device(batches, device):
         start = time.perf_counter()
+        scores.labels = marked(model, batch)
         for x, examples in sampler.split_batch(batch):
             average = DrawAverage(model, targets[examples])
             for statistics in sampler.run(x, average.statistics):
@@ -344,10 +346,11 @@ def accuracy_by_samples(
                         spent += time.perf_counter() - start
                         scores[k].update(average, targets[examples])
                         scores[k].seconds += spent
+                        scores[k].labels = marked(model, batch)
                         start = time.perf_counter()
     count = scores[wanted[-1]].examples.count
     modes = {k: f"mc:{k}" for k in wanted}
-    rows = tuple(scores[k].row(mode, k, labels) for k, mode in modes.items())
+    rows = tuple(scores[k].row(mode, k) for k, mode in modes.items())
     classes = {mode: scores[k].classes for k, mode in modes.items()}
     return Comparison(count, rows, {mode: found.reliability() for mode, found in classes.items() if found is not None})
 

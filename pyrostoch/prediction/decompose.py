@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -16,7 +16,7 @@ from pyrostoch._seeds import generator_states
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
-from pyrostoch.infer.known_labels import KnownLabels, known_labels
+from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
 from pyrostoch.infer.rates import check_rates_known
 from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
 from pyrostoch.likelihoods.pseudo import is_pseudo
@@ -203,7 +203,7 @@ def decompose(
     check_guide(guide)
     with known_labels(model, labels, data) as (given,):
         terms = _decompose(model, guide, given, num_samples, batch_size, estimator, device_of(model, guide, device))
-    return replace(terms, labels=labels)
+    return terms
 
 
 def _decompose(
@@ -279,6 +279,7 @@ def _decompose(
         rates=rates,
         information_bound=bound,
         pseudo=pseudo,
+        labels=None if first is None else marked(model, first[0]),
     )
 
 

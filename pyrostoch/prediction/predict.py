@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrostoch._checks import check_count, check_finite
 from pyrostoch._inputs import count_examples, device_of_inputs, take_examples, to_device
-from pyrostoch.infer.known_labels import KnownLabels, known_labels
+from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
@@ -197,8 +197,11 @@ def predict(
     check_guide(guide)
     name, draws = parse_mode(mode, num_samples)
     x = tuple(x) if isinstance(x, list) else x
-    known: KnownLabels = None if labels is None else "known"
-    with known_labels(model, known, (x, cast(Tensor, labels))) as ((given, _),):
+    if labels is not None and not isinstance(labels, Tensor):
+        raise TypeError(f"predict labels: expected a tensor of class indices, got {type(labels).__name__}")
+    asked: KnownLabels = None if labels is None else "known"
+    with known_labels(model, asked, (x, cast(Tensor, labels))) as ((given, _),):
+        known = marked(model, given)
         sampler = PosteriorSampler(model, guide, name, draws, joint=joint and name == "mc")
         fields = _fields(model, guide, given, y, sampler, batch_size, device, seed)
     treatments = dict(sampler.treatments)

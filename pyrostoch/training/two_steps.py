@@ -95,6 +95,8 @@ def fit_two_steps(
         raise ValueError(
             f"fit_two_steps: {type(model.net).__name__} has no Conditional layer{see('how-to/conditional_layers')}"
         )
+    if not isinstance(epochs, (tuple, list)) or len(epochs) != 2:
+        raise ValueError(f"fit_two_steps epochs: expected the epochs of both steps, such as (10, 10), got {epochs!r}")
     selections = _by_layer(selection, layers)
     paths: list[Path | None] = [None, None]
     if checkpoint is not None:

@@ -98,6 +98,11 @@ class Conditional(nn.Module):
         by_example: Sequence[str] = ("src_key_padding_mask",),
     ) -> None:
         super().__init__()
+        if isinstance(make_layer, nn.Module) or not callable(make_layer):
+            raise TypeError(
+                f"Conditional make_layer: expected a function that makes the layer of one class, such as lambda: "
+                f"StochasticLinear(3, 2), got {type(make_layer).__name__}"
+            )
         self.num_classes = check_count("Conditional num_classes", num_classes)
         self.where = check_choice("Conditional where", where, ["input", "output"])
         self.combine: Combination = check_choice("Conditional combine", combine, list(COMBINATIONS))  # type: ignore[assignment]

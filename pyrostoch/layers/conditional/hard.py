@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from pyrostoch._checks import check_count
 from pyrostoch._manual import see
 
-__all__ = ["HardSelection", "accept_labels", "accepting_labels", "known_selection"]
+__all__ = ["HardSelection", "accept_labels", "accepting_labels", "known_selection", "labels_are_given"]
 
 _STATE = threading.local()
 
@@ -91,7 +91,7 @@ class HardSelection:
             size: Height and width.
 
         Returns:
-            A selection of shape (batch, num_classes + 1, 1, height, width).
+            A selection whose `tensor` is boolean, of shape (batch, num_classes + 1, 1, height, width).
 
         Raises:
             ValueError: Numbers do not fit, a class is unknown, or a box is empty or outside of the image.
@@ -136,7 +136,7 @@ class HardSelection:
         Example:
             >>> mask = torch.tensor([[[True, False]]])
             >>> HardSelection.from_masks([mask], [torch.tensor([0])], 1).tensor.flatten(1).tolist()
-            [[1.0, 0.0, 0.0, 1.0]]
+            [[True, False, False, True]]
         """
         check_count("num_classes", num_classes)
         if len(masks) != len(labels) or not len(masks):
@@ -155,10 +155,10 @@ class HardSelection:
                     f"{tuple(own.shape)}"
                 )
             check_classes(own, num_classes, f"labels of image {index}")
-            image = torch.zeros(num_classes + 1, *mask.shape[1:], device=mask.device)
-            image.index_put_((own.long(),), (mask != 0).to(image.dtype), accumulate=True)
-            image[-1] = (image[:-1].sum(0) == 0).to(image.dtype)
-            images.append(image.clamp_max_(1.0))
+            image = torch.zeros(num_classes + 1, *mask.shape[1:], dtype=torch.int64, device=mask.device)
+            image.index_put_((own.long(),), (mask != 0).long(), accumulate=True)
+            image[-1] = image[:-1].sum(0) == 0
+            images.append(image > 0)  # not real, as experiments on a network move real inputs
         return cls(tensor=torch.stack(images)[:, :, None])
 
     def dense(self, num_classes: int, shape: tuple[int, ...]) -> Tensor:
@@ -177,7 +177,7 @@ class HardSelection:
             return chosen.reshape(*chosen.shape, *(1,) * len(shape)).expand(*chosen.shape, *shape)
         given = torch.as_tensor(self.tensor)
         check_selection(given, (len(given), num_classes, *shape), "HardSelection tensor")
-        return given.expand(len(given), num_classes, *shape)
+        return given.to(torch.get_default_dtype()).expand(len(given), num_classes, *shape)
 
     def __enter__(self) -> HardSelection:
         _stack().append(self)
@@ -248,6 +248,11 @@ class _Enter:
         _stack().append(None)  # before anything that may raise an error, since the hook behind always takes it away
         if not isinstance(given, Tensor):
             return args
+        if torch.compiler.is_exporting():
+            raise ValueError(
+                "labels: which classes occur is read from them, which a program that is exported cannot do; export the "
+                f"network without labels, with its selection{see('how-to/conditional_layers')}"
+            )
         _stack()[-1] = HardSelection(tensor=given) if given.dim() > 1 else HardSelection(given)
         return args[: self.inputs]
 
@@ -291,6 +296,17 @@ def _register(network: nn.Module, inputs: int) -> list[RemovableHandle]:
         network.register_forward_pre_hook(_Enter(check_count("inputs", inputs))),
         network.register_forward_hook(_leave, always_call=True),
     ]
+
+
+def labels_are_given(network: nn.Module, x: object) -> bool:
+    """Whether classes are known to a network's conditional layers in a call: from around it, or as an input.
+
+    Args:
+        network: The network.
+        x: Its input, or a tuple of inputs.
+    """
+    hook, count = _hook_of(network), len(x) if isinstance(x, tuple) else 1
+    return known_selection() is not None or (hook is not None and count == hook.inputs + 1)
 
 
 @contextlib.contextmanager
