@@ -150,7 +150,7 @@ def test_a_soft_selection_may_be_compiled_and_exported() -> None:
         program = torch.export.export(model.net.eval(), (x,), dynamic_shapes=({0: torch.export.Dim("batch")},)).module()
         assert torch.allclose(program(x[:7]), model.net(x[:7]), atol=1e-6)
     ps.layers.accept_labels(model.net)
-    with torch.no_grad(), pytest.raises(Exception, match="export the network without labels|too many positional arguments"):
+    with torch.no_grad(), pytest.raises(Exception, match="export the network without|too many positional"):
         torch.export.export(model.net, (x, y))
     assert model.net(x).shape == (N, 3)  # what was interrupted is known no more
 
