@@ -82,6 +82,9 @@ def test_backgrounds_and_overlapping_boxes(background: Any) -> None:
         assert not many[:, far].any()
     if background == "pass":
         assert torch.equal(many[0][far], x[far])
+        assert torch.allclose(selection.clear_text(), pi[:, 2].flatten(1).mean(1).float())
+        with pytest.raises(ValueError, match="by labels has no background"):
+            HardSelection(torch.tensor([0])).clear_text()
 
 
 def test_selections_without_a_background_are_refused_by_layers_with_one() -> None:

@@ -179,6 +179,23 @@ class HardSelection:
         check_selection(given, (len(given), num_classes, *shape), "HardSelection tensor")
         return given.to(torch.get_default_dtype()).expand(len(given), num_classes, *shape)
 
+    def clear_text(self) -> Tensor:
+        """The share of each example's places that belong to the last class, the background, (batch,).
+
+        In a layer with `background="pass"` that part of the input goes on as it is, without noise.
+
+        Raises:
+            ValueError: The selection has labels, and no background.
+
+        Example:
+            >>> mask = torch.tensor([[[True, False, False, False]]])
+            >>> HardSelection.from_masks([mask], [torch.tensor([0])], 1).clear_text()
+            tensor([0.7500])
+        """
+        if self.tensor is None:
+            raise ValueError("HardSelection clear_text: a selection by labels has no background; give boxes or masks")
+        return self.tensor[:, -1].flatten(1).to(torch.get_default_dtype()).mean(1)
+
     def __enter__(self) -> HardSelection:
         _stack().append(self)
         return self
