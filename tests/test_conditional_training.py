@@ -285,3 +285,25 @@ def test_random_weights_of_classes_have_one_expectation_under_every_estimator(kn
     by_batches = ps.predict(model, guide, x, labels=y if known else None, mode="mc:100", batch_size=2, seed=0)
     whole = ps.predict(model, guide, x, labels=y if known else None, mode="mc:100", seed=1)
     assert torch.allclose(by_batches.probs, whole.probs, atol=0.15)
+
+
+def test_noise_beside_the_signal_of_time_first_networks() -> None:
+    torch.manual_seed(0)
+    layer = StochasticLinear(2, 3)
+
+    class TimeFirst(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer, self.out = layer, nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            found: Tensor = self.out(self.layer(x)[-1])
+            return found
+
+    model = ps.BayesianModel(TimeFirst(), likelihood=ps.likelihoods.Categorical(), num_data=8, in_dims=1)
+    x, y = torch.randn(5, 8, 2), torch.arange(8) % 2
+    (row,) = ps.activation_noise(model, ps.guides.Additive(model), (x, y)).rows
+    with torch.no_grad():
+        q = layer.activation_distribution(x)
+    assert row.signal == pytest.approx(q.mean.std(1, correction=0).mean().item(), rel=1e-4)
+    assert row.noise == pytest.approx(q.stddev.mean().item(), rel=1e-4) and row.units == 15

@@ -90,9 +90,10 @@ class _Sums(Messenger):
         self.sums: dict[str, list[Tensor]] = {}
         self.counts: dict[str, int] = {}
         self._calls: dict[str, int] = {}
+        self._examples = 0
 
-    def start(self) -> None:
-        self._calls = {}
+    def start(self, examples: int) -> None:
+        self._calls, self._examples = {}, examples
 
     def _pyro_activation(self, msg: Any) -> None:
         layer, x = msg["kwargs"]["layer"], msg["args"][0]
@@ -105,6 +106,9 @@ class _Sums(Messenger):
         mean, spread = (
             layer.restored(part, x).double() for part in (distribution.mean, distribution.variance.clamp_min(0).sqrt())
         )
+        if len(mean) != self._examples and self._examples in mean.shape:  # time first
+            axis = mean.shape.index(self._examples)
+            mean, spread = mean.movedim(axis, 0), spread.movedim(axis, 0)
         found = [mean.sum(0), mean.square().sum(0), spread.sum(0)]
         known = self.sums.get(name)
         self.sums[name] = found if known is None else [a + b for a, b in zip(known, found, strict=True)]
@@ -175,7 +179,7 @@ def activation_noise(
     with known_labels(model, labels, data) as (given,), seeded(seed, device), evaluating(model, guide):
         sampler = PosteriorSampler(model, guide, "mc", 1)
         for x, y in batches_on_device(batches_for(model, given, batch_size), device):
-            sums.start()
+            sums.start(len(y))
             with sums:
                 for _ in sampler.run(x, DrawAverage(model, y).statistics):
                     pass
