@@ -162,10 +162,10 @@ def test_a_selection_is_the_sum_over_classes_where_they_reach(name: str, combine
         assert torch.allclose(ahead(name, layer(x, selection=selection)), means, atol=1e-9)
     if layer.activation is not None:
         with torch.no_grad():
-            many = torch.stack([ahead(name, layer(x, selection=selection)) for _ in range(200)])
-        error = spread / math.sqrt(200)
+            many = torch.stack([ahead(name, layer(x, selection=selection)) for _ in range(100)])
+        error = spread / math.sqrt(100)
         assert ((many.mean(0) - means).abs() <= 6.0 * error + 1e-9).all()
-        assert torch.allclose(many.std(0), spread, rtol=0.4, atol=1e-9)
+        assert torch.allclose(many.std(0), spread, rtol=0.6, atol=1e-9)
         assert (many.std(0) == 0).equal(spread == 0)
 
 

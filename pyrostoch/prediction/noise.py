@@ -62,6 +62,12 @@ class NoiseSummary(Record):
     Args:
         num_examples: Number of examples.
         rows: One row for each layer.
+
+    Example:
+        >>> print(NoiseSummary(100, (NoiseRow("fc1", 1.0, 0.5, 2.0, 2.0, 0.9, 20),)))
+        100 examples; standard deviations, means over units
+        layer  units   noise  signal  noise / signal  quietest channel  covered %
+        fc1       20  1.0000  0.5000          2.0000            2.0000       90.0
     """
 
     num_examples: int

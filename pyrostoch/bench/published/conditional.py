@@ -187,8 +187,15 @@ def _draw(build: Build, test: Pair, path: Path) -> None:
     save_figure(figure, path)
 
 
-def _case(name: str, title: str, data: str, embodiment: str, kernel: str, selection: str) -> Case:
-    return Case(name, title, data, _RECIPES, custom_trial=_trial(embodiment, kernel, selection))
+def _case(
+    name: str, title: str, data: str, embodiment: str, kernel: str, selection: str, data_title: str | None = None
+) -> Case:
+    trial = _trial(embodiment, kernel, selection)
+    return Case(name, title, data, _RECIPES, custom_trial=trial, data_title=data_title)
+
+
+# Title of the data set that is CIFAR-10 re-encoded.
+_JPEG = "CIFAR-10 (JPEG q75)"
 
 
 CONDITIONAL = Bench(
@@ -209,8 +216,8 @@ CONDITIONAL = Bench(
         ),
         _case("fashion-mnist/gate", "Fashion-MNIST, soft by input", "fashion-mnist", "prepend", "additive", "gate"),
         _case("fashion-mnist/hard", "Fashion-MNIST, label given", "fashion-mnist", "prepend", "additive", "hard"),
-        _case("cifar10/gate", "CIFAR-10 as JPEG, soft by input", "cifar10", "prepend", "additive", "gate"),
-        _case("cifar10/hard", "CIFAR-10 as JPEG, label given", "cifar10", "prepend", "additive", "hard"),
+        _case("additive/cifar10-jpeg/gate", f"{_JPEG}, soft by input", "cifar10", "prepend", "additive", "gate", _JPEG),
+        _case("additive/cifar10-jpeg/hard", f"{_JPEG}, label given", "cifar10", "prepend", "additive", "hard", _JPEG),
     ),
     columns=(
         ("accuracy/mc:1", "1 sample, %"),

@@ -82,7 +82,7 @@ class HardSelection:
     ) -> HardSelection:
         """Pixels selected by boxes; what no box covers is the last class, the background.
 
-        A pixel belongs to a box if its centre lies in it. A box without a centre selects the pixel it lies in.
+        A pixel belongs to a box if its center lies in it. A box without a center selects the pixel it lies in.
 
         Args:
             boxes: For each image its boxes, (number, 4), as left, top, right, bottom in pixels.
@@ -208,11 +208,11 @@ class HardSelection:
 
 
 def _covered(low: Tensor, high: Tensor, size: int) -> Tensor:
-    """Which of so many pixels have their centre between two edges, or hold the middle where none has."""
-    centres = torch.arange(size, dtype=low.dtype, device=low.device) + 0.5
-    inside = (centres >= low) & (centres < high)
+    """Which of so many pixels have their center between two edges, or hold the middle where none has."""
+    centers = torch.arange(size, dtype=low.dtype, device=low.device) + 0.5
+    inside = (centers >= low) & (centers < high)
     middle = (0.5 * (low.clamp_min(0) + high.clamp_max(size))).floor().clamp(0, size - 1) + 0.5
-    return torch.where(inside.any(1, keepdim=True), inside, centres == middle)
+    return torch.where(inside.any(1, keepdim=True), inside, centers == middle)
 
 
 def check_classes(labels: Tensor, num_classes: int, what: str) -> None:
