@@ -148,6 +148,10 @@ class StochasticLayer(nn.Module):
         if shape is not None and not distribution.event:  # else channels are last in the distribution
             shape = (*shape, *(1,) * positions)
         self.prior = as_activation_prior(prior, distribution, shape, name)
+        self._keep_costs()
+
+    def _keep_costs(self) -> None:
+        """Make room for what the gradient by the score function keeps between steps, if it is used."""
         if self.gradient == "score":
             self.register_buffer("average_cost", torch.zeros(()))
             self.register_buffer("cost_steps", torch.zeros(()))
@@ -260,9 +264,14 @@ class StochasticLayer(nn.Module):
             x: The kernels' outputs.
         """
         try:
-            return self.family_of(x).draw(self._arranged(x), self.gradient, self.temperature)
+            family = self.family_of(x)
+            return family.draw(self._arranged(x), self._gradient_of(family), self.temperature)
         except ValueError as error:
             raise self._explained(error) from error
+
+    def _gradient_of(self, family: ActivationDistribution) -> Gradient:
+        """How draws from one of the layer's distributions are differentiated."""
+        return self.gradient
 
     def draw(self, x: tuple[Tensor, ...]) -> Tensor:
         """A draw of the activations for the kernels' outputs, fresh for each example."""

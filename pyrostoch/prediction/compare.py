@@ -336,6 +336,8 @@ def accuracy_by_samples(
     with known_labels(model, labels, data) as (given,), seeded(seed, device), evaluating(model, guide):
         sampler = PosteriorSampler(model, guide, "mc", wanted[-1])
         for batch, targets in batches_on_device(batches_for(model, given, batch_size), device):
+            for found in scores.values():
+                found.labels = marked(model, batch)
             for x, examples in sampler.split_batch(batch):
                 average, spent = DrawAverage(model, targets[examples]), 0.0
                 start = time.perf_counter()
@@ -346,7 +348,6 @@ def accuracy_by_samples(
                         spent += time.perf_counter() - start
                         scores[k].update(average, targets[examples])
                         scores[k].seconds += spent
-                        scores[k].labels = marked(model, batch)
                         start = time.perf_counter()
     count = scores[wanted[-1]].examples.count
     modes = {k: f"mc:{k}" for k in wanted}

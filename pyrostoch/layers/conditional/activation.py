@@ -59,9 +59,7 @@ class ConditionalActivation(StochasticLayer):
             default = "score"  # the only one that differentiates the estimate of the rate
         self.noise_factor = layer.noise_factor
         self.gradient = check_choice("Conditional gradient", gradient or default, list(allowed))  # type: ignore[assignment]
-        if self.gradient == "score":
-            self.register_buffer("average_cost", torch.zeros(()))
-            self.register_buffer("cost_steps", torch.zeros(()))
+        self._keep_costs()
 
     @property
     def _title(self) -> str:
@@ -97,19 +95,10 @@ class ConditionalActivation(StochasticLayer):
         found.absent = nowhere.all(self.channels) if self.family.event else nowhere
         return found
 
-    def draw_arranged(self, x: tuple[Tensor, ...]) -> Tensor:
-        """A draw, fresh for each example; entries that belong together are on the last axis.
-
-        Args:
-            x: The kernels' outputs.
-        """
-        family = self.family_of(x)
+    def _gradient_of(self, family: ActivationDistribution) -> Gradient:
+        """The layer's gradient; that of one class, where only mixtures have it."""
         known = self.gradient == "score" or self.gradient in family.gradients
-        gradient = self.gradient if known else family.gradients[0]  # of one class, where that of mixtures is asked for
-        try:
-            return family.draw(self._arranged(x), gradient, self.temperature)
-        except ValueError as error:
-            raise self._explained(error) from error
+        return self.gradient if known else family.gradients[0]
 
     def _arranged(self, outputs: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
         """The outputs in at least single precision, with the classes where `Combined` expects them."""
