@@ -32,7 +32,7 @@ def tiny(case: Case) -> Case:
 
 
 # Those of Fashion-MNIST are those of MNIST with other data.
-@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith("fashion")])
+@pytest.mark.parametrize("name", [name for name in CASES if not name.startswith(("fashion", "cost"))])
 def test_every_case_runs(name: str, tmp_path: Path) -> None:
     case = tiny(CASES[name])
     metrics = run_trial(BENCH, case, 0, Setting("quick", tmp_path), split_of(case))["metrics"]
@@ -45,6 +45,15 @@ def test_every_case_runs(name: str, tmp_path: Path) -> None:
     assert ("accuracy/gate" in metrics) == ("gate" in name)
     pictures = list((tmp_path / "figures").glob("conditional-*.png"))
     assert len(pictures) == (0 if name.endswith("hard") or "merge" in name else 1)
+
+
+@pytest.mark.parametrize("name", [name for name in CASES if name.startswith("cost")])
+def test_costs_are_ratios(name: str, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(CASES[name].recipes["quick"], epochs=1)
+    case = dataclasses.replace(CASES[name], recipes={"quick": recipe})
+    metrics = run_trial(BENCH, case, 0, Setting("quick", tmp_path), None)["metrics"]
+    assert all(value > 0.0 for value in metrics.values())
+    assert ("ratio/batched" in metrics) == (name in ("cost/lstm", "cost/transformer"))
 
 
 def test_a_finished_training_is_not_repeated(tmp_path: Path) -> None:

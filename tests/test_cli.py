@@ -134,6 +134,37 @@ def test_layers_made_stochastic_have_a_rate(tmp_path: Path) -> None:
     assert "Already finished: additive" in call(*fixed, "--resume")
 
 
+def test_conditional_layers_are_trained_in_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = str(tmp_path / "run")
+    begun = ("train", "--conditional", "fc1,fc2", "--stochastic", "fc1", "--rate-weight", "0.01", "--out", folder)
+    epochs: list[int] = []
+    own = RunScreen.on_epoch_end
+
+    def interrupt(self: Any, row: dict[str, Any]) -> None:
+        own(self, row)
+        epochs.append(row["epoch"])
+        if row["epoch"] == 3:  # the first one of the second step
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(RunScreen, "on_epoch_end", interrupt)
+        output = call(*begun, "--epochs", "2", code=130)
+    assert "conditional fc1,fc2; first the classes, labels known" in output and "2 epochs for each step" in output
+    assert "random fc2.classes.0.weight" in output
+    call("train", "--resume", "--out", folder)
+    record = json.loads((tmp_path / "run" / "results.json").read_text())
+    (guide,) = record["guides"]
+    assert epochs == [1, 2, 3] and guide["history"]["epoch"] == [1, 2]
+    assert [row["mode"] for row in guide["rows"]] == ["mean", "mc:1", "mc:20"]
+    assert not any(row.get("labels") for row in guide["rows"])
+    assert guide["checkpoint"] == "additive.selection.safetensors" and (tmp_path / "run" / "posterior.nc").is_file()
+    assert "mc:2, labels known" in call("evaluate", folder, "--modes", "mc:2", "--labels", "known")
+    assert "labels known" not in call("evaluate", folder, "--modes", "mc:2")
+    assert "fc1.activation" in call("decompose", folder, "--samples", "1")
+    assert "without parameters" in call("train", "--conditional", "act1", *QUICK, code=2)
+    assert "no module(s) 'conv1'" in call("train", "--conditional", "conv1", *QUICK, code=2)
+
+
 def test_resume_by_name_finds_the_interrupted_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def interrupt(self: Any, row: dict[str, Any]) -> None:
         raise KeyboardInterrupt

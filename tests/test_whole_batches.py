@@ -13,7 +13,7 @@ from pyrostoch._inputs import count_examples, example_axes, take_examples
 from pyrostoch.effects.meeting import examples_meet
 from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.training.checks import check_batches
+from pyrostoch.training.batch_checks import check_batches
 
 NODES = 30
 

@@ -8,6 +8,7 @@ import typer
 
 __all__ = [
     "Batch",
+    "Conditional",
     "Data",
     "DataDir",
     "Device",
@@ -75,6 +76,14 @@ Stochastic = Annotated[
     typer.Option(
         "--stochastic",
         help="Layers whose outputs are drawn, separated by commas, such as conv1; see --rate-weight.",
+        metavar="NAME",
+    ),
+]
+Conditional = Annotated[
+    str | None,
+    typer.Option(
+        "--conditional",
+        help="Layers of which every class has its own, separated by commas; trained in two steps.",
         metavar="NAME",
     ),
 ]

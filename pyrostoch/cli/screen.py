@@ -72,6 +72,7 @@ class RunScreen(RunCallback):
         self._bars: dict[str, TaskID] = {}
         self._current = ""
         self.finished: list[str] = []
+        self._epochs = config.epochs * (2 if config.conditional else 1)
 
     def on_run_start(self, record: dict[str, Any]) -> None:
         """Print the settings, and show the bars."""
@@ -86,7 +87,7 @@ class RunScreen(RunCallback):
             return
         self._progress = bars(self._console, "{task.description:<18}")
         names = [name for name in self._config.guides if name not in self.finished]
-        epochs = self._config.epochs
+        epochs = self._epochs
         if len(names) > 1:
             self._bars["all"] = self._progress.add_task("all guides", total=epochs * len(names), note="")
         for name in names:
@@ -99,7 +100,7 @@ class RunScreen(RunCallback):
         if self._progress is None:
             return
         if name not in self._bars:  # a guide that was finished, and whose checkpoint is gone
-            self._bars[name] = self._progress.add_task(name, total=self._config.epochs, start=False, note="")
+            self._bars[name] = self._progress.add_task(name, total=self._epochs, start=False, note="")
         self._progress.start_task(self._bars[name])
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
@@ -110,13 +111,13 @@ class RunScreen(RunCallback):
         self._progress.update(bar, completed=row["epoch"], note=f"ELBO {row['elbo']:,.1f}")
         if "all" in self._bars:
             with_bars = [name for name in self._config.guides if name in self._bars]
-            done = with_bars.index(self._current) * self._config.epochs + row["epoch"]
+            done = with_bars.index(self._current) * self._epochs + row["epoch"]
             self._progress.update(self._bars["all"], completed=done)
 
     def on_scoring_start(self, name: str) -> None:
         """Show that the guide is being scored."""
         if self._progress is not None:
-            self._progress.update(self._bars[name], completed=self._config.epochs, note="scoring")
+            self._progress.update(self._bars[name], completed=self._epochs, note="scoring")
 
     def on_guide_end(self, result: dict[str, Any]) -> None:
         """Show the ELBO of the guide."""
@@ -159,7 +160,13 @@ class RunScreen(RunCallback):
             )
         if config.stochastic:
             lines.append(("stochastic", f"{config.stochastic}; weight of the rate {config.rate_weight:g}"))
-        epochs = f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}"
+        if config.conditional:
+            lines.append(
+                ("conditional", f"{config.conditional}; first the classes, labels known, then their selection")
+            )
+        epochs = (
+            f"{config.epochs} epoch{'' if config.epochs == 1 else 's'}{' for each step' * bool(config.conditional)}"
+        )
         training = (
             f"{epochs}, batches of {config.batch_size}, lr {config.lr:g} (log alpha {config.lr_alpha:g})"
             f", estimator {config.estimator}, seed {config.seed}, {config.device}, {config.dtype}"

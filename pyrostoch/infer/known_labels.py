@@ -61,6 +61,11 @@ def known_labels(model: object, labels: KnownLabels, *data: Data | None) -> Iter
     if labels is None:
         yield data
         return
+    if not isinstance(labels, str):
+        raise TypeError(
+            f"labels: expected 'known', for which the targets of the data are taken, got {type(labels).__name__}; "
+            f"predict(..., labels=) takes a tensor{see('how-to/conditional_layers')}"
+        )
     check_choice("labels", labels, ["known"])
     if not isinstance(model, BayesianModel):
         raise TypeError(f"labels='known': expected a BayesianModel, got {type(model).__name__}")

@@ -91,10 +91,12 @@ def check_rates_known(interpretation: Interpretation) -> None:
 def _check_estimate(name: str, site: ActivationSite) -> None:
     """Raise an error where the gradient of an estimate from the draw would be wrong, for discrete activations."""
     if site.layer.gradient in ("straight-through", "relaxed") and torch.is_grad_enabled():
+        kind = _name(site.posterior)
+        other = "" if kind == "MixtureSameFamily" else ", or a prior of the same family ('standard', 'learned')"
         raise ValueError(
-            f"layer {name!r}: the rate of {_name(site.posterior)} activations under this prior has no closed form, and "
-            f"gradient={site.layer.gradient!r} does not differentiate its estimate; use gradient='score', or a prior "
-            f"of the same family ('standard', 'learned'){see('how-to/stochastic_layers')}"
+            f"layer {name!r}: the rate of {kind} activations under this prior has no closed form, and "
+            f"gradient={site.layer.gradient!r} does not differentiate its estimate; use gradient='score'{other}"
+            f"{see('how-to/stochastic_layers')}"
         )
 
 

@@ -20,6 +20,7 @@
 | `SelectedAt` | a network whose conditional layer is selected at another of its modules |
 | `accept_labels` | lets a network take known classes as one more input |
 | `make_stochastic` | turns linear layers and convolutions of a network into stochastic ones |
+| `make_conditional` | gives every class a copy of layers of a network |
 | `activations`, `embody` | the distributions of activations; stochastic layers around an existing network |
 | `RateNetwork` | recurrent network of rate neurons driven by colored noise: trajectories, or their moments |
 
@@ -36,6 +37,7 @@ from pyrostoch.layers.conditional import (
     SelectedAt,
     SoftSelection,
     accept_labels,
+    make_conditional,
 )
 from pyrostoch.layers.convert import make_stochastic
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
@@ -115,5 +117,6 @@ __all__ = [
     "accept_labels",
     "activations",
     "embody",
+    "make_conditional",
     "make_stochastic",
 ]

@@ -22,7 +22,7 @@ from pyrostoch.layers.stochastic_kernels import (
     StochasticLinear,
 )
 
-__all__ = ["make_stochastic"]
+__all__ = ["check_replaceable", "chosen_modules", "make_stochastic", "replace_module"]
 
 _OPTIONS = ("kernel_size", "stride", "padding", "dilation", "groups", "padding_mode")
 #: The stochastic layer of each of torch's, and the options that both have.
@@ -71,25 +71,52 @@ def make_stochastic(
         ('StochasticLinear', torch.Size([5, 2]))
     """
     check_positive("make_stochastic scale", scale)
-    modules = dict(net.named_modules())
-    chosen = [names] if isinstance(names, str) else list(names)
-    if unknown := [name for name in chosen if name not in modules or not name]:
-        raise ValueError(
-            f"make_stochastic: no module(s) {name_list(unknown)}; the network has "
-            f"{name_list([name for name in modules if name], 99)}{see('how-to/stochastic_layers')}"
-        )
-    if wrong := [name for name in chosen if type(modules[name]) not in _KINDS]:
+    modules = chosen_modules(net, names, "make_stochastic", see("how-to/stochastic_layers"))
+    if wrong := [name for name in modules if type(modules[name]) not in _KINDS]:
         raise TypeError(
             f"make_stochastic: expected linear layers or convolutions of torch, but {wrong[0]!r} is a "
             f"{type(modules[wrong[0]]).__name__}; put a stochastic layer beside it by layers.embody"
             f"{see('how-to/stochastic_layers')}"
         )
-    for name in chosen:
-        _check_plain(net, name, modules[name])
-    for name in chosen:
-        holder, _, last = name.rpartition(".")
-        setattr(modules[holder], last, _converted(modules[name], distribution, prior, scale))
+    for name, module in modules.items():
+        check_replaceable(net, name, module, "make_stochastic", see("how-to/stochastic_layers"))
+    for name, module in modules.items():
+        replace_module(net, name, _converted(module, distribution, prior, scale))
     return net
+
+
+def chosen_modules(net: nn.Module, names: str | Iterable[str], what: str, hint: str) -> dict[str, nn.Module]:
+    """Modules of a network by name.
+
+    Args:
+        net: The network.
+        names: The names.
+        what: Name of the function that asks, for error messages.
+        hint: The end of error messages, such as a page of the manual.
+
+    Raises:
+        ValueError: There is no such module.
+    """
+    modules = dict(net.named_modules())
+    chosen = [names] if isinstance(names, str) else list(names)
+    if unknown := [name for name in chosen if name not in modules or not name]:
+        raise ValueError(
+            f"{what}: no module(s) {name_list(unknown)}; the network has "
+            f"{name_list([name for name in modules if name], 99)}{hint}"
+        )
+    return {name: modules[name] for name in chosen}
+
+
+def replace_module(net: nn.Module, name: str, module: nn.Module) -> None:
+    """Put a module in the place of another one.
+
+    Args:
+        net: The network.
+        name: Name of the other one.
+        module: The module.
+    """
+    holder, _, last = name.rpartition(".")
+    setattr(net.get_submodule(holder), last, module)
 
 
 def _converted(
@@ -128,14 +155,27 @@ def _output_for(family: ActivationDistribution, scale: float) -> float:
     return min(starts, key=lambda start: abs(float(link(torch.tensor(start, dtype=torch.float64))) - scale))
 
 
-def _check_plain(net: nn.Module, name: str, layer: nn.Module) -> None:
-    """Raise an error for a layer that is more than its class says, which would be lost."""
-    hooks = (layer._forward_pre_hooks, layer._forward_hooks, layer._backward_hooks)
+def check_replaceable(net: nn.Module, name: str, layer: nn.Module, what: str, hint: str) -> None:
+    """Raise an error for a layer that is more than its class says, which would be lost.
+
+    Args:
+        net: The network.
+        name: Name of the layer.
+        layer: The layer.
+        what: Name of the function that replaces it, for error messages.
+        hint: The end of error messages, such as a page of the manual.
+
+    Raises:
+        ValueError: It has hooks, several names, or tied or fixed parameters.
+    """
+    kinds = ("_forward_pre_hooks", "_forward_hooks", "_backward_hooks")
+    hooks = [getattr(part, kind) for part in layer.modules() for kind in kinds]
     names = [other for other, part in net.named_modules(remove_duplicate=False) if part is layer]
     tied = [
         other
         for other, parameter in net.named_parameters(remove_duplicate=False)
-        if other.rpartition(".")[0] not in names and any(parameter is own for own in layer.parameters())
+        if not other.startswith(tuple(f"{own}." for own in names))
+        and any(parameter is own for own in layer.parameters())
     ]
     reason = None
     if any(hooks):
@@ -145,11 +185,11 @@ def _check_plain(net: nn.Module, name: str, layer: nn.Module) -> None:
     elif tied:
         reason = f"it shares a parameter with {tied[0]!r}"
     elif not all(parameter.requires_grad for parameter in layer.parameters()):
-        reason = "a parameter of it is fixed (requires_grad=False), and a stochastic layer is trained"
+        reason = "a parameter of it is fixed (requires_grad=False), and what takes its place is trained"
     if reason:
         raise ValueError(
-            f"make_stochastic: {name!r} cannot be replaced without losing something: {reason}; put a stochastic layer "
-            f"beside it by layers.embody{see('how-to/stochastic_layers')}"
+            f"{what}: {name!r} cannot be replaced without losing something: {reason}; put a stochastic layer beside it "
+            f"by layers.embody{hint}"
         )
 
 

@@ -52,6 +52,7 @@ class Config:
         dtype: `"float32"` or `"float64"`.
         stochastic: Names of the layers that are made stochastic, separated by commas; empty for none.
         rate_weight: Weight of the rate of their activations in the loss.
+        conditional: Names of the layers of which every class has its own, separated by commas; empty for none.
         data_dir: Folder of the data. It does not change the results, so it may differ when a run is resumed.
 
     Raises:
@@ -84,6 +85,7 @@ class Config:
     data_dir: str | None = None
     stochastic: str = ""
     rate_weight: float = 1.0
+    conditional: str = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -128,6 +130,11 @@ class Config:
         """The names in `stochastic`, as a list."""
         return [part.strip() for part in self.stochastic.split(",") if part.strip()]
 
+    @property
+    def conditional_layers(self) -> list[str]:
+        """The names in `conditional`, as a list."""
+        return [part.strip() for part in self.conditional.split(",") if part.strip()]
+
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data for JSON; tuples become lists."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
@@ -137,7 +144,7 @@ class Config:
         """The settings from the dictionary that `to_dict` returned.
 
         Args:
-            content: All settings by name.
+            content: Settings by name; those with a default may lack, as in records of older versions.
 
         Returns:
             The settings.
@@ -147,11 +154,13 @@ class Config:
         """
         if not isinstance(content, Mapping):
             raise ValueError(f"settings: expected a dictionary, got {type(content).__name__}")
-        names = [field.name for field in dataclasses.fields(cls)]
+        fields = dataclasses.fields(cls)
+        names = [field.name for field in fields]
         unknown = [name for name in content if name not in names]
         if unknown:
             raise ValueError(f"settings: unknown {name_list(unknown)}{suggest(str(unknown[0]), names)}")
-        missing = [name for name in names if name not in content]
+        # Settings with a default are newer than others, and lack in older records.
+        missing = [f.name for f in fields if f.name not in content and f.default is dataclasses.MISSING]
         if missing:
             raise ValueError(f"settings: missing {name_list(missing)}")
         settings: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in content.items()}

@@ -82,7 +82,7 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     defaults: dict[str, Any] = {
         "guides": COMPARED_GUIDES if kind == "compare" else COMPARED_GUIDES[:1],
         "split": 0,
-        "random": _default_random(model, hidden, str(chosen.get("stochastic", ""))),
+        "random": _default_random(model, hidden, *(str(chosen.get(k, "")) for k in ("stochastic", "conditional"))),
         "prior": "log-uniform",
         "estimator": "local",
         "lr": recipe.lr,
@@ -103,12 +103,14 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     return Config(**{**defaults, **chosen, **fixed})
 
 
-def _default_random(model: str, hidden: tuple[int, ...], stochastic: str) -> str:
-    """The names of the default random weights; in a layer that is made stochastic they have another name."""
+def _default_random(model: str, hidden: tuple[int, ...], stochastic: str, conditional: str) -> str:
+    """Names of the default random weights; in a layer that is made stochastic or conditional they are others."""
     names = _RANDOM.get(model) or ("fc2.weight" if len(hidden) > 1 else "fc1.weight")
-    layers = {part.strip() for part in stochastic.split(",")}
-    weights = (name.rpartition(".") for name in names.split(","))
-    return ",".join(f"{layer}.kernel.{last}" if layer in layers else f"{layer}.{last}" for layer, _, last in weights)
+    kernels, classes = ({part.strip() for part in text.split(",")} for text in (stochastic, conditional))
+    found = []
+    for layer, _, last in (name.rpartition(".") for name in names.split(",")):
+        found.append(f"{layer}{'.classes.*' * (layer in classes)}{'.kernel' * (layer in kernels)}.{last}")
+    return ",".join(found)
 
 
 def choose_device(name: str) -> str:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pyrostoch._version import versions
 from pyrostoch.data import DataSplit
+from pyrostoch.infer.known_labels import conditional_layers
 from pyrostoch.model import BayesianModel
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.experiment import Experiment, build_experiment, build_model, describe_network, load_data
@@ -25,13 +26,14 @@ from pyrostoch.runs.folder import (
     write_record,
 )
 from pyrostoch.runs.registry import GUIDES
-from pyrostoch.runs.saved_run import read_config
-from pyrostoch.runs.scores import CURVE_SAMPLES, MODES, elbo_terms, posterior_histograms, score
+from pyrostoch.runs.saved_run import checkpoint_name, read_config
+from pyrostoch.runs.scores import CURVE_SAMPLES, elbo_terms, modes_for, posterior_histograms, score
 from pyrostoch.runs.threads import limit_threads
 from pyrostoch.safefile import temporary_name
 from pyrostoch.training.checkpoint import load
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
+from pyrostoch.training.two_steps import fit_two_steps
 
 __all__ = ["POSTERIOR_FILE", "RunCallback", "execute"]
 
@@ -140,9 +142,9 @@ def _run_remaining(
             continue
         experiment = build_experiment(config, split, name)
         callback.on_guide_start(name)
-        fitted = _train(config, experiment, folder / f"{name}.safetensors", resume, callback)
+        fits = _train(config, experiment, folder / f"{name}.safetensors", resume, callback)
         callback.on_scoring_start(name)
-        finished[name] = _guide_result(config, experiment, name, fitted)
+        finished[name] = _guide_result(config, experiment, name, fits)
         record["guides"] = [finished[guide] for guide in config.guides if guide in finished]
         record["posterior_of"] = None
         record["seconds"] = before + perf_counter() - begin
@@ -154,7 +156,7 @@ def _run_remaining(
         if random:
             callback.on_posterior_start(best)
             experiment = build_experiment(config, split, best)
-            load(folder / f"{best}.safetensors", experiment.model, experiment.guide)
+            load(folder / finished[best]["checkpoint"], experiment.model, experiment.guide)
             record["posterior_draws"] = _write_posterior(experiment, folder / POSTERIOR_FILE, config.seed)
         record["posterior_of"] = best
         record["seconds"] = before + perf_counter() - begin
@@ -219,38 +221,55 @@ def _initial_record(config: Config, split: DataSplit, model: BayesianModel, comm
     }
 
 
-def _train(config: Config, experiment: Experiment, checkpoint: Path, resume: bool, callback: RunCallback) -> Fit:
-    return fit(
-        experiment.model,
-        experiment.guide,
-        experiment.train,
-        epochs=config.epochs,
-        batch_size=config.batch_size,
-        lr=config.lr,
-        lr_alpha=config.lr_alpha,
-        estimator=config.estimator,
-        rate_weight=config.rate_weight,
-        seed=config.seed,
-        progress=False,
-        checkpoint=checkpoint,
-        resume=resume,
-        callback=callback.on_epoch_end,
+def _train(config: Config, experiment: Experiment, checkpoint: Path, resume: bool, callback: RunCallback) -> list[Fit]:
+    """Train a guide; with conditional layers in two steps, in each of them for the epochs of the settings."""
+    settings: dict[str, Any] = {
+        "batch_size": config.batch_size,
+        "lr": config.lr,
+        "lr_alpha": config.lr_alpha,
+        "estimator": config.estimator,
+        "rate_weight": config.rate_weight,
+        "seed": config.seed,
+        "progress": False,
+        "checkpoint": checkpoint,
+        "resume": resume,
+    }
+    model, guide, train = experiment.model, experiment.guide, experiment.train
+    if not config.conditional:
+        return [fit(model, guide, train, epochs=config.epochs, callback=callback.on_epoch_end, **settings)]
+
+    layers = conditional_layers(model.net)
+
+    def second(row: dict[str, Any]) -> None:
+        callback.on_epoch_end({**row, "epoch": config.epochs + row["epoch"]})
+
+    found = fit_two_steps(
+        model,
+        guide,
+        train,
+        selection={name: layer.selection for name, layer in layers.items() if layer.selection is not None},
+        epochs=(config.epochs, config.epochs),
+        first={"callback": callback.on_epoch_end},
+        second={"callback": second},
+        **settings,
     )
+    return [part for part in (found.classes, found.selection) if part is not None]
 
 
-def _guide_result(config: Config, experiment: Experiment, name: str, fitted: Fit) -> dict[str, Any]:
-    """The part of the record that describes a guide."""
-    scores = score(experiment, MODES, seed=config.seed, curve=CURVE_SAMPLES)
+def _guide_result(config: Config, experiment: Experiment, name: str, fits: list[Fit]) -> dict[str, Any]:
+    """The part of the record that describes a guide; the history is that of the last step of training."""
+    scores = score(experiment, modes_for(config), seed=config.seed, curve=CURVE_SAMPLES)
     decomposition = elbo_terms(experiment, seed=config.seed)
     sites = [site.name for site in experiment.model.sites.values() if site.role != "scale"]
+    history = fits[-1].history
     return {
         "name": name,
         "title": GUIDES[name].title,
-        "seconds": fitted.seconds,
-        "checkpoint": f"{name}.safetensors",
+        "seconds": sum(part.seconds for part in fits),
+        "checkpoint": checkpoint_name(config, name),
         "decomposition": decomposition.to_dict(),
         "rows": scores.rows,
-        "history": {key: fitted.history[key] for key in ("epoch", "elbo", "data", "kl", "kl_weight")},
+        "history": {key: history[key] for key in ("epoch", "elbo", "data", "kl", "kl_weight")},
         "reliability": {mode: bins for mode, bins in scores.reliability.items() if mode != "mc:1"},
         "by_samples": scores.curve,
         "posterior": posterior_histograms(experiment.guide, sites),

@@ -69,6 +69,7 @@ def build_model(config: Config, split: DataSplit) -> BayesianModel:
             layers.make_stochastic(net, config.stochastic_layers)
         except TypeError as error:  # the settings name a layer of another kind
             raise ValueError(f"stochastic: {error}") from error
+        _make_conditional(net, config.conditional_layers, split)
     likelihood: likelihoods.Likelihood = (
         likelihoods.Categorical()
         if split.task == "classification"
@@ -127,6 +128,39 @@ def describe_network(config: Config, model: BayesianModel, split: DataSplit) -> 
             + suffix
         )
     return f"convolutions 20 and 50 of 5 x 5, dense 500-{outputs}" + suffix
+
+
+def _make_conditional(net: nn.Module, names: list[str], split: DataSplit) -> None:
+    """Give every class a copy of the named layers, and each of these a gate that is linear in the layer's input."""
+    if not names:
+        return
+    if not split.num_classes:
+        raise ValueError(f"conditional: {split.title} has no classes; it needs a classification")
+    layers.make_conditional(net, names, split.num_classes)
+    example = split.x_train[:1]
+    for name in names:
+        layer = net.get_submodule(name)
+        width = _input_of(net, layer, example).numel()
+        gate = nn.Sequential(nn.Flatten(), nn.Linear(width, split.num_classes)).to(example.dtype)
+        layer.selection = layers.GatedSelection(gate)
+
+
+def _input_of(net: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer of a network reads for an input."""
+    found: list[Tensor] = []
+
+    def keep(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        found.append(inputs[0].detach())
+
+    handle = layer.register_forward_pre_hook(keep)
+    training = net.training
+    try:
+        with torch.no_grad(), layers.HardSelection(torch.zeros(len(x), dtype=torch.int64)):
+            net.eval()(x)
+    finally:
+        handle.remove()
+        net.train(training)
+    return found[0]
 
 
 def _network(config: Config, split: DataSplit) -> nn.Module:

@@ -14,7 +14,17 @@ from pyrostoch.runs.experiment import Experiment, build_experiment, load_data
 from pyrostoch.runs.folder import RECORD_FILE, RunError, find_run, numbered_folders, read_record
 from pyrostoch.training.checkpoint import load
 
-__all__ = ["SavedRun", "find_unfinished", "read_config", "saved_settings"]
+__all__ = ["SavedRun", "checkpoint_name", "find_unfinished", "read_config", "saved_settings"]
+
+
+def checkpoint_name(config: Config, guide: str) -> str:
+    """Name of the file with a trained guide: that of the last step of training.
+
+    Args:
+        config: The settings.
+        guide: Name of the guide.
+    """
+    return f"{guide}.selection.safetensors" if config.conditional else f"{guide}.safetensors"
 
 
 def read_config(folder: Path, record: dict[str, Any]) -> Config:
@@ -168,7 +178,7 @@ class SavedRun:
                 "with --data-dir"
             )
         experiment = build_experiment(config, split, guide)
-        load(self.folder / f"{guide}.safetensors", experiment.model, experiment.guide)
+        load(self.folder / checkpoint_name(config, guide), experiment.model, experiment.guide)
         return experiment
 
     def _training_device(self) -> str:

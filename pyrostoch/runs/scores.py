@@ -16,11 +16,13 @@ from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compar
 from pyrostoch.prediction.decompose import Decomposition, decompose
 from pyrostoch.prediction.readouts import parse_mode, seeded
 from pyrostoch.protocols import SiteGuide
+from pyrostoch.runs.config import Config
 from pyrostoch.runs.experiment import Experiment
 
 __all__ = [
     "CURVE_SAMPLES",
     "MODES",
+    "modes_for",
     "Scores",
     "elbo_terms",
     "posterior_histograms",
@@ -56,6 +58,15 @@ class Scores:
     rows: list[dict[str, Any]]
     reliability: dict[str, Any]
     curve: dict[str, list[Any]] | None
+
+
+def modes_for(config: Config) -> tuple[str, ...]:
+    """The predictive modes in which a run scores each guide: without moments, where a layer has no rule for them.
+
+    Args:
+        config: The settings.
+    """
+    return tuple(mode for mode in MODES if mode != "moments" or not config.conditional)
 
 
 def score(

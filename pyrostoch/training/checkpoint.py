@@ -26,6 +26,8 @@ from pyrostoch.training.state import form, module_state, overwrite
 
 __all__ = ["CheckpointError", "check_fits", "describe", "load", "save"]
 
+# Number of entries in which descriptions differ that are shown.
+_SHOWN = 5
 # The type of each part of a checkpoint's plain data, and of the items of its lists and dictionaries.
 _TYPES: dict[str, tuple[type, type | None]] = {
     "guide": (list, str),
@@ -199,7 +201,7 @@ def check_fits(
         )
     for part in ("guide", "likelihood", "network", "model", "num_data"):
         if description[part] != content[part]:
-            expected, got = _text(description[part]), _text(content[part])
+            expected, got = _differences(description[part], content[part])
             raise CheckpointError(f"checkpoint {path}: expected the {part} {expected}, got {got}; {advice}")
     # The other tensors of a run matter only where it is resumed.
     of_run = ("best.", "optimizer.", "rng.") if "training" in content else ()
@@ -310,5 +312,16 @@ def _names(names: Iterable[str]) -> str:
     return name_list(names) or "none"
 
 
-def _text(value: Any) -> str:
-    return ", ".join(value) if isinstance(value, list) else str(value)
+def _differences(expected: Any, got: Any) -> tuple[str, str]:
+    """Two descriptions as text: of lists only the entries that the other one lacks, where there are any."""
+    if not isinstance(expected, list):
+        return str(expected), str(got)
+    here, there = ([entry for entry in a if entry not in b] for a, b in ((expected, got), (got, expected)))
+    if (not here and not there) or (len(here) == len(expected) and len(there) == len(got)):
+        return ", ".join(expected), ", ".join(got)
+    return (_shown(here) if here else "as it is here"), (f"one {_shown(there)}" if there else "one without that")
+
+
+def _shown(entries: list[str]) -> str:
+    more = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+    return f"with {', '.join(entries[:_SHOWN])}{more}"

@@ -23,18 +23,17 @@ from pyrostoch._seeds import forked
 from pyrostoch.effects import base_distribution
 from pyrostoch.effects.activation_sites import site_names
 from pyrostoch.effects.usage import Use, weight_usage
-from pyrostoch.infer.batches import Batches, must_stay_whole
-from pyrostoch.infer.parallel import Ranks
+from pyrostoch.infer.batches import Batches
 from pyrostoch.likelihoods import BayesianSVM, Bernoulli, Categorical, FromOutput
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.priors import fixed_parameters
 from pyrostoch.protocols import Inputs
 from pyrostoch.sites import trace_of
+from pyrostoch.training.batch_checks import check_last_batch
 
 __all__ = [
     "check_all_batches",
-    "check_batches",
     "check_data",
     "check_model_and_guide",
     "check_param_store",
@@ -135,43 +134,6 @@ def keep_fixed_statistics(net: nn.Module) -> None:
             part.training = False
 
 
-def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: Ranks) -> None:
-    """Raise an error if examples that meet in the network would be trained in random parts of the data set.
-
-    Args:
-        model: The model.
-        batches: The training data.
-        shuffle: Whether their order is random.
-        ranks: The processes among which each batch is divided.
-
-    Raises:
-        ValueError: They would.
-    """
-    divided = ranks.is_distributed or (shuffle and len(batches) > 1)
-    if not divided or not must_stay_whole(batches, model):
-        return
-    start = (
-        f"{type(model.net).__name__}: its output for one example depends on others in the batch (a graph, attention "
-        "over the batch, a mean over it, batch statistics)"
-    )
-    if ranks.is_distributed:
-        raise ValueError(
-            f"{start}, so a batch cannot be divided among {ranks.world_size} processes; train in one"
-            f"{see('how-to/whole_batches')}"
-        )
-    declare = (
-        ""
-        if model.in_dims != 0
-        else ". Inputs that belong to all examples (edges, masks) are declared by BayesianModel(..., in_dims=(0, None))"
-    )
-    raise ValueError(
-        f"{start}, so random batches of {batches.batch_size} are not what it computes on all examples. Keep them "
-        f"together with batch_size={batches.num_data}; where the network runs on a part of them (a series), cut them "
-        f"in their own order with shuffle=False; or make the batches yourself by a DataLoader{declare}"
-        f"{see('how-to/whole_batches')}"
-    )
-
-
 def check_data(
     model: BayesianModel, guide: nn.Module, batches: Batches, device: torch.device, what: str = "data"
 ) -> Callable[[Inputs, Tensor], None] | None:
@@ -210,7 +172,7 @@ def check_data(
             "drop_last=True, batch_size must not exceed their number"
         )
     if what == "data":
-        _check_last_batch(model, batches)
+        check_last_batch(model, batches)
     if batches.in_memory is not None:
         check_finite(f"{what}: inputs x", batches.in_memory[0])
     generators = [(generator, generator.get_state()) for generator in batches.generators()]
@@ -313,18 +275,6 @@ def _check_target(model: BayesianModel, distribution: Distribution, y: Tensor, w
         model.likelihood.check_target(distribution, y)
     except ValueError as error:
         raise ValueError(f"{what}: {error}") from error
-
-
-def _check_last_batch(model: BayesianModel, batches: Batches) -> None:
-    """Raise an error for a last batch of one example, which has no variance by which a BatchNorm1d could normalize."""
-    if batches.batch_size is None or batches.num_data - (len(batches) - 1) * batches.batch_size != 1:
-        return
-    name = next((name for name, part in model.net.named_modules() if isinstance(part, nn.BatchNorm1d)), None)
-    if name is not None:
-        raise ValueError(
-            f"batch_size={batches.batch_size} leaves a last batch of one example out of {batches.num_data}, which the "
-            f"BatchNorm1d {name!r} cannot normalize; choose another batch_size"
-        )
 
 
 class _UsageRecorder(Messenger):

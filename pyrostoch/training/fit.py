@@ -23,9 +23,9 @@ from pyrostoch.prediction.readouts import batches_for
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.protocols import Data
 from pyrostoch.safefile import only_writer_of, read_file
+from pyrostoch.training.batch_checks import check_batches
 from pyrostoch.training.checks import (
     check_all_batches,
-    check_batches,
     check_data,
     check_likelihood_function,
     check_model_and_guide,

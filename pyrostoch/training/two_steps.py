@@ -3,19 +3,25 @@
 from __future__ import annotations
 
 import contextlib
+import warnings
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pyro
 from torch import nn
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
+from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.known_labels import conditional_layers
+from pyrostoch.infer.parallel import local_device
 from pyrostoch.layers.conditional import Conditional
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import Data
+from pyrostoch.records import Record
+from pyrostoch.training.checks import check_data, move_modules
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
 
@@ -23,7 +29,7 @@ __all__ = ["TwoStepFit", "fit_two_steps"]
 
 
 @dataclass(frozen=True)
-class TwoStepFit:
+class TwoStepFit(Record):
     """The outcome of both steps.
 
     Args:
@@ -33,6 +39,10 @@ class TwoStepFit:
 
     classes: Fit
     selection: Fit | None
+
+    def __str__(self) -> str:
+        second = "none: labels are known at inference" if self.selection is None else str(self.selection)
+        return f"classes: {self.classes}\nselection: {second}"
 
 
 def fit_two_steps(
@@ -103,6 +113,8 @@ def fit_two_steps(
         path = Path(checkpoint)
         base = path.name.removesuffix(".safetensors")
         paths = [path.with_name(f"{base}.{step}.safetensors") for step in ("classes", "selection")]
+    if selections:
+        _try_selections(model, guide, data, layers, selections, {**settings, **(second or {})})
     for name, layer in layers.items():
         if layer.selection is not selections.get(name):
             layer.selection = None
@@ -117,6 +129,34 @@ def fit_two_steps(
     with _only_selections_train(model, guide, layers, train_network):
         two = fit(model, guide, data, epochs=epochs[1], checkpoint=paths[1], **{**settings, **(second or {})})
     return TwoStepFit(one, two)
+
+
+def _try_selections(
+    model: BayesianModel,
+    guide: nn.Module,
+    data: Data,
+    layers: Mapping[str, Conditional],
+    selections: Mapping[str, nn.Module],
+    settings: Mapping[str, Any],
+) -> None:
+    """Run the first batch through the selections, so that one that does not fit is found before the first step."""
+    device = move_modules(model, guide, local_device(settings.get("device")))
+    batches = as_batches(
+        data, settings.get("batch_size", 100), shuffle=settings.get("shuffle", True), in_dims=model.in_dims
+    )
+    before = {name: layer.selection for name, layer in layers.items()}
+    try:
+        for name, layer in layers.items():
+            layer.selection = selections[name].to(device)
+        with warnings.catch_warnings(), pyro.get_param_store().scope():
+            warnings.simplefilter("ignore")  # fit itself warns
+            check_data(model, guide, batches, device)
+    except Exception as error:
+        error.add_note("fit_two_steps: the selection was tried on the first batch; nothing has been trained yet.")
+        raise
+    finally:
+        for name, layer in layers.items():
+            layer.selection = before[name]
 
 
 def _by_layer(selection: Any, layers: Mapping[str, Conditional]) -> dict[str, nn.Module]:

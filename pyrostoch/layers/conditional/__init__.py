@@ -6,6 +6,7 @@
 | `HardSelection` | known classes: a label for each example, boxes, or masks |
 | `SoftSelection`, `GatedSelection` | numbers between 0 and 1 for every class: learned tensors, or a gate on the input |
 | `SelectedAt` | a network whose conditional layer is selected at another of its modules |
+| `make_conditional` | gives every class a copy of layers of an existing network |
 | `accept_labels` | lets a network take known classes as one more input |
 """
 
@@ -14,6 +15,15 @@ from __future__ import annotations
 from pyrostoch.layers.conditional.conditional import Conditional
 from pyrostoch.layers.conditional.elsewhere import SelectedAt
 from pyrostoch.layers.conditional.hard import HardSelection, accept_labels
+from pyrostoch.layers.conditional.make import make_conditional
 from pyrostoch.layers.conditional.soft import GatedSelection, SoftSelection
 
-__all__ = ["Conditional", "GatedSelection", "HardSelection", "SelectedAt", "SoftSelection", "accept_labels"]
+__all__ = [
+    "Conditional",
+    "GatedSelection",
+    "HardSelection",
+    "SelectedAt",
+    "SoftSelection",
+    "accept_labels",
+    "make_conditional",
+]

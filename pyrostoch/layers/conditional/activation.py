@@ -14,6 +14,9 @@ from pyrostoch.layers.activations import ActivationDistribution, Gradient
 from pyrostoch.layers.conditional.combine import Combination, Combined, mixture_gradients
 from pyrostoch.layers.partial import Partial
 from pyrostoch.layers.stochastic import StochasticLayer
+from pyrostoch.moments import Moments
+from pyrostoch.moments.gaussian import per_example
+from pyrostoch.moments.table import refuse
 
 __all__ = ["ConditionalActivation", "is_traced"]
 
@@ -94,6 +97,26 @@ class ConditionalActivation(StochasticLayer):
             return found
         found.absent = nowhere.all(self.channels) if self.family.event else nowhere
         return found
+
+    def propagate(self, x: tuple[Moments, ...]) -> Moments:
+        """The moments of the activations: exact for known parameters of several classes; see `StochasticLayer`.
+
+        Args:
+            x: The moments of the kernels' outputs.
+        """
+        if not isinstance(x, _Selected):
+            return super().propagate(x)
+        if self.family.event or self.combine == "mixture-by-example":
+            refuse(type(self).forward, "the entries of an activation depend on each other")
+        if any(bool((part.var != 0).any()) for part in x):
+            refuse(type(self).forward, "the kernels' outputs of several classes, or their numbers, are random")
+        known = _Selected(part.loc for part in x)
+        known.absent = x.absent
+        distribution: Any = self._distribution(known)
+        mean = Moments.certain(self.restored(distribution.mean, known), x[0].settings)
+        var = self.restored(distribution.variance, known)
+        cov = None if mean.cov is None else torch.diag_embed(per_example(var))
+        return Moments(mean.loc, var, cov, mean.settings, mean.links)
 
     def _gradient_of(self, family: ActivationDistribution) -> Gradient:
         """The layer's gradient; that of one class, where only mixtures have it."""

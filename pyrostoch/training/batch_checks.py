@@ -1,0 +1,79 @@
+"""Checks of how a training run cuts its data into batches."""
+
+from __future__ import annotations
+
+from torch import nn
+
+from pyrostoch._manual import see
+from pyrostoch.infer.batches import Batches, must_stay_whole
+from pyrostoch.infer.known_labels import conditional_layers
+from pyrostoch.infer.parallel import Ranks
+from pyrostoch.layers.conditional.hard import known_selection
+from pyrostoch.model import BayesianModel
+
+__all__ = ["check_batches", "check_last_batch"]
+
+
+def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: Ranks) -> None:
+    """Raise an error if examples that meet in the network would be trained in random parts of the data set.
+
+    Labels that are entered around a run belong to the examples of one batch, and would be those of all others, too.
+
+    Args:
+        model: The model.
+        batches: The training data.
+        shuffle: Whether their order is random.
+        ranks: The processes among which each batch is divided.
+
+    Raises:
+        ValueError: They would.
+    """
+    if len(batches) > 1 and known_selection() is not None and conditional_layers(model.net):
+        raise ValueError(
+            "fit: it runs inside of a HardSelection, whose labels are those of one batch, while fit makes batches of "
+            "its own; train by fit(labels='known'), or make the labels an input by layers.accept_labels"
+            f"{see('how-to/conditional_layers')}"
+        )
+    divided = ranks.is_distributed or (shuffle and len(batches) > 1)
+    if not divided or not must_stay_whole(batches, model):
+        return
+    start = (
+        f"{type(model.net).__name__}: its output for one example depends on others in the batch (a graph, attention "
+        "over the batch, a mean over it, batch statistics)"
+    )
+    if ranks.is_distributed:
+        raise ValueError(
+            f"{start}, so a batch cannot be divided among {ranks.world_size} processes; train in one"
+            f"{see('how-to/whole_batches')}"
+        )
+    declare = (
+        ""
+        if model.in_dims != 0
+        else ". Inputs that belong to all examples (edges, masks) are declared by BayesianModel(..., in_dims=(0, None))"
+    )
+    raise ValueError(
+        f"{start}, so random batches of {batches.batch_size} are not what it computes on all examples. Keep them "
+        f"together with batch_size={batches.num_data}; where the network runs on a part of them (a series), cut them "
+        f"in their own order with shuffle=False; or make the batches yourself by a DataLoader{declare}"
+        f"{see('how-to/whole_batches')}"
+    )
+
+
+def check_last_batch(model: BayesianModel, batches: Batches) -> None:
+    """Raise an error for a last batch of one example, which has no variance by which a BatchNorm1d could normalize.
+
+    Args:
+        model: The model.
+        batches: The training data.
+
+    Raises:
+        ValueError: There is one; batch size and layer are named.
+    """
+    if batches.batch_size is None or batches.num_data - (len(batches) - 1) * batches.batch_size != 1:
+        return
+    name = next((name for name, part in model.net.named_modules() if isinstance(part, nn.BatchNorm1d)), None)
+    if name is not None:
+        raise ValueError(
+            f"batch_size={batches.batch_size} leaves a last batch of one example out of {batches.num_data}, which the "
+            f"BatchNorm1d {name!r} cannot normalize; choose another batch_size"
+        )
