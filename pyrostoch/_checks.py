@@ -78,7 +78,8 @@ def check_finite(what: str, x: object) -> None:
         bad = ~torch.isfinite(part)
         if bad.any():
             row = int(bad.flatten(1).any(1).nonzero()[0]) if part.dim() > 1 else int(bad.nonzero()[0])
-            which = f"{what}[{index}]" if isinstance(x, (tuple, list)) else what
+            names = getattr(x[-1], "names", None) if isinstance(x, tuple) else None  # of inputs with a structure
+            which = f"{what}{names[index] if names else f'[{index}]'}" if isinstance(x, (tuple, list)) else what
             raise ValueError(
                 f"{which}: expected finite values, got {int(bad.sum())} NaN or infinite entries in a tensor of shape "
                 f"{tuple(part.shape)}, the first in row {row}; drop or impute these rows"

@@ -6,13 +6,15 @@ belongs to all of them, such as the edges of a graph. One number stands for all 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
 
-from pyrostoch.protocols import InDims, Inputs
+from pyrostoch._structure import Structure
+from pyrostoch.protocols import FlatInputs, InDims
 
 __all__ = [
     "check_in_dims",
@@ -20,27 +22,42 @@ __all__ = [
     "device_of_inputs",
     "example_axes",
     "explain_dtypes",
+    "flat_dims",
+    "have_common_part",
     "take_examples",
     "to_device",
 ]
 
 
 def check_in_dims(in_dims: InDims) -> InDims:
-    """Return `in_dims` if it is a whole number, or a tuple of whole numbers and `None`; else raise a `TypeError`."""
-    entries = in_dims if isinstance(in_dims, tuple) else (in_dims,)
-    if not entries or any(entry is not None and type(entry) is not int for entry in entries):
+    """Return `in_dims` if it is a whole number or `None`, or tuples and dictionaries of these; else raise an error.
+
+    Args:
+        in_dims: What a user gave.
+
+    Raises:
+        TypeError: It is something else.
+    """
+    if not _are_axes(in_dims):
         raise TypeError(
             f"in_dims: expected the axis that counts the examples, or a tuple with one entry for each input, None for "
-            f"an input that belongs to all examples, got {in_dims!r}"
+            f"an input that belongs to all examples, or a dictionary of these, got {in_dims!r}"
         )
     return in_dims
+
+
+def _are_axes(in_dims: object) -> bool:
+    if isinstance(in_dims, (tuple, Mapping)):
+        entries = list(in_dims.values() if isinstance(in_dims, Mapping) else in_dims)
+        return bool(entries) and all(map(_are_axes, entries))
+    return in_dims is None or type(in_dims) is int
 
 
 def example_axes(x: object, in_dims: InDims = 0) -> tuple[int | None, ...]:
     """The axis of each input that counts the examples, from 0 up; `None` for an input that belongs to all of them.
 
     Args:
-        x: A tensor, or a tuple or list of tensors.
+        x: A tensor, or a tuple or list of tensors, flat as `flat_inputs` makes it.
         in_dims: Their declaration.
 
     Raises:
@@ -52,26 +69,78 @@ def example_axes(x: object, in_dims: InDims = 0) -> tuple[int | None, ...]:
         ((0, None), (1,))
     """
     parts = x if isinstance(x, (tuple, list)) else (x,)
-    dims: Sequence[int | None] = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(parts)
+    structure = parts[-1] if parts and isinstance(parts[-1], Structure) else None
+    if structure is None and isinstance(in_dims, Mapping):
+        raise ValueError(f"in_dims={in_dims} has keys: expected a dictionary of inputs, got {type(x).__name__}")
+    dims: Sequence[Any]
+    if structure is not None and not isinstance(in_dims, _FlatDims):
+        dims = (*structure.axes(in_dims), None)
+    else:
+        dims = in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(parts)
     if len(dims) != len(parts):
         raise ValueError(f"inputs: expected {len(dims)}, as many as entries of in_dims={in_dims}, got {len(parts)}")
     # One number stands for all tensors among the inputs; an option such as a flag belongs to all examples.
-    options = isinstance(in_dims, int) and any(isinstance(part, Tensor) for part in parts)
+    options = structure is not None or any(isinstance(part, PackedSequence) for part in parts)
+    options = options or (isinstance(in_dims, int) and any(isinstance(part, Tensor) for part in parts))
     axes: list[int | None] = []
-    for part, dim in zip(parts, dims, strict=True):
+    for index, (part, dim) in enumerate(zip(parts, dims, strict=True)):
         if dim is None or (options and not isinstance(part, Tensor)):
             axes.append(None)
             continue
         if not isinstance(part, Tensor) or part.dim() == 0:
             which = "first axis" if dim == 0 else f"axis {dim}"
+            where = "" if structure is None else structure.names[index]
             raise TypeError(
-                f"inputs: expected a tensor (or a tuple of tensors) whose {which} counts the examples, got "
-                f"{type(part).__name__}" + (" without axes" if isinstance(part, Tensor) else "")
+                f"inputs{where}: expected a tensor (or a tuple of tensors) whose {which} counts the examples, got "
+                f"{type(part).__name__}" + (" without axes" if isinstance(part, Tensor) else "") + _hint_of(where)
             )
         if not -part.dim() <= dim < part.dim():
             raise ValueError(f"inputs: axis {dim} of in_dims={in_dims} does not exist in shape {tuple(part.shape)}")
         axes.append(dim % part.dim())
     return tuple(axes)
+
+
+def have_common_part(x: object, in_dims: InDims = 0) -> bool:
+    """Whether a part of the inputs belongs to all examples and may hold data: a tensor, or an object of some class.
+
+    Args:
+        x: A tensor, or a tuple or list of inputs.
+        in_dims: The axis of each that counts the examples.
+
+    Example:
+        >>> have_common_part((torch.zeros(5, 2), torch.zeros(9)), (0, None)), have_common_part((torch.zeros(5), None))
+        (True, False)
+    """
+    parts = x if isinstance(x, (tuple, list)) else (x,)
+    without = [part for part, axis in zip(parts, example_axes(x, in_dims), strict=True) if axis is None]
+    return any(part is not None and type(part) not in (bool, int, float, str, Structure) for part in without)
+
+
+class _FlatDims(tuple[int | None, ...]):
+    """A declaration that has an entry for each part of flat inputs."""
+
+
+def flat_dims(inputs: tuple[Any, ...], in_dims: InDims) -> InDims:
+    """A declaration with an entry for each part of flat inputs, or 0.
+
+    Args:
+        inputs: The parts.
+        in_dims: The user's declaration.
+
+    Example:
+        >>> flat_dims((torch.zeros(2, 3), torch.zeros(4)), None)
+        (None, None)
+    """
+    if isinstance(in_dims, int) and in_dims == 0:
+        return 0
+    if inputs and isinstance(inputs[-1], Structure):
+        return _FlatDims(example_axes(inputs, in_dims))
+    return in_dims if isinstance(in_dims, tuple) else (in_dims,) * len(inputs)
+
+
+def _hint_of(where: str) -> str:
+    """What to do about an input that belongs to all examples, by its name."""
+    return f"; if it belongs to all examples, say so to the model: in_dims={{{where[1:-1]}: None}}" if where else ""
 
 
 def count_examples(x: object, in_dims: InDims = 0) -> int | None:
@@ -91,13 +160,21 @@ def count_examples(x: object, in_dims: InDims = 0) -> int | None:
     """
     axes = example_axes(x, in_dims)
     parts = x if isinstance(x, (tuple, list)) else (x,)
-    counts = [part.shape[axis] for part, axis in zip(parts, axes, strict=True) if axis is not None]
+    counts: list[Any] = [size for size in _sizes(parts, axes) if size is not None]
     if len(set(counts)) > 1:
+        if isinstance(parts[-1], Structure):
+            sizes = {name: n for name, n in zip(parts[-1].names, _sizes(parts, axes), strict=False) if n is not None}
+            counts = [f"{n} in x{name}" for name, n in sizes.items()]
         raise ValueError(
-            f"inputs x: expected as many examples in each input, got {counts}; where an input belongs to all examples "
-            "(the edges of a graph), say so to the model: BayesianModel(..., in_dims=(0, None))"
+            f"inputs x: expected as many examples in each input, got {', '.join(map(str, counts))}; where an input "
+            "belongs to all examples (the edges of a graph), say so to the model: BayesianModel(..., in_dims=(0, "
+            "None)), or a dictionary by name"
         )
     return counts[0] if counts else None
+
+
+def _sizes(parts: Sequence[Any], axes: Sequence[int | None]) -> list[int | None]:
+    return [None if axis is None else part.shape[axis] for part, axis in zip(parts, axes, strict=True)]
 
 
 @overload
@@ -108,7 +185,7 @@ def take_examples(x: Tensor, rows: slice | Tensor, in_dims: InDims = 0) -> Tenso
 def take_examples(x: tuple[Tensor, ...], rows: slice | Tensor, in_dims: InDims = 0) -> tuple[Tensor, ...]: ...
 
 
-def take_examples(x: Inputs, rows: slice | Tensor, in_dims: InDims = 0) -> Inputs:
+def take_examples(x: FlatInputs, rows: slice | Tensor, in_dims: InDims = 0) -> FlatInputs:
     """Some of the examples; an input that belongs to all of them is returned as it is.
 
     Args:
@@ -130,12 +207,15 @@ def take_examples(x: Inputs, rows: slice | Tensor, in_dims: InDims = 0) -> Input
 
 
 def _take(part: Tensor, rows: slice | Tensor, axis: int) -> Tensor:
+    if part.layout is torch.sparse_coo:  # which can be indexed, but not sliced
+        whole = torch.arange(part.shape[axis], device=part.device)
+        return torch.index_select(part, axis, whole[rows] if isinstance(rows, slice) else rows.to(part.device))
     if isinstance(rows, slice):
         return part[(slice(None),) * axis + (rows,)]
     return torch.index_select(part, axis, rows.to(part.device)) if axis else part[rows.to(part.device)]
 
 
-def device_of_inputs(x: Inputs) -> torch.device:
+def device_of_inputs(x: FlatInputs) -> torch.device:
     """The device of the first tensor among the inputs; options such as flags have none.
 
     Args:
@@ -145,8 +225,8 @@ def device_of_inputs(x: Inputs) -> torch.device:
         TypeError: There is no tensor among them.
     """
     for part in x if isinstance(x, (tuple, list)) else (x,):
-        if isinstance(part, Tensor):
-            return part.device
+        if isinstance(part, (Tensor, PackedSequence)):
+            return part.data.device
     raise TypeError("inputs x: expected at least one tensor among them, got none")
 
 
@@ -158,7 +238,7 @@ def to_device(x: Tensor, device: torch.device) -> Tensor: ...
 def to_device(x: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]: ...
 
 
-def to_device(x: Inputs, device: torch.device) -> Inputs:
+def to_device(x: FlatInputs, device: torch.device) -> FlatInputs:
     """Move a tensor, or a tuple of tensors, to a device.
 
     Args:
@@ -166,9 +246,15 @@ def to_device(x: Inputs, device: torch.device) -> Inputs:
         device: The device.
     """
     if isinstance(x, tuple):
-        # An option among the inputs, such as a flag, is no tensor.
-        return tuple(part.to(device, non_blocking=True) if isinstance(part, Tensor) else part for part in x)
-    return x.to(device, non_blocking=True)
+        return tuple(_moved(part, device) for part in x)
+    return _moved(x, device)
+
+
+def _moved(part: Any, device: torch.device) -> Any:
+    """A part on a device; an option among the inputs, such as a flag, is no tensor."""
+    if isinstance(part, Tensor):
+        return part.to(device, non_blocking=True)
+    return part.to(device) if callable(getattr(part, "to", None)) else part  # a PackedSequence, or a user's own
 
 
 def explain_dtypes(error: RuntimeError, net: nn.Module, inputs: tuple[Any, ...]) -> ValueError | None:

@@ -16,8 +16,8 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pyrostoch._checks import name_list
 from pyrostoch._seeds import forked, mixed_seed
-from pyrostoch.infer.batches import inputs_and_targets
 from pyrostoch.infer.elbo import ELBO, Estimator
+from pyrostoch.infer.items import reader_of
 from pyrostoch.metrics.accuracy import correct
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.predict import predict
@@ -222,7 +222,7 @@ class SVIModule(LightningModule):
         Returns:
             The loss, differentiable.
         """
-        x, y = inputs_and_targets(batch)
+        x, y = reader_of(self.model).split(batch)
         weight = self._kl_weight(batch_idx)
         total: Any = [0.0] * 5
         seed = mixed_seed(self._seed, _TRAINING, self.global_rank, self.trainer.current_epoch, batch_idx)
@@ -290,7 +290,7 @@ class SVIModule(LightningModule):
         self._score("test", batch, batch_idx, dataloader_idx)
 
     def _score(self, stage: str, batch: Sequence[Any], batch_idx: int, dataloader_idx: int) -> None:
-        x, y = inputs_and_targets(batch)
+        x, y = reader_of(self.model).split(batch)
         # The noise is the same at every validation, so that epochs can be compared.
         with forked(self.device, mixed_seed(0, _HELD_OUT, self.global_rank, dataloader_idx, batch_idx)):
             found = predict(self.model, self.guide, x, y=y, mode=self._mode, batch_size=len(y))
@@ -313,12 +313,7 @@ class SVIModule(LightningModule):
             The tensors of a `Prediction` by name: `total`, `aleatoric`, `epistemic`, and `log_probs`, or `mean` and
             `variance`.
         """
-        x: Any
-        if isinstance(batch, (tuple, list)):
-            x = batch[0] if len(batch) == 1 else inputs_and_targets(batch)[0]
-        else:
-            x = batch
-        found = predict(self.model, self.guide, x, mode=self._mode)
+        found = predict(self.model, self.guide, reader_of(self.model).inputs(batch), mode=self._mode)
         return {name: value for name, value in vars(found).items() if isinstance(value, Tensor)}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:

@@ -15,8 +15,16 @@ from torch.distributions.constraints import Constraint
 
 from pyrostoch._checks import check_finite, name_list
 from pyrostoch._fixed_entries import FixedEntries, fixed_entries, partly_fixed
-from pyrostoch._inputs import check_in_dims, count_examples, device_of_inputs, example_axes, explain_dtypes
+from pyrostoch._inputs import (
+    check_in_dims,
+    count_examples,
+    device_of_inputs,
+    explain_dtypes,
+    flat_dims,
+    have_common_part,
+)
 from pyrostoch._manual import see
+from pyrostoch._structure import flat_inputs
 from pyrostoch.effects import call_network
 from pyrostoch.effects.activation import InvalidParametersError
 from pyrostoch.effects.activation_rows import activations_are_by_example, uses_batch_statistics
@@ -26,8 +34,8 @@ from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import FromOutput, LikelihoodSpec, as_likelihood
 from pyrostoch.likelihoods.reading import LogDensities, full_precision
 from pyrostoch.moments import Moments
-from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, fixed_parameters, is_bias, owners
-from pyrostoch.protocols import InDims, Inputs, Output
+from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, freeze_random, is_bias
+from pyrostoch.protocols import FlatInputs, InDims, Inputs, Output
 from pyrostoch.sites import Site, announce_parameters, describe_sites, draw_weight, site_key
 
 __all__ = ["BayesianModel"]
@@ -61,7 +69,7 @@ class BayesianModel(nn.Module):
     the initial values of guides. A parameter without a prior is trained as usual.
 
     Args:
-        net: The network. If it takes several inputs, `x` is a tuple of them.
+        net: The network. If it takes several inputs, `x` is a tuple of them, or a dictionary of keyword inputs.
         prior: A prior, a Pyro distribution, a dictionary from name patterns to priors, a callable, or `None`; see
             `pyrostoch.priors.assign`.
         likelihood: A likelihood, or a function from the network's output to a Pyro distribution.
@@ -69,9 +77,10 @@ class BayesianModel(nn.Module):
         penalty: A function of `net` that returns a penalty in nats for the whole data set, added to the loss; it may
             read the parameters that have no prior.
         in_dims: The axis of each input that counts the examples, as in `torch.vmap`: a number for all inputs, or a
-            tuple with an entry for each. `None` marks an input that belongs to all examples, such as the edges of a
-            graph or a mask of its labeled nodes: it is never cut into batches. Where no input has such an axis, there
-            is a single batch.
+            tuple, or dictionary, with an entry for each. `None` marks an input that belongs to all examples, such as
+            the edges of a graph or a mask of its labeled nodes: it is never cut into batches. Where no input has such
+            an axis, there is a single batch.
+        target: Where items of the data are dictionaries, the key of the targets; the rest are the network's inputs.
 
     Raises:
         ValueError: The likelihood or `num_data` is missing, `num_data` is not positive, a pattern matches no parameter,
@@ -99,6 +108,7 @@ class BayesianModel(nn.Module):
         num_data: int | None = None,
         penalty: Callable[[nn.Module], Tensor] | None = None,
         in_dims: InDims = 0,
+        target: str | None = None,
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -119,8 +129,10 @@ class BayesianModel(nn.Module):
         self.num_data = int(count)
         self.penalty = penalty
         self.in_dims = check_in_dims(in_dims)
+        self.target = target
+        #: Whether what reads data hands the targets to the network's conditional layers, too; see `known_labels`.
+        self.labels_are_inputs = False
         priors = assign(net, prior)
-        parameters = dict(net.named_parameters(remove_duplicate=True))
         self._parameter_of = {clean_name(name): name for name in priors}
         if taken := sorted({*map(clean_name, priors), *site_names(net)} & _RESERVED_SITES):
             raise ValueError(
@@ -133,22 +145,7 @@ class BayesianModel(nn.Module):
         self._calls: list[_Call] = []
         self._meeting_cache: dict[tuple[Any, ...], bool] = {}
         self._describe_sites()  # raises an error if a site cannot be drawn, before the network is changed
-        fixed_ids = fixed_parameters(net)
-        for name, holder in owners(net).items():
-            # Stored in the module, since copies of a parameter lose its attributes.
-            frozen = holder.__dict__.setdefault("_pyrostoch_frozen", set())
-            fixed = holder.__dict__.setdefault("_pyrostoch_fixed", set())
-            last = name.rpartition(".")[2]
-            if id(parameters[name]) in fixed_ids:
-                fixed.add(last)
-            if name in priors:
-                frozen.add(last)
-                parameters[name].requires_grad_(False)
-            elif last in frozen or last in getattr(holder, "priors", {}):
-                # Frozen by another model, or by the layer's `prior=` which `prior` overrides: make it trainable again,
-                # unless the user had fixed it before a rule made it random.
-                frozen.discard(last)
-                parameters[name].requires_grad_(last not in fixed)
+        freeze_random(net, priors)
 
     @property
     def sites(self) -> dict[str, Site]:
@@ -192,8 +189,9 @@ class BayesianModel(nn.Module):
             >>> model.examples_meet(torch.randn(9, 2))
             True
         """
+        x = flat_inputs(x)
         inputs = x if isinstance(x, tuple) else (x,)
-        if None in example_axes(x, self.in_dims):  # the next one may say otherwise which examples meet
+        if have_common_part(x, self.in_dims):  # the next one may say otherwise which examples meet
             return examples_meet(self.net, inputs, self.in_dims, self._reading(y))
         # What is found on so many examples holds for any number.
         size = min(count_examples(x, self.in_dims) or 0, MOST_EXAMPLES)
@@ -246,6 +244,7 @@ class BayesianModel(nn.Module):
             x: Inputs.
             weights: The weights by site name, as `draw` returns them.
         """
+        x = flat_inputs(x)
         inputs = x if isinstance(x, tuple) else (x,)
         values = {self._parameter_of[site]: weights[site] for site in self._parameter_of}
         sites = {parameter: site for site, parameter in self._parameter_of.items()}
@@ -264,7 +263,7 @@ class BayesianModel(nn.Module):
                     inputs,
                     sites=sites,
                     usage_cache=self._usage_cache,
-                    in_dims=self._dims_of(inputs),
+                    in_dims=flat_dims(inputs, self.in_dims),
                     reading=self._reading(),
                     fixed={name: fixed_entries(self.net, name) for name in self._partly_fixed},
                 )
@@ -280,11 +279,6 @@ class BayesianModel(nn.Module):
         y = self._calls[-1].y if y is None and self._calls else y
         own = isinstance(self.likelihood, FromOutput) or not type(self.likelihood).__module__.startswith("pyrostoch.")
         return LogDensities(self.likelihood, y) if own else None
-
-    def _dims_of(self, inputs: tuple[Any, ...]) -> InDims:
-        """`in_dims` as a tuple, or 0."""
-        dims = self.in_dims
-        return dims if isinstance(dims, tuple) or dims == 0 else (dims,) * len(inputs)
 
     def observation(self, x: Inputs) -> Distribution:
         """Draw the weights and return the distribution of the observations given them; nothing is observed.
@@ -316,6 +310,7 @@ class BayesianModel(nn.Module):
                 is not finite or a target is out of range.
             TypeError: The inputs or targets are not tensors.
         """
+        x = flat_inputs(x)
         count = count_examples(x, self.in_dims)
         if y is not None:
             count = self._check_sizes(count, y)
@@ -344,12 +339,13 @@ class BayesianModel(nn.Module):
             weights: The weights by site name.
             y: Targets, as the model gets them: with them, the sites are scaled to the whole data set.
         """
+        x = flat_inputs(x)
         with self._calling(_Call(y, self._plate(x, y, count_examples(x, self.in_dims)), from_posterior=True)):
             self.outputs(x, weights)
 
-    def _plate(self, x: Inputs, y: Tensor | None, count: int | None) -> ExamplePlate:
+    def _plate(self, x: FlatInputs, y: Tensor | None, count: int | None) -> ExamplePlate:
         size = self.num_data if y is not None else count or 0
-        shares = None in example_axes(x, self.in_dims)
+        shares = have_common_part(x, self.in_dims)
         return ExamplePlate(size, count, y.device if y is not None else device_of_inputs(x), shares_inputs=shares)
 
     @contextlib.contextmanager
@@ -360,7 +356,7 @@ class BayesianModel(nn.Module):
         finally:
             self._calls.pop()
 
-    def _keeps_examples_apart(self, x: Inputs) -> bool:
+    def _keeps_examples_apart(self, x: FlatInputs) -> bool:
         """Whether the output for an example depends on its own activations only, in the network's present mode."""
         inputs = x if isinstance(x, tuple) else (x,)
         kind = ("rows", *call_kind(self.net, {}, inputs, {})[1:], count_examples(x, self.in_dims))

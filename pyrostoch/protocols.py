@@ -13,17 +13,22 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 from torch.utils.data import DataLoader, Dataset
 
-__all__ = ["Data", "Guide", "InDims", "Inputs", "Model", "Output", "PyroCallable", "SiteGuide"]
+__all__ = ["Data", "FlatInputs", "Guide", "InDims", "Inputs", "Model", "Output", "PyroCallable", "SiteGuide"]
 
-#: A batch of inputs: a tensor, or a tuple of tensors where a network takes several. The first axis counts the examples,
+#: A batch of inputs: a tensor; a tuple or list, a network's positional inputs; or a dictionary, its keywords. They may
+#: be nested, and hold dataclasses, and options that are no tensors. The first axis of each tensor counts the examples,
 #: unless the model's `in_dims` says otherwise.
-Inputs = Tensor | tuple[Tensor, ...]
+Inputs = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]
 
-#: For each input the axis that counts the examples, as in `torch.vmap`; `None` for one that belongs to all of them.
-InDims = int | None | tuple[int | None, ...]
+#: Inputs as this library hands them on: a tensor, or a flat tuple, which ends with what its parts were.
+FlatInputs = Tensor | tuple[Any, ...]
 
-#: A data set: inputs and targets as tensors, or a `Dataset` or `DataLoader` that yields such pairs.
-Data = tuple[Inputs, Tensor] | Dataset[Any] | DataLoader[Any]
+#: For each input the axis that counts the examples, as in `torch.vmap`; `None` for one that belongs to all of them. A
+#: dictionary may leave out keys, whose inputs have axis 0.
+InDims = int | None | tuple[Any, ...] | Mapping[str, Any]
+
+#: A data set: inputs and targets as tensors; a dictionary of both; a data set or `DataLoader` of such items.
+Data = tuple[Inputs, Tensor] | Mapping[str, Any] | Dataset[Any] | DataLoader[Any]
 
 #: What a network returns: a tensor, or tensors in tuples, lists and dictionaries.
 Output = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]

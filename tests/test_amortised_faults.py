@@ -94,7 +94,7 @@ def test_score_gradients_under_a_mask_and_with_a_factor(mask: tuple[int, ...], f
     guide = ps.guides.Additive(model)
     loss = ps.ELBO()
     found = mean_and_error(
-        lambda: torch.autograd.grad(loss.differentiable_loss(masked, guide, x, y), net.layer.kernel.weight)[0], 3000
+        lambda: torch.autograd.grad(loss.differentiable_loss(masked, guide, x, y), net.layer.kernel.weight)[0], 1200
     )
     assert_same_mean(found, (expected, torch.zeros_like(expected)))
 

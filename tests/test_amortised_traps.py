@@ -41,11 +41,11 @@ def test_score_gradients_where_examples_meet() -> None:
     (expected,) = torch.autograd.grad(N / 3 * (truth + kl.sum()), weight)
     assert model.examples_meet(x)
     loss = ps.ELBO()(model, ps.guides.Additive(model))
-    found = mean_and_error(lambda: torch.autograd.grad(loss(x, y), weight)[0], 1500)
+    found = mean_and_error(lambda: torch.autograd.grad(loss(x, y), weight)[0], 800)
     assert_same_mean(found, (expected, torch.zeros_like(expected)))
     # Costs taken one by one, which is wrong here, would be told apart.
     model._keeps_examples_apart = lambda x: True  # type: ignore[method-assign]
-    wrong = mean_and_error(lambda: torch.autograd.grad(loss(x, y), weight)[0], 1500)
+    wrong = mean_and_error(lambda: torch.autograd.grad(loss(x, y), weight)[0], 800)
     assert ((wrong[0] - expected).abs() > 8.0 * wrong[1]).any()
 
 
@@ -77,7 +77,7 @@ def test_score_gradients_with_time_first(steps: int) -> None:
     kl = torch.distributions.kl_divergence(dist.Bernoulli(logits=logits), dist.Bernoulli(torch.full_like(logits, 0.5)))
     (expected,) = torch.autograd.grad(truth + kl.sum(), net.layer.kernel.weight)
     loss = ps.ELBO()(model, ps.guides.Additive(model))
-    found = mean_and_error(lambda: torch.autograd.grad(loss(x, y), net.layer.kernel.weight)[0], 1500)
+    found = mean_and_error(lambda: torch.autograd.grad(loss(x, y), net.layer.kernel.weight)[0], 800)
     assert_same_mean(found, (expected, torch.zeros_like(expected)))
 
 

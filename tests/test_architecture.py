@@ -29,6 +29,7 @@ LAYERS: dict[str, int] = {
             "_ops",
             "_precision",
             "_seeds",
+            "_structure",
             "_version",
         ],
         0,
@@ -51,6 +52,9 @@ LAYERS: dict[str, int] = {
 # Packages that may import another one of their own layer.
 SAME_LAYER = {
     ("_inputs", "protocols"),
+    ("_inputs", "_structure"),
+    ("_structure", "protocols"),
+    ("_structure", "_checks"),
     # Within layer 3: priors, then likelihoods and sites, then the model, then layers.
     ("likelihoods", "priors"),
     ("layers", "priors"),

@@ -125,7 +125,9 @@ def test_layers_made_stochastic_have_a_rate(tmp_path: Path) -> None:
     assert "rate, nats/example" in call("decompose", folder, "--samples", "1")
     assert "no module(s) 'conv1'" in call("train", "--stochastic", "conv1", *QUICK, code=2)
     assert "stochastic: make_stochastic: expected linear" in call("train", "--stochastic", "act1", *QUICK, code=2)
-    assert "'none' needs a layer that is made stochastic" in call("train", "--random", "none", *QUICK, code=2)
+    assert "'none' needs a layer that is made stochastic, or conditional" in call(
+        "train", "--random", "none", *QUICK, code=2
+    )
     assert "there is no rate" in call("train", "--rate-weight", "0.1", *QUICK, code=2)
     fixed = ("train", "--stochastic", "fc1", "--random", "none", *QUICK, "--out", str(tmp_path / "fixed"))
     output = call(*fixed)
@@ -136,7 +138,7 @@ def test_layers_made_stochastic_have_a_rate(tmp_path: Path) -> None:
 
 def test_conditional_layers_are_trained_in_two_steps(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     folder = str(tmp_path / "run")
-    begun = ("train", "--conditional", "fc1,fc2", "--stochastic", "fc1", "--rate-weight", "0.01", "--out", folder)
+    begun = ("train", "--conditional", "fc1,fc2", "--stochastic", "fc1", "--rate-weight", "0.01", *QUICK)
     epochs: list[int] = []
     own = RunScreen.on_epoch_end
 
@@ -148,7 +150,7 @@ def test_conditional_layers_are_trained_in_two_steps(tmp_path: Path, monkeypatch
 
     with monkeypatch.context() as patch:
         patch.setattr(RunScreen, "on_epoch_end", interrupt)
-        output = call(*begun, "--epochs", "2", code=130)
+        output = call(*begun, "--out", folder, code=130)
     assert "conditional fc1,fc2; first the classes, labels known" in output and "2 epochs for each step" in output
     assert "random fc2.classes.0.weight" in output
     call("train", "--resume", "--out", folder)
@@ -160,7 +162,10 @@ def test_conditional_layers_are_trained_in_two_steps(tmp_path: Path, monkeypatch
     assert guide["checkpoint"] == "additive.selection.safetensors" and (tmp_path / "run" / "posterior.nc").is_file()
     assert "mc:2, labels known" in call("evaluate", folder, "--modes", "mc:2", "--labels", "known")
     assert "labels known" not in call("evaluate", folder, "--modes", "mc:2")
-    assert "fc1.activation" in call("decompose", folder, "--samples", "1")
+    terms = call("decompose", folder, "--samples", "1")
+    assert "fc1.activation" in terms and "noise / signal" in terms
+    page = (tmp_path / "run" / "report.html").read_text()
+    assert "<code>fc1,fc2</code> conditional on the class" in page and "2 epochs for each of two steps" in page
     assert "without parameters" in call("train", "--conditional", "act1", *QUICK, code=2)
     assert "no module(s) 'conv1'" in call("train", "--conditional", "conv1", *QUICK, code=2)
 

@@ -52,6 +52,12 @@ def test_layers_that_would_lose_something_are_refused() -> None:
     net = network()
     with pytest.raises(ValueError, match=r"make_conditional: no module\(s\) '7'"):
         make_conditional(net, "7", 2)
+    with pytest.raises(ValueError, match=r"'0' is conditional already"):
+        make_conditional(make_conditional(network(), "0", 2), "0", 2)
+    with pytest.raises(ValueError, match="expected at least one module, got none"):
+        make_conditional(net, [], 2)
+    with pytest.raises(TypeError, match="'0' is a Conditional; make it stochastic first"):
+        ps.layers.make_stochastic(make_conditional(network(), "0", 2), "0")
     with pytest.raises(ValueError, match=r"'2' is a Tanh without parameters"):
         make_conditional(net, ["0", "2"], 2)
     assert type(net.get_submodule("0")) is nn.Linear  # nothing was changed
@@ -106,7 +112,10 @@ def test_a_selection_that_does_not_fit_is_found_before_training() -> None:
     before = {name: value.clone() for name, value in model.state_dict().items()}
     with pytest.raises(RuntimeError, match="shapes cannot be multiplied") as found:
         ps.fit_two_steps(model, guide, DATA, selection=gate, epochs=(1, 1), **QUIET)
-    assert "nothing has been trained yet" in "".join(found.value.__notes__)
+    notes = "".join(found.value.__notes__)
+    assert (
+        "nothing has been trained yet" in notes and "reads what its layer reads, here inputs of shape (20, 2)" in notes
+    )
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
 
 
@@ -114,6 +123,31 @@ def test_a_selection_around_training_is_refused() -> None:
     model, guide, _ = gated()
     with HardSelection(DATA[1][:10]), pytest.raises(ValueError, match=r"fit: it runs inside of a HardSelection"):
         ps.fit(model, guide, DATA, epochs=1, batch_size=10, **QUIET)
+
+
+def test_known_labels_are_marked_everywhere() -> None:
+    model, guide, _ = gated()
+    result = ps.fit(model, guide, DATA, epochs=1, labels="known", **QUIET)
+    assert result.labels == "known" and ", labels known" in str(result)
+    noise = ps.activation_noise(model, guide, DATA, labels="known")
+    assert noise.labels == "known" and "20 examples, labels known;" in str(noise)
+    with HardSelection(DATA[1]):
+        assert ps.activation_noise(model, guide, DATA).labels == "known"
+        with pytest.raises(ValueError, match=r"decompose: it runs inside of a HardSelection"):
+            ps.decompose(model, guide, DATA)
+
+
+def test_known_classes_are_no_selection_of_a_layer() -> None:
+    model, guide, _ = gated()
+    known: Any = HardSelection(DATA[1])
+    with pytest.raises(TypeError, match="fit_two_steps selection: expected a module, .* got HardSelection"):
+        ps.fit_two_steps(model, guide, DATA, selection=known, epochs=(1, 1), **QUIET)
+    with pytest.raises(TypeError, match="fit_two_steps labels: labels are known in the first step"):
+        ps.fit_two_steps(model, guide, DATA, selection=None, epochs=(1, 1), labels="known", **QUIET)
+    layer: Any = model.net.get_submodule("0")
+    layer.selection = known
+    with pytest.raises(TypeError, match="Conditional selection: expected a module, .* got HardSelection"):
+        model.net(DATA[0])
 
 
 def test_messages_are_short(tmp_path: Path) -> None:

@@ -102,7 +102,7 @@ def test_nothing_is_told_of_the_targets_unless_it_is_asked_for() -> None:
 def test_labels_that_are_no_classes_are_refused() -> None:
     model, guide = model_of()
     x, y = data()
-    with pytest.raises(ValueError, match="expected targets that are class indices.*got torch.float32"):
+    with pytest.raises(ValueError, match="targets: expected class indices.*got torch.float32"):
         ps.fit(model, guide, (x, y.float()), epochs=1, labels="known", **QUIET)
     with pytest.raises(ValueError, match="labels: expected one of 'known'"):
         ps.compare(model, guide, (x, y), labels="yes")  # type: ignore[arg-type]

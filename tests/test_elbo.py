@@ -189,10 +189,10 @@ def test_densities_under_autocast_are_in_float32():
 def test_particles_are_averaged():
     model, x, y = regression()
     guide = ps.guides.Additive(model, init_scale=0.5)
-    one = losses(ps.ELBO("shared"), model, guide, x, y, 1200)
-    eight = losses(ps.ELBO("shared", num_particles=8), model, guide, x, y, 400)
-    assert abs(one.mean() - eight.mean()) < 5 * math.sqrt(one.var() / 1200 + eight.var() / 400)
-    assert eight.var() / one.var() == pytest.approx(1 / 8, rel=0.45)
+    one = losses(ps.ELBO("shared"), model, guide, x, y, 600)
+    eight = losses(ps.ELBO("shared", num_particles=8), model, guide, x, y, 200)
+    assert abs(one.mean() - eight.mean()) < 5 * math.sqrt(one.var() / 600 + eight.var() / 200)
+    assert eight.var() / one.var() == pytest.approx(1 / 8, rel=0.65)
 
 
 def test_penalty_is_a_separate_term():

@@ -129,7 +129,7 @@ def resumed(path: Path, after: int, **options: Any) -> Any:
     return train(checkpoint=path, resume=True, **{**options, "compile": "auto"})
 
 
-@pytest.mark.parametrize("after", [1, 3])
+@pytest.mark.parametrize("after", [1])
 def test_a_resumed_compiled_run_ends_in_the_same_bits(after, tmp_path, interpreted):
     whole, model, guide = train(compile=True, checkpoint=tmp_path / "whole.safetensors")
     found, twin, other = resumed(tmp_path / "cut.safetensors", after, compile=True)

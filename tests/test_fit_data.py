@@ -150,8 +150,8 @@ BAD_DATA = {
     "tensor alone": (X, TypeError, r"data: expected \(x, y\) tensors"),
     "triple": ((X, X, Y), TypeError, "got tuple of 3"),
     "no target": ((X, "y"), TypeError, "targets y as a tensor.*got str"),
-    "stream": (Stream(), TypeError, "map-style"),
-    "loader of a stream": (DataLoader(Stream(), batch_size=5), TypeError, "known length"),
+    "stream": (Stream(), TypeError, "the loader has no length.*steps_per_epoch"),
+    "loader of a stream": (DataLoader(Stream(), batch_size=5), TypeError, "the loader has no length.*steps_per_epoch"),
     "loader without batches": (DataLoader(Items(), batch_size=50, drop_last=True), ValueError, "no batch"),
     "items without target": (TensorDataset(X), TypeError, "expected items"),
 }

@@ -17,7 +17,7 @@ from pyrostoch.prediction.predict import predict
 from pyrostoch.runs import Config, RunCallback, RunError, SavedRun, execute, fill_defaults
 from pyrostoch.runs.experiment import build_experiment, load_data
 from pyrostoch.runs.registry import COMPARED_GUIDES
-from pyrostoch.runs.scores import score, variance_notes
+from pyrostoch.runs.scores import result_notes, score
 from pyrostoch.runs.threads import limit_threads
 
 SETTINGS: dict[str, Any] = {"epochs": 3, "hidden": (12, 10), "device": "cpu", "seed": 3}
@@ -106,7 +106,7 @@ def test_results_of_a_guide_are_consistent(record: dict[str, Any]) -> None:
 def test_variance_only_is_at_chance_by_its_mean(record: dict[str, Any]) -> None:
     rows = {row["mode"]: row["accuracy"] for row in record["guides"][-1]["rows"]}
     assert rows["mean"] < 0.15 < rows["mc:20"] - 0.1
-    assert [line.split(":")[0] for line in variance_notes(record)] == ["variance"]
+    assert [line.split(":")[0] for line in result_notes(record)] == ["variance"]
 
 
 def test_posterior_opens_in_arviz(complete: Path) -> None:
@@ -236,7 +236,7 @@ def test_variance_note_of_a_regression() -> None:
         return {"name": name, "rows": [{"mode": "mean", "rmse": mean}, {"mode": "mc:20", "rmse": averaged}]}
 
     guides = [guide("a", 2.1, 1.0), guide("b", 2.0, 1.0), guide("c", "nan", 1.0)]
-    (sentence,) = variance_notes({"data": {"classes": None}, "guides": guides})
+    (sentence,) = result_notes({"data": {"classes": None}, "guides": guides})
     assert sentence.startswith("a: RMSE 2.1000 with mean weights, 1.0000 with 20 samples: what it has learned")
 
 

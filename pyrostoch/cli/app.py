@@ -158,8 +158,9 @@ def decompose(
     data_dir: opt.DataDir = None,
     device: opt.Device = None,
 ) -> None:
-    """Show the terms of the ELBO of each guide of a run, site by site."""
+    """Show the terms of the ELBO of each guide of a run, site by site, and the noise of stochastic layers."""
     from pyrostoch.cli.screen import console
+    from pyrostoch.prediction import activation_noise
     from pyrostoch.runs import SavedRun
     from pyrostoch.runs.registry import GUIDES
     from pyrostoch.runs.scores import elbo_terms
@@ -172,6 +173,9 @@ def decompose(
             terms = elbo_terms(experiment, samples, seed=saved.config.seed)
         output.print(f"[bold]{GUIDES[name].title}[/bold]")
         output.print(f"{terms}\n", markup=False, soft_wrap=True)
+        if saved.config.stochastic:
+            noise = activation_noise(experiment.model, experiment.guide, experiment.train)
+            output.print(f"{noise}\n", markup=False, soft_wrap=True)
 
 
 @app.command()
@@ -226,7 +230,7 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
     from pyrostoch.cli.screen import RunScreen, comparison_table, console
     from pyrostoch.report import write
     from pyrostoch.runs import execute
-    from pyrostoch.runs.scores import variance_notes
+    from pyrostoch.runs.scores import result_notes
     from pyrostoch.training.trainer import NonFiniteLossError
 
     given = {key: value for key, value in params.items() if value is not None and key not in _NOT_SETTINGS}
@@ -258,7 +262,7 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
     output = console()
     output.print(comparison_table(record))
     if not params["quiet"]:
-        for sentence in variance_notes(record):
+        for sentence in result_notes(record):
             output.print(sentence)
         files = ["report.html", "results.json"] + ["posterior.nc"] * bool(record["model"]["random"])
         output.print(f"Wrote {folder}: {', '.join(files)}, a checkpoint for each guide.")

@@ -66,8 +66,8 @@ Random = Annotated[
     str | None,
     typer.Option(
         "--random",
-        help="Name patterns of the random weights, separated by commas; default: a hidden layer, fc2.weight for mlp; "
-        "none beside --stochastic.",
+        help="Name patterns of the random weights, separated by commas; default: a hidden layer, fc2.weight for mlp. "
+        "'none' is for networks with --stochastic or --conditional layers.",
         metavar="PATTERN",
     ),
 ]

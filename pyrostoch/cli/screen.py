@@ -218,10 +218,11 @@ def comparison_table(record: dict[str, Any]) -> Table:
     for name in ("nll",) if regression else ("nll", "ece"):
         columns.append((name.upper(), [_row(guide, last_mode).get(name) for guide in guides], 3, min))
     columns.append(("seconds", [guide["seconds"] for guide in guides], 1, None))
+    columns_left_out = "" if "moments" in modes else " No moments: layers of several classes have no rule."
     score = "test RMSE" if regression else "test accuracy, %"
     caption = (
         f"ELBO, data term and KL: nats, whole training set. {', '.join(map(_mode_title, modes))}: {score}. "
-        f"{'NLL' if regression else 'NLL and ECE'}: {_mode_title(last_mode)}."
+        f"{'NLL' if regression else 'NLL and ECE'}: {_mode_title(last_mode)}.{columns_left_out}"
     )
     if regression:
         caption += " ELBO and data term are those of the standardized target; RMSE and NLL are in its original units."

@@ -22,7 +22,7 @@ from pyrostoch._version import __version__
 from pyrostoch.effects import SharedSample
 from pyrostoch.likelihoods.pseudo import is_pseudo
 from pyrostoch.prediction.readouts import batches_for, batches_on_device, check_targets, observation_distribution
-from pyrostoch.protocols import Data, InDims, Inputs, Model
+from pyrostoch.protocols import Data, FlatInputs, InDims, Model
 from pyrostoch.sites import Site, latent_sites
 
 __all__ = ["GroupOptions", "collect_groups"]
@@ -61,7 +61,7 @@ class GroupOptions:
 
 def collect_groups(
     model: Model,
-    draw_trace: Callable[[int, Inputs], Trace],
+    draw_trace: Callable[[int, FlatInputs], Trace],
     data: Data,
     options: GroupOptions,
     batch_size: int,
@@ -155,12 +155,13 @@ def _check_densities(options: GroupOptions, distribution: Distribution) -> None:
         )
 
 
-def _fingerprint(x: Inputs, in_dims: InDims) -> Tensor:
+def _fingerprint(x: FlatInputs, in_dims: InDims) -> Tensor:
     """A number for each example, by which to check that all passes have the same examples in the same order."""
     axes = example_axes(x, in_dims)
     inputs = [(p, axis) for p, axis in zip(x if isinstance(x, tuple) else (x,), axes, strict=True) if axis is not None]
     if not inputs:
         return torch.zeros(0)
+    inputs = [(part.to_dense(), axis) for part, axis in inputs]
     parts = [part.movedim(axis, 0).reshape(part.shape[axis], -1).double() for part, axis in inputs]
     weighted = [p @ torch.linspace(1, 2, p.shape[1], dtype=p.dtype, device=p.device) for p in parts]
     return torch.stack(weighted).sum(0)
@@ -186,6 +187,11 @@ def _assemble(
 
 def _choose(sites: Iterable[str] | str | None, known: list[str]) -> list[str]:
     """The sites that match the names or patterns, in the model's order."""
+    if sites is None and not known:
+        raise ValueError(
+            "to_arviz: no weight of the network is random, so there are no draws of weights to diagnose; score its "
+            f"predictions with pyrostoch.compare{see('how-to/arviz')}"
+        )
     patterns = ["*"] if sites is None else [sites] if isinstance(sites, str) else list(sites)
     for pattern in patterns:
         if not fnmatch.filter(known, pattern):

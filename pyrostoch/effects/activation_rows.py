@@ -98,6 +98,8 @@ def _with_row(part: Any, axis: int, row: int, source: int) -> Any:
     """The tensor with the inputs of one example taken from another one, and moved where they are real."""
     if not isinstance(part, Tensor):
         return part
+    if part.layout is not torch.strided:
+        return _with_row(part.to_dense(), axis, row, source).to_sparse()
     changed = part.clone()
     changed.select(axis, row).copy_(part.select(axis, source))
     if part.is_floating_point():

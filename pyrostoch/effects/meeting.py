@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pyrostoch._inputs import count_examples, example_axes, take_examples
+from pyrostoch._inputs import count_examples, example_axes, have_common_part, take_examples
 from pyrostoch.effects.held_state import HeldState
 from pyrostoch.effects.perturbed import SEED, PerturbedNetwork, Reading, on_first_terms
 from pyrostoch.effects.repeatable import attributes_restored, same, separating_sets, size_of
@@ -71,7 +71,7 @@ def examples_meet(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0, readi
     order, anywhere = torch.randperm(count, generator=torch.Generator().manual_seed(SEED)), torch.empty(count).long()
     anywhere[order] = order.roll(1)
     with quiet_evaluation(net):
-        if None in axes:
+        if have_common_part(x, in_dims):
             sets = separating_sets(count) if count <= MOST_EXAMPLES else _random_halves(count)
             others = take_examples(x, anywhere, in_dims)
             try:
@@ -119,7 +119,7 @@ def scrambled_examples_meet(
     """
     count = count_examples(x, in_dims)
     axes = example_axes(x, in_dims)
-    if count is None or count < 2 or None in axes:
+    if count is None or count < 2 or have_common_part(x, in_dims):
         return False
     net, device = plain(net)
     with quiet_evaluation(net):
@@ -163,8 +163,7 @@ def depends_on_place(net: nn.Module, x: tuple[Any, ...], in_dims: InDims = 0) ->
         (True, False)
     """
     count = count_examples(x, in_dims)
-    axes = example_axes(x, in_dims)
-    if count is None or count < 2 or None in axes:
+    if count is None or count < 2 or have_common_part(x, in_dims):
         return False
     net, device = plain(net)
     size = min(count, _FEW)
@@ -316,7 +315,7 @@ def _moves_others(
 
 def _noisy(part: Any, moved: PerturbedNetwork) -> Any:
     """Inputs with noise, since those of other examples may be equal."""
-    if not isinstance(part, Tensor) or not part.is_floating_point():
+    if not isinstance(part, Tensor) or not part.is_floating_point() or part.layout is not torch.strided:
         return part
     return part + 0.1 * size_of(part) * moved.noise(part)
 
@@ -327,6 +326,8 @@ def _enlarged(part: Any) -> Any:
 
 def _mixed(part: Tensor, other: Tensor, rows: Tensor, axis: int) -> Tensor:
     """The tensor with the examples of a mask taken from another one."""
+    if part.layout is not torch.strided:
+        return _mixed(part.to_dense(), other.to_dense(), rows, axis).to_sparse()
     shape = [1] * part.dim()
     shape[axis] = len(rows)
     return torch.where(rows.to(part.device).reshape(shape), other, part)

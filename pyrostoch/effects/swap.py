@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from pyrostoch._structure import positional_and_keyword
+
 __all__ = ["call_with", "tied_values"]
 
 
@@ -57,7 +59,7 @@ def call_with(net: nn.Module, values: Mapping[str, Tensor], args: tuple[Any, ...
     Args:
         net: The network.
         values: Values by the first name of each parameter or buffer.
-        args: Positional inputs.
+        args: Positional inputs, perhaps flat ones with their structure; see `flat_inputs`.
         kwargs: Keyword inputs.
 
     Example:
@@ -65,6 +67,7 @@ def call_with(net: nn.Module, values: Mapping[str, Tensor], args: tuple[Any, ...
         >>> call_with(nn.Linear(2, 1, bias=False), {"weight": torch.ones(1, 2)}, (torch.ones(1, 2),), {}).item()
         2.0
     """
+    args, kwargs = positional_and_keyword(args, kwargs)
     with _uncompiled(net):
         return functional_call(net, tied_values(net, values), args, kwargs, tie_weights=False)
 

@@ -22,6 +22,7 @@ from torch.overrides import TorchFunctionMode, resolve_name
 from pyrostoch._inputs import count_examples
 from pyrostoch._manual import see
 from pyrostoch._ops import bind
+from pyrostoch._structure import Structure
 from pyrostoch.effects.active import entered
 from pyrostoch.effects.repeatable import attributes_restored
 from pyrostoch.effects.swap import call_with
@@ -163,7 +164,9 @@ def call_kind(
     """
     inputs = tuple((tensor.dim(), tensor.dtype) for tensor in tensors_in((args, kwargs)))
     options = tuple(
-        option for option in (*args, *kwargs.values()) if option is None or type(option) in (bool, int, float, str)
+        option
+        for option in (*args, *kwargs.values())
+        if option is None or type(option) in (bool, int, float, str, Structure)
     )
     parts = list(net.modules())
     modes = tuple(part.training for part in parts)

@@ -3,18 +3,17 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
 
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.protocols import Inputs
+from pyrostoch.protocols import FlatInputs
 
-__all__ = ["Batches", "Share", "epoch_order", "inputs_and_targets", "must_stay_whole"]
+__all__ = ["Batches", "Share", "epoch_order", "must_stay_whole"]
 
 
 def epoch_order(seed: int, epoch: int, count: int) -> Tensor:
@@ -46,7 +45,7 @@ class Share:
         count: Number of examples in the whole batch.
     """
 
-    x: Inputs
+    x: FlatInputs
     y: Tensor
     weight: float | None
     count: int
@@ -60,6 +59,7 @@ class Batches(ABC):
         batch_size: Number of examples in a batch, the last of which may be smaller; `None` where a loader decides.
         shuffle: Whether epochs with a seed have a random order.
         from_loader: Whether a loader of the user's makes the batches.
+        is_stream: Whether an epoch is a part of a stream, which goes on in the next one.
         items_are_batches: Whether a loader's data set holds whole batches, as parts of graphs; `num_data` counts those
             until somebody who knows the number of examples sets it.
         in_memory: The whole data set `(x, y)` where it is held in memory as tensors, else `None`.
@@ -69,21 +69,26 @@ class Batches(ABC):
     batch_size: int | None
     shuffle: bool = True
     from_loader: bool = False
+    is_stream: bool = False
     items_are_batches: bool = False
-    in_memory: tuple[Inputs, Tensor] | None = None
+    in_memory: tuple[FlatInputs, Tensor] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of batches in an epoch."""
 
     @abstractmethod
-    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
+    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[FlatInputs, Tensor]]:
         """The batches of one epoch.
 
         Args:
             seed: Seed of the order; `None` keeps the order of the data set.
             number: Number of the epoch; together with the seed it determines the order.
         """
+
+    def first(self) -> tuple[FlatInputs, Tensor]:
+        """A batch of an epoch."""
+        return next(iter(self.epoch(None, 0)))
 
     def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
         """This process's part of each batch of `epoch`.
@@ -119,32 +124,4 @@ def must_stay_whole(batches: Batches, model: object) -> bool:
     find = getattr(model, "examples_meet", None)
     if not callable(find) or batches.from_loader:
         return False
-    return bool(find(*(next(batches.epoch(None, 0)) if batches.in_memory is None else batches.in_memory)))
-
-
-def inputs_and_targets(batch: Sequence[Any]) -> tuple[Inputs, Tensor]:
-    """Split an item of a data set or loader into `(x, y)`: the last entry is the target.
-
-    Args:
-        batch: `(x, y)`, or `(x1, x2, ..., y)` for several inputs.
-
-    Returns:
-        Inputs, a tuple of tensors where there are several, and targets.
-
-    Raises:
-        TypeError: The item has another form.
-
-    Example:
-        >>> x, y = inputs_and_targets([torch.zeros(2, 3), torch.zeros(2, 1), torch.arange(2)])
-        >>> len(x), y.tolist()
-        (2, [0, 1])
-    """
-    if not isinstance(batch, (tuple, list)) or len(batch) < 2 or not isinstance(batch[-1], Tensor):
-        raise TypeError(
-            "data: expected items (x, y), or (x1, x2, ..., y) for several inputs, as tensors; got "
-            + type(batch).__name__
-            + (f" of {[type(part).__name__ for part in batch]}" if isinstance(batch, (tuple, list)) else "")
-        )
-    *inputs, y = batch
-    x = inputs[0] if len(inputs) == 1 else tuple(inputs)
-    return tuple(x) if isinstance(x, list) else x, y
+    return bool(find(*(batches.first() if batches.in_memory is None else batches.in_memory)))

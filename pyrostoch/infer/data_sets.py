@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -11,7 +11,6 @@ import torch
 from torch import Tensor
 from torch.utils.data import (
     DataLoader,
-    Dataset,
     IterableDataset,
     RandomSampler,
     SubsetRandomSampler,
@@ -19,14 +18,15 @@ from torch.utils.data import (
     WeightedRandomSampler,
     default_collate,
 )
-from torch.utils.data.distributed import DistributedSampler
 
-from pyrostoch._checks import check_count
+from pyrostoch._checks import check_count, name_list
 from pyrostoch._inputs import count_examples, example_axes, take_examples, to_device
 from pyrostoch._manual import see
-from pyrostoch.infer.batches import Batches, Share, epoch_order, inputs_and_targets
+from pyrostoch.infer.batches import Batches, Share, epoch_order
+from pyrostoch.infer.items import Reader
+from pyrostoch.infer.loaders import LoaderBatches, Stream
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.protocols import Data, InDims, Inputs
+from pyrostoch.protocols import Data, FlatInputs, InDims
 
 __all__ = ["as_batches", "move_to_device"]
 
@@ -43,7 +43,7 @@ class _IndexedBatches(Batches):
     def __len__(self) -> int:
         return -(-self.num_data // self.batch_size)
 
-    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
+    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[FlatInputs, Tensor]]:
         """Batches of consecutive indices of the epoch's permutation."""
         yield from (self.select(index) for index in self._indices(seed, number))
 
@@ -63,20 +63,20 @@ class _IndexedBatches(Batches):
         yield from order.to(self._device).split(self.batch_size)
 
     @abstractmethod
-    def select(self, index: Tensor) -> tuple[Inputs, Tensor]:
+    def select(self, index: Tensor) -> tuple[FlatInputs, Tensor]:
         """The examples with these indices."""
 
 
 class _TensorBatches(_IndexedBatches):
-    def __init__(self, x: Inputs, y: Tensor, batch_size: int, shuffle: bool, in_dims: InDims) -> None:
+    def __init__(self, x: FlatInputs, y: Tensor, batch_size: int, shuffle: bool, in_dims: InDims) -> None:
         super().__init__(len(y), batch_size, shuffle, y.device)
-        self.in_memory: tuple[Inputs, Tensor] = (x, y)
+        self.in_memory: tuple[FlatInputs, Tensor] = (x, y)
         self._x, self._y, self._in_dims = x, y, in_dims
         self._can_be_cut = any(axis is not None for axis in example_axes(x, in_dims))
         if not self._can_be_cut:
             self.batch_size = len(y)
 
-    def select(self, index: Tensor) -> tuple[Inputs, Tensor]:
+    def select(self, index: Tensor) -> tuple[FlatInputs, Tensor]:
         """Examples of the tensors, on their own devices."""
         if not self._can_be_cut and len(index) < self.num_data:
             raise ValueError(
@@ -97,89 +97,58 @@ class _TensorBatches(_IndexedBatches):
 
 
 class _DatasetBatches(_IndexedBatches):
-    def __init__(self, dataset: Dataset[Any], batch_size: int, shuffle: bool) -> None:
-        super().__init__(len(dataset), batch_size, shuffle)  # type: ignore[arg-type]
-        self._dataset = dataset
+    def __init__(self, dataset: Any, batch_size: int, shuffle: bool, reader: Reader) -> None:
+        super().__init__(len(dataset), batch_size, shuffle)
+        self._dataset, self._reader = dataset, reader
 
-    def select(self, index: Tensor) -> tuple[Inputs, Tensor]:
+    def select(self, index: Tensor) -> tuple[FlatInputs, Tensor]:
         """Items of the data set, collated as by a `DataLoader`."""
-        return inputs_and_targets(default_collate([self._dataset[i] for i in index.tolist()]))
+        items = [self._dataset[i] for i in index.tolist()]
+        if isinstance(items[0], Mapping):
+            _check_no_lists(items[0])
+        return self._reader.split(default_collate(items))
 
     def whole(self) -> Batches:
         """All items as one batch."""
-        return _DatasetBatches(self._dataset, self.num_data, self.shuffle)
+        return _DatasetBatches(self._dataset, self.num_data, self.shuffle, self._reader)
 
 
-class _LoaderBatches(Batches):
-    from_loader = True
-
-    def __init__(self, loader: DataLoader[Any]) -> None:
-        self._loader = loader
-        self.batch_size = loader.batch_size
-        self.items_are_batches = loader.batch_size is None and loader.batch_sampler is None
-        try:
-            self._steps = len(loader)
-            # The sampler's length is the number of examples, since it may leave some out. Not so without a batch_size,
-            # where it counts batches, nor with a DistributedSampler, which counts the examples of one process.
-            use_dataset = loader.batch_size is None or isinstance(loader.sampler, DistributedSampler)
-            counted: Any = loader.dataset if use_dataset else loader.sampler
-            self.num_data = len(counted)
-        except TypeError as error:
-            raise TypeError(
-                "data: expected a DataLoader of known length, since schedules need the number of steps: of a map-style "
-                "Dataset, or of an IterableDataset with a __len__ that makes its own batches (batch_size=None)"
-            ) from error
-
-    def __len__(self) -> int:
-        return self._steps
-
-    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[Inputs, Tensor]]:
-        """The loader's batches, in the loader's own order."""
-        count = 0
-        for batch in self._loader:
-            count += 1
-            yield inputs_and_targets(batch)
-        if not count:
-            raise ValueError(f"data: expected {self._steps} batches from the DataLoader, got none")
-
-    def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
-        """The loader's batches, which its sampler has already divided among the processes."""
-        sampler = self._loader.sampler
-        if ranks.is_distributed and not isinstance(sampler, DistributedSampler):
-            raise ValueError(
-                "data: expected a DataLoader with a torch.utils.data.DistributedSampler, since "
-                f"{ranks.world_size} processes share the data, got one with a {type(sampler).__name__}; or give (x, y) "
-                "or a Dataset, which fit divides among the processes itself"
-                f"{see('how-to/several_devices')}"
-            )
-        if isinstance(sampler, DistributedSampler):
-            sampler.set_epoch(number)
-        yield from super().shares(seed, number, ranks)
-
-    def generators(self) -> list[torch.Generator]:
-        """The generators of the loader and of its samplers."""
-        batch_sampler = self._loader.batch_sampler
-        parts = (self._loader, self._loader.sampler, batch_sampler, getattr(batch_sampler, "sampler", None))
-        generators = [getattr(part, "generator", None) for part in parts]
-        return list({id(g): g for g in generators if isinstance(g, torch.Generator)}.values())
+def _check_no_lists(item: Mapping[str, Any]) -> None:
+    """Raise an error for lists of numbers in an item, which torch would stack position by position."""
+    if lists := [str(key) for key, value in item.items() if isinstance(value, (list, tuple))]:
+        raise TypeError(
+            f"data: expected items of tensors and numbers, got lists under {name_list(lists)}; convert them (for a "
+            "HuggingFace data set: with_format('torch')), and pad them to one length, or give a DataLoader whose "
+            f"collate_fn does{see('how-to/your_own_data')}"
+        )
 
 
 _RANDOM_SAMPLERS = (RandomSampler, SubsetRandomSampler, WeightedRandomSampler)
 
 
 def as_batches(
-    data: Data, batch_size: int, what: str = "data", *, shuffle: bool = True, in_dims: InDims = 0
+    data: Data,
+    batch_size: int,
+    what: str = "data",
+    *,
+    shuffle: bool = True,
+    in_dims: InDims = 0,
+    reader: Reader | None = None,
+    stream: Stream | None = None,
 ) -> Batches:
     """Split a data set into batches.
 
     Args:
-        data: `(x, y)` tensors, where `x` may be a tuple of tensors; a `Dataset` of such items; or a `DataLoader`, which
-            keeps its own batches and order.
+        data: `(x, y)` tensors, where `x` may be a tuple or a dictionary of tensors; a dictionary that holds the
+            targets, too; a data set of such items, with `__getitem__` and `__len__`; or a `DataLoader` or an
+            `IterableDataset`, which keeps its own order.
         batch_size: Number of examples in a batch.
         what: Name of the data in error messages.
         shuffle: Whether an epoch with a seed has a random order; a loader decides for itself, and a single batch with
             all examples keeps their order.
         in_dims: The axis of each input that counts the examples; `None` for one that every batch gets whole.
+        reader: Splits items into inputs and targets.
+        stream: The length that a stream lacks.
 
     Returns:
         The batches.
@@ -198,6 +167,9 @@ def as_batches(
     if not isinstance(shuffle, (bool, np.bool_)):
         raise TypeError(f"shuffle: expected True or False, got {shuffle!r}")
     shuffle = bool(shuffle)  # as Python's own, which a checkpoint can hold
+    reader = reader or Reader()
+    if isinstance(data, IterableDataset):
+        data = DataLoader(data, batch_size=batch_size)
     batches: Batches
     if isinstance(data, DataLoader):
         samplers = (data.sampler, getattr(data.batch_sampler, "sampler", None))
@@ -207,36 +179,50 @@ def as_batches(
                 f"{what}: shuffle=False contradicts the DataLoader, whose {random[0]} decides about the order; build "
                 "the loader with shuffle=False"
             )
-        batches = _LoaderBatches(data)
+        batches = LoaderBatches(data, reader, what, stream)
+        if batches.is_stream:
+            return batches
+    elif stream is not None and stream.steps_per_epoch is not None:
+        raise ValueError(
+            f"{what}: steps_per_epoch={stream.steps_per_epoch} is for a stream, a DataLoader or an IterableDataset; an "
+            "epoch of these data is one pass through them"
+        )
     elif type(data) is TensorDataset and len(data.tensors) > 1:
-        *inputs, y = data.tensors
-        x = tuple(inputs) if len(inputs) > 1 else inputs[0]
-        batches = _from_tensors(x, y, batch_size, what, shuffle, in_dims)
-    elif isinstance(data, Dataset) and not isinstance(data, IterableDataset):
-        if in_dims != 0 and set(in_dims if isinstance(in_dims, tuple) else (in_dims,)) != {0}:
+        batches = _from_tensors(data.tensors, batch_size, what, shuffle, in_dims, reader)
+    elif isinstance(data, Mapping) or (isinstance(data, (tuple, list)) and len(data) == 2):
+        batches = _from_tensors(data, batch_size, what, shuffle, in_dims, reader)
+    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (tuple, list, Tensor, str)):
+        if not _is_zero(in_dims):
             raise ValueError(
                 f"{what}: items of a Dataset are stacked along a first axis, which in_dims={in_dims} contradicts; give "
                 "tensors, or a DataLoader whose collate_fn makes the batches"
                 f"{see('how-to/whole_batches')}"
             )
-        batches = _DatasetBatches(data, batch_size, shuffle)
-    elif isinstance(data, (tuple, list)) and len(data) == 2:
-        batches = _from_tensors(data[0], data[1], batch_size, what, shuffle, in_dims)
+        batches = _DatasetBatches(data, batch_size, shuffle, reader)
     else:
         got = f"{type(data).__name__} of {len(data)}" if isinstance(data, (tuple, list)) else type(data).__name__
         raise TypeError(
-            f"{what}: expected (x, y) tensors (several inputs as a tuple x), a map-style torch Dataset or a "
-            f"DataLoader, got {got}"
+            f"{what}: expected (x, y) tensors (several inputs as a tuple or dictionary x), a data set with __getitem__ "
+            f"and __len__, an IterableDataset or a DataLoader, got {got}{see('how-to/your_own_data')}"
         )
     if batches.num_data == 0:
         raise ValueError(f"{what}: expected at least one example, got an empty data set")
     return batches
 
 
-def _from_tensors(x: Any, y: Any, batch_size: int, what: str, shuffle: bool, in_dims: InDims) -> Batches:
-    if not isinstance(y, Tensor) or y.dim() == 0:
+def _is_zero(in_dims: InDims) -> bool:
+    if isinstance(in_dims, Mapping):
+        return all(map(_is_zero, in_dims.values()))
+    return all(map(_is_zero, in_dims)) if isinstance(in_dims, tuple) else in_dims == 0
+
+
+def _from_tensors(
+    data: Any, batch_size: int, what: str, shuffle: bool, in_dims: InDims, reader: Reader
+) -> _TensorBatches:
+    y = None if isinstance(data, Mapping) else data[-1]
+    if y is not None and (not isinstance(y, Tensor) or y.dim() == 0):
         raise TypeError(f"{what}: expected targets y as a tensor with an axis of examples, got {type(y).__name__}")
-    x = tuple(x) if isinstance(x, list) else x
+    x, y = reader.split(data, what)
     count = count_examples(x, in_dims)
     if count not in (None, len(y)):
         advice = "an input that belongs to all examples (edges, a mask) is declared by None in BayesianModel(in_dims=)"

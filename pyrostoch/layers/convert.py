@@ -73,9 +73,11 @@ def make_stochastic(
     check_positive("make_stochastic scale", scale)
     modules = chosen_modules(net, names, "make_stochastic", see("how-to/stochastic_layers"))
     if wrong := [name for name in modules if type(modules[name]) not in _KINDS]:
+        kind = type(modules[wrong[0]]).__name__
+        conditional = kind == "Conditional"
+        advice = "make it stochastic first" if conditional else "put a stochastic layer beside it by layers.embody"
         raise TypeError(
-            f"make_stochastic: expected linear layers or convolutions of torch, but {wrong[0]!r} is a "
-            f"{type(modules[wrong[0]]).__name__}; put a stochastic layer beside it by layers.embody"
+            f"make_stochastic: expected linear layers or convolutions of torch, but {wrong[0]!r} is a {kind}; {advice}"
             f"{see('how-to/stochastic_layers')}"
         )
     for name, module in modules.items():

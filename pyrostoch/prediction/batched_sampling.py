@@ -19,7 +19,7 @@ from pyro.infer.autoguide import AutoGuide
 from torch import Tensor, nn
 
 from pyrostoch import guides
-from pyrostoch._inputs import count_examples, device_of_inputs, example_axes, take_examples
+from pyrostoch._inputs import count_examples, device_of_inputs, have_common_part, take_examples
 from pyrostoch._seeds import forked, generator_states, set_generator_states
 from pyrostoch.effects import Interpretation, SharedSample
 from pyrostoch.effects.interpretation import SiteDraw
@@ -35,7 +35,7 @@ from pyrostoch.prediction.activation_sizes import (
 from pyrostoch.prediction.draw_chunk import DrawChunk, Statistics
 from pyrostoch.prediction.observed import output_summary
 from pyrostoch.prediction.readouts import MODES
-from pyrostoch.protocols import Guide, InDims, Inputs, Model
+from pyrostoch.protocols import FlatInputs, Guide, InDims, Model
 from pyrostoch.sites import latent_sites, trace_of
 from pyrostoch.staging import restore_modules, restore_tensors, unique
 
@@ -95,7 +95,7 @@ class PosteriorSampler:
         """A new interpretation for the mode."""
         return SharedSample() if self.joint else MODES[self.mode].interpretation(self.model)
 
-    def split_batch(self, x: Inputs) -> Iterator[tuple[Inputs, slice]]:
+    def split_batch(self, x: FlatInputs) -> Iterator[tuple[FlatInputs, slice]]:
         """Split a batch into pieces whose activations are within the limit of memory.
 
         Args:
@@ -131,7 +131,7 @@ class PosteriorSampler:
             rows = slice(start, start + size)
             yield take_examples(inputs if isinstance(x, tuple) else inputs[0], rows, self._in_dims), rows
 
-    def draw_chunks(self, x: Inputs) -> Iterator[DrawChunk]:
+    def draw_chunks(self, x: FlatInputs) -> Iterator[DrawChunk]:
         """All draws from the guide, in chunks.
 
         Args:
@@ -151,7 +151,7 @@ class PosteriorSampler:
             chunk.guide_trace.nodes.clear()
             left -= size
 
-    def run(self, x: Inputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+    def run(self, x: FlatInputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
         """Run the network and compute statistics of the observations, for each draw in turn.
 
         Args:
@@ -164,7 +164,7 @@ class PosteriorSampler:
     def _max_bytes(self, inputs: tuple[Tensor, ...]) -> int:
         return _MAX_BYTES.get(device_of_inputs(inputs).type, _MAX_BYTES["cuda"])
 
-    def _draw_chunk(self, x: Inputs, count: int) -> DrawChunk:
+    def _draw_chunk(self, x: FlatInputs, count: int) -> DrawChunk:
         first_trace: Any = None
         first_draws: dict[str, SiteDraw] = {}
         values: list[dict[str, Tensor]] = []
@@ -183,10 +183,10 @@ class PosteriorSampler:
                 trace.nodes.clear()
         return DrawChunk(self, first_trace, first_draws, values)
 
-    def _make_plan(self, x: Inputs) -> SamplingPlan:
+    def _make_plan(self, x: FlatInputs) -> SamplingPlan:
         """Run few draws on few examples, vectorized if that is possible, and record the sizes of the activations."""
         total, net = count_examples(x, self._in_dims) or 1, getattr(self.model, "net", None)
-        whole = None in example_axes(x, self._in_dims)
+        whole = have_common_part(x, self._in_dims)
         if whole or (isinstance(net, nn.Module) and not cut_is_safe(net, (x,), total)):
             return SamplingPlan()  # few of the examples may lack what the others refer to
         count = min(3, total)
@@ -235,7 +235,7 @@ class PosteriorSampler:
             return self.guide
         return guides.PerSite.of([], sites=[]) if self.guide.weights is None else self.guide.weights
 
-    def _record_pass(self, plan: SamplingPlan, x: Inputs) -> SizeRecorder:
+    def _record_pass(self, plan: SamplingPlan, x: FlatInputs) -> SizeRecorder:
         """Record the sizes of one pass, and enter into the plan which sites it replaces."""
         with self.interpretation() as interpretation, SizeRecorder() as recorder:
             trace = trace_of(self.guide, x)
@@ -246,7 +246,7 @@ class PosteriorSampler:
         plan.weight_bytes = sum(tensor_bytes(latents[site]["value"]) for site in plan.sampled_sites)
         return recorder
 
-    def _try_vectorized(self, plan: SamplingPlan, examples: list[Inputs]) -> None:
+    def _try_vectorized(self, plan: SamplingPlan, examples: list[FlatInputs]) -> None:
         """Find out whether draws can be vectorized, and whether that would be faster; enter it into the plan."""
         recorders = []
         with self._use_plan(plan):
@@ -264,7 +264,7 @@ class PosteriorSampler:
             plan.shared_bytes = bytes_per_example(some.shared, more.shared)
             plan.draw_bytes = bytes_per_example(some.per_draw, more.per_draw)
 
-    def _accepts_channels_last(self, plan: SamplingPlan, x: Inputs) -> bool:
+    def _accepts_channels_last(self, plan: SamplingPlan, x: FlatInputs) -> bool:
         """Whether the network runs on images in the format `channels_last`, where a CPU's convolutions are faster."""
         inputs = x if isinstance(x, tuple) else (x,)
         if device_of_inputs(inputs).type != "cpu" or not any(

@@ -260,8 +260,8 @@ def compare(
     check_guide(guide)
     device = device_of(model, guide, device)
     rows, reliability, count = [], {}, 0
-    with known_labels(model, labels, data) as (given,):
-        batches = batches_for(model, given, batch_size)
+    with known_labels(model, labels):
+        batches = batches_for(model, data, batch_size)
         for mode, (name, draws) in parsed.items():
             sampler = PosteriorSampler(model, guide, name, draws)
             with seeded(seed, device), evaluating(model, guide):
@@ -333,9 +333,9 @@ def accuracy_by_samples(
     check_guide(guide)
     device = device_of(model, guide, device)
     scores = {k: _Scores() for k in wanted}
-    with known_labels(model, labels, data) as (given,), seeded(seed, device), evaluating(model, guide):
+    with known_labels(model, labels), seeded(seed, device), evaluating(model, guide):
         sampler = PosteriorSampler(model, guide, "mc", wanted[-1])
-        for batch, targets in batches_on_device(batches_for(model, given, batch_size), device):
+        for batch, targets in batches_on_device(batches_for(model, data, batch_size), device):
             for found in scores.values():
                 found.labels = marked(model, batch)
             for x, examples in sampler.split_batch(batch):

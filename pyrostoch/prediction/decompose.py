@@ -16,7 +16,7 @@ from pyrostoch._seeds import generator_states
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
-from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
+from pyrostoch.infer.known_labels import KnownLabels, check_no_labels_around, known_labels, marked
 from pyrostoch.infer.rates import check_rates_known
 from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
 from pyrostoch.likelihoods.pseudo import is_pseudo
@@ -31,7 +31,7 @@ from pyrostoch.prediction.readouts import (
     evaluating,
     observation_distribution,
 )
-from pyrostoch.protocols import Data, Guide, Inputs, Model
+from pyrostoch.protocols import Data, FlatInputs, Guide, Model
 from pyrostoch.records import Record, number, table
 from pyrostoch.sites import trace_of
 
@@ -201,8 +201,9 @@ def decompose(
     check_choice("estimator", estimator, ESTIMATORS)
     num_samples = check_count("num_samples", num_samples)
     check_guide(guide)
-    with known_labels(model, labels, data) as (given,):
-        terms = _decompose(model, guide, given, num_samples, batch_size, estimator, device_of(model, guide, device))
+    check_no_labels_around("decompose", model)
+    with known_labels(model, labels):
+        terms = _decompose(model, guide, data, num_samples, batch_size, estimator, device_of(model, guide, device))
     return terms
 
 
@@ -221,7 +222,7 @@ def _decompose(
     data_terms: list[list[float]] = []  # for each batch its data term in each draw, or a single one if nothing is drawn
     sampled = pseudo = False
     treatments: dict[str, str] = {}
-    first: tuple[Inputs, Tensor] | None = None
+    first: tuple[FlatInputs, Tensor] | None = None
     count = 0
     rate_totals = RateTotals(num_samples)
     recorder = _SiteRecorder()
@@ -286,7 +287,7 @@ def _decompose(
 def _rates_of(
     model: Model,
     guide: Guide,
-    first: tuple[Inputs, Tensor] | None,
+    first: tuple[FlatInputs, Tensor] | None,
     totals: RateTotals,
     count: int,
     estimator: str,

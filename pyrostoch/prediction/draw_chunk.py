@@ -22,7 +22,7 @@ from pyrostoch.effects.interpretation import SiteDraw, UsageUnknownError
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.prediction.activation_sizes import SamplingPlan, is_out_of_memory
 from pyrostoch.prediction.readouts import MODES, has_valid_arguments, observation_distribution
-from pyrostoch.protocols import Inputs, Model
+from pyrostoch.protocols import FlatInputs, Model
 
 __all__ = ["DrawChunk", "Sampler", "Statistics"]
 
@@ -63,7 +63,7 @@ class DrawChunk:
     draws: dict[str, SiteDraw]
     values: list[dict[str, Tensor]]
 
-    def run(self, x: Inputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+    def run(self, x: FlatInputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
         """Run the network and compute statistics of the observations, for each draw in turn.
 
         Args:
@@ -88,13 +88,13 @@ class DrawChunk:
         for values in self.values:
             yield self._run_draw(x, values, statistics)
 
-    def _run_halves(self, x: Inputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+    def _run_halves(self, x: FlatInputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
         half = len(self.values) // 2
         self.sampler.max_chunk_size = half
         for part in (slice(None, half), slice(half, None)):
             yield from DrawChunk(self.sampler, self.guide_trace, self.draws, self.values[part]).run(x, statistics)
 
-    def run_vectorized(self, x: Inputs, statistics: Statistics) -> dict[str, Tensor]:
+    def run_vectorized(self, x: FlatInputs, statistics: Statistics) -> dict[str, Tensor]:
         """The statistics of all draws, which run through the network together; the first axis counts the draws.
 
         Args:
@@ -130,7 +130,7 @@ class DrawChunk:
             raise ValueError("a distribution of the observations has arguments outside their constraints")
         return results
 
-    def _run_draw(self, x: Inputs, values: dict[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
+    def _run_draw(self, x: FlatInputs, values: dict[str, Tensor], statistics: Statistics) -> dict[str, Tensor]:
         if self.sampler.joint:
             # Copies, since a draw is used for several batches and a network may write into its weights.
             values = {site: value.clone() for site, value in values.items()}

@@ -12,11 +12,12 @@ from torch import Tensor, nn
 
 from pyrostoch._checks import check_count, check_finite
 from pyrostoch._inputs import count_examples, to_device
+from pyrostoch._structure import flat_inputs
 from pyrostoch.effects.active import active_call, inside_network
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.moments import Moments
 from pyrostoch.prediction.readouts import MODES, device_of, evaluating, observation_distribution, seeded
-from pyrostoch.protocols import Guide, Inputs, Model
+from pyrostoch.protocols import FlatInputs, Guide, Inputs, Model
 from pyrostoch.records import Record, number, table
 from pyrostoch.sites import trace_of
 
@@ -135,9 +136,9 @@ def moments_error(
     if mode not in MOMENTS:
         raise ValueError(f"mode: expected one of {', '.join(map(repr, MOMENTS))}, got {mode!r}")
     num_samples = check_count("num_samples", num_samples, 2 * _NUM_GROUPS)
+    x = flat_inputs(x)
     check_finite("inputs x", x)
     device = device_of(model, guide)
-    x = tuple(x) if isinstance(x, list) else x
     x = x if device is None else to_device(x, device)
     net: Any = getattr(model, "net", model)
     with evaluating(model, guide), seeded(seed, device):
@@ -156,7 +157,7 @@ def moments_error(
     return MomentsError(mode, count, num_samples // _NUM_GROUPS * _NUM_GROUPS, tuple(rows))
 
 
-def _run(mode: str, model: Model, guide: Guide, x: Inputs) -> None:
+def _run(mode: str, model: Model, guide: Guide, x: FlatInputs) -> None:
     with MODES[mode].interpretation(model):
         observation_distribution(model, trace_of(guide, x), x)
 

@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrostoch.effects.active import active_call
-from pyrostoch.infer.known_labels import KnownLabels, known_labels
+from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
 from pyrostoch.layers.stochastic import StochasticLayer
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage
@@ -62,6 +62,7 @@ class NoiseSummary(Record):
     Args:
         num_examples: Number of examples.
         rows: One row for each layer.
+        labels: `"known"` where layers that are conditional on the class were given the targets.
 
     Example:
         >>> print(NoiseSummary(100, (NoiseRow("fc1", 1.0, 0.5, 2.0, 2.0, 0.9, 20),)))
@@ -72,6 +73,7 @@ class NoiseSummary(Record):
 
     num_examples: int
     rows: tuple[NoiseRow, ...]
+    labels: KnownLabels = None
 
     def __str__(self) -> str:
         head = ("layer", "units", "noise", "signal", "noise / signal", "quietest channel", "covered %")
@@ -84,7 +86,8 @@ class NoiseSummary(Record):
             )
             for row in self.rows
         ]
-        return f"{self.num_examples} examples; standard deviations, means over units\n" + table(head, cells)
+        known = ", labels known" if self.labels else ""
+        return f"{self.num_examples} examples{known}; standard deviations, means over units\n" + table(head, cells)
 
 
 class _Sums(Messenger):
@@ -181,15 +184,16 @@ def activation_noise(
     device = device_of(model, guide, device)
     net: Any = getattr(model, "net", model)
     sums = _Sums({id(part): name for name, part in net.named_modules()})
-    count = 0
-    with known_labels(model, labels, data) as (given,), seeded(seed, device), evaluating(model, guide):
+    count, known = 0, None
+    with known_labels(model, labels), seeded(seed, device), evaluating(model, guide):
         sampler = PosteriorSampler(model, guide, "mc", 1)
-        for x, y in batches_on_device(batches_for(model, given, batch_size), device):
+        for x, y in batches_on_device(batches_for(model, data, batch_size), device):
             sums.start(len(y))
+            known = marked(model, x)
             with sums:
                 for _ in sampler.run(x, DrawAverage(model, y).statistics):
                     pass
             count += len(y)
     if not sums.sums:
         raise ValueError(f"activation_noise: {type(net).__name__} draws no activations")
-    return NoiseSummary(count, tuple(sums.row(name) for name in sums.sums))
+    return NoiseSummary(count, tuple(sums.row(name) for name in sums.sums), known)

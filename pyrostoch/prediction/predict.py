@@ -4,19 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import cast
 
 import torch
 from torch import Tensor
 
 from pyrostoch._checks import check_count, check_finite
 from pyrostoch._inputs import count_examples, device_of_inputs, take_examples, to_device
+from pyrostoch._structure import flat_inputs, with_labels
+from pyrostoch.infer.items import check_known_classes
 from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
 from pyrostoch.prediction.readouts import check_guide, device_of, evaluating, parse_mode, same_device, seeded
-from pyrostoch.protocols import Guide, Inputs, Model
+from pyrostoch.protocols import FlatInputs, Guide, Inputs, Model
 from pyrostoch.records import Record, table
 
 __all__ = ["Prediction", "predict"]
@@ -151,8 +152,8 @@ def predict(
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)` that returns the observations'
             distribution.
         guide: A Pyro guide of that model.
-        x: Inputs, or a tuple of inputs; the first axis of each counts the examples, unless the model's `in_dims` says
-            otherwise.
+        x: Inputs: a tensor; a tuple of inputs; or a dictionary, the network's keywords. The first axis of each counts
+            the examples, unless the model's `in_dims` says otherwise.
         y: Targets, for their `log_density`.
         mode: `"mean"`; `"mc"` or `"mc:K"`; or `"moments"`, which propagates variances and averages over fixed points of
             the output's Gaussian. `"moments:closed"` uses a closed approximation for the class probabilities instead,
@@ -196,11 +197,11 @@ def predict(
     """
     check_guide(guide)
     name, draws = parse_mode(mode, num_samples)
-    x = tuple(x) if isinstance(x, list) else x
-    if labels is not None and not isinstance(labels, Tensor):
-        raise TypeError(f"predict labels: expected a tensor of class indices, got {type(labels).__name__}")
-    asked: KnownLabels = None if labels is None else "known"
-    with known_labels(model, asked, (x, cast(Tensor, labels))) as ((given, _),):
+    given = flat_inputs(x)
+    if labels is not None:
+        check_known_classes(labels, "predict labels")
+        given = with_labels(given, labels)
+    with known_labels(model, None if labels is None else "known"):
         known = marked(model, given)
         sampler = PosteriorSampler(model, guide, name, draws, joint=joint and name == "mc")
         fields = _fields(model, guide, given, y, sampler, batch_size, device, seed)
@@ -211,7 +212,7 @@ def predict(
 def _fields(
     model: Model,
     guide: Guide,
-    x: Inputs,
+    x: FlatInputs,
     y: Tensor | None,
     sampler: PosteriorSampler,
     batch_size: int,
@@ -223,7 +224,7 @@ def _fields(
     target = _compute_device(x, model, guide, device)
     check_finite("inputs x", x)
 
-    def pieces() -> Iterator[tuple[Inputs, DrawAverage]]:
+    def pieces() -> Iterator[tuple[FlatInputs, DrawAverage]]:
         for x_batch, y_batch in batches:
             y_batch = None if y_batch is None else y_batch.to(target)
             for x_piece, rows in sampler.split_batch(to_device(x_batch, target)):
@@ -248,7 +249,7 @@ def _fields(
     return without_nan({field: torch.cat([result[field] for result in results]) for field in results[0]})
 
 
-def _split(model: Model, x: Inputs, y: Tensor | None, size: int) -> list[tuple[Inputs, Tensor | None]]:
+def _split(model: Model, x: FlatInputs, y: Tensor | None, size: int) -> list[tuple[FlatInputs, Tensor | None]]:
     """Check inputs and targets, and return views of them with `size` examples each, or all where they meet."""
     size = check_count("batch_size", size)
     in_dims = getattr(model, "in_dims", 0)
@@ -266,7 +267,7 @@ def _split(model: Model, x: Inputs, y: Tensor | None, size: int) -> list[tuple[I
     return [(take_examples(x, rows, in_dims), None if y is None else y[rows]) for rows in starts]
 
 
-def _compute_device(x: Inputs, model: Model, guide: Guide, device: str | torch.device | None) -> torch.device:
+def _compute_device(x: FlatInputs, model: Model, guide: Guide, device: str | torch.device | None) -> torch.device:
     """The device to compute on: that of the model, where the inputs must be unless `device` is given."""
     given = device_of_inputs(x)
     found = device_of(model, guide, device)

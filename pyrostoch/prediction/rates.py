@@ -16,7 +16,7 @@ import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
-from pyrostoch._inputs import count_examples, device_of_inputs, example_axes, take_examples
+from pyrostoch._inputs import count_examples, device_of_inputs, example_axes, have_common_part, take_examples
 from pyrostoch._seeds import generator_states, set_generator_states
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
@@ -24,7 +24,7 @@ from pyrostoch.effects.meeting import MOST_EXAMPLES
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.infer.rates import rate_term
 from pyrostoch.model import BayesianModel
-from pyrostoch.protocols import Guide, Inputs, Model
+from pyrostoch.protocols import FlatInputs, Guide, Model
 from pyrostoch.records import Record, number, table
 from pyrostoch.sites import latent_sites, trace_of
 
@@ -206,7 +206,7 @@ class _PutBack(Messenger):
             self.found[msg["name"]] = msg["value"]
 
 
-def find_cuts(model: Model, guide: Guide, x: Inputs) -> InformationCuts:
+def find_cuts(model: Model, guide: Guide, x: FlatInputs) -> InformationCuts:
     """Find out by experiment which layers of random activations lie on every path from the input to the output.
 
     The network runs on up to 64 examples with one draw of its weights. A layer lies on every path if other inputs, with
@@ -219,7 +219,7 @@ def find_cuts(model: Model, guide: Guide, x: Inputs) -> InformationCuts:
     """
     if not isinstance(model, BayesianModel):
         return InformationCuts()
-    if None not in example_axes(x, model.in_dims):
+    if not have_common_part(x, model.in_dims):
         # From everywhere in the batch, since neighbors may be equal in a sorted data set.
         count = count_examples(x, model.in_dims) or 1
         rows = torch.linspace(0, count - 1, min(count, MOST_EXAMPLES)).round().long()
@@ -228,7 +228,7 @@ def find_cuts(model: Model, guide: Guide, x: Inputs) -> InformationCuts:
         weights = {name: node["value"] for name, node in latent_sites(trace_of(guide, x))}
     states = generator_states(device_of_inputs(x))
 
-    def run(inputs: Inputs, values: dict[str, Tensor] | None = None) -> tuple[list[Tensor], dict[str, Tensor]]:
+    def run(inputs: FlatInputs, values: dict[str, Tensor] | None = None) -> tuple[list[Tensor], dict[str, Tensor]]:
         set_generator_states(device_of_inputs(x), states)
         with SharedSample(), _PutBack(values) as handler:
             output = list(tensors_in(model.outputs(inputs, dict(weights))))
@@ -236,7 +236,7 @@ def find_cuts(model: Model, guide: Guide, x: Inputs) -> InformationCuts:
 
     output, drawn = run(x)
     others = _other_inputs(x, model)
-    parts = zip(_parts(x), _parts(others), strict=True)
+    parts = zip(tensors_in(x), tensors_in(others), strict=True)
     # An input that is the same for all of these examples shows nothing, nor does an output that no input moves.
     if any(torch.equal(one, other) for one, other in parts) or _equal(run(others)[0], output):
         return InformationCuts()
@@ -244,14 +244,12 @@ def find_cuts(model: Model, guide: Guide, x: Inputs) -> InformationCuts:
     return InformationCuts(alone, bool(alone) or (bool(drawn) and _equal(run(others, drawn)[0], output)))
 
 
-def _parts(x: Inputs) -> tuple[Tensor, ...]:
-    return x if isinstance(x, tuple) else (x,)
-
-
-def _other_inputs(x: Inputs, model: BayesianModel) -> Inputs:
+def _other_inputs(x: FlatInputs, model: BayesianModel) -> FlatInputs:
     """The inputs of other examples, with noise where they are real."""
 
-    def change(part: Tensor, axis: int | None) -> Tensor:
+    def change(part: Any, axis: int | None) -> Any:
+        if not isinstance(part, Tensor) or part.layout is not torch.strided:
+            return part
         moved = part if axis is None else part.roll(1, axis)
         if not moved.is_floating_point():
             return moved

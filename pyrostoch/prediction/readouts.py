@@ -22,9 +22,11 @@ from pyrostoch.effects import Interpretation, MeanPropagation, NoiseFree, base_d
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.elbo import MOMENTS, interpretation
+from pyrostoch.infer.items import reader_of
+from pyrostoch.infer.loaders import Stream
 from pyrostoch.likelihoods import Likelihood
 from pyrostoch.prediction.validation import training_mode
-from pyrostoch.protocols import Data, Guide, Inputs, Model, PyroCallable
+from pyrostoch.protocols import Data, FlatInputs, Guide, Model, PyroCallable
 from pyrostoch.sites import latent_sites, trace_of
 
 __all__ = [
@@ -196,11 +198,15 @@ def batches_for(model: Model, data: Data, batch_size: int, what: str = "data") -
         batch_size: Number of examples in a batch.
         what: Name of the data in error messages.
     """
-    batches = as_batches(data, batch_size, what, in_dims=getattr(model, "in_dims", 0))
+    stream = Stream(getattr(model, "num_data", 1))
+    in_dims = getattr(model, "in_dims", 0)
+    batches = as_batches(data, batch_size, what, in_dims=in_dims, reader=reader_of(model), stream=stream)
+    if batches.from_loader:
+        return batches
     return batches.whole() if len(batches) > 1 and must_stay_whole(batches, model) else batches
 
 
-def batches_on_device(batches: Batches, device: torch.device | None) -> Iterator[tuple[Inputs, Tensor]]:
+def batches_on_device(batches: Batches, device: torch.device | None) -> Iterator[tuple[FlatInputs, Tensor]]:
     """One pass over a data set in its own order; inputs are checked to be finite, and batches moved to a device.
 
     Args:
@@ -227,7 +233,7 @@ def seeded(seed: int | None, device: torch.device | None) -> Iterator[None]:
         yield
 
 
-def observation_distribution(model: Model, guide_trace: Trace, x: Inputs) -> Distribution:
+def observation_distribution(model: Model, guide_trace: Trace, x: FlatInputs) -> Distribution:
     """The distribution of the observations for one draw from the guide.
 
     Call it inside the interpretation in which the guide was traced.

@@ -17,7 +17,7 @@ from pyrostoch.infer.elbo import interpretation
 from pyrostoch.likelihoods.pseudo import normalized
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.observed import observed_mask
-from pyrostoch.protocols import Inputs
+from pyrostoch.protocols import FlatInputs
 from pyrostoch.sites import trace_of
 
 __all__ = ["training_mode", "predictive_loss"]
@@ -102,7 +102,7 @@ def predictive_loss(
     return total.item() / count
 
 
-def _log_prob(model: BayesianModel, guide: nn.Module, x: Inputs, y: Tensor, name: str) -> tuple[Tensor, int]:
+def _log_prob(model: BayesianModel, guide: nn.Module, x: FlatInputs, y: Tensor, name: str) -> tuple[Tensor, int]:
     """The log density of each example's target under one draw of the weights; the number of those observed at all."""
     with interpretation(name, model):
         trace = trace_of(guide, x)

@@ -28,6 +28,7 @@ from pyrostoch.priors.fixed import (
     SymmetricBinomial,
     UniformMultinomial,
 )
+from pyrostoch.priors.frozen import freeze_random
 from pyrostoch.priors.rules import assign, clean_name, fixed_parameters, is_bias, owners
 from pyrostoch.priors.scales import EmpiricalBayes, Hierarchical
 
@@ -50,6 +51,7 @@ __all__ = [
     "assign",
     "clean_name",
     "fixed_parameters",
+    "freeze_random",
     "is_bias",
     "owners",
 ]

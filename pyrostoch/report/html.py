@@ -136,16 +136,18 @@ def _head(results: Mapping[str, Any], title: str) -> str:
         task = f"{data['classes']} classes"
     sizes = [f"{format_number(data[key], 0)} {key}" for key in ("train", "test") if key in data]
     random = ", ".join(f"<code>{escape(str(name))}</code>" for name in model.get("random") or [])
+    epochs = "{} epochs for each of two steps" if _settings(results, "conditional") else "{} epochs"
     parameters = f"{format_number(model['parameters'], 0)} parameters" if "parameters" in model else ""
     rows = {
         "Data": [escape(str(data.get("title") or data.get("name") or "")), *sizes, escape(task)],
         "Network": [escape(str(model.get("name") or "")), escape(str(model.get("description") or "")), parameters],
         "Random": [random],
+        "Layers": _layers(results),
         "Prior": [escape(str((results.get("prior") or {}).get("text") or ""))],
         "Estimator": [escape(str(results.get("estimator") or ""))],
         "Training": [
             text.format(escape(str(results[key])))
-            for key, text in (("epochs", "{} epochs"), ("batch_size", "batches of {}"))
+            for key, text in (("epochs", epochs), ("batch_size", "batches of {}"))
             if key in results
         ],
     }
@@ -158,6 +160,25 @@ def _head(results: Mapping[str, Any], title: str) -> str:
     )
     nav = f"<nav>{links}</nav>" if len(results["guides"]) > 1 else ""
     return f"<header><h1>{escape(title)}</h1>{command}<dl>{listing}</dl>{nav}</header>"
+
+
+def _settings(results: Mapping[str, Any], name: str) -> Any:
+    return (results.get("config") or {}).get(name)
+
+
+def _layers(results: Mapping[str, Any]) -> list[str]:
+    """What is stochastic or conditional in the network."""
+    stochastic, conditional = (escape(str(_settings(results, k) or "")) for k in ("stochastic", "conditional"))
+    found = []
+    if stochastic:
+        weight = format_number(_settings(results, "rate_weight"), 4)
+        found.append(f"<code>{stochastic}</code> stochastic, weight of the rate {weight}")
+    if conditional:
+        found.append(
+            f"<code>{conditional}</code> conditional on the class: trained with known labels first, then with a gate "
+            "for unknown labels, with which all scores are made; the curves are those of the second step"
+        )
+    return found
 
 
 def _section(key: str, title: str, text: str, *content: str) -> str:
@@ -177,6 +198,8 @@ def _comparison(results: Mapping[str, Any]) -> str:
         "same prior. Test scores are for the network with every weight at its mean (mean), for means and variances "
         "propagated through the network (moments), or for predictions averaged over draws of the weights (samples)."
     )
+    if _settings(results, "stochastic"):
+        text += " Draws are those of the activations, too; the ELBO is the data term less KL and rate."
     text += " The best value of a column is bold." if several else ""
     if is_regression(results):
         text += (

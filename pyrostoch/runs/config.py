@@ -114,10 +114,10 @@ class Config:
             raise ValueError(f"hidden={list(self.hidden)}: only model 'mlp' has hidden widths, got {self.model!r}")
         if any(width < 1 for width in self.hidden):
             raise ValueError(f"hidden: expected positive widths, got {list(self.hidden)}")
-        if not self.patterns and not (self.random == "none" and self.stochastic):
+        if not self.patterns and not (self.random == "none" and (self.stochastic or self.conditional)):
             raise ValueError(
                 "random: expected a name pattern of the random weights, such as fc2.weight, got none; 'none' needs a "
-                "layer that is made stochastic"
+                "layer that is made stochastic, or conditional"
             )
 
     @property

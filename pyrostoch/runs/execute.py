@@ -31,6 +31,7 @@ from pyrostoch.runs.scores import CURVE_SAMPLES, elbo_terms, modes_for, posterio
 from pyrostoch.runs.threads import limit_threads
 from pyrostoch.safefile import temporary_name
 from pyrostoch.training.checkpoint import load
+from pyrostoch.training.checks import check_rate_weight
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
 from pyrostoch.training.two_steps import fit_two_steps
@@ -122,6 +123,7 @@ def execute(
         saved = _saved_record(folder, config, resume)
         split = load_data(config)
         model = build_model(config, split)
+        check_rate_weight(model, config.rate_weight)
         check_writable(folder)
         with limit_threads(model.net):
             record = saved or _initial_record(config, split, model, command)

@@ -26,8 +26,8 @@ __all__ = [
     "Scores",
     "elbo_terms",
     "posterior_histograms",
+    "result_notes",
     "score",
-    "variance_notes",
 ]
 
 #: The predictive modes in which a run scores each guide.
@@ -43,6 +43,8 @@ _MAX_BINS = 40
 # Differences between mean weights and averaging that are larger than the noise of any test set of useful size: of the
 # accuracy, and as a ratio of the RMSE.
 _GAP, _RATIO = 0.1, 2.0
+# An accuracy below this multiple of chance shows that little was learned.
+_CHANCE = 2.0
 
 
 @dataclass(frozen=True, eq=False)
@@ -136,8 +138,8 @@ def elbo_terms(experiment: Experiment, num_samples: int | None = None, *, seed: 
         return decompose(experiment.model, experiment.guide, experiment.train, num_samples=draws)
 
 
-def variance_notes(record: dict[str, Any]) -> list[str]:
-    """A sentence for each guide that scores much worse with mean weights than with averaged predictions.
+def result_notes(record: dict[str, Any]) -> list[str]:
+    """A sentence for each guide that scores no better than chance, or much worse with means than with averages.
 
     Much worse is an accuracy lower by more than 0.1, or an RMSE more than twice as large.
 
@@ -148,11 +150,19 @@ def variance_notes(record: dict[str, Any]) -> list[str]:
         The sentences.
     """
     sentences = []
-    classes = record["data"]["classes"]
+    classes, config = record["data"]["classes"], record.get("config") or {}
+    stochastic = bool(config.get("stochastic"))
+    places = "weights or activations" if stochastic else "weights"
     for guide in record["guides"]:
         # Numbers that are not finite are the strings "nan" and "inf" in a record that was read from a file.
         scores = {row["mode"]: float(row["accuracy" if classes else "rmse"]) for row in guide["rows"]}
         mean, averaged = scores.get(MODES[0], math.nan), scores.get(MODES[-1], math.nan)
+        if classes and max(mean, averaged) < _CHANCE / classes:
+            weight = float(config.get("rate_weight", 1.0))
+            advice = f"; a smaller --rate-weight than {weight:g} lets more through" if stochastic else ""
+            text = f"{100 * averaged:.1f} % with 20 samples, where chance is {100 / classes:.0f} %"
+            sentences.append(f"{guide['name']}: {text}: it has learned little{advice}.")
+            continue
         if classes and averaged - mean > _GAP:
             chance = f"chance: {100 / classes:.0f} %"
             text = f"{100 * mean:.1f} % with mean weights ({chance}), {100 * averaged:.1f} % with 20 samples"
@@ -160,7 +170,7 @@ def variance_notes(record: dict[str, Any]) -> list[str]:
             text = f"RMSE {mean:.4f} with mean weights, {averaged:.4f} with 20 samples"
         else:
             continue
-        sentences.append(f"{guide['name']}: {text}: what it has learned is in the variances of its weights.")
+        sentences.append(f"{guide['name']}: {text}: what it has learned is in the variances of its {places}.")
     return sentences
 
 

@@ -6,12 +6,35 @@ from torch import nn
 
 from pyrostoch._manual import see
 from pyrostoch.infer.batches import Batches, must_stay_whole
-from pyrostoch.infer.known_labels import conditional_layers
+from pyrostoch.infer.data_sets import as_batches
+from pyrostoch.infer.items import reader_of
+from pyrostoch.infer.known_labels import check_no_labels_around
+from pyrostoch.infer.loaders import Stream
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.layers.conditional.hard import known_selection
 from pyrostoch.model import BayesianModel
+from pyrostoch.protocols import Data
 
-__all__ = ["check_batches", "check_last_batch"]
+__all__ = ["check_batches", "check_last_batch", "training_batches"]
+
+
+def training_batches(
+    model: BayesianModel, data: Data, batch_size: int, *, shuffle: bool = True, steps_per_epoch: int | None = None
+) -> Batches:
+    """The batches of the training data.
+
+    Args:
+        model: The model.
+        data: The data.
+        batch_size: Number of examples in a batch.
+        shuffle: Whether their order is random.
+        steps_per_epoch: Number of batches in an epoch of a stream.
+
+    Raises:
+        TypeError: The data are of another type, or a stream has no length.
+        ValueError: The data do not fit.
+    """
+    stream = Stream(model.num_data, steps_per_epoch, is_trained=True)
+    return as_batches(data, batch_size, shuffle=shuffle, in_dims=model.in_dims, reader=reader_of(model), stream=stream)
 
 
 def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: Ranks) -> None:
@@ -28,12 +51,8 @@ def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: 
     Raises:
         ValueError: They would.
     """
-    if len(batches) > 1 and known_selection() is not None and conditional_layers(model.net):
-        raise ValueError(
-            "fit: it runs inside of a HardSelection, whose labels are those of one batch, while fit makes batches of "
-            "its own; train by fit(labels='known'), or make the labels an input by layers.accept_labels"
-            f"{see('how-to/conditional_layers')}"
-        )
+    if len(batches) > 1:
+        check_no_labels_around("fit", model)
     divided = ranks.is_distributed or (shuffle and len(batches) > 1)
     if not divided or not must_stay_whole(batches, model):
         return

@@ -28,7 +28,7 @@ from pyrostoch.likelihoods import BayesianSVM, Bernoulli, Categorical, FromOutpu
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.priors import fixed_parameters
-from pyrostoch.protocols import Inputs
+from pyrostoch.protocols import FlatInputs
 from pyrostoch.sites import trace_of
 from pyrostoch.training.batch_checks import check_last_batch
 
@@ -136,7 +136,7 @@ def keep_fixed_statistics(net: nn.Module) -> None:
 
 def check_data(
     model: BayesianModel, guide: nn.Module, batches: Batches, device: torch.device, what: str = "data"
-) -> Callable[[Inputs, Tensor], None] | None:
+) -> Callable[[FlatInputs, Tensor], None] | None:
     """Check the data: their number, that inputs are finite, and that the likelihood can produce the targets.
 
     The first batch is run through the model once, which leaves buffers and random generators as they were.
@@ -166,7 +166,7 @@ def check_data(
             f"data: expected num_data={model.num_data} examples, as the model was built for, got {batches.num_data}; "
             f"build it with num_data={batches.num_data}, or give all of its training data"
         )
-    if len(batches) == 0:
+    if not batches.is_stream and len(batches) == 0:
         raise ValueError(
             f"{what}: expected at least one batch, got no batch from a loader of {batches.num_data} examples; with "
             "drop_last=True, batch_size must not exceed their number"
@@ -179,7 +179,7 @@ def check_data(
     buffers = [(buffer, buffer.clone()) for buffer in model.buffers()]
     try:
         with training_mode(False, model, guide), forked(device), torch.no_grad():
-            x, y = next(iter(batches.epoch(None, 0)))
+            x, y = batches.first()
             check_finite(f"{what}: inputs x", x)
             x, y = to_device(x, device), to_device(y, device)
             trace = trace_of(guide, x, y)
@@ -192,7 +192,7 @@ def check_data(
         for generator, state in generators:
             generator.set_state(state)
 
-    def check(x: Inputs, y: Tensor) -> None:
+    def check(x: FlatInputs, y: Tensor) -> None:
         check_finite(f"{what}: inputs x", x)
         if y.shape[1:] != distribution.event_shape:
             raise ValueError(
@@ -209,7 +209,9 @@ def check_data(
     return check if batches.in_memory is None else None
 
 
-def check_all_batches(batches: Batches, device: torch.device, check: Callable[[Inputs, Tensor], None] | None) -> None:
+def check_all_batches(
+    batches: Batches, device: torch.device, check: Callable[[FlatInputs, Tensor], None] | None
+) -> None:
     """Check every batch of data that are not held in memory, before a long run needs them.
 
     Args:

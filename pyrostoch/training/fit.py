@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Literal
 
@@ -14,7 +16,7 @@ from torch import nn
 from pyrostoch._seeds import forked
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.compile import worth_compiling
-from pyrostoch.infer.data_sets import as_batches, move_to_device
+from pyrostoch.infer.data_sets import move_to_device
 from pyrostoch.infer.elbo import Estimator
 from pyrostoch.infer.known_labels import KnownLabels, known_labels, warn_of_unseen_classes
 from pyrostoch.infer.parallel import join_process_group, local_device
@@ -23,7 +25,7 @@ from pyrostoch.prediction.readouts import batches_for
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.protocols import Data
 from pyrostoch.safefile import only_writer_of, read_file
-from pyrostoch.training.batch_checks import check_batches
+from pyrostoch.training.batch_checks import check_batches, training_batches
 from pyrostoch.training.checks import (
     check_all_batches,
     check_data,
@@ -55,6 +57,7 @@ def fit(
     epochs: int,
     batch_size: int = 100,
     shuffle: bool = True,
+    steps_per_epoch: int | None = None,
     patience: int | None = None,
     # How.
     estimator: Estimator | str = "local",
@@ -101,6 +104,8 @@ def fit(
         batch_size: Number of examples in a step; the loss of a smaller last batch is scaled correctly.
         shuffle: Whether each epoch has a new random order; a `DataLoader` has its own. A single batch with all examples
             keeps their order. Where examples meet in the network, as in a graph, give that, or `shuffle=False`.
+        steps_per_epoch: Number of batches in an epoch of a stream: a `DataLoader` or `IterableDataset` without an end,
+            or without a known length. The next epoch goes on where one ended. `num_data` of the model is N.
         patience: Stop after this many epochs without a better loss on the held-out data. At the end, the parameters of
             the epoch with the best loss are restored.
         estimator: How random weights are treated; see `ELBO`.
@@ -181,7 +186,9 @@ def fit(
     used_device = move_modules(model, guide, local_device(device))
     ranks = join_process_group(used_device)
     with ExitStack() as stack:
-        batches, held_out = stack.enter_context(_batches(model, data, validation, batch_size, shuffle, labels))
+        batches, held_out = stack.enter_context(
+            _batches(model, data, validation, batch_size, shuffle, labels, steps_per_epoch)
+        )
         if path is not None:
             ranks.run_on_first(lambda: stack.enter_context(only_writer_of(path)))
         stack.enter_context(training_mode(True, model, guide))
@@ -201,6 +208,13 @@ def fit(
         batches = move_to_device(batches, used_device)
         exists = ranks.broadcast_from_first(resume and path is not None and path.exists())
         resumed = read_training(path, *read_file(path)) if exists and path is not None else None
+        if resumed is not None and batches.is_stream:
+            warnings.warn(
+                "fit: a stream begins anew where a run is resumed, since its position is not saved; the run does not "
+                "end in the same bits as one that was not interrupted",
+                UserWarning,
+                stacklevel=2,
+            )
         if resumed is not None:
             order_seed = resumed.order_seed  # no number is drawn, since the checkpoint may still be refused
         else:
@@ -221,16 +235,22 @@ def fit(
         result = run.finish(check, callback, progress)
         if labels is not None:
             warn_of_unseen_classes(model.net)
-        return result
+        return replace(result, labels=labels)
 
 
 @contextmanager
 def _batches(
-    model: BayesianModel, data: Data, validation: Data | None, batch_size: int, shuffle: bool, labels: KnownLabels
+    model: BayesianModel,
+    data: Data,
+    validation: Data | None,
+    batch_size: int,
+    shuffle: bool,
+    labels: KnownLabels,
+    steps_per_epoch: int | None,
 ) -> Iterator[tuple[Batches, Batches | None]]:
     """The batches of the training data and of the held-out data, with labels as an input where they are known."""
-    with known_labels(model, labels, data, validation) as (train, held_out):
+    with known_labels(model, labels):
         yield (
-            as_batches(train, batch_size, shuffle=shuffle, in_dims=model.in_dims),
-            None if held_out is None else batches_for(model, held_out, batch_size, "validation"),
+            training_batches(model, data, batch_size, shuffle=shuffle, steps_per_epoch=steps_per_epoch),
+            None if validation is None else batches_for(model, validation, batch_size, "validation"),
         )

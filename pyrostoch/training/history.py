@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from pyrostoch.infer.known_labels import KnownLabels
 from pyrostoch.records import Record, table
 
 __all__ = ["COLUMNS", "Fit", "History", "append_epoch"]
@@ -36,6 +37,7 @@ class Fit(Record):
         stopped: Why the run ended: `"finished"` or `"early stopping at epoch ..."`.
         best_epoch: The epoch whose parameters were restored, with early stopping.
         checkpoint: Path of the checkpoint, if one was written.
+        labels: `"known"` where layers that are conditional on the class were given the targets.
         compile_seconds: Seconds spent on compiling the step, contained in those of the first epoch; `None` where it ran
             eagerly.
 
@@ -54,11 +56,13 @@ class Fit(Record):
     best_epoch: int | None = None
     checkpoint: str | None = None
     compile_seconds: float | None = None
+    labels: KnownLabels = None
 
     def __str__(self) -> str:
         count = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         spent = "" if self.compile_seconds is None else f" ({self.compile_seconds:.1f} s of them to compile the step)"
         head = f"{count} in {self.seconds:.1f} s{spent}, {self.stopped}; ELBO {self.elbo:.4f} nats"
+        head += ", labels known" if self.labels else ""
         if self.best_epoch is not None:
             head += f", parameters of epoch {self.best_epoch}"
         if self.checkpoint is not None:

@@ -20,7 +20,7 @@ from pyrostoch.effects.usage import warn_of_unused
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.prediction.validation import predictive_loss, training_mode
-from pyrostoch.protocols import Inputs
+from pyrostoch.protocols import FlatInputs
 from pyrostoch.safefile import check_storable, write_file
 from pyrostoch.training.checkpoint import check_fits, describe
 from pyrostoch.training.history import Fit, History, append_epoch
@@ -88,7 +88,9 @@ class Run:
     def _ranks(self) -> Ranks:
         return self.trainer.ranks
 
-    def finish(self, check: Callable[[Inputs, Tensor], None] | None, callback: Callback | None, progress: bool) -> Fit:
+    def finish(
+        self, check: Callable[[FlatInputs, Tensor], None] | None, callback: Callback | None, progress: bool
+    ) -> Fit:
         """Run the remaining epochs."""
         settings = self.trainer.settings
         bar = tqdm(
@@ -140,7 +142,7 @@ class Run:
                 stacklevel=3,
             )
 
-    def _epoch(self, check: Callable[[Inputs, Tensor], None] | None) -> dict[str, Any]:
+    def _epoch(self, check: Callable[[FlatInputs, Tensor], None] | None) -> dict[str, Any]:
         trainer, settings = self.trainer, self.trainer.settings
         start = perf_counter()
         try:

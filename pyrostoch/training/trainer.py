@@ -11,12 +11,13 @@ from torch import Tensor, nn
 from pyrostoch._inputs import to_device
 from pyrostoch._seeds import mixed_seed, reseed
 from pyrostoch.effects.frozen import particles
+from pyrostoch.effects.trees import tensors_in
 from pyrostoch.infer.batches import Batches, Share
 from pyrostoch.infer.elbo import ELBO
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.infer.terms import Terms
 from pyrostoch.model import BayesianModel
-from pyrostoch.protocols import Inputs
+from pyrostoch.protocols import FlatInputs
 from pyrostoch.staging import StagedStep
 from pyrostoch.training.schedule import kl_weight, rate_factor
 from pyrostoch.training.settings import Settings
@@ -106,7 +107,7 @@ class Trainer:
         dtypes = {p.dtype for p in self.names if p.dtype.is_floating_point}
         self._kl_weight = torch.ones((), dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
 
-    def run_epoch(self, number: int, check: Callable[[Inputs, Tensor], None] | None = None) -> dict[str, Any]:
+    def run_epoch(self, number: int, check: Callable[[FlatInputs, Tensor], None] | None = None) -> dict[str, Any]:
         """Train for one epoch; no value is read from the device before its end.
 
         Args:
@@ -165,7 +166,7 @@ class Trainer:
         x, y = to_device(share.x, self.device), to_device(share.y, self.device)
         return self.step(x, y, self._kl_weight, share.weight)[1]
 
-    def _loss(self, x: Inputs, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
+    def _loss(self, x: FlatInputs, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
         """The loss of a batch, and a tensor of loss, data term, KL, rate and penalty."""
         total: Any = [0.0] * 5
         draws = particles(self.settings.num_particles)
@@ -188,7 +189,7 @@ class Trainer:
         self.kl_weight = kl_weight(step, steps_per_epoch, self.settings.kl_warmup)
         self._kl_weight.fill_(self.kl_weight)
 
-    def _terms(self, x: Inputs, y: Tensor) -> Terms:
+    def _terms(self, x: FlatInputs, y: Tensor) -> Terms:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             return self.elbo.terms(self.model, self.guide, x, y)
 
@@ -228,11 +229,11 @@ class Trainer:
             + "; try a smaller lr, clip=1.0, kl_warmup, or a smaller initial scale",
         )
 
-    def _find_nonfinite(self, x: Inputs, y: Tensor, number: int, index: int) -> list[str]:
+    def _find_nonfinite(self, x: FlatInputs, y: Tensor, number: int, index: int) -> list[str]:
         """What is not finite in a step that has not been made: inputs, parameters, terms."""
         self._set_schedules(number, index)
         x, y = to_device(x, self.device), to_device(y, self.device)
-        parts = x if isinstance(x, tuple) else (x,)
+        parts = [part.coalesce().values() if part.layout is torch.sparse_coo else part for part in tensors_in(x)]
         found = [] if all(bool(torch.isfinite(part).all()) for part in parts) else ["inputs x of this batch"]
         found += [f"parameter {name!r}" for name in self._nonfinite_parameters()]
         for draw in particles(self.settings.num_particles):

@@ -14,13 +14,13 @@ from torch import nn
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
-from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.known_labels import conditional_layers
 from pyrostoch.infer.parallel import local_device
 from pyrostoch.layers.conditional import Conditional
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import Data
 from pyrostoch.records import Record
+from pyrostoch.training.batch_checks import training_batches
 from pyrostoch.training.checks import check_data, move_modules
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
@@ -107,6 +107,10 @@ def fit_two_steps(
         )
     if not isinstance(epochs, (tuple, list)) or len(epochs) != 2:
         raise ValueError(f"fit_two_steps epochs: expected the epochs of both steps, such as (10, 10), got {epochs!r}")
+    if "labels" in {**settings, **(first or {}), **(second or {})}:
+        raise TypeError(
+            "fit_two_steps labels: labels are known in the first step and unknown in the second one; leave it out"
+        )
     selections = _by_layer(selection, layers)
     paths: list[Path | None] = [None, None]
     if checkpoint is not None:
@@ -141,8 +145,12 @@ def _try_selections(
 ) -> None:
     """Run the first batch through the selections, so that one that does not fit is found before the first step."""
     device = move_modules(model, guide, local_device(settings.get("device")))
-    batches = as_batches(
-        data, settings.get("batch_size", 100), shuffle=settings.get("shuffle", True), in_dims=model.in_dims
+    batches = training_batches(
+        model,
+        data,
+        settings.get("batch_size", 100),
+        shuffle=settings.get("shuffle", True),
+        steps_per_epoch=settings.get("steps_per_epoch"),
     )
     before = {name: layer.selection for name, layer in layers.items()}
     try:
@@ -162,6 +170,14 @@ def _try_selections(
 def _by_layer(selection: Any, layers: Mapping[str, Conditional]) -> dict[str, nn.Module]:
     if selection is None:
         return {}
+    if not isinstance(selection, (nn.Module, Mapping)) or not all(
+        isinstance(part, nn.Module) for part in (selection.values() if isinstance(selection, Mapping) else ())
+    ):
+        raise TypeError(
+            "fit_two_steps selection: expected a module, such as SoftSelection or GatedSelection, or a dictionary of "
+            f"these, got {type(selection).__name__}; where labels are known at inference, give selection=None"
+            f"{see('how-to/conditional_layers')}"
+        )
     if isinstance(selection, nn.Module):
         if len(layers) > 1:
             raise ValueError(

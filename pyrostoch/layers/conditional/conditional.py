@@ -225,6 +225,12 @@ class Conditional(nn.Module):
                 "give labels=, enter HardSelection(labels) around the network, train by fit(labels='known'), or set "
                 f"selection=SoftSelection(...) or GatedSelection(...){see('how-to/conditional_layers')}"
             )
+        if not isinstance(self.selection, nn.Module):
+            raise TypeError(
+                f"Conditional selection: expected a module, such as SoftSelection or GatedSelection, got "
+                f"{type(self.selection).__name__}; known classes are given by labels=, by HardSelection(labels) "
+                f"entered around the network, or by labels='known'{see('how-to/conditional_layers')}"
+            )
         found: Tensor = self.selection(x)
         return found, isinstance(self.selection, (SoftSelection, GatedSelection))
 

@@ -13,6 +13,7 @@ from torch.utils.hooks import RemovableHandle
 
 from pyrostoch._checks import check_count
 from pyrostoch._manual import see
+from pyrostoch._structure import KnownClasses, Structure
 
 __all__ = ["HardSelection", "accept_labels", "accepting_labels", "known_selection", "labels_are_given"]
 
@@ -261,7 +262,9 @@ class _Enter:
         self.inputs = inputs
 
     def __call__(self, module: nn.Module, args: tuple[object, ...]) -> tuple[object, ...]:
-        given = args[self.inputs] if len(args) == self.inputs + 1 else None
+        given, own = (args[self.inputs], args[: self.inputs]) if len(args) == self.inputs + 1 else (None, args)
+        if args and isinstance(args[-1], KnownClasses):
+            given, own = args[-1].labels, args[:-1]
         _stack().append(None)  # before anything that may raise an error, since the hook behind always takes it away
         if not isinstance(given, Tensor):
             return args
@@ -271,7 +274,7 @@ class _Enter:
                 f"network without labels, with its selection{see('how-to/conditional_layers')}"
             )
         _stack()[-1] = HardSelection(tensor=given) if given.dim() > 1 else HardSelection(given)
-        return args[: self.inputs]
+        return own
 
 
 def _leave(module: nn.Module, args: object, output: object) -> None:
@@ -323,28 +326,21 @@ def labels_are_given(network: nn.Module, x: object) -> bool:
         x: Its input, or a tuple of inputs.
     """
     hook, count = _hook_of(network), len(x) if isinstance(x, tuple) else 1
+    if isinstance(x, tuple) and x and isinstance(x[-1], Structure):
+        return x[-1].labels or known_selection() is not None
     return known_selection() is not None or (hook is not None and count == hook.inputs + 1)
 
 
 @contextlib.contextmanager
-def accepting_labels(network: nn.Module, inputs: int) -> Iterator[None]:
-    """As `accept_labels`, within the block only; the network is as it was behind it.
+def accepting_labels(network: nn.Module) -> Iterator[None]:
+    """Take labels that come with the inputs (`with_labels`) within the block; the network is as it was behind it.
 
     Args:
         network: The network.
-        inputs: Number of its own inputs.
     """
-    known = _hook_of(network)
-    before = None if known is None else known.inputs
-    handles: list[RemovableHandle] = []
-    if known is None:
-        handles = _register(network, inputs)
-    else:
-        known.inputs = inputs
+    handles = [] if _hook_of(network) is not None else _register(network, 1)
     try:
         yield
     finally:
         for handle in handles:
             handle.remove()
-        if known is not None and before is not None:
-            known.inputs = before

@@ -50,11 +50,15 @@ def make_conditional(
         >>> type(net[0]).__name__, net[0](torch.zeros(2, 3), labels=torch.tensor([4, 0])).shape
         ('Conditional', torch.Size([2, 4]))
     """
-    check_count("make_conditional num_classes", num_classes)
+    check_count("make_conditional num_classes", num_classes, 2)
     hint = see("how-to/conditional_layers")
+    if not names:
+        raise ValueError(f"make_conditional names: expected at least one module, got none{hint}")
     modules = chosen_modules(net, names, "make_conditional", hint)
     for name, module in modules.items():
         check_replaceable(net, name, module, "make_conditional", hint)
+        if any(isinstance(part, Conditional) for part in module.modules()):
+            raise ValueError(f"make_conditional: {name!r} is conditional already, or holds such a layer{hint}")
         if not any(True for _ in module.parameters()):
             raise ValueError(
                 f"make_conditional: {name!r} is a {type(module).__name__} without parameters, in which classes could "

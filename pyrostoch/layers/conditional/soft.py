@@ -91,7 +91,13 @@ class GatedSelection(nn.Module):
         Raises:
             ValueError: It has no axis of classes.
         """
-        found = self.gate(x)
+        try:
+            found = self.gate(x)
+        except RuntimeError as error:
+            error.add_note(
+                f"GatedSelection: the gate reads what its layer reads, here inputs of shape {tuple(x.shape)}."
+            )
+            raise
         if not isinstance(found, Tensor) or found.dim() < 2 or found.shape[0] != x.shape[0]:
             shape = tuple(found.shape) if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
