@@ -198,10 +198,12 @@ def test_a_seed_makes_predictions_repeatable():
 def test_an_output_that_is_no_tensor_is_named():
     class Wrapped(nn.Linear):
         def forward(self, x):
-            return {"logits": super().forward(x)}
+            return {"logits": super().forward(x), "inputs": x}
 
     model = ps.BayesianModel(
         Wrapped(2, 2), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Categorical(), num_data=6
     )
-    with pytest.raises(TypeError, match="expected the network's output to be a tensor, got dict; give a function"):
+    with pytest.raises(
+        TypeError, match="expected a network output with one tensor, got a dict with several.*give a function"
+    ):
         ps.predict(model, ps.guides.Additive(model), torch.randn(3, 2))

@@ -140,7 +140,7 @@ def as_batches(
 
     Args:
         data: `(x, y)` tensors, where `x` may be a tuple or a dictionary of tensors; a dictionary that holds the
-            targets, too; a data set of such items, with `__getitem__` and `__len__`; or a `DataLoader` or an
+            targets, too; a list of such items, or a data set with `__getitem__` and `__len__`; or a `DataLoader` or an
             `IterableDataset`, which keeps its own order.
         batch_size: Number of examples in a batch.
         what: Name of the data in error messages.
@@ -189,9 +189,9 @@ def as_batches(
         )
     elif type(data) is TensorDataset and len(data.tensors) > 1:
         batches = _from_tensors(data.tensors, batch_size, what, shuffle, in_dims, reader)
-    elif isinstance(data, Mapping) or (isinstance(data, (tuple, list)) and len(data) == 2):
+    elif isinstance(data, Mapping) or (isinstance(data, (tuple, list)) and len(data) == 2 and not _are_items(data)):
         batches = _from_tensors(data, batch_size, what, shuffle, in_dims, reader)
-    elif hasattr(data, "__getitem__") and hasattr(data, "__len__") and not isinstance(data, (tuple, list, Tensor, str)):
+    elif _are_items(data) or _is_data_set(data):
         if not _is_zero(in_dims):
             raise ValueError(
                 f"{what}: items of a Dataset are stacked along a first axis, which in_dims={in_dims} contradicts; give "
@@ -208,6 +208,16 @@ def as_batches(
     if batches.num_data == 0:
         raise ValueError(f"{what}: expected at least one example, got an empty data set")
     return batches
+
+
+def _are_items(data: object) -> bool:
+    """Whether data are a list of items that are dictionaries."""
+    return isinstance(data, list) and bool(data) and all(isinstance(item, Mapping) for item in data)
+
+
+def _is_data_set(data: object) -> bool:
+    indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
+    return indexed and not isinstance(data, (tuple, list, Tensor, str))
 
 
 def _is_zero(in_dims: InDims) -> bool:

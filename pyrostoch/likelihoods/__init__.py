@@ -2,12 +2,16 @@
 
 | likelihood | output of the network | targets |
 | --- | --- | --- |
-| `Categorical` | logits `(batch, C)` | integer labels `(batch,)` |
+| `Categorical` | logits `(batch, ..., C)`, or `(batch, C, ...)` with `axis=1` | integer labels `(batch, ...)` |
 | `Bernoulli` | logits `(batch,)` or `(batch, d)` | 0.0 or 1.0, in the shape of the output |
 | `BayesianSVM` | decision values `(batch,)`, `(batch, 1)` or `(batch, C)` | integer labels `(batch,)` |
-| `Poisson` | log rates `(batch,)` or `(batch, d)` | counts, in the shape of the output |
+| `Poisson`, `NegativeBinomial` | log means `(batch,)` or `(batch, d)` | counts, in the shape of the output |
+| `ZeroInflatedPoisson` | log rates and logits `(batch, 2 d)` | counts `(batch, d)` |
 | `Gaussian`, `StudentT` | means; the scale is fixed, fitted or random | reals, in the shape of the output |
 | `HeteroscedasticGaussian` | means and raw scales `(batch, 2 d)` | reals `(batch, d)` |
+| `Ordinal` | one score `(batch,)` or `(batch, 1)` | integer labels of ordered classes `(batch,)` |
+| `GaussianMixture` | logits, means and raw scales `(batch, K (1 + 2 d))` | reals `(batch, d)` |
+| `WeibullTime`, `LogNormalTime` | log of a time's scale `(batch, 1)` | times that may be censored `(batch, 2)` |
 | a function | anything | whatever the distribution that it returns accepts |
 
 `BayesianSVM` is a pseudo-likelihood: it is trained with the hinge loss, and predicts with normalized probabilities. Its
@@ -18,8 +22,12 @@ from __future__ import annotations
 
 from pyrostoch.likelihoods.base import FromOutput, Likelihood, LikelihoodSpec, Noise, as_likelihood, per_example
 from pyrostoch.likelihoods.continuous import Gaussian, HeteroscedasticGaussian, StudentT
-from pyrostoch.likelihoods.discrete import Bernoulli, Categorical, Poisson
+from pyrostoch.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedPoisson
+from pyrostoch.likelihoods.discrete import Bernoulli, Categorical
+from pyrostoch.likelihoods.mixture_density import GaussianMixture
+from pyrostoch.likelihoods.ordinal import Ordinal
 from pyrostoch.likelihoods.pseudo import PseudoCategorical
+from pyrostoch.likelihoods.survival import LogNormalTime, WeibullTime
 from pyrostoch.likelihoods.svm import BayesianSVM
 
 __all__ = [
@@ -28,13 +36,19 @@ __all__ = [
     "Categorical",
     "FromOutput",
     "Gaussian",
+    "GaussianMixture",
     "HeteroscedasticGaussian",
     "Likelihood",
     "LikelihoodSpec",
+    "LogNormalTime",
+    "NegativeBinomial",
     "Noise",
+    "Ordinal",
     "Poisson",
     "PseudoCategorical",
     "StudentT",
+    "WeibullTime",
+    "ZeroInflatedPoisson",
     "as_likelihood",
     "per_example",
 ]

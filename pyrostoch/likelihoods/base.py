@@ -15,6 +15,8 @@ from torch.nn import functional as F
 from pyrostoch._checks import check_positive
 from pyrostoch._descriptions import describe_function, describe_settings
 from pyrostoch._manual import see
+from pyrostoch.likelihoods.missing import Missing, with_missing
+from pyrostoch.likelihoods.select import select_output
 from pyrostoch.likelihoods.support import check_support
 from pyrostoch.moments import Moments
 from pyrostoch.moments.predictive import Closed, OutputDistribution
@@ -43,6 +45,12 @@ class Likelihood(nn.Module):
     Pyro sites, and returns a distribution with one batch axis, the examples. A subclass implements `distribution`, and
     `check_target` where targets are restricted.
 
+    Args:
+        output: Which part of the network's output it reads, where that is no tensor: a key, the name of a field such as
+            `"logits"`, or a position. By default the only tensor there is.
+        nan_is_missing: Whether targets that are NaN are missing: they have no part in densities and scores.
+        ignore_index: A label that stands for none, whose targets are missing, too.
+
     Example:
         >>> import pyro.distributions as dist
         >>> class Exponential(Likelihood):
@@ -52,6 +60,22 @@ class Likelihood(nn.Module):
         tensor([-2., -2., -2., -2., -2.])
     """
 
+    #: Those of a likelihood whose class does not call `super().__init__` with others.
+    output: str | int | None = None
+    nan_is_missing: bool = False
+    ignore_index: int | None = None
+
+    def __init__(
+        self, *, output: str | int | None = None, nan_is_missing: bool = False, ignore_index: int | None = None
+    ) -> None:
+        super().__init__()
+        self.output, self.nan_is_missing, self.ignore_index = output, nan_is_missing, ignore_index
+
+    @property
+    def missing(self) -> Missing:
+        """Which targets count as missing."""
+        return Missing(self.nan_is_missing, self.ignore_index)
+
     def draw(self) -> dict[str, Tensor | float]:
         """The likelihood's quantities besides the output, by name: fixed, fitted or, if random, drawn."""
         return {name: noise() for name, noise in self.named_children() if isinstance(noise, Noise)}
@@ -59,7 +83,10 @@ class Likelihood(nn.Module):
     def identity(self) -> str:
         """A text that identifies the likelihood: its type, and its fixed parameters without those that are fitted."""
         noises = [f"{name}={part.identity()}" for name, part in self.named_children() if isinstance(part, Noise)]
-        texts = (self.extra_repr(), *noises, describe_settings(self)[0])
+        defaults = {"output": None, "nan_is_missing": False, "ignore_index": None}
+        given = {name: getattr(self, name) for name, default in defaults.items() if getattr(self, name) != default}
+        options = [f"{name}={value!r}" for name, value in given.items()]
+        texts = (self.extra_repr(), *noises, *options, describe_settings(self)[0])
         return f"{type(self).__name__}({', '.join(text for text in texts if text)})"
 
     def not_described(self) -> list[str]:
@@ -92,18 +119,16 @@ class Likelihood(nn.Module):
             quantities: The quantities that `draw` returns; drawn now by default.
         """
         drawn = self.draw() if quantities is None else quantities
-        if isinstance(output, Moments):
-            return OutputDistribution(
-                output, lambda z: self.distribution(z, **drawn), lambda: self.closed(output, **drawn)
-            )
-        if not isinstance(output, Tensor) and not isinstance(self, FromOutput):
-            raise TypeError(
-                f"likelihood {type(self).__name__}: expected the network's output to be a tensor, got "
-                f"{type(output).__name__}; give a function as the likelihood that takes the tensor out of it, such as "
-                "lambda out: pyro.distributions.Categorical(logits=out.logits)"
-                f"{see('how-to/write_a_likelihood')}"
-            )
-        return self.distribution(cast(Tensor, output), **drawn)
+        read: Any = output if isinstance(self, FromOutput) else select_output(output, self.output, type(self).__name__)
+        if isinstance(read, Moments):
+            # There is no formula for targets of which some are missing.
+            closed = (lambda: None) if self.missing else (lambda: self.closed(read, **drawn))
+            return OutputDistribution(read, lambda z: self._observed(z, drawn), closed)
+        return self._observed(read, drawn)
+
+    def _observed(self, output: Tensor, quantities: dict[str, Tensor | float]) -> Distribution:
+        distribution = self.distribution(output, **quantities)
+        return with_missing(distribution, self.missing) if self.missing else distribution
 
     def check_shape(self, distribution: Distribution, target: Tensor) -> None:
         """Raise a `ValueError` if the targets' shape is not the distribution's, since they would be broadcast.
@@ -126,11 +151,15 @@ class Likelihood(nn.Module):
             distribution: The distribution of the observations.
             target: The targets.
         """
+        if self.missing:
+            target = self.missing.filled(target, elementwise(distribution))
         if target.is_floating_point() and not bool(torch.isfinite(target).all()):
             bad = int((~torch.isfinite(target)).sum())
+            has_option = not self.missing and not isinstance(self, FromOutput)
+            own = "; NaN stands for missing targets with nan_is_missing=True" if has_option else ""
             raise ValueError(
-                f"likelihood {type(self).__name__}: {bad} target(s) are NaN or infinite; where a mask leaves them out, "
-                "put any number in their place, since NaN would pass into gradients"
+                f"likelihood {type(self).__name__}: {bad} target(s) are NaN or infinite{own}; where a mask leaves them "
+                f"out, put any number in their place, since NaN would pass into gradients"
                 f"{see('how-to/write_a_likelihood')}"
             )
         check_support("function" if isinstance(self, FromOutput) else type(self).__name__, distribution, target)
@@ -140,7 +169,8 @@ class Noise(nn.Module):
     """A positive quantity of a likelihood: fixed, fitted by maximum likelihood, or random.
 
     Args:
-        value: A number, or a distribution on the positive numbers (the quantity is then a Pyro site).
+        value: A number; a tensor of numbers, one for each output; or a distribution on the positive numbers (the
+            quantity is then a Pyro site).
         learn: Whether to fit the quantity, starting from the number.
         site: Name of the Pyro site of a random quantity.
 
@@ -149,7 +179,9 @@ class Noise(nn.Module):
         0.5
     """
 
-    def __init__(self, value: float | Distribution, *, learn: bool, site: str) -> None:
+    value: Tensor | float
+
+    def __init__(self, value: float | Tensor | Distribution, *, learn: bool, site: str) -> None:
         super().__init__()
         self.site = site
         self.prior: FromDistribution | None = None
@@ -159,15 +191,24 @@ class Noise(nn.Module):
                     f"{site}: learn=True expects a number to start from, got a distribution; give one or the other"
                 )
             self.prior = FromDistribution(value)
+            self.shape = value.batch_shape + value.event_shape
+        elif isinstance(value, Tensor):
+            positive = bool(((value > 0) & torch.isfinite(value)).all())
+            if not value.is_floating_point() or value.dim() != 1 or not positive:
+                raise ValueError(f"{site}: expected a number, or positive numbers of shape (outputs,), got {value}")
+            if learn:
+                self.log_value = nn.Parameter(value.detach().log())
+            else:
+                self.register_buffer("value", value.detach().clone())
         elif learn:
             self.log_value = nn.Parameter(torch.tensor(math.log(check_positive(site, value))))
         else:
             self.value = float(check_positive(site, value))
 
     def forward(self) -> Tensor | float:
-        """The quantity: a number, or a tensor without axes; drawn if it is random."""
+        """The quantity: a number, or a tensor without axes or with one for the outputs; drawn if it is random."""
         if self.prior is not None:
-            drawn: Tensor = pyro.sample(self.site, self.prior.distribution(self.site, torch.Size()))
+            drawn: Tensor = pyro.sample(self.site, self.prior.distribution(self.site, self.shape))
             return drawn
         return self.log_value.exp() if hasattr(self, "log_value") else self.value
 
@@ -175,12 +216,19 @@ class Noise(nn.Module):
         """The fixed number, the word `learned`, or the prior."""
         if self.prior is not None:
             return repr(self.prior)
-        return "learned" if hasattr(self, "log_value") else f"{self.value:.9g}"
+        return "learned" if hasattr(self, "log_value") else _number_text(self.value, 9)
 
     def __repr__(self) -> str:
         if self.prior is not None:
             return f"random, {self.prior!r}"
-        return f"learned, {self.log_value.exp().item():.6g}" if hasattr(self, "log_value") else f"{self.value:.6g}"
+        learned = hasattr(self, "log_value")
+        return f"{'learned, ' * learned}{_number_text(self.log_value.detach().exp() if learned else self.value, 6)}"
+
+
+def _number_text(value: Tensor | float, digits: int) -> str:
+    if isinstance(value, Tensor) and value.dim():
+        return "[" + ", ".join(f"{number:.{digits}g}" for number in value.tolist()) + "]"
+    return f"{float(value):.{digits}g}"
 
 
 class FromOutput(Likelihood):

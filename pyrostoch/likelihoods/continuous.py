@@ -18,9 +18,11 @@ class Gaussian(Likelihood):
     """Real targets with Gaussian noise of the same standard deviation everywhere; the network's output is the mean.
 
     Args:
-        scale: Standard deviation of the noise, in the targets' units; or its prior, a distribution on the positive
-            numbers, which makes it the random site `likelihood.scale`.
+        scale: Standard deviation of the noise, in the targets' units: a number, or a tensor with one for each output;
+            or its prior, a distribution on the positive numbers, which makes it the random site `likelihood.scale`.
         learn: Whether to fit the standard deviation, starting from the number.
+        output: Which part of the network's output is the mean; see `Likelihood`.
+        nan_is_missing: Whether targets that are NaN are missing, and left out.
 
     Example:
         >>> import torch
@@ -28,8 +30,15 @@ class Gaussian(Likelihood):
         torch.Size([1])
     """
 
-    def __init__(self, scale: float | Distribution = 1.0, *, learn: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        scale: float | Tensor | Distribution = 1.0,
+        *,
+        learn: bool = False,
+        output: str | int | None = None,
+        nan_is_missing: bool = False,
+    ) -> None:
+        super().__init__(output=output, nan_is_missing=nan_is_missing)
         self.scale = Noise(scale, learn=learn, site="likelihood.scale")
 
     def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
@@ -46,11 +55,18 @@ class HeteroscedasticGaussian(Likelihood):
 
     The network's output `(batch, 2 d)` holds d means, then d raw scales, whose softplus is the standard deviation.
 
+    Args:
+        output: Which part of the network's output it reads; see `Likelihood`.
+        nan_is_missing: Whether targets that are NaN are missing, and left out.
+
     Example:
         >>> import torch
         >>> HeteroscedasticGaussian()(torch.zeros(5, 2)).event_shape
         torch.Size([1])
     """
+
+    def __init__(self, *, output: str | int | None = None, nan_is_missing: bool = False) -> None:
+        super().__init__(output=output, nan_is_missing=nan_is_missing)
 
     def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """N(mean, (softplus(raw) + 1e-6)^2)."""
@@ -68,8 +84,11 @@ class StudentT(Likelihood):
 
     Args:
         df: Degrees of freedom.
-        scale: Scale of the noise; a number, or its prior, a distribution on the positive numbers.
+        scale: Scale of the noise: a number, a tensor with one for each output, or its prior, a distribution on the
+            positive numbers.
         learn: Whether to fit the scale, starting from the number.
+        output: Which part of the network's output is the center; see `Likelihood`.
+        nan_is_missing: Whether targets that are NaN are missing, and left out.
 
     Example:
         >>> import torch
@@ -77,8 +96,16 @@ class StudentT(Likelihood):
         tensor([0.5000, 0.5000, 0.5000, 0.5000, 0.5000])
     """
 
-    def __init__(self, df: float = 4.0, scale: float | Distribution = 1.0, *, learn: bool = False) -> None:
-        super().__init__()
+    def __init__(
+        self,
+        df: float = 4.0,
+        scale: float | Tensor | Distribution = 1.0,
+        *,
+        learn: bool = False,
+        output: str | int | None = None,
+        nan_is_missing: bool = False,
+    ) -> None:
+        super().__init__(output=output, nan_is_missing=nan_is_missing)
         self.df = check_positive("likelihood StudentT df", df)
         self.scale = Noise(scale, learn=learn, site="likelihood.scale")
 

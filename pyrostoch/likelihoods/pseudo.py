@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.types import _size
 
-__all__ = ["PseudoCategorical", "is_pseudo", "normalized"]
+from pyrostoch.likelihoods.missing import WithMissing
+
+__all__ = ["PseudoCategorical", "WeightedCategorical", "is_pseudo", "normalized"]
 
 
 class PseudoCategorical(dist.Categorical):
@@ -73,6 +75,27 @@ class PseudoCategorical(dist.Categorical):
         )
 
 
+class WeightedCategorical(PseudoCategorical):
+    r"""One of C classes, with the log probability of each multiplied by a weight: $\log L(y) = w_y \log p(y)$.
+
+    The class probabilities of predictions are $p(y)$, without the weights.
+
+    Args:
+        logits: Logits of the classes, (..., C).
+        weights: The weights, (C,).
+        validate_args: Check arguments and the values given to `log_prob`; torch's default when None.
+
+    Example:
+        >>> WeightedCategorical(torch.zeros(1, 2), torch.tensor([1.0, 3.0])).log_prob(torch.tensor([1]))
+        tensor([-2.0794])
+    """
+
+    def __init__(self, logits: Tensor, weights: Tensor, validate_args: bool | None = None) -> None:
+        log_probs = logits.log_softmax(-1)
+        super().__init__(log_probs * weights, validate_args)
+        dist.Categorical.__init__(self, logits=log_probs, validate_args=validate_args)
+
+
 def is_pseudo(distribution: Distribution) -> bool:
     """Whether the `log_prob` of a distribution of observations is that of a pseudo-likelihood.
 
@@ -109,6 +132,8 @@ def normalized(distribution: Distribution) -> Distribution:
     ):
         return distribution
     inner: Any = normalized(distribution.base_dist)
+    if isinstance(distribution, WithMissing):
+        return WithMissing(inner, distribution.missing)
     if isinstance(distribution, MaskedDistribution):
         return inner.mask(distribution._mask)
     if isinstance(distribution, ExpandedDistribution):

@@ -238,7 +238,7 @@ def noisy_gaussian(output: Moments, scale: Tensor) -> Closed:
         if y.dim() == 1 or diagonal or y[0].numel() > _MAX_OUTPUTS:
             marginals = torch.distributions.Normal(output.loc, total.sqrt(), validate_args=False)
             return per_example(marginals.log_prob(y)).sum(1)
-        noisy = output.covariance() + noise * torch.eye(y[0].numel(), dtype=y.dtype, device=y.device)
+        noisy = output.covariance() + torch.diag_embed(per_example(noise.expand(var.shape)))
         joint = torch.distributions.MultivariateNormal(per_example(output.loc), noisy, validate_args=False)
         return joint.log_prob(per_example(y))
 

@@ -128,7 +128,7 @@ class Comparison(Record):
                 for row in self.rows
             ]
         meanless = not self.reliability and any(row.rmse is None for row in self.rows)
-        note = "; no RMSE: the likelihood's distribution has no mean" if meanless else ""
+        note = "; no RMSE: the likelihood has no mean of the targets" if meanless else ""
         return f"{self.num_examples} examples; NLL in nats per example{note}\n" + table(head, cells)
 
 
@@ -164,7 +164,8 @@ class _Scores:
             self.classes.update(log_probs[labels], y.reshape(-1).long()[labels])
             self.joint = average.log_probs.dim() > 2
             return
-        self.has_mean = self.has_mean and "mean" in found
+        # A time that may be censored has a mean, which is no prediction of both numbers of a target.
+        self.has_mean = self.has_mean and "mean" in found and found["mean"].shape == y.shape
         if self.has_mean:
             entries = None if observed is None else observed[rows]
             self.numbers.update(found["log_density"][rows], found["mean"][rows], y[rows], entries)

@@ -63,7 +63,7 @@ class DrawAverage:
             if not self._density.draws:
                 check_targets(self._model, distribution, self.y)
             found["density"] = normalized(distribution).log_prob(self.y)
-        observed = observed_mask(distribution)
+        observed = observed_mask(distribution, self.y)
         if observed is not None:
             found["observed"] = observed
         log_probs = class_log_probs(distribution)

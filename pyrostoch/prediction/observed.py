@@ -9,6 +9,7 @@ from pyro.distributions.torch_distribution import ExpandedDistribution, MaskedDi
 from torch import Tensor
 from torch.distributions import Bernoulli, Categorical, Distribution, Independent
 
+from pyrostoch.likelihoods.missing import WithMissing
 from pyrostoch.moments.predictive import OutputDistribution
 
 __all__ = ["class_log_probs", "mean_and_variance", "observed_mask", "output_summary", "without_wrappers"]
@@ -32,11 +33,12 @@ def without_wrappers(distribution: Distribution) -> Distribution:
     return base
 
 
-def observed_mask(distribution: Distribution) -> Tensor | None:
+def observed_mask(distribution: Distribution, y: Tensor | None = None) -> Tensor | None:
     """Which entries of the targets are observed, in the targets' shape; `None` where all are.
 
     Args:
-        distribution: A distribution of observations, perhaps one with `.mask(...)`.
+        distribution: A distribution of observations, perhaps one with `.mask(...)`, or with missing targets.
+        y: The targets, which tell which are missing.
 
     Example:
         >>> import pyro.distributions as dist
@@ -47,7 +49,11 @@ def observed_mask(distribution: Distribution) -> Tensor | None:
     inner: Any = distribution
     mask: Tensor | None = None
     while isinstance(inner, (Independent, ExpandedDistribution, MaskedDistribution)):
-        if isinstance(inner, MaskedDistribution) and inner._mask is not True:
+        if isinstance(inner, WithMissing) and y is not None:
+            own = inner.absent(y).logical_not()
+            own = own.reshape(own.shape + (1,) * len(inner.event_shape)).expand(shape)
+            mask = own if mask is None else mask & own
+        elif isinstance(inner, MaskedDistribution) and inner._mask is not True:
             own = torch.as_tensor(inner._mask)
             # A mask over the batch of a joint distribution masks whole events.
             own = own.reshape(own.shape + (1,) * len(inner.event_shape)).expand(shape)

@@ -108,5 +108,5 @@ def _log_prob(model: BayesianModel, guide: nn.Module, x: FlatInputs, y: Tensor, 
         trace = trace_of(guide, x)
         distribution = poutine.replay(model.observation, trace=trace)(x)
     log_prob: Tensor = normalized(distribution).log_prob(y)
-    mask = observed_mask(distribution)
+    mask = observed_mask(distribution, y)
     return log_prob.float(), len(y) if mask is None else int(mask.reshape(len(y), -1).any(1).sum())

@@ -139,6 +139,23 @@ LIKELIHOODS = {
     "Gaussian, random": LikelihoodMember(lambda: likelihoods.Gaussian(dist.Gamma(9.0, 9.0))),
     "HeteroscedasticGaussian": LikelihoodMember(likelihoods.HeteroscedasticGaussian, output=(5, 4), target=(5, 2)),
     "StudentT": LikelihoodMember(partial(likelihoods.StudentT, 5.0, 0.7)),
+    "Gaussian, by output": LikelihoodMember(partial(likelihoods.Gaussian, torch.tensor([0.3, 0.5, 2.0]), learn=True)),
+    "NegativeBinomial": LikelihoodMember(partial(likelihoods.NegativeBinomial, 3.0, learn=True)),
+    "ZeroInflatedPoisson": LikelihoodMember(likelihoods.ZeroInflatedPoisson, output=(5, 4), target=(5, 2)),
+    "Categorical, axis 1": LikelihoodMember(
+        partial(likelihoods.Categorical, axis=1), output=(5, 3, 4), target=(5, 4), integer=True
+    ),
+    "Categorical, weighted": LikelihoodMember(
+        partial(likelihoods.Categorical, class_weights=torch.tensor([1.0, 2.0, 0.5])), target=(5,), integer=True
+    ),
+    "Ordinal": LikelihoodMember(partial(likelihoods.Ordinal, 4), output=(5, 1), target=(5,), integer=True),
+    "GaussianMixture": LikelihoodMember(partial(likelihoods.GaussianMixture, 2), output=(5, 10), target=(5, 2)),
+    "WeibullTime": LikelihoodMember(
+        partial(likelihoods.WeibullTime, 1.5, censoring="interval"), output=(5, 1), target=(5, 2)
+    ),
+    "LogNormalTime": LikelihoodMember(
+        partial(likelihoods.LogNormalTime, 0.7, learn=True, censoring="interval"), output=(5,), target=(5, 2)
+    ),
     "FromOutput": LikelihoodMember(lambda: likelihoods.as_likelihood(_laplace)),
 }
 
