@@ -7,12 +7,14 @@ from pyrostoch.prediction.decompose import Decomposition, SiteRow, decompose
 from pyrostoch.prediction.homeostasis import Homeostasis, NeuronStatistics, noise_scaled
 from pyrostoch.prediction.moments_error import LayerError, MomentsError, moments_error
 from pyrostoch.prediction.noise import NoiseRow, NoiseSummary, activation_noise
+from pyrostoch.prediction.output_draws import Draws, draws
 from pyrostoch.prediction.predict import Prediction, predict
 
 __all__ = [
     "Comparison",
     "ComparisonRow",
     "Decomposition",
+    "Draws",
     "Homeostasis",
     "LayerError",
     "MomentsError",
@@ -25,6 +27,7 @@ __all__ = [
     "activation_noise",
     "compare",
     "decompose",
+    "draws",
     "moments_error",
     "noise_scaled",
     "predict",

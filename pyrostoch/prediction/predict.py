@@ -4,19 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from pyrostoch._checks import check_count, check_finite
-from pyrostoch._inputs import count_examples, device_of_inputs, take_examples, to_device
+from pyrostoch._checks import check_finite
+from pyrostoch._inputs import count_examples, to_device
 from pyrostoch._structure import flat_inputs, with_labels
 from pyrostoch.infer.items import check_known_classes
 from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
-from pyrostoch.prediction.readouts import check_guide, device_of, evaluating, parse_mode, same_device, seeded
+from pyrostoch.prediction.inputs import compute_device, split
+from pyrostoch.prediction.output_draws import draws as draws_of
+from pyrostoch.prediction.readouts import check_guide, evaluating, parse_mode, seeded
 from pyrostoch.protocols import FlatInputs, Guide, Inputs, Model
 from pyrostoch.records import Record, table
 
@@ -47,6 +50,8 @@ class Prediction(Record):
             nats, (n,).
         treatments: How the network treated each site, in words: `Interpretation.treatments`.
         labels: `"known"` where layers that are conditional on the class were given their classes.
+        covariance: If it was asked for: the covariance over draws of the means of all examples, (n, n), or (n d, n d)
+            for d outputs. Its diagonal is the epistemic variance.
     """
 
     mode: str
@@ -60,6 +65,7 @@ class Prediction(Record):
     log_density: Tensor | None = None
     treatments: dict[str, str] | None = None
     labels: KnownLabels = None
+    covariance: Tensor | None = None
 
     @property
     def probs(self) -> Tensor:
@@ -138,6 +144,7 @@ def predict(
     device: str | torch.device | None = None,
     seed: int | None = None,
     labels: Tensor | None = None,
+    covariance: bool = False,
 ) -> Prediction:
     r"""Predict with a Bayesian network.
 
@@ -172,6 +179,8 @@ def predict(
             present random state.
         labels: Known classes, for layers that are conditional on the class (`layers.Conditional`); the prediction then
             says so. `y` never reaches the network.
+        covariance: With `joint=True`, whether to give the covariance of the predictive means between examples, from
+            the same number of draws; it has the square of their number of entries.
 
     Returns:
         The prediction.
@@ -205,8 +214,44 @@ def predict(
         known = marked(model, given)
         sampler = PosteriorSampler(model, guide, name, draws, joint=joint and name == "mc")
         fields = _fields(model, guide, given, y, sampler, batch_size, device, seed)
+        if covariance:
+            fields["covariance"] = _covariance(model, guide, given, sampler, batch_size, device, seed)
     treatments = dict(sampler.treatments)
     return Prediction(mode=name, num_samples=sampler.num_samples, treatments=treatments, labels=known, **fields)
+
+
+# Bytes that a covariance may take.
+_MAX_COVARIANCE = 8 * 2**30
+
+
+def _covariance(
+    model: Model,
+    guide: Guide,
+    x: FlatInputs,
+    sampler: PosteriorSampler,
+    batch_size: int,
+    device: str | torch.device | None,
+    seed: int | None,
+) -> Tensor:
+    """The covariance over draws of the means of all examples, in float64."""
+    if not sampler.joint or sampler.num_samples < 2:
+        raise ValueError(
+            "covariance=True: it is that over draws which all examples share; give joint=True, mode='mc' and at least "
+            "2 samples"
+        )
+    if not isinstance(model, BayesianModel):
+        raise TypeError(f"covariance=True: expected a BayesianModel, got {type(model).__name__}")
+    settings: Any = {"batch_size": batch_size, "device": device, "seed": seed}
+    count = (count_examples(x, model.in_dims) or 1) * draws_of(model, guide, x, 1, **settings).means[0, 0].numel()
+    size = 8 * count**2
+    if size > _MAX_COVARIANCE:
+        raise ValueError(
+            f"covariance=True: {count} means have a covariance of {size / 2**30:.1f} GiB, more than "
+            f"{_MAX_COVARIANCE / 2**30:.0f} GiB; ask for fewer examples, or use pyrostoch.draws and its means"
+        )
+    means = draws_of(model, guide, x, sampler.num_samples, **settings).means.double().flatten(1)
+    centered = means - means.mean(0)
+    return centered.T @ centered / (len(means) - 1)
 
 
 def _fields(
@@ -220,8 +265,8 @@ def _fields(
     seed: int | None,
 ) -> dict[str, Tensor]:
     """What is predicted, by name."""
-    batches = _split(model, x, y, batch_size)
-    target = _compute_device(x, model, guide, device)
+    batches = split(model, x, y, batch_size)
+    target = compute_device(x, model, guide, device)
     check_finite("inputs x", x)
 
     def pieces() -> Iterator[tuple[FlatInputs, DrawAverage]]:
@@ -247,30 +292,3 @@ def _fields(
                     average.add(statistics)
                 results.append(average.results())
     return without_nan({field: torch.cat([result[field] for result in results]) for field in results[0]})
-
-
-def _split(model: Model, x: FlatInputs, y: Tensor | None, size: int) -> list[tuple[FlatInputs, Tensor | None]]:
-    """Check inputs and targets, and return views of them with `size` examples each, or all where they meet."""
-    size = check_count("batch_size", size)
-    in_dims = getattr(model, "in_dims", 0)
-    count = count_examples(x, in_dims)
-    if count is None:
-        return [(x, y)]
-    if count == 0:
-        raise ValueError("inputs x: expected at least one example, got none")
-    if y is not None and (not isinstance(y, Tensor) or y.dim() == 0 or len(y) != count):
-        found = len(y) if isinstance(y, Tensor) and y.dim() else type(y).__name__
-        raise ValueError(f"targets y: expected a tensor of {count} targets, one per example, got {found}")
-    if count > size and isinstance(model, BayesianModel) and model.examples_meet(x):
-        size = count
-    starts = [slice(i, i + size) for i in range(0, count, size)]
-    return [(take_examples(x, rows, in_dims), None if y is None else y[rows]) for rows in starts]
-
-
-def _compute_device(x: FlatInputs, model: Model, guide: Guide, device: str | torch.device | None) -> torch.device:
-    """The device to compute on: that of the model, where the inputs must be unless `device` is given."""
-    given = device_of_inputs(x)
-    found = device_of(model, guide, device)
-    if device is None and found is not None and not same_device(found, given):
-        raise ValueError(f"inputs x are on {given}, the model is on {found}: give device={str(found)!r} to move them")
-    return given if found is None else found

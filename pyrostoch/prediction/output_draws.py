@@ -1,0 +1,190 @@
+"""What a network says under single draws of its weights, each the same for all examples."""
+
+from __future__ import annotations
+
+import contextlib
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from pyro import poutine
+from torch import Tensor
+from torch.distributions import Distribution
+
+from pyrostoch import guides
+from pyrostoch._checks import check_count, check_finite, name_list
+from pyrostoch._inputs import to_device
+from pyrostoch._manual import see
+from pyrostoch._structure import flat_inputs
+from pyrostoch.effects import SharedSample
+from pyrostoch.likelihoods import Likelihood
+from pyrostoch.likelihoods.reading import full_precision
+from pyrostoch.likelihoods.select import select_output
+from pyrostoch.model import BayesianModel
+from pyrostoch.prediction.inputs import compute_device, split
+from pyrostoch.prediction.observed import class_log_probs, mean_and_variance
+from pyrostoch.prediction.readouts import check_guide, seeded
+from pyrostoch.prediction.validation import training_mode
+from pyrostoch.protocols import Guide, Inputs
+from pyrostoch.records import Record
+from pyrostoch.sites import latent_sites, trace_of
+
+__all__ = ["Draws", "draws"]
+
+
+@dataclass(frozen=True, eq=False)
+class Draws(Record):
+    """The network's outputs under draws of its weights.
+
+    Args:
+        outputs: What the likelihood reads of the network's output, (draws, n, ...): logits, or means.
+        likelihood: The likelihood.
+        quantities: For each draw the likelihood's other quantities, such as the scale of the noise.
+
+    Example:
+        >>> from pyrostoch.likelihoods import Gaussian
+        >>> found = Draws(torch.tensor([[1.0, 2.0], [3.0, 4.0]]), Gaussian(0.5), ({"scale": 0.5}, {"scale": 0.5}))
+        >>> found.means.mean(0).tolist(), found.distribution(0).stddev.tolist()
+        ([2.0, 3.0], [0.5, 0.5])
+    """
+
+    outputs: Tensor
+    likelihood: Likelihood
+    quantities: tuple[dict[str, Tensor | float], ...]
+
+    def distribution(self, draw: int) -> Distribution:
+        """The distribution of the observations under a draw, with the examples as its batch axis.
+
+        Args:
+            draw: Number of the draw.
+        """
+        found: Distribution = self.likelihood(self.outputs[draw], self.quantities[draw])
+        return found
+
+    @property
+    def probs(self) -> Tensor:
+        """Class probabilities under each draw, (draws, n, ..., C), in float64.
+
+        Raises:
+            ValueError: The observations are not classes.
+        """
+        found = [class_log_probs(self.distribution(draw)) for draw in range(len(self))]
+        if any(part is None for part in found):
+            raise ValueError(f"probs: the observations are not classes; these draws have means{see('how-to/draws')}")
+        return torch.stack([part.exp() for part in found if part is not None])
+
+    @property
+    def means(self) -> Tensor:
+        """Means of the observations under each draw, (draws, n, ...).
+
+        Raises:
+            ValueError: The observations have no mean.
+        """
+        found = [mean_and_variance(self.distribution(draw)).get("mean") for draw in range(len(self))]
+        if any(part is None or bool(torch.isnan(part).any()) for part in found):
+            raise ValueError(f"means: the observations have no mean; for classes, there are probs{see('how-to/draws')}")
+        return torch.stack([part for part in found if part is not None])
+
+    def __len__(self) -> int:
+        return len(self.outputs)
+
+    def __str__(self) -> str:
+        return f"{len(self)} draws of outputs of shape {tuple(self.outputs.shape[1:])}"
+
+
+def draws(
+    model: BayesianModel,
+    guide: Guide,
+    x: Inputs,
+    num: int = 20,
+    *,
+    batch_size: int = 1000,
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+    differentiable: bool = False,
+) -> Draws:
+    r"""The network's output under single draws of its weights, which all examples of a draw share.
+
+    This is what BALD, BatchBALD, Thompson sampling and Bayesian optimization need: the draws' dependence between
+    examples, which averaged predictions lose. Random activations are drawn anew for each example. The network is in
+    evaluation mode.
+
+    Args:
+        model: The model.
+        guide: Its guide.
+        x: Inputs, as for `predict`.
+        num: Number K of draws.
+        batch_size: Largest number of examples that run through the network at a time.
+        device: The model's device, to which inputs are moved; by default they must be there already.
+        seed: Seed of the draws; torch's random state is restored afterwards.
+        differentiable: Whether outputs keep their graph, for derivatives by x; all examples then run together.
+
+    Returns:
+        Outputs, (K, n, ...), and the distributions that they give.
+
+    Raises:
+        TypeError: The model is no `BayesianModel`, or the likelihood is a function of several tensors.
+        ValueError: Inputs are empty or not finite, or the guide lacks a site.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> model = ps.BayesianModel(torch.nn.Linear(2, 3), prior=ps.priors.Normal(),
+        ...                          likelihood=ps.likelihoods.Categorical(), num_data=10)
+        >>> found = draws(model, ps.guides.Additive(model), torch.zeros(5, 2), num=4, seed=0)
+        >>> found.outputs.shape, found.probs.shape
+        (torch.Size([4, 5, 3]), torch.Size([4, 5, 3]))
+
+    References:
+        Houlsby, Huszár, Ghahramani, Lengyel, "Bayesian active learning for classification and preference learning",
+        2011; Kirsch, van Amersfoort, Gal, "BatchBALD: efficient and diverse batch acquisition for deep Bayesian active
+        learning", 2019.
+    """
+    if not isinstance(model, BayesianModel):
+        raise TypeError(f"draws: expected a BayesianModel, got {type(model).__name__}")
+    check_guide(guide)
+    num = check_count("num", num)
+    flat = flat_inputs(x)
+    target = compute_device(flat, model, guide, device)
+    check_finite("inputs x", flat)
+    batches = [(flat, None)] if differentiable else split(model, flat, None, batch_size)
+    of_weights: Any = guide.weights if isinstance(guide, guides.Amortised) else guide
+    of_weights = guides.PerSite.of([], sites=[]) if of_weights is None else of_weights
+    gradients = contextlib.nullcontext() if differentiable else torch.no_grad()
+    outputs: list[Tensor] = []
+    quantities: list[dict[str, Tensor | float]] = []
+    with seeded(seed, target), training_mode(False, model, guide), gradients:  # type: ignore[arg-type]
+        for _ in range(num):
+            with torch.no_grad(), SharedSample():
+                trace = trace_of(of_weights, to_device(batches[0][0], target))
+                quantities.append(poutine.replay(model.likelihood.draw, trace=trace)())
+            weights = _weights(model, trace)
+            with SharedSample():
+                pieces = [_read(model, model.outputs(to_device(part, target), weights)) for part, _ in batches]
+            outputs.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
+    return Draws(torch.stack(outputs), model.likelihood, tuple(quantities))
+
+
+def _weights(model: BayesianModel, trace: poutine.Trace) -> dict[str, Tensor]:
+    """The drawn weights of the network by site name."""
+    drawn = {name: node["value"] for name, node in latent_sites(trace)}
+    wanted = [name for name, site in model.sites.items() if site.role != "scale"]
+    if missing := [name for name in wanted if name not in drawn]:
+        raise ValueError(
+            f"guide: no draw for the model's site(s) {name_list(missing)}; the guide has {name_list(drawn) or 'none'}. "
+            "Build the guide from this model"
+        )
+    return {name: drawn[name] for name in wanted}
+
+
+def _read(model: BayesianModel, output: Any) -> Tensor:
+    """What the likelihood reads of the output."""
+    try:
+        found = select_output(full_precision(output), model.likelihood.output, type(model.likelihood).__name__)
+    except TypeError as error:
+        raise TypeError(
+            f"draws: {error}; a likelihood that is a function of several tensors has no single output"
+            f"{see('how-to/write_a_likelihood')}"
+        ) from error
+    if not isinstance(found, Tensor):
+        raise TypeError(f"draws: expected a tensor as the network's output, got {type(found).__name__}")
+    return found
