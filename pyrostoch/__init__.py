@@ -7,6 +7,9 @@ splits the ELBO into its terms, and `to_arviz` exports draws to ArviZ.
 
 from __future__ import annotations
 
+import importlib
+from types import ModuleType
+
 from pyrostoch import (
     data,
     distributions,
@@ -84,3 +87,12 @@ __all__ = [
     "save",
     "to_arviz",
 ]
+
+# Modules that need an extra, and are imported when they are asked for.
+_WITH_EXTRAS = ("lightning", "sklearn")
+
+
+def __getattr__(name: str) -> ModuleType:
+    if name in _WITH_EXTRAS:
+        return importlib.import_module(f"pyrostoch.{name}")
+    raise AttributeError(f"module 'pyrostoch' has no attribute {name!r}")

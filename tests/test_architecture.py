@@ -42,7 +42,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["infer"], 5),
     **dict.fromkeys(["prediction"], 6),
     **dict.fromkeys(["training"], 7),
-    **dict.fromkeys(["diagnose", "lightning", "obfuscate"], 8),
+    **dict.fromkeys(["diagnose", "lightning", "obfuscate", "sklearn"], 8),
     **dict.fromkeys(["bench", "report", "runs"], 9),
     **dict.fromkeys(["bench.published"], 10),
     **dict.fromkeys(["cli", "__main__"], 11),
