@@ -68,6 +68,8 @@ SAME_LAYER = {
     ("quantize", "models"),
     # A download that fails removes the folders made for it.
     ("data", "safefile"),
+    ("data", "_checks"),
+    ("data", "_manual"),
     # The benchmarks draw their figures.
     ("bench", "report"),
     ("__main__", "cli"),

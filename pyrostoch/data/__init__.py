@@ -8,9 +8,26 @@ Example:
 
 from __future__ import annotations
 
+from pyrostoch.data.csv_file import read_table
 from pyrostoch.data.download import download
 from pyrostoch.data.errors import CorruptDataError, DataNotFoundError, DownloadError
 from pyrostoch.data.load import NAMES, load, locate
+from pyrostoch.data.schema import Column, Schema
 from pyrostoch.data.split import DataSplit
+from pyrostoch.data.table import Table, load_table
 
-__all__ = ["NAMES", "CorruptDataError", "DataNotFoundError", "DataSplit", "DownloadError", "download", "load", "locate"]
+__all__ = [
+    "NAMES",
+    "Column",
+    "CorruptDataError",
+    "DataNotFoundError",
+    "DataSplit",
+    "DownloadError",
+    "Schema",
+    "Table",
+    "download",
+    "load",
+    "load_table",
+    "locate",
+    "read_table",
+]
