@@ -96,6 +96,11 @@ def example_axes(x: object, in_dims: InDims = 0) -> tuple[int | None, ...]:
             )
         if not -part.dim() <= dim < part.dim():
             raise ValueError(f"inputs: axis {dim} of in_dims={in_dims} does not exist in shape {tuple(part.shape)}")
+        if part.layout not in (torch.strided, torch.sparse_coo):
+            raise TypeError(
+                f"inputs: a tensor of layout {part.layout} cannot be cut into batches; give x.to_sparse_coo(), or "
+                "declare that it belongs to all examples by in_dims"
+            )
         axes.append(dim % part.dim())
     return tuple(axes)
 

@@ -82,12 +82,13 @@ class Structure:
         return tuple(found[index] for index in range(len(self.names)))
 
 
-def flat_inputs(x: Any) -> FlatInputs:
+def flat_inputs(x: Any, target: str | None = None) -> FlatInputs:
     """Inputs as a tensor or a flat tuple: those that are nested, or in a dictionary, end with their `Structure`.
 
     Args:
         x: A tensor, or tensors and options in nested tuples, lists, dictionaries and dataclasses. On top a dictionary
             holds keywords of the network, a tuple or list its positional inputs.
+        target: The key of the targets, which are no input, in a dictionary.
 
     Example:
         >>> import torch
@@ -99,6 +100,8 @@ def flat_inputs(x: Any) -> FlatInputs:
     """
     if isinstance(x, Tensor) or (isinstance(x, tuple) and x and isinstance(x[-1], Structure)):
         return x
+    if target is not None and isinstance(x, Mapping) and target in x:
+        x = {key: value for key, value in x.items() if key != target}
     if isinstance(x, (tuple, list)) and not _is_named(x) and not any(_is_nested(part) for part in x):
         return tuple(x)
     parts: list[Any] = []
@@ -189,7 +192,7 @@ def _template(x: Any, name: str, parts: list[Any], names: list[str]) -> Any:
         names.append(name)
         return _Part(len(parts) - 1)
     if dataclasses.is_dataclass(x):
-        keys = tuple(field.name for field in dataclasses.fields(x) if field.init)
+        keys = tuple(field.name for field in dataclasses.fields(x))
         return _Node(type(x), keys, tuple(_template(getattr(x, key), f"{name}.{key}", parts, names) for key in keys))
     # Mappings of classes of their own, such as HuggingFace's BatchEncoding, become plain dictionaries.
     kind = dict if isinstance(x, Mapping) else type(x)
@@ -204,7 +207,12 @@ def _put(template: Any, parts: tuple[Any, ...]) -> Any:
     found = {key: _put(entry, parts) for key, entry in template.children()}
     if dataclasses.is_dataclass(template.kind):
         kind: Any = template.kind
-        return kind(**found)
+        if issubclass(kind, Mapping):  # such as the outputs of HuggingFace
+            return kind(**found)
+        made = object.__new__(kind)  # as it was, without the work of its __init__
+        for key, value in found.items():
+            object.__setattr__(made, key, value)
+        return made
     if template.kind is dict:
         return found
     return template.kind(*found.values()) if hasattr(template.kind, "_fields") else template.kind(found.values())

@@ -189,7 +189,7 @@ class BayesianModel(nn.Module):
             >>> model.examples_meet(torch.randn(9, 2))
             True
         """
-        x = flat_inputs(x)
+        x = flat_inputs(x, self.target)
         inputs = x if isinstance(x, tuple) else (x,)
         if have_common_part(x, self.in_dims):  # the next one may say otherwise which examples meet
             return examples_meet(self.net, inputs, self.in_dims, self._reading(y))
@@ -244,7 +244,7 @@ class BayesianModel(nn.Module):
             x: Inputs.
             weights: The weights by site name, as `draw` returns them.
         """
-        x = flat_inputs(x)
+        x = flat_inputs(x, self.target)
         inputs = x if isinstance(x, tuple) else (x,)
         values = {self._parameter_of[site]: weights[site] for site in self._parameter_of}
         sites = {parameter: site for site, parameter in self._parameter_of.items()}
@@ -310,7 +310,7 @@ class BayesianModel(nn.Module):
                 is not finite or a target is out of range.
             TypeError: The inputs or targets are not tensors.
         """
-        x = flat_inputs(x)
+        x = flat_inputs(x, self.target)
         count = count_examples(x, self.in_dims)
         if y is not None:
             count = self._check_sizes(count, y)
@@ -339,7 +339,7 @@ class BayesianModel(nn.Module):
             weights: The weights by site name.
             y: Targets, as the model gets them: with them, the sites are scaled to the whole data set.
         """
-        x = flat_inputs(x)
+        x = flat_inputs(x, self.target)
         with self._calling(_Call(y, self._plate(x, y, count_examples(x, self.in_dims)), from_posterior=True)):
             self.outputs(x, weights)
 

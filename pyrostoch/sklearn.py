@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from pyrostoch import guides, priors
 from pyrostoch._checks import check_choice
 from pyrostoch._manual import see
+from pyrostoch.data.standard import standard_scale
 from pyrostoch.likelihoods import Categorical, Gaussian, Likelihood
 from pyrostoch.model import BayesianModel
 from pyrostoch.models import MLP
@@ -77,9 +78,9 @@ class _BayesianEstimator(BaseEstimator):
         """Train a new network on inputs and targets that have been checked."""
         check_choice("dtype", self.dtype, _DTYPES)
         dtype = getattr(torch, self.dtype)
-        self.mean_ = x.mean(0)
-        spread = x.std(0)
-        self.scale_ = np.where(spread > 0, spread, 1.0)
+        if not isinstance(self.hidden, Sequence):
+            raise ValueError(f"hidden: expected widths, such as (50,), got {self.hidden!r}")
+        self.mean_, self.scale_ = standard_scale(x, f"{type(self).__name__} X")
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
@@ -94,11 +95,12 @@ class _BayesianEstimator(BaseEstimator):
             guide = guides.Additive(model, init_scale=0.05) if self.guide is None else self.guide(model)
         self.model_, self.guide_, self.seed_ = model, guide.to(dtype), seed
         targets = torch.tensor(y, dtype=dtype if y.dtype.kind == "f" else torch.int64)
+        default = max(_LEAST_EPOCHS, round(_STEPS / -(-len(x) // self.batch_size)))
         fitted = fit(
             model,
             self.guide_,
             (self._inputs(x), targets),
-            epochs=self.epochs or max(_LEAST_EPOCHS, round(_STEPS / -(-len(x) // self.batch_size))),
+            epochs=default if self.epochs is None else self.epochs,
             batch_size=self.batch_size,
             lr=self.lr,
             seed=seed,
@@ -239,8 +241,7 @@ class BayesianRegressor(RegressorMixin, MultiOutputMixin, _BayesianEstimator):
         y = np.asarray(y, dtype=np.float64)
         self._is_flat = y.ndim == 1
         targets = y.reshape(len(y), -1)
-        spread = targets.std(0)
-        self.target_mean_, self.target_scale_ = targets.mean(0), np.where(spread > 0, spread, 1.0)
+        self.target_mean_, self.target_scale_ = standard_scale(targets, f"{type(self).__name__} y")
         noise = Gaussian(torch.full((targets.shape[1],), _INITIAL_NOISE), learn=True)
         return self._train(x, (targets - self.target_mean_) / self.target_scale_, targets.shape[1], noise)
 

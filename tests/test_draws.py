@@ -61,16 +61,16 @@ def test_a_draw_is_the_same_for_all_examples_and_batches() -> None:
 
 def test_mutual_information_of_draws_is_that_of_predictions() -> None:
     model, guide = build(network(), Categorical())
-    guide = ps.guides.Additive(model, init_scale=0.5)
+    guide = ps.guides.Additive(model, init_scale=1.0)
     probs = ps.draws(model, guide, X, 4000, seed=0).probs
     entropy = torch.distributions.Categorical(probs=probs.mean(0)).entropy()
     bald = entropy - torch.distributions.Categorical(probs=probs).entropy().mean(0)
     expected = ps.predict(model, guide, X, mode="mc:4000", seed=1)
-    assert torch.allclose(bald, expected.epistemic, atol=0.02)  # type: ignore[arg-type]
+    assert torch.allclose(bald, expected.epistemic, atol=0.04)  # type: ignore[arg-type]
     # Two copies of an example tell no more than one: what BatchBALD counts, and averages cannot.
     pair = torch.einsum("kc,kd->cd", probs[:, 0], probs[:, 0]) / len(probs)
     joint = -(pair * pair.log()).sum() - 2 * torch.distributions.Categorical(probs=probs[:, 0]).entropy().mean()
-    assert joint < 2 * bald[0] - 0.01
+    assert bald[0] < joint < 0.98 * 2 * bald[0]
 
 
 def test_derivatives_by_the_inputs() -> None:

@@ -59,6 +59,11 @@ def compare(
     data: opt.Data = None,
     data_dir: opt.DataDir = None,
     split: opt.Split = None,
+    target: opt.Target = None,
+    task: opt.Task = None,
+    drop: opt.Drop = None,
+    categorical: opt.Categorical = None,
+    test: opt.Test = None,
     model: opt.Model = None,
     hidden: opt.Hidden = None,
     random: opt.Random = None,
@@ -92,6 +97,11 @@ def train(
     data: opt.Data = None,
     data_dir: opt.DataDir = None,
     split: opt.Split = None,
+    target: opt.Target = None,
+    task: opt.Task = None,
+    drop: opt.Drop = None,
+    categorical: opt.Categorical = None,
+    test: opt.Test = None,
     model: opt.Model = None,
     hidden: opt.Hidden = None,
     random: opt.Random = None,
@@ -147,6 +157,37 @@ def evaluate(
             scores = score(experiment, mode_names, seed=draw_seed, labels=labels)
         rows += [(name, row) for row in scores.rows]
     console().print(score_table(rows))
+
+
+@app.command()
+@guarded
+def predict(
+    run: opt.RunName,
+    rows: Annotated[Path, typer.Argument(help="CSV file with the columns of the training.", metavar="FILE")],
+    out: Annotated[Path, typer.Option("--out", help="The CSV file to write.", metavar="FILE")],
+    guide: opt.OneGuide = None,
+    samples: Annotated[int, typer.Option("--samples", help="Draws that are averaged.", min=2)] = 100,
+    seed: opt.DrawSeed = None,
+    device: opt.Device = None,
+) -> None:
+    """Predict the rows of a CSV file by a network that was trained on one."""
+    from pyrostoch.cli.screen import console
+    from pyrostoch.runs import SavedRun
+    from pyrostoch.runs.rows import predict_rows
+    from pyrostoch.runs.threads import limit_threads
+
+    saved = SavedRun.open(run)
+    names = saved.finished_guides([guide] if guide else ())
+    chosen = saved.record["posterior_of"] if saved.record["posterior_of"] in names else names[0]
+    experiment, schema = saved.load_for_rows(chosen, device)
+    with limit_threads(experiment.model.net):
+        draw_seed = saved.config.seed if seed is None else seed
+        unseen = predict_rows(experiment, schema, rows, out, samples=samples, seed=draw_seed)
+    output = console()
+    for name, values in unseen.items():
+        shown = ", ".join(values[:5]) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
+        output.print(f"Column {name}: no training row had {shown}; they count as none of its categories.", markup=False)
+    output.print(f"Wrote {out}, by guide {chosen}.", markup=False)
 
 
 @app.command()

@@ -8,10 +8,12 @@ import typer
 
 __all__ = [
     "Batch",
+    "Categorical",
     "Conditional",
     "Data",
     "DataDir",
     "Device",
+    "Drop",
     "Dtype",
     "Epochs",
     "DrawSeed",
@@ -36,6 +38,9 @@ __all__ = [
     "SomeGuides",
     "Split",
     "Stochastic",
+    "Target",
+    "Task",
+    "Test",
 ]
 
 _TRAIN = "Training"
@@ -45,7 +50,8 @@ Data = Annotated[
     str | None,
     typer.Option(
         "--data",
-        help="digits (default), mnist, fashion-mnist, cifar10, cifar100-coarse, cifar100-fine or uci:<name>.",
+        help="digits (default), mnist, fashion-mnist, cifar10, cifar100-coarse, cifar100-fine, uci:<name>, or the path "
+        "of a CSV file, with --target.",
         metavar="NAME",
     ),
 ]
@@ -55,7 +61,35 @@ DataDir = Annotated[
         "--data-dir", help="Folder of the data; default: the environment variable PYROSTOCH_DATA.", metavar="DIR"
     ),
 ]
-Split = Annotated[int | None, typer.Option("--split", help="Number of the train/test split of a UCI set, from 0.")]
+Target = Annotated[
+    str | None, typer.Option("--target", help="Of a CSV file, the column of the target.", metavar="COLUMN")
+]
+Task = Annotated[
+    Literal["classification", "regression"] | None,
+    typer.Option("--task", help="Of a CSV file; default: regression for numbers, else classification."),
+]
+Drop = Annotated[
+    str | None,
+    typer.Option("--drop", help="Of a CSV file, columns to leave out, separated by commas.", metavar="COLUMNS"),
+]
+Categorical = Annotated[
+    str | None,
+    typer.Option(
+        "--categorical", help="Of a CSV file, columns of numbers that stand for categories.", metavar="COLUMNS"
+    ),
+]
+Test = Annotated[
+    str | None,
+    typer.Option(
+        "--test",
+        help="Of a CSV file, its test part: a fraction (default 0.2), a column with train and test, or another file.",
+        metavar="PART",
+    ),
+]
+Split = Annotated[
+    int | None,
+    typer.Option("--split", help="Number of the train/test split of a UCI set, from 0; seed of that of a CSV file."),
+]
 Model = Annotated[
     str | None, typer.Option("--model", help="Network: mlp (default), lenet5, vgg or vgg-narrow.", metavar="NAME")
 ]

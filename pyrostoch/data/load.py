@@ -16,6 +16,7 @@ from pyrostoch.data.digits import read_digits
 from pyrostoch.data.files import data_root
 from pyrostoch.data.mnist import TITLES, locate_mnist, read_mnist
 from pyrostoch.data.split import DataSplit
+from pyrostoch.data.standard import standard_scale
 from pyrostoch.data.uci import UCI_SETS, locate_uci, read_uci, uci_folder_name
 
 __all__ = ["NAMES", "load", "locate"]
@@ -160,8 +161,8 @@ def _classification(
 def _regression(name: str, source: str, split: int, dtype: torch.dtype, limit: int | None) -> DataSplit:
     rows = read_uci(Path(source), split)
     x_train, y_train = rows.x_train[:limit], rows.y_train[:limit, None]
-    x_mean, x_std = _statistics(x_train)
-    y_mean, y_std = _statistics(y_train)
+    x_mean, x_std = standard_scale(x_train)
+    y_mean, y_std = standard_scale(y_train)
 
     def tensor(values: NDArray[np.float64], mean: NDArray[np.float64], std: NDArray[np.float64]) -> torch.Tensor:
         return torch.from_numpy((values - mean) / std).to(dtype)
@@ -179,11 +180,3 @@ def _regression(name: str, source: str, split: int, dtype: torch.dtype, limit: i
         source=source,
         target_scale=(float(y_mean[0]), float(y_std[0])),
     )
-
-
-def _statistics(values: NDArray[np.float64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
-    """Return mean and standard deviation of each column; a constant column gets 1, so that it is only centered."""
-    std = values.std(axis=0)
-    # The standard deviation of a constant column is not exactly zero, but rounding error proportional to its values.
-    constant = std <= 1e-12 * np.abs(values).max(axis=0)
-    return values.mean(axis=0), np.where(constant, 1.0, std)

@@ -65,7 +65,7 @@ class Column:
         mean: Mean of the training rows, which takes the place of missing numbers.
         std: Their standard deviation, 1 for a constant column.
         values: The categories, in order.
-        missing: Whether training rows lack values: they have an entry that says so.
+        missing: Whether rows of the training file lack values: they have an entry that says so.
     """
 
     name: str
@@ -93,13 +93,14 @@ class Column:
             ValueError: A value is no finite number, where numbers are expected.
         """
         if self.kind == "category":
+            absent = are_missing(texts)
             stripped = np.array([text.strip() for text in texts], dtype=object)
             parts = [(stripped == value).astype(np.float64) for value in self.values]
         else:
             numbers = numbers_in(texts)
             wrong = ~np.isfinite(numbers)
-            if wrong.any():  # else no value is missing, either
-                wrong &= np.isinf(numbers) | ~are_missing(texts)
+            absent = are_missing(texts) if wrong.any() else np.zeros(len(texts), dtype=bool)
+            wrong &= ~absent
             if wrong.any():
                 row = int(wrong.argmax())
                 raise ValueError(
@@ -108,7 +109,12 @@ class Column:
                 )
             parts = [(np.where(np.isnan(numbers), self.mean, numbers) - self.mean) / self.std]
         if self.missing:
-            parts.append(are_missing(texts).astype(np.float64))
+            parts.append(absent.astype(np.float64))
+        elif absent.any():
+            raise ValueError(
+                f"{where}, row {first + int(absent.argmax())}, column {self.name!r}: the value is missing, and none "
+                f"was in training{see('how-to/tables')}"
+            )
         return np.stack(parts, 1) if parts else np.zeros((len(texts), 0))
 
 

@@ -133,7 +133,8 @@ def load_table(
         raise ValueError(f"{path}, row {row}: the target {target!r} is {text!r}, no number, for a regression")
     kinds = {name: "category" if name in categorical else _kind_of(path, name, seen[name]) for name in kept}
     in_test = _test_rows(path, count, test, column, seed) if other is None else np.zeros(count, dtype=bool)
-    columns, classes, scale = _statistics(path, target, found_task, kinds, in_test)
+    missing = {name for name in kinds if seen[name].missing}
+    columns, classes, scale = _statistics(path, target, found_task, kinds, missing, in_test)
     schema = Schema(columns, target, found_task, classes, *scale)
     x, y, rows = _encoded(path, schema, count, dtype)
     without = count - len(rows)
@@ -242,13 +243,17 @@ def _test_rows(path: Path, count: int, test: Any, column: str | None, seed: int)
 
 
 def _statistics(
-    path: Path, target: str, task: str, kinds: Mapping[str, str], in_test: NDArray[np.bool_]
+    path: Path,
+    target: str,
+    task: str,
+    kinds: Mapping[str, str],
+    missing: set[str],
+    in_test: NDArray[np.bool_],
 ) -> tuple[tuple[Column, ...], tuple[str, ...], tuple[float, float]]:
     """Statistics of the training rows: of each column, the classes, and the scale of the target."""
     numeric = [name for name in kinds if kinds[name] == "number"] + [target] * (task == "regression")
     sums = {name: np.zeros(3) for name in [*kinds, target]}  # number, mean, sum of squared distances
     categories: dict[str, set[str]] = {name: set() for name in [*kinds, target]}
-    missing = set()
     for first, block in read_table(path):
         held = in_test[first - 1 : first - 1 + len(block[target])]
         rows = np.flatnonzero(~held & ~are_missing(block[target]))
@@ -259,8 +264,6 @@ def _statistics(
                 _add(sums[name], path, name, numbers, texts)
                 continue
             absent = are_missing(texts)
-            if absent.any():
-                missing.add(name)
             if numbers is not None:
                 given = [text for text, gone in zip(texts, absent, strict=True) if not gone]
                 _add(sums[name], path, name, numbers[~absent], given)

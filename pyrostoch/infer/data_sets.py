@@ -103,14 +103,34 @@ class _DatasetBatches(_IndexedBatches):
 
     def select(self, index: Tensor) -> tuple[FlatInputs, Tensor]:
         """Items of the data set, collated as by a `DataLoader`."""
-        items = [self._dataset[i] for i in index.tolist()]
+        numbers = index.tolist()
+        items = [self._dataset[i] for i in numbers]
         if isinstance(items[0], Mapping):
-            _check_no_lists(items[0])
+            return self._reader.split(_collated(items, numbers))
         return self._reader.split(default_collate(items))
 
     def whole(self) -> Batches:
         """All items as one batch."""
         return _DatasetBatches(self._dataset, self.num_data, self.shuffle, self._reader)
+
+
+def _collated(items: list[Mapping[str, Any]], numbers: list[int]) -> dict[str, Any]:
+    """Items that are dictionaries as one, which must have the same keys; what is `None` in all of them stays so."""
+    first = items[0]
+    for item, number in zip(items, numbers, strict=True):
+        if item.keys() != first.keys() or any((item[key] is None) != (first[key] is None) for key in first):
+            raise ValueError(
+                f"data: items must have the same keys, and the same that are None; item {numbers[0]} has "
+                f"{_given(first)}, item {number} has {_given(item)}{see('how-to/your_own_data')}"
+            )
+        _check_no_lists(item)
+    absent = dict.fromkeys((key for key in first if first[key] is None), None)
+    found = default_collate([{key: value for key, value in item.items() if key not in absent} for item in items])
+    return {**found, **absent}
+
+
+def _given(item: Mapping[str, Any]) -> str:
+    return name_list([str(key) for key, value in item.items() if value is not None])
 
 
 def _check_no_lists(item: Mapping[str, Any]) -> None:

@@ -116,7 +116,10 @@ class LoaderBatches(Batches):
             count += 1
             yield self._reader.split(batch, self._what)
         if not count:
-            raise ValueError(f"{self._what}: expected batches from the DataLoader, got none")
+            raise ValueError(
+                f"{self._what}: expected batches from the DataLoader, got none; data that can be read once only cannot "
+                f"be read for each epoch, or for each mode{see('how-to/your_own_data')}"
+            )
 
     def shares(self, seed: int, number: int, ranks: Ranks) -> Iterator[Share]:
         """The loader's batches, which its sampler has already divided among the processes."""

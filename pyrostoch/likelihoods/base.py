@@ -208,7 +208,8 @@ class Noise(nn.Module):
     def forward(self) -> Tensor | float:
         """The quantity: a number, or a tensor without axes or with one for the outputs; drawn if it is random."""
         if self.prior is not None:
-            drawn: Tensor = pyro.sample(self.site, self.prior.distribution(self.site, self.shape))
+            prior: Any = self.prior.distribution(self.site, self.shape)
+            drawn: Tensor = pyro.sample(self.site, prior.to_event(len(prior.batch_shape)))
             return drawn
         return self.log_value.exp() if hasattr(self, "log_value") else self.value
 
@@ -338,8 +339,17 @@ def check_labels(name: str, distribution: Distribution, target: Tensor, advice: 
 
 
 def like(value: Tensor | float, output: Tensor) -> Tensor:
-    """A quantity as a tensor with the dtype and device of the output, without a copy from the host."""
+    """A quantity as a tensor with the dtype and device of the output, without a copy from the host.
+
+    Raises:
+        ValueError: It has numbers for outputs that are not there.
+    """
     if isinstance(value, Tensor):
+        if value.dim() == 1 and (output.dim() < 2 or output.shape[-1] != len(value)):
+            raise ValueError(
+                f"likelihood: expected a network output of shape (batch, {len(value)}), as there are {len(value)} "
+                f"scales, one for each output, got {tuple(output.shape)}{see('how-to/write_a_likelihood')}"
+            )
         return value.to(output.dtype)
     return torch.full((), value, dtype=output.dtype, device=output.device)
 

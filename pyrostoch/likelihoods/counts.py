@@ -2,13 +2,35 @@
 
 from __future__ import annotations
 
+import torch
 from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution
+from torch.nn import functional as F
 
 from pyrostoch.likelihoods.base import Likelihood, Noise, like, per_example
 
 __all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedPoisson"]
+
+
+class _PreciseNegativeBinomial(dist.NegativeBinomial):
+    """Whose log density is computed in double precision: for a large r it is the difference of large numbers."""
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        r, logits, y = self.total_count.double(), self.logits.double(), value.double()
+        found = y * F.logsigmoid(logits) + r * F.logsigmoid(-logits)
+        found = found + torch.lgamma(r + y) - torch.lgamma(r) - torch.lgamma(1.0 + y)
+        return found.to(self.logits.dtype)
+
+
+class _PreciseZeroInflatedPoisson(dist.ZeroInflatedPoisson):
+    """Whose variance is no difference of large numbers."""
+
+    @property
+    def variance(self) -> Tensor:
+        gate, rate = self.gate, self.rate
+        found: Tensor = (1.0 - gate) * (rate + gate * rate.square())
+        return found
 
 
 class Poisson(Likelihood):
@@ -70,7 +92,7 @@ class NegativeBinomial(Likelihood):
     def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """NegativeBinomial(r, logits=output - log r), whose mean is exp(output)."""
         r = like(quantities["concentration"], output)
-        return per_example(dist.NegativeBinomial(r, logits=output - r.log()))
+        return per_example(_PreciseNegativeBinomial(r, logits=output - r.log()))
 
 
 class ZeroInflatedPoisson(Likelihood):
@@ -102,4 +124,4 @@ class ZeroInflatedPoisson(Likelihood):
                 f"logits, got {tuple(output.shape)}"
             )
         log_rate, gate = output.chunk(2, dim=-1)
-        return per_example(dist.ZeroInflatedPoisson(log_rate.exp(), gate_logits=gate))
+        return per_example(_PreciseZeroInflatedPoisson(log_rate.exp(), gate_logits=gate))

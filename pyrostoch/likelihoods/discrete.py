@@ -109,8 +109,10 @@ class Categorical(Likelihood):
         check_labels("Categorical", distribution, target, f"{advice}{see('how-to/write_a_likelihood')}")
 
     def extra_repr(self) -> str:
-        """The axis of the classes, unless it is the last one."""
-        return "" if self.axis == -1 else f"axis={self.axis}"
+        """The axis of the classes, unless it is the last one, and their weights."""
+        weights = None if self.class_weights is None else [round(weight, 6) for weight in self.class_weights.tolist()]
+        texts = ["" if self.axis == -1 else f"axis={self.axis}", "" if weights is None else f"class_weights={weights}"]
+        return ", ".join(text for text in texts if text)
 
 
 class Bernoulli(Likelihood):

@@ -49,7 +49,12 @@ class Ordinal(Likelihood):
     @property
     def thresholds(self) -> Tensor:
         """The thresholds, which rise."""
-        return torch.cat([self.first, self.first + F.softplus(self.raw_steps).cumsum(0)])
+        return torch.cat([self.first, self.first + self.steps.cumsum(0)])
+
+    @property
+    def steps(self) -> Tensor:
+        """The distances between thresholds, (C - 2,), which are positive."""
+        return F.softplus(self.raw_steps) + 1e-6
 
     def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """The distribution of the classes of each example."""
@@ -61,7 +66,7 @@ class Ordinal(Likelihood):
         distances = self.thresholds.to(output.dtype) - output.reshape(-1, 1)
         below, above = F.logsigmoid(distances), F.logsigmoid(-distances)
         # log(s(b) - s(a)) = log s(b) + log s(-a) + log(1 - exp(a - b)), without differences of near numbers
-        gaps = torch.log(-torch.expm1(-distances.diff()))
+        gaps = torch.log(-torch.expm1(-self.steps.to(output.dtype)))
         inner = below[:, 1:] + above[:, :-1] + gaps
         return per_example(dist.Categorical(logits=torch.cat([below[:, :1], inner, above[:, -1:]], 1)))
 

@@ -84,6 +84,8 @@ def _named(output: Any, which: str | int, title: str) -> Tensor | Moments:
         return found
     if found is not missing:
         raise TypeError(f"likelihood {title}: expected a tensor as output={which!r}, got {type(found).__name__}")
+    if isinstance(which, str) and isinstance(output, (tuple, list)) and which.lstrip("-").isdecimal():
+        raise TypeError(f"likelihood {title}: the parts of a {type(output).__name__} have positions: output={which}")
     names = [str(_plain(name)) for name in _candidates(output)]
     has = f"with {name_list(names)}" if names else "as such"
     raise TypeError(

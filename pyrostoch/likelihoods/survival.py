@@ -21,8 +21,22 @@ __all__ = ["CensoredTime", "LogNormalTime", "Survival", "WeibullTime"]
 #: What the two numbers of a target are.
 Form = Literal["event", "interval"]
 _FORMS = ("event", "interval")
+_LOG_HALF = math.log(0.5)
+# Logarithm of a hazard below which it is the probability itself.
+_SMALL = -20.0
 Times = Callable[[Tensor], Tensor]
 Draw = Callable[[torch.Size], Tensor]
+
+
+def _log1mexp(value: Tensor) -> Tensor:
+    """log(1 - exp(value)) for negative values, without loss near 0 and far from it."""
+    value = value.clamp_max(-torch.finfo(value.dtype).tiny)
+    near = value > _LOG_HALF
+    return torch.where(
+        near,
+        torch.log(-torch.expm1(torch.where(near, value, -1.0))),
+        torch.log1p(-torch.exp(torch.where(near, -1.0, value))),
+    )
 
 
 class CensoredTime(TorchDistribution):
@@ -34,6 +48,7 @@ class CensoredTime(TorchDistribution):
 
     Args:
         log_density: The log density at given times.
+        log_cdf: The logarithm of P(T <= t) at given times.
         log_survival: The logarithm of P(T > t) at given times.
         draw: Draws times.
         mean: Mean of T, (batch,).
@@ -52,9 +67,17 @@ class CensoredTime(TorchDistribution):
     has_rsample = False
 
     def __init__(
-        self, log_density: Any, log_survival: Any, draw: Any, mean: Tensor, variance: Tensor, form: Form
+        self,
+        log_density: Times,
+        log_cdf: Times,
+        log_survival: Times,
+        draw: Draw,
+        mean: Tensor,
+        variance: Tensor,
+        form: Form,
     ) -> None:
-        self._log_density, self._log_survival, self._draw, self.form = log_density, log_survival, draw, form
+        self._log_density, self._log_cdf, self._log_survival = log_density, log_cdf, log_survival
+        self._draw, self.form = draw, form
         self._mean, self._variance = mean, variance
         super().__init__(mean.shape, torch.Size([2]), validate_args=False)
 
@@ -77,15 +100,20 @@ class CensoredTime(TorchDistribution):
         one, two = value[..., 0], value[..., 1]
         if self.form == "event":
             return torch.where(two > 0.5, self._log_density(one), self._log_survival(one))
-        exact = one == two
+        exact, open_end, from_zero = one == two, torch.isinf(two), one <= 0
         # Where a number is not used it must not spoil the gradient.
         point = torch.where(exact, one, 1.0)
-        low, high = torch.where(exact, 0.0, one), torch.where(exact | torch.isinf(two), 2.0 * one + 1.0, two)
-        log_low = torch.where(low > 0, self._log_survival(torch.where(low > 0, low, 1.0)), 0.0)
-        log_high = self._log_survival(high)
-        between = log_low + torch.log(-torch.expm1((log_high - log_low).clamp_max(-1e-12)))
-        beyond = torch.where(torch.isinf(two), log_low, between)
-        return torch.where(exact, self._log_density(point), beyond)
+        low = torch.where(from_zero | exact, 1.0, one)
+        high = torch.where(exact | open_end, 2.0 * low, two)
+        below = torch.where(from_zero, -torch.inf, self._log_cdf(low))
+        until, beyond = self._log_cdf(high), self._log_survival(low)
+        # The difference of two probabilities, on the side where both are small.
+        left = until + _log1mexp(torch.where(from_zero, -1.0, below - until))
+        right = beyond + _log1mexp(torch.where(from_zero, -1.0, self._log_survival(high) - beyond))
+        between = torch.where(until < _LOG_HALF, left, right)
+        between = torch.where(from_zero, self._log_cdf(torch.where(from_zero & ~open_end, two, 1.0)), between)
+        after = torch.where(from_zero, 0.0, beyond)
+        return torch.where(exact, self._log_density(point), torch.where(open_end, after, between))
 
     def sample(self, sample_shape: _size = ()) -> Tensor:
         """Draws of the time, as targets that are known.
@@ -196,10 +224,20 @@ class WeibullTime(Survival):
     def of_times(self, output: Tensor, scale: Tensor) -> CensoredTime:
         """The Weibull distribution of scale exp(output)."""
         k = scale
-        g1, g2 = (torch.exp(torch.lgamma(1.0 + n / k)) for n in (1.0, 2.0))
+        # In double precision, since a variance is the difference of near numbers.
+        log1, log2 = (torch.lgamma(1.0 + n / k.double()) for n in (1.0, 2.0))
+        mean = (output.double() + log1).exp().to(output.dtype)
+        variance = (2 * output.double() + log2).exp() * -torch.expm1(2 * log1 - log2)
+
+        def log_hazard(t: Tensor) -> Tensor:
+            return k * (t.log() - output)
 
         def hazard(t: Tensor) -> Tensor:
-            return torch.exp(k * (t.log() - output))
+            return torch.exp(log_hazard(t))
+
+        def log_cdf(t: Tensor) -> Tensor:
+            far = log_hazard(t) < _SMALL
+            return torch.where(far, log_hazard(t), torch.log(-torch.expm1(-torch.where(far, 1.0, hazard(t)))))
 
         def draw(shape: torch.Size) -> Tensor:
             drawn = torch.empty(shape + output.shape, dtype=output.dtype, device=output.device).exponential_()
@@ -208,8 +246,9 @@ class WeibullTime(Survival):
         def log_density(t: Tensor) -> Tensor:
             return k.log() - t.log() + k * (t.log() - output) - hazard(t)
 
-        mean, variance = output.exp() * g1, (2 * output).exp() * (g2 - g1**2)
-        return CensoredTime(log_density, lambda t: -hazard(t), draw, mean, variance, self.censoring)
+        return CensoredTime(
+            log_density, log_cdf, lambda t: -hazard(t), draw, mean, variance.to(output.dtype), self.censoring
+        )
 
 
 class LogNormalTime(Survival):
@@ -246,12 +285,13 @@ class LogNormalTime(Survival):
         def log_density(t: Tensor) -> Tensor:
             return -0.5 * standard(t).square() - t.log() - scale.log() - 0.5 * math.log(2 * math.pi)
 
+        def log_cdf(t: Tensor) -> Tensor:
+            return torch.special.log_ndtr(standard(t))
+
         def log_survival(t: Tensor) -> Tensor:
             return torch.special.log_ndtr(-standard(t))
 
         spread = scale.square()
         mean = (output + 0.5 * spread).exp()
         variance = torch.expm1(spread) * (2 * output + spread).exp()
-        return CensoredTime(
-            log_density, lambda t: torch.special.log_ndtr(-standard(t)), draw, mean, variance, self.censoring
-        )
+        return CensoredTime(log_density, log_cdf, log_survival, draw, mean, variance, self.censoring)

@@ -136,7 +136,7 @@ def moments_error(
     if mode not in MOMENTS:
         raise ValueError(f"mode: expected one of {', '.join(map(repr, MOMENTS))}, got {mode!r}")
     num_samples = check_count("num_samples", num_samples, 2 * _NUM_GROUPS)
-    x = flat_inputs(x)
+    x = flat_inputs(x, getattr(model, "target", None))
     check_finite("inputs x", x)
     device = device_of(model, guide)
     x = x if device is None else to_device(x, device)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 from dataclasses import dataclass
 from typing import Any
 
@@ -143,7 +144,7 @@ def draws(
         raise TypeError(f"draws: expected a BayesianModel, got {type(model).__name__}")
     check_guide(guide)
     num = check_count("num", num)
-    flat = flat_inputs(x)
+    flat = flat_inputs(x, model.target)
     target = compute_device(flat, model, guide, device)
     check_finite("inputs x", flat)
     batches = [(flat, None)] if differentiable else split(model, flat, None, batch_size)
@@ -156,24 +157,24 @@ def draws(
         for _ in range(num):
             with torch.no_grad(), SharedSample():
                 trace = trace_of(of_weights, to_device(batches[0][0], target))
+                weights = _weights(model, trace)
                 quantities.append(poutine.replay(model.likelihood.draw, trace=trace)())
-            weights = _weights(model, trace)
             with SharedSample():
                 pieces = [_read(model, model.outputs(to_device(part, target), weights)) for part, _ in batches]
             outputs.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
-    return Draws(torch.stack(outputs), model.likelihood, tuple(quantities))
+    # A copy, since later training changes what a likelihood learns.
+    return Draws(torch.stack(outputs), copy.deepcopy(model.likelihood).requires_grad_(False), tuple(quantities))
 
 
 def _weights(model: BayesianModel, trace: poutine.Trace) -> dict[str, Tensor]:
     """The drawn weights of the network by site name."""
     drawn = {name: node["value"] for name, node in latent_sites(trace)}
-    wanted = [name for name, site in model.sites.items() if site.role != "scale"]
-    if missing := [name for name in wanted if name not in drawn]:
+    if missing := [name for name in model.sites if name not in drawn]:
         raise ValueError(
             f"guide: no draw for the model's site(s) {name_list(missing)}; the guide has {name_list(drawn) or 'none'}. "
             "Build the guide from this model"
         )
-    return {name: drawn[name] for name in wanted}
+    return {name: drawn[name] for name, site in model.sites.items() if site.role != "scale"}
 
 
 def _read(model: BayesianModel, output: Any) -> Tensor:

@@ -206,7 +206,7 @@ def predict(
     """
     check_guide(guide)
     name, draws = parse_mode(mode, num_samples)
-    given = flat_inputs(x)
+    given = flat_inputs(x, getattr(model, "target", None))
     if labels is not None:
         check_known_classes(labels, "predict labels")
         given = with_labels(given, labels)

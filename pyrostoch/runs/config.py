@@ -13,9 +13,11 @@ from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.models import NAMES as MODELS
 from pyrostoch.runs.registry import GUIDES, parse_prior
 
-__all__ = ["DTYPES", "Config"]
+__all__ = ["DTYPES", "Config", "table_options"]
 
 DTYPES = ("float32", "float64")
+# Share of the rows of a CSV file that is its test part by default.
+_TEST_FRACTION = 0.2
 
 #: By type of a field: its description for error messages, and a check of a value.
 _FIELD_TYPES: dict[str, tuple[str, Callable[[Any], bool]]] = {
@@ -35,8 +37,8 @@ class Config:
     Args:
         kind: The command that made the run, `"compare"` or `"train"`.
         guides: Names of the guides to train, in this order.
-        data: Name of the data set.
-        split: Number of the train/test split, for UCI sets.
+        data: Name of the data set, or path of a CSV file.
+        split: Number of the train/test split, for UCI sets; the seed of the split of a CSV file.
         model: `"mlp"`, `"lenet5"`, `"vgg"` or `"vgg-narrow"`.
         hidden: Widths of the hidden layers of an MLP; empty for other networks.
         random: Name patterns of the random weights, separated by commas; `"none"` for none, beside stochastic layers.
@@ -53,6 +55,12 @@ class Config:
         stochastic: Names of the layers that are made stochastic, separated by commas; empty for none.
         rate_weight: Weight of the rate of their activations in the loss.
         conditional: Names of the layers of which every class has its own, separated by commas; empty for none.
+        target: Name of the column of the target, where the data are a CSV file; empty for other data.
+        task: `"classification"` or `"regression"`, for a target that is not what it looks like; empty for others.
+        drop: Names of columns to leave out, separated by commas.
+        categorical: Names of columns of numbers that stand for categories, separated by commas.
+        test: What the test part of a CSV file is: a fraction (0.2 by default), the name of a column, or the path of
+            another file.
         data_dir: Folder of the data. It does not change the results, so it may differ when a run is resumed.
 
     Raises:
@@ -86,6 +94,11 @@ class Config:
     stochastic: str = ""
     rate_weight: float = 1.0
     conditional: str = ""
+    target: str = ""
+    task: str = ""
+    drop: str = ""
+    categorical: str = ""
+    test: str = ""
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -123,17 +136,22 @@ class Config:
     @property
     def patterns(self) -> list[str]:
         """The patterns in `random`, as a list; empty for `"none"`."""
-        return [] if self.random == "none" else [part.strip() for part in self.random.split(",") if part.strip()]
+        return [] if self.random == "none" else _names(self.random)
 
     @property
     def stochastic_layers(self) -> list[str]:
         """The names in `stochastic`, as a list."""
-        return [part.strip() for part in self.stochastic.split(",") if part.strip()]
+        return _names(self.stochastic)
 
     @property
     def conditional_layers(self) -> list[str]:
         """The names in `conditional`, as a list."""
-        return [part.strip() for part in self.conditional.split(",") if part.strip()]
+        return _names(self.conditional)
+
+    @property
+    def table_options(self) -> dict[str, Any]:
+        """The settings of a CSV file, as `data.load_table` takes them."""
+        return table_options(vars(self), self.split)
 
     def to_dict(self) -> dict[str, Any]:
         """The settings as plain data for JSON; tuples become lists."""
@@ -178,6 +196,36 @@ class Config:
         names = (field.name for field in dataclasses.fields(self) if field.name != "data_dir")
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def table_options(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
+    """What `data.load_table` takes, from settings as the command line has them.
+
+    Args:
+        settings: The texts by name; those that lack have their default.
+        seed: Seed of the split.
+
+    Example:
+        >>> table_options({"target": "price", "drop": "id, name"}, 0)["drop"]
+        ['id', 'name']
+    """
+    text = str(settings.get("test") or _TEST_FRACTION)
+    try:
+        test: float | str = float(text)
+    except ValueError:
+        test = text
+    return {
+        "target": settings["target"],
+        "test": test,
+        "task": settings.get("task") or None,
+        "drop": _names(settings.get("drop", "")),
+        "categorical": _names(settings.get("categorical", "")),
+        "seed": seed,
+    }
+
+
+def _names(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _items(value: Any) -> Any:

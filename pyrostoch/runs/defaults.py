@@ -14,10 +14,10 @@ from pyrostoch import data
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch.models import NAMES as MODELS
 from pyrostoch.models import VGG
-from pyrostoch.runs.config import Config
+from pyrostoch.runs.config import Config, table_options
 from pyrostoch.runs.registry import COMPARED_GUIDES
 
-__all__ = ["choose_device", "fill_defaults"]
+__all__ = ["choose_device", "fill_defaults", "is_table"]
 
 #: A regression set is trained for about this many steps, and for at least this many epochs.
 _REGRESSION_STEPS, _REGRESSION_EPOCHS = 3000, 20
@@ -71,10 +71,15 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     """
     chosen = {name: value for name, value in given.items() if value is not None}
     name = str(chosen.get("data", "digits")).strip()
-    name = name if name.lower().startswith("uci:") else name.lower()
-    root = _data_dir(name, chosen.get("data_dir"))
-    data.locate(name, root)
-    family = name.partition(":")[0].lower()
+    if is_table(name):
+        name, root, family = _table_path(name, chosen), None, "uci"
+    else:
+        if of_tables := [option for option in ("target", "task", "drop", "categorical", "test") if chosen.get(option)]:
+            raise ValueError(f"{of_tables[0]}: it is for a CSV file, --data mine.csv, not for {name!r}")
+        name = name if name.lower().startswith("uci:") else name.lower()
+        root = _data_dir(name, chosen.get("data_dir"))
+        data.locate(name, root)
+        family = name.partition(":")[0].lower()
     model = check_choice("model", chosen.get("model", "mlp"), MODELS)
     recipe = _RECIPES.get((_SAME_RECIPE_AS.get(family, family), model)) or _Recipe(epochs=20)
     hidden = tuple(chosen.get("hidden", recipe.hidden))
@@ -94,13 +99,36 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     if family == "uci":
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number from 1 up, got {batch_size}")
-        count = len(data.load(name, root, split=chosen.get("split", 0)).x_train)
+        count = _training_rows(name, root, chosen)
         defaults["epochs"] = max(_REGRESSION_EPOCHS, round(_REGRESSION_STEPS / -(-count // batch_size)))
     else:
         defaults["epochs"] = recipe.epochs
     fixed = {"kind": kind, "data": name, "model": model, "hidden": hidden, "batch_size": batch_size, "data_dir": root}
     chosen["device"] = choose_device(chosen.get("device", "auto"))
     return Config(**{**defaults, **chosen, **fixed})
+
+
+def is_table(name: str) -> bool:
+    """Whether the name of a data set is the path of a CSV file.
+
+    Args:
+        name: The name.
+    """
+    return name.lower().endswith((".csv", ".tsv"))
+
+
+def _table_path(name: str, chosen: Mapping[str, Any]) -> str:
+    """The absolute path of a CSV file, so that a run can be evaluated from any folder."""
+    if not chosen.get("target"):
+        raise ValueError(f"data {name!r}: say which column is the target, --target NAME")
+    return str(Path(name).expanduser().absolute())
+
+
+def _training_rows(name: str, root: str | None, chosen: Mapping[str, Any]) -> int:
+    """Number of training rows of a UCI set or a CSV file."""
+    if not is_table(name):
+        return len(data.load(name, root, split=chosen.get("split", 0)).x_train)
+    return len(data.load_table(name, **table_options(chosen, chosen.get("split", 0))).split.x_train)
 
 
 def _default_random(model: str, hidden: tuple[int, ...], stochastic: str, conditional: str) -> str:

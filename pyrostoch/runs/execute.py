@@ -15,7 +15,14 @@ from pyrostoch.data import DataSplit
 from pyrostoch.infer.known_labels import conditional_layers
 from pyrostoch.model import BayesianModel
 from pyrostoch.runs.config import Config
-from pyrostoch.runs.experiment import Experiment, build_experiment, build_model, describe_network, load_data
+from pyrostoch.runs.experiment import (
+    Experiment,
+    build_experiment,
+    build_model,
+    describe_network,
+    load_data,
+    load_schema,
+)
 from pyrostoch.runs.folder import (
     RECORD_FILE,
     SCHEMA,
@@ -207,6 +214,7 @@ def _initial_record(config: Config, split: DataSplit, model: BayesianModel, comm
             "test": len(split.x_test),
             "classes": split.num_classes,
             "task": split.task,
+            "schema": schema.to_dict() if (schema := load_schema(config)) is not None else None,
         },
         "model": {
             "name": config.model,

@@ -9,13 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch import data, layers, likelihoods, models
-from pyrostoch.data import DataSplit
+from pyrostoch.data import DataSplit, Schema
 from pyrostoch.guides import Guide
 from pyrostoch.model import BayesianModel
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.registry import GUIDES, parse_prior
 
-__all__ = ["Experiment", "build_experiment", "build_model", "describe_network", "load_data"]
+__all__ = ["Experiment", "build_experiment", "build_model", "describe_network", "load_data", "load_schema"]
 
 #: Initial standard deviation of the noise of a regression, in units of the standardized target.
 _INITIAL_NOISE = 0.3
@@ -40,6 +40,15 @@ class Experiment:
     target_std: float
 
 
+def load_schema(config: Config) -> Schema | None:
+    """How rows of a CSV file became numbers, from its training rows; `None` for other data.
+
+    Args:
+        config: The settings.
+    """
+    return data.load_table(config.data, **config.table_options).schema if config.target else None
+
+
 def load_data(config: Config) -> DataSplit:
     """The data of a run.
 
@@ -49,7 +58,10 @@ def load_data(config: Config) -> DataSplit:
     Returns:
         The training and test parts, on the CPU.
     """
-    return data.load(config.data, config.data_dir, split=config.split, dtype=getattr(torch, config.dtype))
+    dtype = getattr(torch, config.dtype)
+    if config.target:
+        return data.load_table(config.data, dtype=dtype, **config.table_options).split
+    return data.load(config.data, config.data_dir, split=config.split, dtype=dtype)
 
 
 def build_model(config: Config, split: DataSplit) -> BayesianModel:

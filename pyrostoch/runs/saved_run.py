@@ -7,7 +7,10 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from pyrostoch._checks import check_choice, name_list
+from pyrostoch.data import DataSplit, Schema
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.defaults import choose_device
 from pyrostoch.runs.experiment import Experiment, build_experiment, load_data
@@ -180,6 +183,39 @@ class SavedRun:
         experiment = build_experiment(config, split, guide)
         load(self.folder / checkpoint_name(config, guide), experiment.model, experiment.guide)
         return experiment
+
+    def load_for_rows(self, guide: str, device: str | None = None) -> tuple[Experiment, Schema]:
+        """Load a trained guide of a run on a CSV file, to predict rows of another one; the run's own is not needed.
+
+        Args:
+            guide: Name of the guide.
+            device: Device to compute on; default: that of the training if this machine has it, else the CPU.
+
+        Returns:
+            The experiment, whose data are zeros, and how rows become inputs.
+
+        Raises:
+            RunError: The run was made on other data.
+        """
+        content = self.record["data"].get("schema")
+        if not content:
+            raise RunError(
+                f"run {self.folder}: it was trained on {self.record['data']['title']}; only a network that was trained "
+                "on a CSV file can predict rows of one"
+            )
+        schema = Schema.from_dict(content)
+        config = replace(self.config, device=choose_device(device) if device else self._training_device())
+        width, count = len(schema.entries), int(self.record["data"]["train"])
+        x = torch.zeros(1, width, dtype=getattr(torch, config.dtype)).expand(count, width)
+        regression = schema.task == "regression"
+        y = torch.zeros(count, 1, dtype=x.dtype) if regression else torch.zeros(count, dtype=torch.int64)
+        scale = (schema.target_mean, schema.target_std) if regression else None
+        classes = None if regression else len(schema.classes)
+        name = self.record["data"]["title"]
+        split = DataSplit(name, name, schema.task, x, y, x[:0], y[:0], classes, (width,), name, scale)
+        experiment = build_experiment(config, split, guide)
+        load(self.folder / checkpoint_name(config, guide), experiment.model, experiment.guide)
+        return experiment, schema
 
     def _training_device(self) -> str:
         """The device of the training if this machine has it, else the CPU."""
