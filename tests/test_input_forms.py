@@ -241,6 +241,7 @@ def test_sparse_inputs_are_cut_by_rows() -> None:
     dense = A * (A > 0)
     losses = []
     for x in (dense, dense.to_sparse()):
+        torch.manual_seed(0)
         model, guide = build(Bag())
         losses.append(
             ps.fit(model, guide, (x, Y), epochs=2, batch_size=16, estimator="shared", **QUIET).history["elbo"]
