@@ -18,7 +18,7 @@ __all__ = ["Ordinal"]
 class Ordinal(Likelihood):
     r"""One of C ordered classes; the network's output `(batch,)` or `(batch, 1)` is a single score f.
 
-    $$ P(y \le k \mid f) = \sigma(\theta_k - f), \qquad \theta_0 < \theta_1 < \dots < \theta_{C-2}. $$
+    $$ P(y \le k \mid f) = \sigma(\theta_k - f), \qquad \theta_0 < \theta_1 < \ldots < \theta_{C-2}. $$
 
     The thresholds are fitted with the network. Predictions are class probabilities, as with `Categorical`.
 
@@ -26,9 +26,6 @@ class Ordinal(Likelihood):
         num_classes: Number C of classes, from 2 up.
         ignore_index: A label that stands for none, such as -100: such targets are missing, and left out.
         output: Which part of the network's output is the score; see `Likelihood`.
-
-    Attributes:
-        thresholds: The thresholds, (C - 1,).
 
     Example:
         >>> Ordinal(3)(torch.zeros(1, 1)).probs.detach()
@@ -48,7 +45,7 @@ class Ordinal(Likelihood):
 
     @property
     def thresholds(self) -> Tensor:
-        """The thresholds, which rise."""
+        """The thresholds, (C - 1,), which rise."""
         return torch.cat([self.first, self.first + self.steps.cumsum(0)])
 
     @property
