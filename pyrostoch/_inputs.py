@@ -232,7 +232,8 @@ def device_of_inputs(x: FlatInputs) -> torch.device:
     for part in x if isinstance(x, (tuple, list)) else (x,):
         if isinstance(part, (Tensor, PackedSequence)):
             return part.data.device
-    raise TypeError("inputs x: expected at least one tensor among them, got none")
+    kinds = [type(part).__name__ for part in (x if isinstance(x, tuple) else (x,)) if not isinstance(part, Structure)]
+    raise TypeError(f"inputs x: expected at least one tensor among them, got {', '.join(kinds) or 'none'}")
 
 
 @overload

@@ -185,7 +185,7 @@ def test_classes_on_the_second_axis_are_explained():
         Tagger(), prior=ps.priors.Normal(), likelihood=ps.likelihoods.Categorical(), num_data=COUNT
     )
     x, y = torch.randn(COUNT, 2, 5), torch.randint(0, 3, (COUNT, 5))
-    with pytest.raises(ValueError, match=r"classes on the last axis .*\(12, 3, 5\).*movedim\(1, -1\)"):
+    with pytest.raises(ValueError, match=r"classes on the last axis .*\(12, 3, 5\).*use Categorical\(axis=1\)"):
         ps.fit(model, ps.guides.Additive(model), (x, y), epochs=1, batch_size=COUNT, **QUIET)
 
 

@@ -33,7 +33,7 @@ IRIS = load_iris(return_X_y=True)
 def test_scikit_learns_own_checks(kind: Any) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        results = check_estimator(kind((10,), epochs=25, lr=0.05, batch_size=50, num_samples=5), on_fail=None)
+        results = check_estimator(kind((10,), epochs=15, lr=0.1, batch_size=50, num_samples=5), on_fail=None)
     failed = [result["check_name"] for result in results if result["status"] not in ("passed", "skipped")]
     assert not failed and len(results) > 40
 

@@ -65,6 +65,7 @@ def compare(
     categorical: opt.Categorical = None,
     test: opt.Test = None,
     model: opt.Model = None,
+    model_args: opt.ModelArgs = None,
     hidden: opt.Hidden = None,
     random: opt.Random = None,
     prior: opt.Prior = None,
@@ -103,6 +104,7 @@ def train(
     categorical: opt.Categorical = None,
     test: opt.Test = None,
     model: opt.Model = None,
+    model_args: opt.ModelArgs = None,
     hidden: opt.Hidden = None,
     random: opt.Random = None,
     prior: opt.Prior = None,
@@ -275,7 +277,9 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
     from pyrostoch.training.trainer import NonFiniteLossError
 
     given = {key: value for key, value in params.items() if value is not None and key not in _NOT_SETTINGS}
-    command = " ".join([f"pyrostoch {kind}", *(f"--{key.replace('_', '-')} {value}" for key, value in given.items())])
+    given["model_args"] = tuple(given.get("model_args") or ()) or None
+    given = {key: value for key, value in given.items() if value is not None}
+    command = " ".join([f"pyrostoch {kind}", *_as_options(given)])
     if "hidden" in given:
         given["hidden"] = _parse_widths(given["hidden"])
     if "guide" in given:
@@ -309,6 +313,15 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
         output.print(f"Wrote {folder}: {', '.join(files)}, a checkpoint for each guide.")
 
 
+def _as_options(given: dict[str, Any]) -> list[str]:
+    """The options as they were given."""
+    found = []
+    for key, value in given.items():
+        values = value if isinstance(value, tuple) else (value,)
+        found += [f"--{key.replace('_', '-').replace('model-args', 'model-arg')} {part}" for part in values]
+    return found
+
+
 def _config_and_folder(kind: str, given: dict[str, Any], params: dict[str, Any]) -> tuple[Any, Path]:
     """Settings and folder of a run; settings that are not given are those of the resumed run, else the defaults."""
     from pyrostoch.cli.screen import console
@@ -321,7 +334,8 @@ def _config_and_folder(kind: str, given: dict[str, Any], params: dict[str, Any])
         folder = Path(out).expanduser()
         return fill_defaults(kind, {**saved_settings(folder, kind), **given} if resume else given), folder
     config = fill_defaults(kind, given)
-    parts = [config.data.lower().replace(":", "-"), config.model, kind, *(config.guides if kind == "train" else ())]
+    names = [Path(name).name.lower().replace(":", "-") for name in (config.data, config.model)]
+    parts = [*names, kind, *(config.guides if kind == "train" else ())]
     base = Path("runs") / (params["name"] or "-".join(parts))
     if not resume:
         return config, free_folder(base)

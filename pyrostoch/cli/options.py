@@ -24,6 +24,7 @@ __all__ = [
     "Lr",
     "LrAlpha",
     "Model",
+    "ModelArgs",
     "Name",
     "NoBar",
     "OneGuide",
@@ -91,7 +92,18 @@ Split = Annotated[
     typer.Option("--split", help="Number of the train/test split of a UCI set, from 0; seed of that of a CSV file."),
 ]
 Model = Annotated[
-    str | None, typer.Option("--model", help="Network: mlp (default), lenet5, vgg or vgg-narrow.", metavar="NAME")
+    str | None,
+    typer.Option(
+        "--model",
+        help="Network: mlp (default), lenet5, vgg, vgg-narrow, or a function in a file of yours, nets.py:make_net.",
+        metavar="NAME",
+    ),
+]
+ModelArgs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--model-arg", help="Argument of that function, such as hidden=50; may be repeated.", metavar="NAME=VALUE"
+    ),
 ]
 Hidden = Annotated[
     str | None, typer.Option("--hidden", help="Widths of an MLP's hidden layers, such as 100,100.", metavar="WIDTHS")

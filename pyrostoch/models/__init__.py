@@ -8,7 +8,8 @@
 | `TriDeNT`, `TriDeNTConv` | three-state neurons between linear layers, or between convolutions |
 | `CropAndFlip` | a layer to put in front of a network: random crops and flips of training images |
 
-`build` makes one of `NAMES` for given input and output sizes.
+`build` makes one of `NAMES` for given input and output sizes, `build_from_file` a network by a function in a file of
+yours.
 """
 
 from __future__ import annotations
@@ -20,10 +21,23 @@ if __name__ != "pyrostoch.models":
     )
 
 from pyrostoch.models.augment import CropAndFlip
+from pyrostoch.models.from_file import build_from_file, is_file_name, parse_arguments
 from pyrostoch.models.lenet import LeNet5
 from pyrostoch.models.mlp import MLP
 from pyrostoch.models.registry import NAMES, build
 from pyrostoch.models.trident import TriDeNT, TriDeNTConv
 from pyrostoch.models.vgg import VGG
 
-__all__ = ["MLP", "NAMES", "VGG", "CropAndFlip", "LeNet5", "TriDeNT", "TriDeNTConv", "build"]
+__all__ = [
+    "MLP",
+    "NAMES",
+    "VGG",
+    "CropAndFlip",
+    "LeNet5",
+    "TriDeNT",
+    "TriDeNTConv",
+    "build",
+    "build_from_file",
+    "is_file_name",
+    "parse_arguments",
+]

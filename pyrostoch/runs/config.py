@@ -11,6 +11,7 @@ from typing import Any
 from pyrostoch._checks import check_choice, check_positive, name_list, suggest
 from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.models import NAMES as MODELS
+from pyrostoch.models import is_file_name, parse_arguments
 from pyrostoch.runs.registry import GUIDES, parse_prior
 
 __all__ = ["DTYPES", "Config", "table_options"]
@@ -39,7 +40,7 @@ class Config:
         guides: Names of the guides to train, in this order.
         data: Name of the data set, or path of a CSV file.
         split: Number of the train/test split, for UCI sets; the seed of the split of a CSV file.
-        model: `"mlp"`, `"lenet5"`, `"vgg"` or `"vgg-narrow"`.
+        model: `"mlp"`, `"lenet5"`, `"vgg"`, `"vgg-narrow"`, or a file and a function in it, `"nets.py:make_net"`.
         hidden: Widths of the hidden layers of an MLP; empty for other networks.
         random: Name patterns of the random weights, separated by commas; `"none"` for none, beside stochastic layers.
         prior: Prior of the random weights, as text for `parse_prior`.
@@ -61,6 +62,7 @@ class Config:
         categorical: Names of columns of numbers that stand for categories, separated by commas.
         test: What the test part of a CSV file is: a fraction (0.2 by default), the name of a column, or the path of
             another file.
+        model_args: Further arguments of that function, such as `"hidden=50"`.
         data_dir: Folder of the data. It does not change the results, so it may differ when a run is resumed.
 
     Raises:
@@ -99,6 +101,7 @@ class Config:
     drop: str = ""
     categorical: str = ""
     test: str = ""
+    model_args: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -111,7 +114,13 @@ class Config:
             check_choice("guide", name, GUIDES)
         if not self.guides or len(set(self.guides)) < len(self.guides):
             raise ValueError(f"guides: expected at least one, each once, got {name_list(self.guides) or 'none'}")
-        check_choice("model", self.model, MODELS)
+        if not is_file_name(self.model):
+            check_choice("model", self.model, MODELS)
+            if self.model_args:
+                raise ValueError(
+                    f"model_arg: it is for a network of your own, --model FILE.py:NAME, not {self.model!r}"
+                )
+        parse_arguments(self.model_args)
         check_choice("estimator", self.estimator, ESTIMATORS)
         check_choice("dtype", self.dtype, DTYPES)
         parse_prior(self.prior)

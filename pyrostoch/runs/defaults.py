@@ -13,7 +13,7 @@ import torch
 from pyrostoch import data
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch.models import NAMES as MODELS
-from pyrostoch.models import VGG
+from pyrostoch.models import VGG, is_file_name
 from pyrostoch.runs.config import Config, table_options
 from pyrostoch.runs.registry import COMPARED_GUIDES
 
@@ -80,7 +80,7 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
         root = _data_dir(name, chosen.get("data_dir"))
         data.locate(name, root)
         family = name.partition(":")[0].lower()
-    model = check_choice("model", chosen.get("model", "mlp"), MODELS)
+    model = _model_name(str(chosen.get("model", "mlp")), chosen)
     recipe = _RECIPES.get((_SAME_RECIPE_AS.get(family, family), model)) or _Recipe(epochs=20)
     hidden = tuple(chosen.get("hidden", recipe.hidden))
     batch_size = chosen.get("batch_size", 100)
@@ -106,6 +106,18 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     fixed = {"kind": kind, "data": name, "model": model, "hidden": hidden, "batch_size": batch_size, "data_dir": root}
     chosen["device"] = choose_device(chosen.get("device", "auto"))
     return Config(**{**defaults, **chosen, **fixed})
+
+
+def _model_name(name: str, chosen: Mapping[str, Any]) -> str:
+    """The name of a network; of one in a file of the user's own with the absolute path."""
+    if not is_file_name(name):
+        return check_choice("model", name, MODELS)
+    if not chosen.get("random"):
+        raise ValueError(
+            f"model {name!r}: say which of its weights are random, by name patterns, such as --random 'fc2.weight'"
+        )
+    file, _, function = name.rpartition(":")
+    return f"{Path(file).expanduser().absolute()}:{function}"
 
 
 def is_table(name: str) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from torch import Tensor, nn
@@ -129,6 +130,9 @@ def describe_network(config: Config, model: BayesianModel, split: DataSplit) -> 
     outputs = split.num_classes or 1
     normalized = any(isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) for part in model.net.modules())
     suffix = ", ReLU, batch normalization" if normalized else ", ReLU"
+    if models.is_file_name(config.model):
+        file, _, function = Path(config.model).name.rpartition(":")
+        return f"{type(model.net).__name__}, by {function} in {file}"
     if config.model == "mlp":
         return "-".join(map(str, (math.prod(split.input_shape), *config.hidden, outputs))) + suffix
     if isinstance(model.net, models.VGG):
@@ -177,6 +181,11 @@ def _input_of(net: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
 
 def _network(config: Config, split: DataSplit) -> nn.Module:
     outputs = split.num_classes or 1
+    if models.is_file_name(config.model):
+        arguments = models.parse_arguments(config.model_args)
+        return models.build_from_file(
+            config.model, input_shape=split.input_shape, num_outputs=outputs, arguments=arguments
+        )
     if config.model != "mlp":
         return models.build(config.model, input_shape=split.input_shape, num_outputs=outputs)
     # In small regression sets, the batch statistics are too noisy for batch normalization.

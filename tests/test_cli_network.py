@@ -1,0 +1,93 @@
+"""Networks of a user's own file, on the command line."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from pyrostoch.cli import app
+
+FILE = """
+from torch import nn
+
+def make_net(input_shape, num_outputs, hidden=10, bias=True):
+    size = 1
+    for length in input_shape:
+        size *= length
+    return nn.Sequential(nn.Flatten(), nn.Linear(size, hidden, bias=bias), nn.ReLU(), nn.Linear(hidden, num_outputs))
+
+def needs(num_inputs, depth):
+    return nn.Linear(num_inputs, depth)
+
+def wrong():
+    return 3
+"""
+
+
+@pytest.fixture(autouse=True)
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Run in a folder with the file, and no data set but the bundled one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
+    monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
+    (tmp_path / "nets.py").write_text(FILE)
+
+
+def call(*args: str, code: int = 0) -> str:
+    """Run a command, and return its output with all white space replaced by single spaces."""
+    result = CliRunner().invoke(app, args)
+    assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
+    return " ".join(result.output.split())
+
+
+def test_a_network_of_a_file_is_trained_and_scored(tmp_path: Path) -> None:
+    settings = (
+        "--model",
+        "nets.py:make_net",
+        "--model-arg",
+        "hidden=7",
+        "--model-arg",
+        "bias=false",
+        "--random",
+        "1.weight",
+    )
+    output = call("train", *settings, "--epochs", "2")
+    folder = tmp_path / "runs" / "digits-nets.py-make_net-train-additive"
+    record = json.loads((folder / "results.json").read_text())
+    assert record["model"]["parameters"] == 64 * 7 + 7 * 10 + 10
+    assert "Sequential, by make_net in nets.py" in output and record["model"]["random"] == ["1.weight"]
+    assert "--model-arg hidden=7 --model-arg bias=false" in record["command"]
+    assert "additive mean" in call("evaluate", folder.name)
+    assert "Already finished: additive" in call("train", "--resume", "--out", str(folder))
+    (tmp_path / "nets.py").write_text(FILE.replace("nn.ReLU()", "nn.Tanh()"))
+    assert "expected the network with" in call("evaluate", folder.name, code=2)
+
+
+@pytest.mark.parametrize(
+    ("model", "options", "message"),
+    [
+        ("nowhere.py:make_net", (), "nowhere.py: no such file"),
+        (
+            "nets.py:make_nets",
+            (),
+            "has no function 'make_nets', but 'make_net', 'needs', 'wrong'; did you mean 'make_net'",
+        ),
+        ("nets.py:needs", (), "needs 'depth', too"),
+        ("nets.py:make_net", ("--model-arg", "width=3"), "takes no 'width'; it takes 'input_shape'"),
+        ("nets.py:make_net", ("--model-arg", "3"), "expected name=value"),
+        ("nets.py:make_net", ("--model-arg", "hidden=3", "--model-arg", "hidden=4"), "'hidden' is given twice"),
+        ("nets.py:wrong", (), "to return a torch.nn.Module, got int"),
+        ("broken.py:make", (), "cannot be executed: NameError"),
+    ],
+)
+def test_files_that_do_not_fit_are_named(model: str, options: tuple[str, ...], message: str, tmp_path: Path) -> None:
+    (tmp_path / "broken.py").write_text("x = y")
+    assert message in call("train", "--model", model, *options, "--random", "1.weight", "--epochs", "1", code=2)
+
+
+def test_random_weights_have_to_be_named() -> None:
+    assert "say which of its weights are random" in call("train", "--model", "nets.py:make_net", code=2)
+    assert "model_arg: it is for a network of your own" in call("train", "--model-arg", "hidden=3", code=2)
