@@ -131,7 +131,7 @@ def _function(path: Path, name: str) -> Callable[..., Any]:
         raise ValueError(f"model: {path} cannot be executed: {type(error).__name__}: {error}") from error
     found = getattr(module, name, None)
     if callable(found):
-        return found  # type: ignore[no-any-return]
+        return found
     own = [
         key for key, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == spec.name
     ]
