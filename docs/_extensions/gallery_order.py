@@ -15,6 +15,7 @@ _NAMES = (
     "svi_script",
     "graph_nodes",
     "padded_sentences",
+    "house_prices",
     "ternary_network",
     "information_bottleneck",
     "conditional_classification",
