@@ -160,7 +160,10 @@ Prior = Annotated[
 Estimator = Annotated[
     str | None,
     typer.Option(
-        "--estimator", help="local (default), shared, flipout or marginal.", metavar="NAME", rich_help_panel=_TRAIN
+        "--estimator",
+        help="local (default), shared, flipout, marginal or moments.",
+        metavar="NAME",
+        rich_help_panel=_TRAIN,
     ),
 ]
 Epochs = Annotated[
