@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from commands import call
 from rich.console import Console
 from safetensors.torch import load_file
 from typer.testing import CliRunner
@@ -29,13 +30,6 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
     monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
-
-
-def call(*args: str, code: int = 0) -> str:
-    """Run a command, and return its output with all white space replaced by single spaces."""
-    result = CliRunner().invoke(app, args)
-    assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
-    return " ".join(result.output.split())
 
 
 @pytest.fixture(scope="module")

@@ -6,9 +6,7 @@ import json
 from pathlib import Path
 
 import pytest
-from typer.testing import CliRunner
-
-from pyrostoch.cli import app
+from commands import call
 
 FILE = """
 from torch import nn
@@ -34,13 +32,6 @@ def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
     monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
     (tmp_path / "nets.py").write_text(FILE)
-
-
-def call(*args: str, code: int = 0) -> str:
-    """Run a command, and return its output with all white space replaced by single spaces."""
-    result = CliRunner().invoke(app, args)
-    assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
-    return " ".join(result.output.split())
 
 
 def test_a_network_of_a_file_is_trained_and_scored(tmp_path: Path) -> None:

@@ -8,9 +8,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from typer.testing import CliRunner
-
-from pyrostoch.cli import app
+from commands import call
 
 SMALL = ("--hidden", "12", "--device", "cpu", "--quiet")
 
@@ -21,13 +19,6 @@ def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
     monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
-
-
-def call(*args: str, code: int = 0) -> str:
-    """Run a command, and return its output with all white space replaced by single spaces."""
-    result = CliRunner().invoke(app, args)
-    assert result.exit_code == code, f"{result.exit_code}: {result.output}\n{result.exception!r}"
-    return " ".join(result.output.split())
 
 
 def houses(path: str, count: int, seed: int) -> list[float]:

@@ -8,6 +8,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pyrostoch.data.schema import Schema
+
 __all__ = ["DataSplit"]
 
 
@@ -31,6 +33,7 @@ class DataSplit:
         num_classes: Number of classes; None for regression.
         input_shape: Shape of one input.
         source: Folder of the files, or `"bundled"`.
+        schema: How rows became numbers, where the data are a table.
         target_scale: For regression the (mean, std) of the training target, in its original units; None for
             classification.
 
@@ -51,6 +54,7 @@ class DataSplit:
     input_shape: tuple[int, ...]
     source: str
     target_scale: tuple[float, float] | None = None
+    schema: Schema | None = None
 
     def holdout(self, fraction: float, seed: int) -> DataSplit:
         """Split the training part for model selection; the test part is left out.

@@ -159,6 +159,7 @@ def load_table(
         input_shape=(x.shape[1],),
         source=path.name,
         target_scale=scale if found_task == "regression" else None,
+        schema=schema,
     )
     return Table(split, schema, without)
 

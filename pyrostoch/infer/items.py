@@ -34,7 +34,7 @@ class Reader:
         self.target, self.labels = target, labels
 
     def split(self, item: Any, what: str = "data") -> tuple[FlatInputs, Tensor]:
-        """FlatInputs, as a tensor or a flat tuple, and targets.
+        """Inputs, as a tensor or a flat tuple, and targets.
 
         Args:
             item: `(x, y)`; `(x1, x2, ..., y)` for several inputs; or a dictionary that holds the targets, too.
@@ -85,8 +85,7 @@ class Reader:
             what: Name of the data in error messages.
         """
         if isinstance(item, Mapping):
-            found: FlatInputs = flat_inputs({key: value for key, value in item.items() if key != self.target})
-            return found
+            return flat_inputs(item, self.target)
         if isinstance(item, (tuple, list)):
             return flat_inputs(item[0]) if len(item) == 1 else self.split(item, what)[0]
         return flat_inputs(item)

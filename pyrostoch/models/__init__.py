@@ -21,7 +21,7 @@ if __name__ != "pyrostoch.models":
     )
 
 from pyrostoch.models.augment import CropAndFlip
-from pyrostoch.models.from_file import build_from_file, is_file_name, parse_arguments
+from pyrostoch.models.from_file import build_from_file
 from pyrostoch.models.lenet import LeNet5
 from pyrostoch.models.mlp import MLP
 from pyrostoch.models.registry import NAMES, build
@@ -38,6 +38,4 @@ __all__ = [
     "TriDeNTConv",
     "build",
     "build_from_file",
-    "is_file_name",
-    "parse_arguments",
 ]

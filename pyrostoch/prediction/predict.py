@@ -213,9 +213,11 @@ def predict(
     with known_labels(model, None if labels is None else "known"):
         known = marked(model, given)
         sampler = PosteriorSampler(model, guide, name, draws, joint=joint and name == "mc")
+        # First, since it may be refused.
+        found = _covariance(model, guide, given, sampler, batch_size, device, seed) if covariance else None
         fields = _fields(model, guide, given, y, sampler, batch_size, device, seed)
-        if covariance:
-            fields["covariance"] = _covariance(model, guide, given, sampler, batch_size, device, seed)
+    if found is not None:
+        fields["covariance"] = found
     treatments = dict(sampler.treatments)
     return Prediction(mode=name, num_samples=sampler.num_samples, treatments=treatments, labels=known, **fields)
 

@@ -11,7 +11,7 @@ from typing import Any
 from pyrostoch._checks import check_choice, check_positive, name_list, suggest
 from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.models import NAMES as MODELS
-from pyrostoch.models import is_file_name, parse_arguments
+from pyrostoch.models.from_file import is_file_name, parse_arguments
 from pyrostoch.runs.registry import GUIDES, parse_prior
 
 __all__ = ["DTYPES", "Config", "table_options"]

@@ -13,7 +13,8 @@ import torch
 from pyrostoch import data
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch.models import NAMES as MODELS
-from pyrostoch.models import VGG, is_file_name
+from pyrostoch.models import VGG
+from pyrostoch.models.from_file import is_file_name
 from pyrostoch.runs.config import Config, table_options
 from pyrostoch.runs.registry import COMPARED_GUIDES
 
@@ -96,7 +97,9 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
         "seed": 0,
         "dtype": "float32",
     }
-    if family == "uci":
+    if "epochs" in chosen:
+        defaults["epochs"] = chosen["epochs"]  # the data need not be read for their number
+    elif family == "uci":
         if batch_size < 1:
             raise ValueError(f"batch_size: expected a whole number from 1 up, got {batch_size}")
         count = _training_rows(name, root, chosen)

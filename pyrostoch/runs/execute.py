@@ -21,7 +21,6 @@ from pyrostoch.runs.experiment import (
     build_model,
     describe_network,
     load_data,
-    load_schema,
 )
 from pyrostoch.runs.folder import (
     RECORD_FILE,
@@ -214,7 +213,7 @@ def _initial_record(config: Config, split: DataSplit, model: BayesianModel, comm
             "test": len(split.x_test),
             "classes": split.num_classes,
             "task": split.task,
-            "schema": schema.to_dict() if (schema := load_schema(config)) is not None else None,
+            "schema": None if split.schema is None else split.schema.to_dict(),
         },
         "model": {
             "name": config.model,

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch import data, layers, likelihoods, models
-from pyrostoch.data import DataSplit, Schema
+from pyrostoch.data import DataSplit
 from pyrostoch.guides import Guide
 from pyrostoch.model import BayesianModel
+from pyrostoch.models.from_file import is_file_name, parse_arguments
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.registry import GUIDES, parse_prior
 
-__all__ = ["Experiment", "build_experiment", "build_model", "describe_network", "load_data", "load_schema"]
+__all__ = ["Experiment", "build_experiment", "build_model", "describe_network", "load_data"]
 
 #: Initial standard deviation of the noise of a regression, in units of the standardized target.
 _INITIAL_NOISE = 0.3
@@ -39,15 +40,6 @@ class Experiment:
     train: tuple[Tensor, Tensor]
     test: tuple[Tensor, Tensor]
     target_std: float
-
-
-def load_schema(config: Config) -> Schema | None:
-    """How rows of a CSV file became numbers, from its training rows; `None` for other data.
-
-    Args:
-        config: The settings.
-    """
-    return data.load_table(config.data, **config.table_options).schema if config.target else None
 
 
 def load_data(config: Config) -> DataSplit:
@@ -130,7 +122,7 @@ def describe_network(config: Config, model: BayesianModel, split: DataSplit) -> 
     outputs = split.num_classes or 1
     normalized = any(isinstance(part, (nn.BatchNorm1d, nn.BatchNorm2d)) for part in model.net.modules())
     suffix = ", ReLU, batch normalization" if normalized else ", ReLU"
-    if models.is_file_name(config.model):
+    if is_file_name(config.model):
         file, _, function = Path(config.model).name.rpartition(":")
         return f"{type(model.net).__name__}, by {function} in {file}"
     if config.model == "mlp":
@@ -181,8 +173,8 @@ def _input_of(net: nn.Module, layer: nn.Module, x: Tensor) -> Tensor:
 
 def _network(config: Config, split: DataSplit) -> nn.Module:
     outputs = split.num_classes or 1
-    if models.is_file_name(config.model):
-        arguments = models.parse_arguments(config.model_args)
+    if is_file_name(config.model):
+        arguments = parse_arguments(config.model_args)
         return models.build_from_file(
             config.model, input_shape=split.input_shape, num_outputs=outputs, arguments=arguments
         )
