@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
 from pyrostoch._structure import Structure
+from pyrostoch._targets import Target
 from pyrostoch.protocols import FlatInputs, InDims
 
 __all__ = [
@@ -241,11 +242,15 @@ def to_device(x: Tensor, device: torch.device) -> Tensor: ...
 
 
 @overload
+def to_device(x: Target, device: torch.device) -> Target: ...
+
+
+@overload
 def to_device(x: tuple[Tensor, ...], device: torch.device) -> tuple[Tensor, ...]: ...
 
 
-def to_device(x: FlatInputs, device: torch.device) -> FlatInputs:
-    """Move a tensor, or a tuple of tensors, to a device.
+def to_device(x: FlatInputs | Target, device: torch.device) -> FlatInputs | Target:
+    """Move a tensor, a tuple of tensors, or targets to a device.
 
     Args:
         x: The tensor or tensors.

@@ -12,9 +12,10 @@ from typing import Any
 
 from torch import Tensor
 from torch.nn.utils.rnn import PackedSequence
+from torch.utils import _pytree as pytree
 
 from pyrostoch._checks import name_list, suggest
-from pyrostoch.protocols import FlatInputs
+from pyrostoch.protocols import FlatInputs, TargetKeys
 
 __all__ = ["KnownClasses", "Structure", "flat_inputs", "positional_and_keyword", "with_labels"]
 
@@ -82,13 +83,17 @@ class Structure:
         return tuple(found[index] for index in range(len(self.names)))
 
 
-def flat_inputs(x: Any, target: str | None = None) -> FlatInputs:
+# So that compiled steps take it for an option.
+pytree.register_pytree_node(Structure, lambda structure: ([], structure), lambda leaves, structure: structure)
+
+
+def flat_inputs(x: Any, target: TargetKeys = None) -> FlatInputs:
     """Inputs as a tensor or a flat tuple: those that are nested, or in a dictionary, end with their `Structure`.
 
     Args:
         x: A tensor, or tensors and options in nested tuples, lists, dictionaries and dataclasses. On top a dictionary
             holds keywords of the network, a tuple or list its positional inputs.
-        target: The key of the targets, which are no input, in a dictionary.
+        target: The key, or keys, of the targets, which are no input, in a dictionary.
 
     Example:
         >>> import torch
@@ -100,8 +105,9 @@ def flat_inputs(x: Any, target: str | None = None) -> FlatInputs:
     """
     if isinstance(x, Tensor) or (isinstance(x, tuple) and x and isinstance(x[-1], Structure)):
         return x
-    if target is not None and isinstance(x, Mapping) and target in x:
-        x = {key: value for key, value in x.items() if key != target}
+    keys = (target,) if isinstance(target, str) else target or ()
+    if isinstance(x, Mapping) and any(key in x for key in keys):
+        x = {key: value for key, value in x.items() if key not in keys}
     if isinstance(x, (tuple, list)) and not _is_named(x) and not any(_is_nested(part) for part in x):
         return tuple(x)
     parts: list[Any] = []

@@ -16,6 +16,7 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pyrostoch._checks import name_list
 from pyrostoch._seeds import forked, mixed_seed
+from pyrostoch._targets import Targets
 from pyrostoch.infer.elbo import ELBO, Estimator
 from pyrostoch.infer.items import reader_of
 from pyrostoch.metrics.accuracy import correct
@@ -270,7 +271,7 @@ class SVIModule(LightningModule):
         return value.detach() if isinstance(value, Tensor) else torch.full((), value, device=self.device)
 
     def validation_step(self, batch: Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> None:
-        """Log `val_nll` and, for classes, `val_accuracy` of a batch.
+        """Log `val_nll` and, for classes, `val_accuracy` of a batch; for several heads `val_digit_nll` and so on, too.
 
         Args:
             batch: `(x, y)`, or `(x1, x2, ..., y)`.
@@ -295,9 +296,15 @@ class SVIModule(LightningModule):
         with forked(self.device, mixed_seed(0, _HELD_OUT, self.global_rank, dataloader_idx, batch_idx)):
             found = predict(self.model, self.guide, x, y=y, mode=self._mode, batch_size=len(y))
         scores = {"nll": -found.log_density.mean()}  # type: ignore[union-attr]
-        if found.log_probs is not None:
-            is_correct = correct(found.log_probs, y.reshape(found.log_probs.shape[:-1]))
-            scores["accuracy"] = is_correct.float().mean()
+        targets = y if isinstance(y, Targets) else Targets({"": y})
+        for head, part in ({"": found} if found.heads is None else found.heads).items():
+            name = f"{head}_" * bool(head)
+            if head and part.log_density is not None:
+                scores[f"{name}nll"] = -part.log_density.mean()
+            if part.log_probs is not None:
+                labels = targets[head if head in targets.parts else next(iter(targets.parts))]
+                is_correct = correct(part.log_probs, labels.reshape(part.log_probs.shape[:-1]))
+                scores[f"{name}accuracy"] = is_correct.float().mean()
         named = {f"{stage}_{name}": value for name, value in scores.items()}
         self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=len(y), prog_bar=True)
 
@@ -311,10 +318,16 @@ class SVIModule(LightningModule):
 
         Returns:
             The tensors of a `Prediction` by name: `total`, `aleatoric`, `epistemic`, and `log_probs`, or `mean` and
-            `variance`.
+            `variance`; of several heads under names such as `digit_log_probs`.
         """
         found = predict(self.model, self.guide, reader_of(self.model).inputs(batch), mode=self._mode)
-        return {name: value for name, value in vars(found).items() if isinstance(value, Tensor)}
+        parts = {"": found} if found.heads is None else {f"{head}_": part for head, part in found.heads.items()}
+        return {
+            f"{prefix}{name}": value
+            for prefix, part in parts.items()
+            for name, value in vars(part).items()
+            if isinstance(value, Tensor)
+        }
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Save the seed of the noise in the checkpoint.

@@ -6,7 +6,7 @@ import contextlib
 import numbers
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any
 
 import pyro
 from torch import Tensor, nn
@@ -25,17 +25,19 @@ from pyrostoch._inputs import (
 )
 from pyrostoch._manual import see
 from pyrostoch._structure import flat_inputs
+from pyrostoch._targets import Target
 from pyrostoch.effects import call_network
 from pyrostoch.effects.activation import InvalidParametersError
 from pyrostoch.effects.activation_rows import activations_are_by_example, uses_batch_statistics
 from pyrostoch.effects.activation_sites import ActivationSites, ExamplePlate, needs_score, site_names
 from pyrostoch.effects.meeting import MOST_EXAMPLES, depends_on_place, examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
-from pyrostoch.likelihoods import FromOutput, LikelihoodSpec, as_likelihood
-from pyrostoch.likelihoods.reading import LogDensities, full_precision
+from pyrostoch.likelihoods import LikelihoodSpec, as_likelihood
+from pyrostoch.likelihoods.observe import observe
+from pyrostoch.likelihoods.reading import LogDensities, full_precision, reads_in_its_own_way
 from pyrostoch.moments import Moments
 from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, freeze_random, is_bias
-from pyrostoch.protocols import FlatInputs, InDims, Inputs, Output
+from pyrostoch.protocols import FlatInputs, GivenTargets, InDims, Inputs, Output, TargetKeys
 from pyrostoch.sites import Site, announce_parameters, describe_sites, draw_weight, site_key
 
 __all__ = ["BayesianModel"]
@@ -48,7 +50,7 @@ _RESERVED_SITES = {"data", "obs", "penalty"}
 class _Call:
     """A call of the model in progress: its targets, its plate, and whether activations are drawn as in a guide."""
 
-    y: Tensor | None = None
+    y: Target | None = None
     plate: ExamplePlate | None = None
     from_posterior: bool = False
 
@@ -80,7 +82,8 @@ class BayesianModel(nn.Module):
             tuple, or dictionary, with an entry for each. `None` marks an input that belongs to all examples, such as
             the edges of a graph or a mask of its labeled nodes: it is never cut into batches. Where no input has such
             an axis, there is a single batch.
-        target: Where items of the data are dictionaries, the key of the targets; the rest are the network's inputs.
+        target: Where items of the data are dictionaries, the key of the targets, or a tuple of the keys of several; the
+            rest are the network's inputs.
 
     Raises:
         ValueError: The likelihood or `num_data` is missing, `num_data` is not positive, a pattern matches no parameter,
@@ -108,7 +111,7 @@ class BayesianModel(nn.Module):
         num_data: int | None = None,
         penalty: Callable[[nn.Module], Tensor] | None = None,
         in_dims: InDims = 0,
-        target: str | None = None,
+        target: TargetKeys = None,
     ) -> None:
         super().__init__()
         if not isinstance(net, nn.Module):
@@ -134,7 +137,8 @@ class BayesianModel(nn.Module):
         self.labels_are_inputs = False
         priors = assign(net, prior)
         self._parameter_of = {clean_name(name): name for name in priors}
-        if taken := sorted({*map(clean_name, priors), *site_names(net)} & _RESERVED_SITES):
+        heads = {f"obs.{name}" for name in self.likelihood.target_names or ()}
+        if taken := sorted({*map(clean_name, priors), *site_names(net)} & (_RESERVED_SITES | heads)):
             raise ValueError(
                 f"parameter(s) or layer(s) {name_list(taken)} have the names of sites that every model has; rename "
                 "them in the network, or wrap it"
@@ -171,7 +175,7 @@ class BayesianModel(nn.Module):
         known = list(self._usage_cache.values())
         return [site_of[name] for name in site_of if known and all(name in usage.unused for usage in known)]
 
-    def examples_meet(self, x: Inputs, y: Tensor | None = None) -> bool:
+    def examples_meet(self, x: Inputs, y: Target | None = None) -> bool:
         """Whether a batch of inputs must stay whole: the network's output for an example depends on others.
 
         That is so in a graph network, in attention over the batch, in a mean over it, or where an example's number in
@@ -274,11 +278,10 @@ class BayesianModel(nn.Module):
                 raise explained from error
             raise
 
-    def _reading(self, y: Tensor | None = None) -> LogDensities | None:
+    def _reading(self, y: Target | None = None) -> LogDensities | None:
         """What a likelihood of the user's own reads of the output; those of this library keep examples apart."""
         y = self._calls[-1].y if y is None and self._calls else y
-        own = isinstance(self.likelihood, FromOutput) or not type(self.likelihood).__module__.startswith("pyrostoch.")
-        return LogDensities(self.likelihood, y) if own else None
+        return LogDensities(self.likelihood, y) if reads_in_its_own_way(self.likelihood) else None
 
     def observation(self, x: Inputs) -> Distribution:
         """Draw the weights and return the distribution of the observations given them; nothing is observed.
@@ -295,15 +298,15 @@ class BayesianModel(nn.Module):
         distribution: Distribution = self.likelihood(full_precision(self.outputs(x, weights)), quantities)
         return distribution
 
-    def forward(self, x: Inputs, y: Tensor | None = None) -> Tensor:
+    def forward(self, x: Inputs, y: GivenTargets | Target | None = None) -> Any:
         """The Pyro model.
 
         Args:
             x: Inputs; the first axis counts the examples, unless `in_dims` says otherwise.
-            y: Targets; `None` draws them.
+            y: Targets, several as a dictionary; `None` draws them.
 
         Returns:
-            The observed or drawn targets.
+            The observed or drawn targets; a dictionary of several.
 
         Raises:
             ValueError: Shapes do not fit, the batch is larger than `num_data`, or (with Pyro's validation on) an input
@@ -313,6 +316,7 @@ class BayesianModel(nn.Module):
         x = flat_inputs(x, self.target)
         count = count_examples(x, self.in_dims)
         if y is not None:
+            y = self.likelihood.read_target(y)
             count = self._check_sizes(count, y)
         if pyro.settings.get("validate_poutine"):
             check_finite("inputs x", x)
@@ -328,10 +332,9 @@ class BayesianModel(nn.Module):
         if plate.count is None:
             plate = self._plate(x, y, distribution.batch_shape[0])
         with plate.plate:
-            targets: Tensor = pyro.sample("obs", cast(Any, distribution), obs=y)
-        return targets
+            return observe(distribution, y)
 
-    def draw_activations(self, x: Inputs, weights: dict[str, Tensor], y: Tensor | None = None) -> None:
+    def draw_activations(self, x: Inputs, weights: dict[str, Tensor], y: GivenTargets | Target | None = None) -> None:
         """Draw the random activations that have a prior from q(h | x) as Pyro sites, as a guide does.
 
         Args:
@@ -340,10 +343,11 @@ class BayesianModel(nn.Module):
             y: Targets, as the model gets them: with them, the sites are scaled to the whole data set.
         """
         x = flat_inputs(x, self.target)
+        y = None if y is None else self.likelihood.read_target(y)
         with self._calling(_Call(y, self._plate(x, y, count_examples(x, self.in_dims)), from_posterior=True)):
             self.outputs(x, weights)
 
-    def _plate(self, x: FlatInputs, y: Tensor | None, count: int | None) -> ExamplePlate:
+    def _plate(self, x: FlatInputs, y: Target | None, count: int | None) -> ExamplePlate:
         size = self.num_data if y is not None else count or 0
         shares = have_common_part(x, self.in_dims)
         return ExamplePlate(size, count, y.device if y is not None else device_of_inputs(x), shares_inputs=shares)
@@ -364,10 +368,8 @@ class BayesianModel(nn.Module):
             self._meeting_cache[kind] = activations_are_by_example(self.net, inputs, self.in_dims)
         return self._meeting_cache[kind] and not uses_batch_statistics(self.net) and not self.examples_meet(x)
 
-    def _check_sizes(self, count: int | None, y: Tensor) -> int:
+    def _check_sizes(self, count: int | None, y: Target) -> int:
         """The number of examples, which inputs and targets must have."""
-        if not isinstance(y, Tensor):
-            raise TypeError(f"targets y: expected a tensor, got {type(y).__name__}")
         count = len(y) if count is None else count
         if count == 0:
             raise ValueError("inputs x: expected at least one example, got an empty batch")

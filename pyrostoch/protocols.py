@@ -27,8 +27,14 @@ FlatInputs = Tensor | tuple[Any, ...]
 #: dictionary may leave out keys, whose inputs have axis 0.
 InDims = int | None | tuple[Any, ...] | Mapping[str, Any]
 
+#: The key of the targets in items that are dictionaries, or the keys of several.
+TargetKeys = str | tuple[str, ...] | None
+
+#: What a user gives as targets: a tensor, or a dictionary of several.
+GivenTargets = Tensor | Mapping[str, Tensor]
+
 #: A data set: inputs and targets as tensors; a dictionary of both; a data set or `DataLoader` of such items.
-Data = tuple[Inputs, Tensor] | Mapping[str, Any] | Dataset[Any] | DataLoader[Any]
+Data = tuple[Inputs, GivenTargets] | Mapping[str, Any] | Dataset[Any] | DataLoader[Any]
 
 #: What a network returns: a tensor, or tensors in tuples, lists and dictionaries.
 Output = Tensor | tuple[Any, ...] | list[Any] | Mapping[str, Any]

@@ -21,6 +21,7 @@ from pyrostoch._manual import see
 from pyrostoch._version import __version__
 from pyrostoch.effects import SharedSample
 from pyrostoch.likelihoods.pseudo import is_pseudo
+from pyrostoch.likelihoods.several import observations
 from pyrostoch.prediction.readouts import batches_for, batches_on_device, check_targets, observation_distribution
 from pyrostoch.protocols import Data, FlatInputs, InDims, Model
 from pyrostoch.sites import Site, latent_sites
@@ -86,12 +87,17 @@ def collect_groups(
         trace = draw_trace(0, x0)
     latents = {n: node["value"] for n, node in latent_sites(trace) if not node["infer"].get("is_auxiliary")}
     chosen = {name: latents[name] for name in _choose(options.sites, list(latents))}
-    observed = np.empty((count, *y0.shape[1:]), _numpy(y0[:1]).dtype)
+    with SharedSample():
+        first = observation_distribution(model, trace, x0)
+    check_targets(model, first, y0)
+    _check_densities(options, first)
+    observed = {_variable(part.name): _room(count, part.value) for part in observations(first, y0)}
     _check_memory(options, chosen, observed)
     posterior = {n: np.empty((options.num_draws, *v.shape), _numpy(v).dtype) for n, v in chosen.items()}
-    drawn: NDArray[Any] = np.empty(0)
+    drawn: dict[str, NDArray[Any]] = {}
     order: dict[int, Tensor] = {}
-    densities = np.empty((options.num_draws if options.log_likelihood else 0, count))
+    shape = (options.num_draws if options.log_likelihood else 0, count)
+    densities = {name: np.empty(shape) for name in observed}
     for index in range(options.num_draws):
         with SharedSample():
             trace = draw_trace(index, x0) if index else trace
@@ -104,27 +110,30 @@ def collect_groups(
             for x, y in batches_on_device(batches, device):
                 rows = slice(start, start + len(y))
                 distribution: Any = observation_distribution(model, trace, x)
+                parts = {_variable(part.name): part for part in observations(distribution, y)}
                 if index == 0:
                     check_targets(model, distribution, y)
-                    _check_densities(options, distribution)
-                    observed[rows] = _numpy(y)
+                    for name, part in parts.items():
+                        observed[name][rows] = _numpy(part.value)
                     order[start] = _fingerprint(x, in_dims)
                 elif batches.in_memory is None and not (
-                    np.array_equal(observed[rows], _numpy(y)) and torch.equal(order[start], _fingerprint(x, in_dims))
+                    all(np.array_equal(observed[n][rows], _numpy(part.value)) for n, part in parts.items())
+                    and torch.equal(order[start], _fingerprint(x, in_dims))
                 ):
                     raise ValueError(
                         "data: expected the same order in every pass, of which there is one per draw, but the examples "
                         "changed places; use a DataLoader with shuffle=False, or tensors"
                         f"{see('how-to/arviz')}"
                     )
-                if options.posterior_predictive:
-                    sample = _numpy(distribution.sample())
-                    if drawn.size == 0:
-                        # With the dtype of the draws: that of integer targets would round them.
-                        drawn = np.empty((options.num_draws, *observed.shape), sample.dtype)
-                    drawn[index, rows] = sample
-                if options.log_likelihood:
-                    densities[index, rows] = _numpy(distribution.log_prob(y))
+                for name, part in parts.items():
+                    if options.posterior_predictive:
+                        sample = _numpy(part.distribution.sample())
+                        if name not in drawn:
+                            # With the dtype of the draws: that of integer targets would round them.
+                            drawn[name] = np.empty((options.num_draws, *observed[name].shape), sample.dtype)
+                        drawn[name][index, rows] = sample
+                    if options.log_likelihood:
+                        densities[name][index, rows] = _numpy(part.log_prob())
                 start += len(y)
             if start != count:
                 raise ValueError(f"data: expected {count} examples in a pass, got {start}; use drop_last=False")
@@ -132,14 +141,16 @@ def collect_groups(
         "posterior": {n: _split_chains(v, options) for n, v in posterior.items()}
     }
     if options.posterior_predictive:
-        groups["posterior_predictive"] = {"obs": _split_chains(drawn, options)}
+        groups["posterior_predictive"] = {name: _split_chains(values, options) for name, values in drawn.items()}
     if options.log_likelihood:
-        groups["log_likelihood"] = {"obs": _split_chains(densities, options)}
-    groups["observed_data"] = {"obs": observed}
+        groups["log_likelihood"] = {name: _split_chains(values, options) for name, values in densities.items()}
+    groups["observed_data"] = dict(observed)
     model_sites: dict[str, Site] = getattr(model, "sites", {})
     dims = {name: _dims(name, value.dim(), model_sites.get(name)) for name, value in chosen.items()}
-    outputs = observed.ndim - 1
-    dims["obs"] = ["example", *(["output"] if outputs == 1 else [f"output_{i}" for i in range(outputs)])]
+    for name, values in observed.items():
+        outputs, own = values.ndim - 1, name.removeprefix("obs").lstrip(".")
+        axes = [f"{own}_output" if own else "output"]
+        dims[name] = ["example", *(axes if outputs == 1 else [f"{axes[0]}_{i}" for i in range(outputs)])]
     coords = {"draw": np.arange(options.kept) * options.thin}
     return _assemble(groups, dims, coords, {**attrs, "model": type(getattr(model, "net", model)).__name__})
 
@@ -202,18 +213,30 @@ def _choose(sites: Iterable[str] | str | None, known: list[str]) -> list[str]:
     return chosen
 
 
-def _check_memory(options: GroupOptions, chosen: dict[str, Tensor], observed: NDArray[Any]) -> None:
+def _variable(head: str) -> str:
+    """The name of a head's observations, that of their site."""
+    return f"obs.{head}" if head else "obs"
+
+
+def _room(count: int, first: Tensor | None) -> NDArray[Any]:
+    """Room for the targets of all examples."""
+    like = _numpy(first)
+    return np.empty((count, *like.shape[1:]), like.dtype)
+
+
+def _check_memory(options: GroupOptions, chosen: dict[str, Tensor], observed: dict[str, NDArray[Any]]) -> None:
     """Raise an error if the result would be too large; it names the size and what to leave out."""
     sizes = {name: value.numel() * value.element_size() for name, value in chosen.items()}
-    predictive = observed.nbytes if options.posterior_predictive else 0
-    likelihood = 8 * len(observed) if options.log_likelihood else 0
+    of_data = sum(values.nbytes for values in observed.values())
+    predictive = of_data if options.posterior_predictive else 0
+    likelihood = sum(8 * len(values) for values in observed.values()) if options.log_likelihood else 0
     bytes_per_draw = sum(sizes.values()) + predictive + likelihood
     draws = options.num_draws
-    needed = bytes_per_draw * draws + observed.nbytes
+    needed = bytes_per_draw * draws + of_data
     if needed <= options.max_bytes:
         return
     largest = max(sizes, key=lambda name: sizes[name])
-    fitting = int(max(options.max_bytes - observed.nbytes, 0) // max(bytes_per_draw * options.chains, 1))
+    fitting = int(max(options.max_bytes - of_data, 0) // max(bytes_per_draw * options.chains, 1))
     remedies = ["name fewer sites by sites="]
     if fitting:
         thin = options.thin * math.ceil(options.kept / fitting)
@@ -247,7 +270,9 @@ def _split_chains(values: NDArray[Any], options: GroupOptions) -> NDArray[Any]:
     return values.reshape(options.chains, options.kept, *values.shape[1:])
 
 
-def _numpy(value: Tensor) -> NDArray[Any]:
+def _numpy(value: Tensor | None) -> NDArray[Any]:
+    if value is None:
+        raise ValueError("to_arviz: expected targets, got none")
     value = value.detach().cpu()
     # NumPy has no bfloat16.
     array: NDArray[Any] = (value.float() if value.dtype == torch.bfloat16 else value).numpy()

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from pyrostoch._seeds import mixed_seed
+from pyrostoch._targets import Target
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.protocols import FlatInputs
 
@@ -46,7 +47,7 @@ class Share:
     """
 
     x: FlatInputs
-    y: Tensor
+    y: Target
     weight: float | None
     count: int
 
@@ -71,14 +72,14 @@ class Batches(ABC):
     from_loader: bool = False
     is_stream: bool = False
     items_are_batches: bool = False
-    in_memory: tuple[FlatInputs, Tensor] | None = None
+    in_memory: tuple[FlatInputs, Target] | None = None
 
     @abstractmethod
     def __len__(self) -> int:
         """Number of batches in an epoch."""
 
     @abstractmethod
-    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[FlatInputs, Tensor]]:
+    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[FlatInputs, Target]]:
         """The batches of one epoch.
 
         Args:
@@ -86,7 +87,7 @@ class Batches(ABC):
             number: Number of the epoch; together with the seed it determines the order.
         """
 
-    def first(self) -> tuple[FlatInputs, Tensor]:
+    def first(self) -> tuple[FlatInputs, Target]:
         """A batch of an epoch."""
         return next(iter(self.epoch(None, 0)))
 

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.utils import _pytree as pytree
 from torch.utils.data import (
     DataLoader,
     IterableDataset,
@@ -22,6 +23,7 @@ from torch.utils.data import (
 from pyrostoch._checks import check_count, name_list
 from pyrostoch._inputs import count_examples, example_axes, take_examples, to_device
 from pyrostoch._manual import see
+from pyrostoch._targets import Target
 from pyrostoch.infer.batches import Batches, Share, epoch_order
 from pyrostoch.infer.items import Reader
 from pyrostoch.infer.loaders import LoaderBatches, Stream
@@ -43,7 +45,7 @@ class _IndexedBatches(Batches):
     def __len__(self) -> int:
         return -(-self.num_data // self.batch_size)
 
-    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[FlatInputs, Tensor]]:
+    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[FlatInputs, Target]]:
         """Batches of consecutive indices of the epoch's permutation."""
         yield from (self.select(index) for index in self._indices(seed, number))
 
@@ -63,20 +65,20 @@ class _IndexedBatches(Batches):
         yield from order.to(self._device).split(self.batch_size)
 
     @abstractmethod
-    def select(self, index: Tensor) -> tuple[FlatInputs, Tensor]:
+    def select(self, index: Tensor) -> tuple[FlatInputs, Target]:
         """The examples with these indices."""
 
 
 class _TensorBatches(_IndexedBatches):
-    def __init__(self, x: FlatInputs, y: Tensor, batch_size: int, shuffle: bool, in_dims: InDims) -> None:
+    def __init__(self, x: FlatInputs, y: Target, batch_size: int, shuffle: bool, in_dims: InDims) -> None:
         super().__init__(len(y), batch_size, shuffle, y.device)
-        self.in_memory: tuple[FlatInputs, Tensor] = (x, y)
+        self.in_memory: tuple[FlatInputs, Target] = (x, y)
         self._x, self._y, self._in_dims = x, y, in_dims
         self._can_be_cut = any(axis is not None for axis in example_axes(x, in_dims))
         if not self._can_be_cut:
             self.batch_size = len(y)
 
-    def select(self, index: Tensor) -> tuple[FlatInputs, Tensor]:
+    def select(self, index: Tensor) -> tuple[FlatInputs, Target]:
         """Examples of the tensors, on their own devices."""
         if not self._can_be_cut and len(index) < self.num_data:
             raise ValueError(
@@ -101,7 +103,7 @@ class _DatasetBatches(_IndexedBatches):
         super().__init__(len(dataset), batch_size, shuffle)
         self._dataset, self._reader = dataset, reader
 
-    def select(self, index: Tensor) -> tuple[FlatInputs, Tensor]:
+    def select(self, index: Tensor) -> tuple[FlatInputs, Target]:
         """Items of the data set, collated as by a `DataLoader`."""
         numbers = index.tolist()
         items = [self._dataset[i] for i in numbers]
@@ -250,7 +252,7 @@ def _from_tensors(
     data: Any, batch_size: int, what: str, shuffle: bool, in_dims: InDims, reader: Reader
 ) -> _TensorBatches:
     y = None if isinstance(data, Mapping) else data[-1]
-    if y is not None and (not isinstance(y, Tensor) or y.dim() == 0):
+    if y is not None and (not isinstance(y, (Tensor, Mapping)) or (isinstance(y, Tensor) and y.dim() == 0)):
         raise TypeError(f"{what}: expected targets y as a tensor with an axis of examples, got {type(y).__name__}")
     x, y = reader.split(data, what)
     count = count_examples(x, in_dims)
@@ -283,7 +285,7 @@ def move_to_device(batches: Batches, device: torch.device) -> Batches:
     if not isinstance(batches, _TensorBatches):
         return batches
     x, y = batches.in_memory
-    parts = (*(x if isinstance(x, tuple) else (x,)), y)
+    parts = (*(x if isinstance(x, tuple) else (x,)), *pytree.tree_leaves(y))
     to_move = [part for part in parts if isinstance(part, Tensor) and part.device != device]
     if not to_move or sum(part.numel() * part.element_size() for part in to_move) > _free_memory(device):
         return batches

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -11,7 +11,9 @@ from torch import Tensor
 from pyrostoch._checks import name_list, suggest
 from pyrostoch._manual import see
 from pyrostoch._structure import flat_inputs, with_labels
-from pyrostoch.protocols import FlatInputs
+from pyrostoch._targets import Target, read_targets
+from pyrostoch.likelihoods import Likelihood
+from pyrostoch.protocols import FlatInputs, TargetKeys
 
 __all__ = ["Reader", "check_known_classes", "reader_of"]
 
@@ -20,8 +22,9 @@ class Reader:
     """Splits items into inputs and targets, for one model.
 
     Args:
-        target: The key of the targets in items that are dictionaries.
+        target: The key of the targets in items that are dictionaries, or the keys of several.
         labels: Whether the targets are known classes, too, which go to the network with the inputs.
+        read: Checks targets, and joins several: `Likelihood.read_target`.
 
     Example:
         >>> import torch
@@ -30,14 +33,20 @@ class Reader:
         (torch.Size([2, 3]), ("['ids']",), [0, 1])
     """
 
-    def __init__(self, target: str | None = None, labels: bool = False) -> None:
-        self.target, self.labels = target, labels
+    def __init__(
+        self,
+        target: TargetKeys = None,
+        labels: bool = False,
+        read: Callable[[object, str], Target] = lambda given, what: read_targets(given, None, what, "none"),
+    ) -> None:
+        self.target, self.labels, self.read = target, labels, read
 
-    def split(self, item: Any, what: str = "data") -> tuple[FlatInputs, Tensor]:
+    def split(self, item: Any, what: str = "data") -> tuple[FlatInputs, Target]:
         """Inputs, as a tensor or a flat tuple, and targets.
 
         Args:
-            item: `(x, y)`; `(x1, x2, ..., y)` for several inputs; or a dictionary that holds the targets, too.
+            item: `(x, y)`; `(x1, x2, ..., y)` for several inputs; or a dictionary that holds the targets, too. Several
+                targets `y` are a dictionary.
             what: Name of the data in error messages.
 
         Raises:
@@ -46,36 +55,36 @@ class Reader:
         """
         x, y = self._keyed(item, what) if isinstance(item, Mapping) else self._positional(item, what)
         if self.labels:
-            check_known_classes(y, "labels='known', targets")
-            return with_labels(x, y), y
+            labels = check_known_classes(y, "labels='known', targets")
+            return with_labels(x, labels), y
         return flat_inputs(x), y
 
-    def _keyed(self, item: Mapping[str, Any], what: str) -> tuple[Any, Tensor]:
+    def _keyed(self, item: Mapping[str, Any], what: str) -> tuple[Any, Target]:
         keys = [str(key) for key in item]
         if self.target is None:
             raise TypeError(
                 f"{what}: its items are dictionaries with {name_list(keys)}; say which holds the targets: "
                 f"BayesianModel(..., target='labels'){see('how-to/your_own_data')}"
             )
-        if self.target not in item:
+        names = (self.target,) if isinstance(self.target, str) else self.target
+        if missing := [name for name in names if name not in item]:
             raise ValueError(
-                f"{what}: expected the targets under {self.target!r}, as the model was built for, got items with "
-                f"{name_list(keys)}{suggest(self.target, keys)}{see('how-to/your_own_data')}"
+                f"{what}: expected the targets under {missing[0]!r}, as the model was built for, got items with "
+                f"{name_list(keys)}{suggest(missing[0], keys)}{see('how-to/your_own_data')}"
             )
-        y = item[self.target]
-        if not isinstance(y, Tensor):
-            raise TypeError(f"{what}: expected targets as a tensor under {self.target!r}, got {type(y).__name__}")
-        return {key: value for key, value in item.items() if key != self.target}, y
+        given = item[self.target] if isinstance(self.target, str) else {name: item[name] for name in names}
+        y = self.read(given, f"{what}: targets under {name_list(names)}")
+        return {key: value for key, value in item.items() if key not in names}, y
 
-    def _positional(self, item: Any, what: str) -> tuple[Any, Tensor]:
-        if not isinstance(item, (tuple, list)) or len(item) < 2 or not isinstance(item[-1], Tensor):
+    def _positional(self, item: Any, what: str) -> tuple[Any, Target]:
+        if not isinstance(item, (tuple, list)) or len(item) < 2 or not isinstance(item[-1], (Tensor, Mapping)):
             raise TypeError(
                 f"{what}: expected items (x, y), or (x1, x2, ..., y) for several inputs, or dictionaries, with tensors "
                 f"as targets; got {type(item).__name__}"
                 + (f" of {[type(part).__name__ for part in item]}" if isinstance(item, (tuple, list)) else "")
             )
         *inputs, y = item
-        return (inputs[0] if len(inputs) == 1 else tuple(inputs)), y
+        return (inputs[0] if len(inputs) == 1 else tuple(inputs)), self.read(y, f"{what}: targets")
 
     def inputs(self, item: Any, what: str = "data") -> FlatInputs:
         """The inputs of an item that may lack targets: a dictionary, a tensor, a list of one, or an item of `split`.
@@ -97,11 +106,15 @@ def reader_of(model: object) -> Reader:
     Args:
         model: A `BayesianModel`, or any other model, whose items are pairs.
     """
-    return Reader(getattr(model, "target", None), getattr(model, "labels_are_inputs", False))
+    target, labels = getattr(model, "target", None), getattr(model, "labels_are_inputs", False)
+    likelihood = getattr(model, "likelihood", None)
+    if isinstance(likelihood, Likelihood):
+        return Reader(target, labels, likelihood.read_target)
+    return Reader(target, labels)
 
 
-def check_known_classes(labels: Tensor, what: str) -> None:
-    """Raise an error for labels that are no classes.
+def check_known_classes(labels: object, what: str) -> Tensor:
+    """Return labels, or raise an error where they are no classes.
 
     Args:
         labels: The labels.
@@ -119,3 +132,4 @@ def check_known_classes(labels: Tensor, what: str) -> None:
             f"{tuple(labels.shape)}; give other selections as an input, fit(model, guide, ((x, selection), y))"
             f"{see('how-to/conditional_layers')}"
         )
+    return labels

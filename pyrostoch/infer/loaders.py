@@ -7,12 +7,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor
 from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data.distributed import DistributedSampler
 
 from pyrostoch._checks import check_count
 from pyrostoch._manual import see
+from pyrostoch._targets import Target
 from pyrostoch.infer.batches import Batches, Share
 from pyrostoch.infer.items import Reader
 from pyrostoch.infer.parallel import Ranks
@@ -64,7 +64,7 @@ class LoaderBatches(Batches):
         self.batch_size = loader.batch_size
         self.items_are_batches = loader.batch_size is None and loader.batch_sampler is None
         self._running: Iterator[Any] | None = None
-        self._first: tuple[FlatInputs, Tensor] | None = None
+        self._first: tuple[FlatInputs, Target] | None = None
         length = _length(loader)
         self._steps = length[0] if length is not None else None
         self.is_stream = length is None or (stream is not None and stream.steps_per_epoch is not None)
@@ -86,7 +86,7 @@ class LoaderBatches(Batches):
             raise TypeError(f"{self._what}: a stream of unknown length has no number of batches")
         return self._steps
 
-    def first(self) -> tuple[FlatInputs, Tensor]:
+    def first(self) -> tuple[FlatInputs, Target]:
         """A batch of an epoch; one of a stream comes again in the next epoch."""
         if not self.is_stream:
             return super().first()
@@ -94,7 +94,7 @@ class LoaderBatches(Batches):
             self._first = self._next()
         return self._first
 
-    def _next(self) -> tuple[FlatInputs, Tensor]:
+    def _next(self) -> tuple[FlatInputs, Target]:
         """The next batch of a stream."""
         for _ in range(2):
             if self._running is None:
@@ -104,7 +104,7 @@ class LoaderBatches(Batches):
             self._running = None  # it has ended, and begins anew
         raise ValueError(f"{self._what}: the stream has ended, and gives nothing when it is begun anew")
 
-    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[FlatInputs, Tensor]]:
+    def epoch(self, seed: int | None, number: int) -> Iterator[tuple[FlatInputs, Target]]:
         """The loader's batches, in the loader's own order."""
         if self.is_stream and self._steps is not None:
             for _ in range(self._steps):

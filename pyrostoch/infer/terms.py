@@ -11,7 +11,6 @@ import torch
 from pyro import poutine
 from pyro.poutine import Trace
 from torch import Tensor
-from torch.distributions import Distribution
 
 from pyrostoch._manual import see
 from pyrostoch.distributions import has_closed_form, kl_sum
@@ -23,7 +22,7 @@ from pyrostoch.moments.predictive import OutputDistribution
 from pyrostoch.protocols import Guide, PyroCallable
 from pyrostoch.sites import activation_sites, latent_sites, trace_of
 
-__all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces", "expected_log_prob"]
+__all__ = ["SiteTerm", "Terms", "draw_terms", "draw_traces"]
 
 
 @dataclass(frozen=True)
@@ -248,26 +247,8 @@ def _check_gradient(name: str, distribution: Any) -> None:
 
 def _log_prob(node: Any) -> Tensor:
     if isinstance(node["fn"], OutputDistribution):
-        return expected_log_prob(node["fn"], node["value"])
+        return node["fn"].expected_log_prob(node["value"])
     log_prob: Tensor = node["fn"].log_prob(node["value"], *node["args"], **node["kwargs"])
-    return log_prob
-
-
-def expected_log_prob(distribution: Distribution, value: Tensor) -> Tensor:
-    """The log density of the observations; where the output is given by its moments, the mean over the output.
-
-    Args:
-        distribution: The distribution of the observations.
-        value: The observations.
-
-    Returns:
-        Nats, one value per example.
-    """
-    log_prob: Tensor = (
-        distribution.expected_log_prob(value)
-        if isinstance(distribution, OutputDistribution)
-        else distribution.log_prob(value)
-    )
     return log_prob
 
 

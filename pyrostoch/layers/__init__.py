@@ -22,6 +22,7 @@
 | `make_stochastic` | turns linear layers and convolutions of a network into stochastic ones |
 | `make_conditional` | gives every class a copy of layers of a network |
 | `activations`, `embody` | the distributions of activations; stochastic layers around an existing network |
+| `WithExposure` | a network of counts in times or areas that differ between examples |
 | `RateNetwork` | recurrent network of rate neurons driven by colored noise: trajectories, or their moments |
 
 In a `BayesianModel` the model draws the weights. Used alone in a Pyro model, a layer draws its own weights.
@@ -41,6 +42,7 @@ from pyrostoch.layers.conditional import (
 )
 from pyrostoch.layers.convert import make_stochastic
 from pyrostoch.layers.dropout import MCDropout, MCDropout2d
+from pyrostoch.layers.exposure import WithExposure
 from pyrostoch.layers.kstate import Binary, KState, Ternary
 from pyrostoch.layers.network import PyroNetwork
 from pyrostoch.layers.neuron import ThresholdNeuron
@@ -119,4 +121,5 @@ __all__ = [
     "embody",
     "make_conditional",
     "make_stochastic",
+    "WithExposure",
 ]

@@ -12,23 +12,31 @@
 | `Ordinal` | one score `(batch,)` or `(batch, 1)` | integer labels of ordered classes `(batch,)` |
 | `GaussianMixture` | logits, means and raw scales `(batch, K (1 + 2 d))` | reals `(batch, d)` |
 | `WeibullTime`, `LogNormalTime` | log of a time's scale `(batch, 1)` | times that may be censored `(batch, 2)` |
+| `Joint` | a part for each head, by name | a dictionary with a tensor for each head |
+| `Weighted` | that of the likelihood inside | a dictionary with targets and weights |
+| `Loss` | anything | whatever the loss accepts |
 | a function | anything | whatever the distribution that it returns accepts |
 
 `BayesianSVM` is a pseudo-likelihood: it is trained with the hinge loss, and predicts with normalized probabilities. Its
-distribution is a `PseudoCategorical`.
+distribution is a `PseudoCategorical`. `Weighted`, class weights and `Loss` make pseudo-likelihoods, too.
 """
 
 from __future__ import annotations
 
-from pyrostoch.likelihoods.base import FromOutput, Likelihood, LikelihoodSpec, Noise, as_likelihood, per_example
+from pyrostoch.likelihoods.base import FromOutput, Likelihood, LikelihoodSpec, as_likelihood, per_example
 from pyrostoch.likelihoods.continuous import Gaussian, HeteroscedasticGaussian, StudentT
 from pyrostoch.likelihoods.counts import NegativeBinomial, Poisson, ZeroInflatedPoisson
 from pyrostoch.likelihoods.discrete import Bernoulli, Categorical
+from pyrostoch.likelihoods.joint import Joint
+from pyrostoch.likelihoods.loss import Loss
+from pyrostoch.likelihoods.missing import mark_padding
 from pyrostoch.likelihoods.mixture_density import GaussianMixture
 from pyrostoch.likelihoods.ordinal import Ordinal
 from pyrostoch.likelihoods.pseudo import PseudoCategorical
+from pyrostoch.likelihoods.quantities import Noise
 from pyrostoch.likelihoods.survival import LogNormalTime, WeibullTime
 from pyrostoch.likelihoods.svm import BayesianSVM
+from pyrostoch.likelihoods.weighted import Weighted
 
 __all__ = [
     "BayesianSVM",
@@ -38,9 +46,11 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "HeteroscedasticGaussian",
+    "Joint",
     "Likelihood",
     "LikelihoodSpec",
     "LogNormalTime",
+    "Loss",
     "NegativeBinomial",
     "Noise",
     "Ordinal",
@@ -48,7 +58,9 @@ __all__ = [
     "PseudoCategorical",
     "StudentT",
     "WeibullTime",
+    "Weighted",
     "ZeroInflatedPoisson",
     "as_likelihood",
+    "mark_padding",
     "per_example",
 ]

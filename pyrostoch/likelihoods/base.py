@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from typing import Any, cast
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import Categorical, Distribution
 from torch.nn import functional as F
 
-from pyrostoch._checks import check_positive
 from pyrostoch._descriptions import describe_function, describe_settings
 from pyrostoch._manual import see
+from pyrostoch._targets import Target, read_targets
 from pyrostoch.likelihoods.missing import Missing, with_missing
+from pyrostoch.likelihoods.quantities import Noise
 from pyrostoch.likelihoods.select import select_output
 from pyrostoch.likelihoods.support import check_support
 from pyrostoch.moments import Moments
 from pyrostoch.moments.predictive import Closed, OutputDistribution
-from pyrostoch.priors import FromDistribution
 from pyrostoch.protocols import Output
 
 __all__ = ["FromOutput", "Likelihood", "LikelihoodSpec", "Noise", "as_likelihood", "per_example"]
@@ -64,6 +62,12 @@ class Likelihood(nn.Module):
     output: str | int | None = None
     nan_is_missing: bool = False
     ignore_index: int | None = None
+    #: Whether its log densities are no log probabilities of the targets, as those of a loss.
+    pseudo: bool = False
+    #: The names of several targets, as those of `Joint`; `None` where targets are one tensor.
+    target_names: tuple[str, ...] | None = None
+    #: The names of those that have a likelihood each.
+    head_names: tuple[str, ...] = ()
 
     def __init__(
         self, *, output: str | int | None = None, nan_is_missing: bool = False, ignore_index: int | None = None
@@ -130,7 +134,20 @@ class Likelihood(nn.Module):
         distribution = self.distribution(output, **quantities)
         return with_missing(distribution, self.missing) if self.missing else distribution
 
-    def check_shape(self, distribution: Distribution, target: Tensor) -> None:
+    def read_target(self, given: object, what: str = "targets y") -> Target:
+        """The targets that a user gave: a tensor, or a dictionary of tensors where there are several.
+
+        Args:
+            given: The targets.
+            what: Name of the targets in error messages.
+
+        Raises:
+            TypeError: They are something else.
+            ValueError: The dictionary has other names.
+        """
+        return read_targets(given, self.target_names, what, type(self).__name__)
+
+    def check_shape(self, distribution: Distribution, target: Any) -> None:
         """Raise a `ValueError` if the targets' shape is not the distribution's, since they would be broadcast.
 
         Args:
@@ -144,7 +161,7 @@ class Likelihood(nn.Module):
                 f"{tuple(target.shape)}; reshape the targets or the network's last layer"
             )
 
-    def check_target(self, distribution: Distribution, target: Tensor) -> None:
+    def check_target(self, distribution: Distribution, target: Any) -> None:
         """Raise a `ValueError` if targets are outside the distribution's support. This synchronizes with a GPU.
 
         Args:
@@ -163,73 +180,6 @@ class Likelihood(nn.Module):
                 f"{see('how-to/write_a_likelihood')}"
             )
         check_support("function" if isinstance(self, FromOutput) else type(self).__name__, distribution, target)
-
-
-class Noise(nn.Module):
-    """A positive quantity of a likelihood: fixed, fitted by maximum likelihood, or random.
-
-    Args:
-        value: A number; a tensor of numbers, one for each output; or a distribution on the positive numbers (the
-            quantity is then a Pyro site).
-        learn: Whether to fit the quantity, starting from the number.
-        site: Name of the Pyro site of a random quantity.
-
-    Example:
-        >>> Noise(0.5, learn=False, site="likelihood.scale")()
-        0.5
-    """
-
-    value: Tensor | float
-
-    def __init__(self, value: float | Tensor | Distribution, *, learn: bool, site: str) -> None:
-        super().__init__()
-        self.site = site
-        self.prior: FromDistribution | None = None
-        if isinstance(value, Distribution):
-            if learn:
-                raise ValueError(
-                    f"{site}: learn=True expects a number to start from, got a distribution; give one or the other"
-                )
-            self.prior = FromDistribution(value)
-            self.shape = value.batch_shape + value.event_shape
-        elif isinstance(value, Tensor):
-            positive = bool(((value > 0) & torch.isfinite(value)).all())
-            if not value.is_floating_point() or value.dim() != 1 or not positive:
-                raise ValueError(f"{site}: expected a number, or positive numbers of shape (outputs,), got {value}")
-            if learn:
-                self.log_value = nn.Parameter(value.detach().log())
-            else:
-                self.register_buffer("value", value.detach().clone())
-        elif learn:
-            self.log_value = nn.Parameter(torch.tensor(math.log(check_positive(site, value))))
-        else:
-            self.value = float(check_positive(site, value))
-
-    def forward(self) -> Tensor | float:
-        """The quantity: a number, or a tensor without axes or with one for the outputs; drawn if it is random."""
-        if self.prior is not None:
-            prior: Any = self.prior.distribution(self.site, self.shape)
-            drawn: Tensor = pyro.sample(self.site, prior.to_event(len(prior.batch_shape)))
-            return drawn
-        return self.log_value.exp() if hasattr(self, "log_value") else self.value
-
-    def identity(self) -> str:
-        """The fixed number, the word `learned`, or the prior."""
-        if self.prior is not None:
-            return repr(self.prior)
-        return "learned" if hasattr(self, "log_value") else _number_text(self.value, 9)
-
-    def __repr__(self) -> str:
-        if self.prior is not None:
-            return f"random, {self.prior!r}"
-        learned = hasattr(self, "log_value")
-        return f"{'learned, ' * learned}{_number_text(self.log_value.detach().exp() if learned else self.value, 6)}"
-
-
-def _number_text(value: Tensor | float, digits: int) -> str:
-    if isinstance(value, Tensor) and value.dim():
-        return "[" + ", ".join(f"{number:.{digits}g}" for number in value.tolist()) + "]"
-    return f"{float(value):.{digits}g}"
 
 
 class FromOutput(Likelihood):

@@ -7,7 +7,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrostoch._checks import check_positive
-from pyrostoch.likelihoods.base import Likelihood, Noise, like, per_example, positive
+from pyrostoch.likelihoods.base import Likelihood, like, per_example, positive
+from pyrostoch.likelihoods.quantities import Noise
 from pyrostoch.moments import Moments
 from pyrostoch.moments.predictive import Closed, noisy_gaussian
 

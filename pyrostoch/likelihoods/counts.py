@@ -8,7 +8,8 @@ from torch import Tensor
 from torch.distributions import Distribution
 from torch.nn import functional as F
 
-from pyrostoch.likelihoods.base import Likelihood, Noise, like, per_example
+from pyrostoch.likelihoods.base import Likelihood, like, per_example
+from pyrostoch.likelihoods.quantities import Noise
 
 __all__ = ["NegativeBinomial", "Poisson", "ZeroInflatedPoisson"]
 

@@ -63,6 +63,7 @@ class Categorical(Likelihood):
                 )
             class_weights = weights
         self.register_buffer("class_weights", class_weights)
+        self.pseudo = class_weights is not None
 
     def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
         """Categorical(logits=output), with the classes on the last axis."""

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent, constraints
 from torch.types import _size
 
-__all__ = ["Missing", "WithMissing", "with_missing"]
+__all__ = ["Missing", "WithMissing", "mark_padding", "with_missing"]
 
 # A possible value by support.
 _FILLERS: dict[Any, float] = {
@@ -135,3 +135,42 @@ def with_missing(distribution: Distribution, missing: Missing) -> Distribution:
         found: Distribution = inner.to_event(distribution.reinterpreted_batch_ndims)
         return found
     return WithMissing(distribution, missing)
+
+
+def mark_padding(target: Tensor, lengths: Tensor, index: int | None = None) -> Tensor:
+    """Padded targets with what is beyond their length marked as missing, for `nan_is_missing` and `ignore_index`.
+
+    Args:
+        target: Padded sequences or sets, (batch, most, ...): real numbers, or labels.
+        lengths: Number of entries of each that are no padding, (batch,).
+        index: The label that stands for none; NaN takes that place for real numbers.
+
+    Returns:
+        A copy with padding replaced.
+
+    Raises:
+        ValueError: Shapes do not fit, a length is larger than there is room, or labels lack an `index`.
+
+    Example:
+        >>> mark_padding(torch.tensor([[1.0, 2.0, 0.0], [3.0, 0.0, 0.0]]), torch.tensor([2, 1]))
+        tensor([[1., 2., nan],
+                [3., nan, nan]])
+        >>> mark_padding(torch.tensor([[4, 0]]), torch.tensor([1]), index=-100)
+        tensor([[   4, -100]])
+    """
+    if target.dim() < 2 or lengths.shape != target.shape[:1] or lengths.is_floating_point():
+        raise ValueError(
+            f"padding: expected targets (batch, most, ...) and a whole number for each example, got "
+            f"{tuple(target.shape)} and {lengths.dtype} of shape {tuple(lengths.shape)}"
+        )
+    if bool(((lengths < 0) | (lengths > target.shape[1])).any()):
+        raise ValueError(
+            f"padding: expected lengths from 0 to {target.shape[1]}, got {lengths.min()} to {lengths.max()}"
+        )
+    if target.is_floating_point() != (index is None):
+        raise ValueError(
+            f"padding: labels need an index that stands for none, real numbers have NaN; got {target.dtype}"
+        )
+    beyond = torch.arange(target.shape[1], device=target.device) >= lengths[:, None]
+    beyond = beyond.reshape(beyond.shape + (1,) * (target.dim() - 2))
+    return torch.where(beyond, torch.nan if index is None else index, target)

@@ -11,7 +11,9 @@ from torch import Tensor
 from torch.distributions import Distribution, Independent
 from torch.types import _size
 
+from pyrostoch.likelihoods.loss import LossDistribution
 from pyrostoch.likelihoods.missing import WithMissing
+from pyrostoch.likelihoods.several import JointObservations, WeightedObservations
 
 __all__ = ["PseudoCategorical", "WeightedCategorical", "is_pseudo", "normalized"]
 
@@ -97,7 +99,7 @@ class WeightedCategorical(PseudoCategorical):
 
 
 def is_pseudo(distribution: Distribution) -> bool:
-    """Whether the `log_prob` of a distribution of observations is that of a pseudo-likelihood.
+    """Whether the `log_prob` of a distribution of observations, or of a head, is that of a pseudo-likelihood.
 
     Args:
         distribution: The distribution, perhaps within `Independent`, `mask` or `expand`, or averaged over moments.
@@ -106,10 +108,12 @@ def is_pseudo(distribution: Distribution) -> bool:
         >>> is_pseudo(PseudoCategorical(torch.zeros(5, 2)).mask(torch.ones(5) > 0)), is_pseudo(dist.Normal(0.0, 1.0))
         (True, False)
     """
+    if isinstance(distribution, JointObservations):
+        return any(map(is_pseudo, distribution.heads.values()))
     base: Any = distribution
     while hasattr(base, "base_dist"):
         base = base.base_dist
-    return isinstance(base, PseudoCategorical)
+    return isinstance(base, (PseudoCategorical, WeightedObservations, LossDistribution))
 
 
 def normalized(distribution: Distribution) -> Distribution:
@@ -127,6 +131,8 @@ def normalized(distribution: Distribution) -> Distribution:
     """
     if isinstance(distribution, PseudoCategorical):
         return dist.Categorical(logits=distribution.logits, validate_args=distribution._validate_args)
+    if isinstance(distribution, JointObservations):
+        return JointObservations({name: normalized(head) for name, head in distribution.heads.items()})
     if not is_pseudo(distribution) or not isinstance(
         distribution, (Independent, ExpandedDistribution, MaskedDistribution)
     ):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 from typing import Any
 
@@ -9,10 +10,13 @@ import pyro
 import torch
 from torch import Tensor
 
+from pyrostoch._targets import Target
 from pyrostoch.effects.trees import map_tensors
-from pyrostoch.likelihoods.base import Likelihood
+from pyrostoch.likelihoods.base import FromOutput, Likelihood
+from pyrostoch.likelihoods.joint import Joint
+from pyrostoch.likelihoods.loss import Loss
 
-__all__ = ["LogDensities", "full_precision"]
+__all__ = ["LogDensities", "full_precision", "is_loss", "parts_of", "reads_in_its_own_way"]
 
 
 def full_precision(output: Any) -> Any:
@@ -39,10 +43,10 @@ class LogDensities:
         y: Targets, of which the first ones are taken.
     """
 
-    def __init__(self, likelihood: Likelihood, y: Tensor | None = None) -> None:
+    def __init__(self, likelihood: Likelihood, y: Target | None = None) -> None:
         self.likelihood, self.y = likelihood, y
         self.copied = False
-        self.targets: dict[torch.Size, Tensor] = {}
+        self.targets: dict[torch.Size, Target] = {}
 
     def __call__(self, output: Any) -> Tensor | None:
         """Log densities of the same targets for all outputs of this shape, one for each example.
@@ -59,7 +63,8 @@ class LogDensities:
             shape = distribution.batch_shape + distribution.event_shape
             if shape not in self.targets and self.y is not None and len(self.y) >= shape[0]:
                 given = self.y[: shape[0]].detach()
-                if given.shape == shape:
+                with contextlib.suppress(TypeError, ValueError):
+                    self.likelihood.check_shape(distribution, given)
                     self.targets[shape] = given
             if shape not in self.targets:
                 try:
@@ -68,3 +73,47 @@ class LogDensities:
                     return None
             log_prob: Tensor = distribution.log_prob(self.targets[shape])
             return log_prob
+
+
+def reads_in_its_own_way(likelihood: Likelihood) -> bool:
+    """Whether a likelihood, or a head of it, is the user's own, which may bring examples together.
+
+    Args:
+        likelihood: The likelihood.
+
+    Example:
+        >>> from pyrostoch.likelihoods import Categorical
+        >>> reads_in_its_own_way(Categorical())
+        False
+    """
+    parts = parts_of(likelihood)
+    return any(isinstance(part, FromOutput) or not type(part).__module__.startswith("pyrostoch.") for part in parts)
+
+
+def parts_of(likelihood: Likelihood) -> list[Likelihood]:
+    """A likelihood and those that it is made of.
+
+    Args:
+        likelihood: The likelihood.
+    """
+    return [part for part in likelihood.modules() if isinstance(part, Likelihood)]
+
+
+def is_loss(likelihood: object, head: str = "") -> bool:
+    """Whether a likelihood, or a head of it, or any of its heads, is a `Loss`, so that nothing is a density.
+
+    Args:
+        likelihood: The likelihood of a model; what is none is no loss.
+        head: Name of the head; all of them where it is empty.
+
+    Example:
+        >>> is_loss(Loss(lambda output, y: (output - y).square().sum(1))), is_loss(None)
+        (True, False)
+    """
+    if not isinstance(likelihood, Likelihood):
+        return False
+    parts = parts_of(likelihood)
+    joint = next((part for part in parts if isinstance(part, Joint)), None)
+    if head and joint is not None:
+        parts = parts_of(joint.by_name[head])
+    return any(isinstance(part, Loss) for part in parts)

@@ -14,7 +14,8 @@ from torch.types import _size
 
 from pyrostoch._checks import check_choice
 from pyrostoch._manual import see
-from pyrostoch.likelihoods.base import Likelihood, Noise, like
+from pyrostoch.likelihoods.base import Likelihood, like
+from pyrostoch.likelihoods.quantities import Noise
 
 __all__ = ["CensoredTime", "LogNormalTime", "Survival", "WeibullTime"]
 

@@ -54,6 +54,8 @@ class BayesianSVM(Likelihood):
         support vector machines: evidence and predictive class probabilities", 2002.
     """
 
+    pseudo = True
+
     def __init__(self, c: float = 1.0) -> None:
         super().__init__()
         self.c = float(check_positive("likelihood BayesianSVM c", c))

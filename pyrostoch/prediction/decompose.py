@@ -8,20 +8,20 @@ from typing import Any
 
 import torch
 from pyro.poutine.messenger import Messenger
-from torch import Tensor
 
 from pyrostoch._checks import check_choice, check_count
 from pyrostoch._seeds import generator_states
+from pyrostoch._targets import Target
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
 from pyrostoch.infer.known_labels import KnownLabels, check_no_labels_around, known_labels, marked
 from pyrostoch.infer.rates import check_rates_known
-from pyrostoch.infer.terms import Terms, draw_terms, expected_log_prob
+from pyrostoch.infer.terms import Terms, draw_terms
 from pyrostoch.likelihoods.pseudo import is_pseudo
 from pyrostoch.model import BayesianModel
+from pyrostoch.prediction.data_terms import HeadTotals, mean_and_error
 from pyrostoch.prediction.decomposition import Decomposition, SiteRow
-from pyrostoch.prediction.observed import observed_mask
 from pyrostoch.prediction.rates import RateRecorder, RateRow, RateTotals, find_cuts
 from pyrostoch.prediction.readouts import (
     batches_for,
@@ -117,19 +117,19 @@ def _decompose(
     batches = batches_for(model, data, batch_size)
     if not batches.items_are_batches:
         _check_size(model, batches.num_data)
-    data_terms: list[list[float]] = []  # for each batch its data term in each draw, or a single one if nothing is drawn
+    data_terms = HeadTotals(num_samples)
     sampled = pseudo = False
     treatments: dict[str, str] = {}
-    first: tuple[FlatInputs, Tensor] | None = None
-    count = num_targets = num_observed = 0
+    first: tuple[FlatInputs, Target] | None = None
+    count = 0
     rate_totals = RateTotals(num_samples)
     recorder = _SiteRecorder()
     with evaluating(model, guide):
         for x, y in batches_on_device(batches, device):
             first = (x, y) if first is None else first
-            values: list[float] = []
+            data_terms.start_batch()
             recorded: list[RateRecorder] = []
-            while len(values) < num_samples:
+            while len(recorded) < num_samples:
                 handler, before = interpretation(estimator, model), generator_states(device)
                 with handler:
                     trace = trace_of(guide, x)
@@ -137,30 +137,26 @@ def _decompose(
                         distribution = observation_distribution(model, trace, x)
                 check_rates_known(handler)
                 recorded.append(rate_recorder)
-                if not values:
+                if len(recorded) == 1:
                     check_targets(model, distribution, y)
-                    mask = observed_mask(distribution, y)
-                    num_targets += y.numel()
-                    num_observed += y.numel() if mask is None else int(mask.sum())
                     pseudo = is_pseudo(distribution)
-                values.append(expected_log_prob(distribution, y).sum(dtype=torch.float64).item())
+                data_terms.add(distribution, y)
                 treatments = handler.treatments
                 if estimator in MOMENTS and all(map(torch.equal, before, generator_states(device))):
                     break  # nothing was drawn, so the batch would have the same data term again
                 sampled = True
-            data_terms.append(values)
             rate_totals.add(recorded, len(y))
             count += len(y)
         _check_size(model, count)
         rates, bound = _rates_of(model, guide, first, rate_totals, count, estimator)
         draws = _kl_draws(model, guide, first or (), num_samples, recorder.names)
     sites, kl_stderr = _site_rows(draws, treatments)
-    totals = [math.fsum(values[min(k, len(values) - 1)] for values in data_terms) for k in range(num_samples)]
-    data_mean, data_stderr = _mean_and_error(totals) if sampled else (totals[0], 0.0)
+    totals = data_terms.by_draw()
+    data_mean, data_stderr = mean_and_error(totals) if sampled else (totals[0], 0.0)
     rate = math.fsum(row.rate for row in rates)
     # The data term and the rate of a draw are correlated.
     gains = [total - rate_totals.of_draw(draw) for draw, total in enumerate(totals)]
-    gain_stderr = _mean_and_error(gains)[1] if sampled else 0.0
+    gain_stderr = mean_and_error(gains)[1] if sampled else 0.0
     kl = math.fsum(row.kl for row in sites)
     penalty = _penalties(draws[0])
     return Decomposition(
@@ -172,8 +168,9 @@ def _decompose(
         kl_stderr=kl_stderr,
         improper=any(row.improper for row in sites),
         num_data=count,
-        num_targets=num_targets,
-        num_observed=num_observed,
+        num_targets=data_terms.num_targets,
+        num_observed=data_terms.num_observed,
+        heads=data_terms.rows(sampled),
         num_samples=num_samples if sampled else 0,
         kl_samples=len(draws) if any(row.method != "exact" for row in sites) else 0,
         sites=sites,
@@ -190,7 +187,7 @@ def _decompose(
 def _rates_of(
     model: Model,
     guide: Guide,
-    first: tuple[FlatInputs, Tensor] | None,
+    first: tuple[FlatInputs, Target] | None,
     totals: RateTotals,
     count: int,
     estimator: str,
@@ -270,26 +267,16 @@ def _site_rows(draws: Sequence[Terms], treatments: dict[str, str]) -> tuple[tupl
     for site, term in draws[0].sites.items():
         exact = _is_exact(draws, site)
         values = [draw.sites[site].kl.item() for draw in draws]
-        kl, stderr = (values[0], 0.0) if exact else _mean_and_error(values)
+        kl, stderr = (values[0], 0.0) if exact else mean_and_error(values)
         if not exact:
             inexact = [total + value for total, value in zip(inexact, values, strict=True)]
         method = "exact" if exact else "monte carlo"
         rows.append(SiteRow(site, kl, method, stderr or 0.0, term.size, treatments.get(site, ""), term.improper))
     # From the sum in each draw, since under a random prior scale the KLs of the sites are correlated.
-    return tuple(rows), _mean_and_error(inexact)[1] or 0.0
+    return tuple(rows), mean_and_error(inexact)[1] or 0.0
 
 
 def _penalties(terms: Terms) -> dict[str, float]:
     if isinstance(terms.penalty, float):
         return {}
     return {"penalty": terms.penalty.item()}
-
-
-def _mean_and_error(values: Sequence[float]) -> tuple[float, float | None]:
-    mean = math.fsum(values) / len(values)
-    if len(values) > 1 and min(values) == max(values):
-        return values[0], 0.0  # a computed mean of equal numbers may differ from them in its last bit
-    if len(values) < 2:
-        return mean, None
-    squares = math.fsum((value - mean) ** 2 for value in values)
-    return mean, math.sqrt(squares / (len(values) * (len(values) - 1)))

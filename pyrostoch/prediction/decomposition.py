@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pyrostoch._checks import name_list
 from pyrostoch.infer.known_labels import KnownLabels
+from pyrostoch.prediction.data_terms import HeadRow
 from pyrostoch.prediction.rates import RateRow, rate_lines
 from pyrostoch.records import Record, number, table
 
@@ -63,6 +64,7 @@ class Decomposition(Record):
         num_targets: Number of targets of all examples.
         num_observed: Number of those that are observed: not missing, and not left out by a mask. The data term is their
             sum.
+        heads: Where the likelihood has several heads (`likelihoods.Joint`): the data term of each.
     """
 
     elbo: float
@@ -85,9 +87,11 @@ class Decomposition(Record):
     labels: KnownLabels = None
     num_targets: int | None = None
     num_observed: int | None = None
+    heads: tuple[HeadRow, ...] = ()
 
     def __str__(self) -> str:
         rows = [("data term", self.data, _error(self.data_stderr) if self.num_samples else "")]
+        rows += [(f"  {row.head}", row.data, _error(row.stderr) if self.num_samples else "") for row in self.heads]
         rows += [("- KL", 0.0 - self.kl, _error(self.kl_stderr) if self.kl_samples else "exact")]
         if self.rates:
             rows += [("- rate", 0.0 - self.rate, "exact" if all(r.method == "exact" for r in self.rates) else "")]
@@ -107,6 +111,7 @@ class Decomposition(Record):
             lines.append(f"KLs by Monte Carlo: {self.kl_samples} draws of the guide.")
         if self.num_targets is not None and self.num_observed != self.num_targets:
             lines.append(f"Observed: {self.num_observed} of {self.num_targets} targets; the data term is their sum.")
+            lines += [f"  {row.head}: {row.num_observed} of {row.num_targets}" for row in self.heads]
         if self.improper:
             names = name_list(row.site for row in self.sites if row.improper)
             lines.append(
@@ -115,8 +120,8 @@ class Decomposition(Record):
             )
         if self.pseudo:
             lines.append(
-                "Pseudo-likelihood, no probability of the targets:\nthe ELBO bounds the log of a pseudo-evidence, no "
-                "evidence; compare it only under the same likelihood."
+                "Pseudo-likelihood, no probability of the targets:\nthe posterior is not that of the data, and the "
+                "ELBO bounds the log of a pseudo-evidence, no evidence;\ncompare it only under the same likelihood."
             )
         return "\n".join(lines)
 

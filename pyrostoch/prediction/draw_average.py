@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Distribution
+from torch.distributions import Bernoulli, Distribution
 
+from pyrostoch._targets import Target
 from pyrostoch.likelihoods.pseudo import normalized
+from pyrostoch.likelihoods.several import without_weights
 from pyrostoch.metrics import MomentAverage, PredictiveAverage
 from pyrostoch.metrics.uncertainty import LogMeanExp
 from pyrostoch.moments.predictive import OutputDistribution
@@ -24,15 +27,19 @@ class DrawAverage:
 
     Args:
         model: The model, which checks targets.
-        y: Targets whose log density is averaged too.
+        y: Targets whose log density is averaged too, perhaps with weights, which are left out.
+        checks: Whether targets are checked here.
 
     Attributes:
+        targets: After the first draw: the targets without weights.
         classes: After the first draw: whether the observations are classes.
         observed: After a draw: which entries of the targets are observed; `None` where all are.
     """
 
-    def __init__(self, model: Model, y: Tensor | None = None) -> None:
-        self._model, self.y = model, y
+    def __init__(self, model: Model, y: Target | None = None, *, checks: bool = True) -> None:
+        self._model, self.y, self._checks = model, y, checks
+        self.targets: Any = y
+        self._binary = False
         self._classes = PredictiveAverage()
         self._moments = MomentAverage()
         self._density = LogMeanExp()
@@ -56,18 +63,20 @@ class DrawAverage:
             ValueError: No targets are given, the observations are not classes, and their distribution has no known mean
                 or variance; or the targets do not fit it.
         """
+        if self._checks and self.y is not None and not self._draws:
+            check_targets(self._model, distribution, self.y)
+        distribution, self.targets = without_weights(distribution, self.y)
         if isinstance(distribution, OutputDistribution):
             return self._of_moments(distribution)
         found: dict[str, Tensor] = {}
         if self.y is not None:
-            if not self._density.draws:
-                check_targets(self._model, distribution, self.y)
-            found["density"] = normalized(distribution).log_prob(self.y)
-        observed = observed_mask(distribution, self.y)
+            found["density"] = normalized(distribution).log_prob(self.targets)
+        observed = observed_mask(distribution, self.targets)
         if observed is not None:
             found["observed"] = observed
         log_probs = class_log_probs(distribution)
         if log_probs is not None:
+            self._binary = isinstance(without_wrappers(distribution), Bernoulli) and log_probs.dim() > 2
             return found | {"classes": log_probs}
         moments = mean_and_variance(distribution)
         if not moments and self.y is None:
@@ -79,19 +88,18 @@ class DrawAverage:
 
     def _of_moments(self, distribution: OutputDistribution) -> dict[str, Tensor]:
         """The prediction of one pass of moments."""
-        if self.y is not None and not self._draws:
-            check_targets(self._model, distribution, self.y)
         if distribution.closed is None:
-            points = DrawAverage(self._model, self.y)
+            points = DrawAverage(self._model, self.targets, checks=False)
             for member in distribution.members():
                 points.add(points.statistics(member))
             fields = points.results()
+            self._binary = points._binary
             if points.observed is not None:
                 fields["observed"] = points.observed
         else:
             fields = dict(distribution.closed.fields)
             if self.y is not None:
-                fields["log_density"] = distribution.log_prob(self.y).to(torch.float64)
+                fields["log_density"] = distribution.log_prob(self.targets).to(torch.float64)
         names = {"log_probs": "classes", "log_density": "density"}
         return {names.get(name, name): value for name, value in fields.items() if name != "total"}
 
@@ -131,6 +139,9 @@ class DrawAverage:
             found["log_probs"] = self.log_probs
             for name in ("total", "aleatoric", "epistemic"):
                 found[name] = getattr(self._classes, name).reshape(self._shape[:-1])
+            if self._binary:  # several labels, each with a mean
+                found["mean"] = self.log_probs[..., 1].exp()
+                found["variance"] = found["mean"] * (1.0 - found["mean"])
         elif self._moments.draws:
             found["mean"], found["variance"] = self._moments.mean, self._moments.variance
             found |= {"total": found["variance"], "aleatoric": self._moments.aleatoric}

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from pyrostoch._checks import check_count
 from pyrostoch._inputs import count_examples, device_of_inputs, take_examples
+from pyrostoch._targets import Target
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.readouts import device_of, same_device
 from pyrostoch.protocols import FlatInputs, Guide, Model
@@ -14,7 +15,7 @@ from pyrostoch.protocols import FlatInputs, Guide, Model
 __all__ = ["compute_device", "split"]
 
 
-def split(model: Model, x: FlatInputs, y: Tensor | None, size: int) -> list[tuple[FlatInputs, Tensor | None]]:
+def split(model: Model, x: FlatInputs, y: Target | None, size: int) -> list[tuple[FlatInputs, Target | None]]:
     """Check inputs and targets, and return views of them with `size` examples each, or all where they meet.
 
     Args:
@@ -33,8 +34,8 @@ def split(model: Model, x: FlatInputs, y: Tensor | None, size: int) -> list[tupl
         return [(x, y)]
     if count == 0:
         raise ValueError("inputs x: expected at least one example, got none")
-    if y is not None and (not isinstance(y, Tensor) or y.dim() == 0 or len(y) != count):
-        found = len(y) if isinstance(y, Tensor) and y.dim() else type(y).__name__
+    if y is not None and ((isinstance(y, Tensor) and y.dim() == 0) or len(y) != count):
+        found = "one without axes" if isinstance(y, Tensor) and y.dim() == 0 else len(y)
         raise ValueError(f"targets y: expected a tensor of {count} targets, one per example, got {found}")
     if count > size and isinstance(model, BayesianModel) and model.examples_meet(x):
         size = count

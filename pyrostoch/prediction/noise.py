@@ -13,7 +13,7 @@ from pyrostoch.effects.active import active_call
 from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
 from pyrostoch.layers.stochastic import StochasticLayer
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
-from pyrostoch.prediction.draw_average import DrawAverage
+from pyrostoch.prediction.head_averages import average_for
 from pyrostoch.prediction.readouts import (
     batches_for,
     batches_on_device,
@@ -191,7 +191,7 @@ def activation_noise(
             sums.start(len(y))
             known = marked(model, x)
             with sums:
-                for _ in sampler.run(x, DrawAverage(model, y).statistics):
+                for _ in sampler.run(x, average_for(model, y).statistics):
                     pass
             count += len(y)
     if not sums.sums:

@@ -65,7 +65,7 @@ def observed_mask(distribution: Distribution, y: Tensor | None = None) -> Tensor
 def class_log_probs(distribution: Distribution) -> Tensor | None:
     """Log-probabilities of the classes, `(n, ..., C)` in float64; `None` where the observations are not classes.
 
-    A single Bernoulli variable per example counts as two classes, no and yes.
+    A Bernoulli variable counts as two classes, no and yes: `(n, 2)` for one per example, `(n, ..., 2)` for several.
 
     Args:
         distribution: A distribution of observations.
@@ -74,8 +74,10 @@ def class_log_probs(distribution: Distribution) -> Tensor | None:
     if isinstance(base, Categorical):
         logits = base.logits.to(torch.float64).log_softmax(-1)
         return logits.expand(*distribution.batch_shape, *distribution.event_shape, logits.shape[-1])
-    if isinstance(base, Bernoulli) and base.logits.numel() == distribution.batch_shape[0]:
-        logits = base.logits.to(torch.float64).reshape(-1)
+    if isinstance(base, Bernoulli):
+        shape = distribution.batch_shape + distribution.event_shape
+        logits = base.logits.to(torch.float64).expand(shape)
+        logits = logits.reshape(-1) if shape.numel() == shape[0] else logits
         return torch.stack([torch.zeros_like(logits), logits], dim=-1).log_softmax(-1)
     return None
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrostoch import guides
-from pyrostoch._checks import check_count, check_finite, name_list
+from pyrostoch._checks import check_choice, check_count, check_finite, name_list
 from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._structure import flat_inputs
 from pyrostoch.effects import SharedSample
-from pyrostoch.likelihoods import Likelihood
+from pyrostoch.likelihoods import Joint, Likelihood, Weighted
 from pyrostoch.likelihoods.reading import full_precision
 from pyrostoch.likelihoods.select import select_output
 from pyrostoch.model import BayesianModel
@@ -103,6 +103,7 @@ def draws(
     device: str | torch.device | None = None,
     seed: int | None = None,
     differentiable: bool = False,
+    head: str | None = None,
 ) -> Draws:
     r"""The network's output under single draws of its weights, which all examples of a draw share.
 
@@ -119,6 +120,7 @@ def draws(
         device: The model's device, to which inputs are moved; by default they must be there already.
         seed: Seed of the draws; torch's random state is restored afterwards.
         differentiable: Whether outputs keep their graph, for derivatives by x; all examples then run together.
+        head: Which head's output is read, where the likelihood has several (`likelihoods.Joint`).
 
     Returns:
         Outputs, (K, n, ...), and the distributions that they give.
@@ -143,6 +145,7 @@ def draws(
     if not isinstance(model, BayesianModel):
         raise TypeError(f"draws: expected a BayesianModel, got {type(model).__name__}")
     check_guide(guide)
+    likelihood, part = _head(model.likelihood, head)
     num = check_count("num", num)
     flat = flat_inputs(x, model.target)
     target = compute_device(flat, model, guide, device)
@@ -158,12 +161,12 @@ def draws(
             with torch.no_grad(), SharedSample():
                 trace = trace_of(of_weights, to_device(batches[0][0], target))
                 weights = _weights(model, trace)
-                quantities.append(poutine.replay(model.likelihood.draw, trace=trace)())
+                quantities.append(poutine.replay(likelihood.draw, trace=trace)())
             with SharedSample():
-                pieces = [_read(model, model.outputs(to_device(part, target), weights)) for part, _ in batches]
+                pieces = [_read(likelihood, part, model.outputs(to_device(x, target), weights)) for x, _ in batches]
             outputs.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
     # A copy, since later training changes what a likelihood learns.
-    return Draws(torch.stack(outputs), copy.deepcopy(model.likelihood).requires_grad_(False), tuple(quantities))
+    return Draws(torch.stack(outputs), copy.deepcopy(likelihood).requires_grad_(False), tuple(quantities))
 
 
 def _weights(model: BayesianModel, trace: poutine.Trace) -> dict[str, Tensor]:
@@ -177,10 +180,27 @@ def _weights(model: BayesianModel, trace: poutine.Trace) -> dict[str, Tensor]:
     return {name: drawn[name] for name, site in model.sites.items() if site.role != "scale"}
 
 
-def _read(model: BayesianModel, output: Any) -> Tensor:
+def _head(likelihood: Likelihood, head: str | None) -> tuple[Likelihood, str | int | None]:
+    """The likelihood of single observations, without weights, and the part of the output that it reads."""
+    if isinstance(likelihood, Weighted):
+        likelihood = likelihood.likelihood
+    if not isinstance(likelihood, Joint):
+        if head is not None:
+            raise ValueError(f"draws head={head!r}: the likelihood {type(likelihood).__name__} has no heads")
+        return likelihood, likelihood.output
+    if head is None:
+        raise ValueError(
+            f"draws: the likelihood has heads {name_list(likelihood.head_names)}; say which is read: "
+            f"head={likelihood.head_names[0]!r}{see('how-to/several_heads')}"
+        )
+    found = likelihood.by_name[check_choice("draws head", head, likelihood.head_names)]
+    return found, head if found.output is None else found.output
+
+
+def _read(likelihood: Likelihood, part: str | int | None, output: Any) -> Tensor:
     """What the likelihood reads of the output."""
     try:
-        found = select_output(full_precision(output), model.likelihood.output, type(model.likelihood).__name__)
+        found = select_output(full_precision(output), part, type(likelihood).__name__)
     except TypeError as error:
         raise TypeError(
             f"draws: {error}; a likelihood that is a function of several tensors has no single output"

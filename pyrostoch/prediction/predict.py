@@ -9,18 +9,21 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pyrostoch._checks import check_finite
+from pyrostoch._checks import check_finite, name_list
 from pyrostoch._inputs import count_examples, to_device
 from pyrostoch._structure import flat_inputs, with_labels
-from pyrostoch.infer.items import check_known_classes
+from pyrostoch._targets import Target
+from pyrostoch.infer.items import check_known_classes, reader_of
 from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
+from pyrostoch.likelihoods.reading import is_loss
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
+from pyrostoch.prediction.head_averages import HeadAverages, average_for, split_heads
 from pyrostoch.prediction.inputs import compute_device, split
 from pyrostoch.prediction.output_draws import draws as draws_of
 from pyrostoch.prediction.readouts import check_guide, evaluating, parse_mode, seeded
-from pyrostoch.protocols import FlatInputs, Guide, Inputs, Model
+from pyrostoch.protocols import FlatInputs, GivenTargets, Guide, Inputs, Model
 from pyrostoch.records import Record, table
 
 __all__ = ["Prediction", "predict"]
@@ -50,6 +53,9 @@ class Prediction(Record):
             nats, (n,).
         treatments: How the network treated each site, in words: `Interpretation.treatments`.
         labels: `"known"` where layers that are conditional on the class were given their classes.
+        heads: For several heads (`likelihoods.Joint`): the prediction of each, by name; `log_density` is then that of
+            the targets of all heads together, and there is nothing else.
+        loss: Whether the likelihood is a loss (`likelihoods.Loss`): `log_density` is then no density's.
         covariance: If it was asked for: the covariance over draws of the means of all examples, (n, n), or (n d, n d)
             for d outputs. Its diagonal is the epistemic variance.
     """
@@ -66,6 +72,8 @@ class Prediction(Record):
     treatments: dict[str, str] | None = None
     labels: KnownLabels = None
     covariance: Tensor | None = None
+    heads: dict[str, Prediction] | None = None
+    loss: bool = False
 
     @property
     def probs(self) -> Tensor:
@@ -74,6 +82,8 @@ class Prediction(Record):
         Raises:
             ValueError: The observations are not classes.
         """
+        if self.heads is not None:
+            raise ValueError(f"probs: there are several heads; take .heads[{next(iter(self.heads))!r}].probs")
         if self.log_probs is None:
             has = "a log density of the targets only" if self.mean is None else "a mean and a variance"
             raise ValueError(f"probs: the observations are not classes; this prediction has {has}")
@@ -110,13 +120,17 @@ class Prediction(Record):
         return self.log_probs.gather(1, labels.unsqueeze(1)).squeeze(1)
 
     def __len__(self) -> int:
+        if self.heads:
+            return len(next(iter(self.heads.values())))
         return next(len(values) for values in (self.total, self.log_density) if values is not None)
 
     def __str__(self) -> str:
         draws = "one pass" if self.mode != "mc" and self.num_samples == 1 else f"{self.num_samples} samples"
-        if self.log_probs is not None:
+        if self.heads is not None:
+            what, unit, rows = f"heads {name_list(self.heads)}", "", list[tuple[str, float]]()
+        elif self.log_probs is not None:
             what, unit = f"{self.log_probs.shape[-1]} classes", "entropy, nats"
-            rows: list[tuple[str, float]] = [("confidence", self.probs.amax(-1).mean().item())]
+            rows = [("confidence", self.probs.amax(-1).mean().item())]
         elif self.mean is not None:
             what, unit = f"outputs of shape {tuple(self.mean.shape[1:])}", "variance"
             rows = []
@@ -125,10 +139,14 @@ class Prediction(Record):
         parts = (("total", self.total), ("aleatoric", self.aleatoric), ("epistemic", self.epistemic))
         rows += [(f"{name} {unit}", value.mean().item()) for name, value in parts if value is not None]
         if self.log_density is not None:
-            rows.append(("log density of the targets, nats", self.log_density.mean().item()))
+            name = (
+                "log of the mean of exp(-loss), no density's, nats" if self.loss else "log density of the targets, nats"
+            )
+            rows.append((name, self.log_density.mean().item()))
         head = f"Prediction of {len(self)} examples, {what}, mode {self.mode!r} ({draws})"
         head += ", labels known" if self.labels else ""
-        return head + "\n" + table(("", "mean over examples"), rows)
+        below = [f"\n\nHead {name!r}: {part}" for name, part in (self.heads or {}).items()]
+        return head + ("\n" + table(("", "mean over examples"), rows)) * bool(rows) + "".join(below)
 
 
 def predict(
@@ -136,7 +154,7 @@ def predict(
     guide: Guide,
     x: Inputs,
     *,
-    y: Tensor | None = None,
+    y: GivenTargets | Target | None = None,
     mode: str = "mc",
     num_samples: int | None = None,
     joint: bool = False,
@@ -207,6 +225,7 @@ def predict(
     check_guide(guide)
     name, draws = parse_mode(mode, num_samples)
     given = flat_inputs(x, getattr(model, "target", None))
+    targets = None if y is None else reader_of(model).read(y, "targets y")
     if labels is not None:
         check_known_classes(labels, "predict labels")
         given = with_labels(given, labels)
@@ -215,11 +234,22 @@ def predict(
         sampler = PosteriorSampler(model, guide, name, draws, joint=joint and name == "mc")
         # First, since it may be refused.
         found = _covariance(model, guide, given, sampler, batch_size, device, seed) if covariance else None
-        fields = _fields(model, guide, given, y, sampler, batch_size, device, seed)
+        fields = _fields(model, guide, given, targets, sampler, batch_size, device, seed)
     if found is not None:
         fields["covariance"] = found
-    treatments = dict(sampler.treatments)
-    return Prediction(mode=name, num_samples=sampler.num_samples, treatments=treatments, labels=known, **fields)
+    how: Any = {"mode": name, "num_samples": sampler.num_samples, "labels": known}
+    how["treatments"] = dict(sampler.treatments)
+    names: tuple[str, ...] = getattr(getattr(model, "likelihood", None), "head_names", ())
+    likelihood = getattr(model, "likelihood", None)
+    how["loss"] = is_loss(likelihood)
+    if not names:
+        return Prediction(**(how | without_nan(fields)))
+    by_head: dict[str, dict[str, Any]] = split_heads(fields, names)
+    heads = {
+        head: Prediction(**(how | without_nan(own) | {"loss": is_loss(likelihood, head)}))
+        for head, own in by_head.items()
+    }
+    return Prediction(**how, log_density=fields.get("log_density"), heads=heads)
 
 
 # Bytes that a covariance may take.
@@ -243,6 +273,8 @@ def _covariance(
         )
     if not isinstance(model, BayesianModel):
         raise TypeError(f"covariance=True: expected a BayesianModel, got {type(model).__name__}")
+    if model.likelihood.head_names:
+        raise ValueError("covariance=True: a likelihood of several heads has several means; use draws(..., head=)")
     settings: Any = {"batch_size": batch_size, "device": device, "seed": seed}
     count = (count_examples(x, model.in_dims) or 1) * draws_of(model, guide, x, 1, **settings).means[0, 0].numel()
     size = 8 * count**2
@@ -260,7 +292,7 @@ def _fields(
     model: Model,
     guide: Guide,
     x: FlatInputs,
-    y: Tensor | None,
+    y: Target | None,
     sampler: PosteriorSampler,
     batch_size: int,
     device: str | torch.device | None,
@@ -271,16 +303,16 @@ def _fields(
     target = compute_device(x, model, guide, device)
     check_finite("inputs x", x)
 
-    def pieces() -> Iterator[tuple[FlatInputs, DrawAverage]]:
+    def pieces() -> Iterator[tuple[FlatInputs, DrawAverage | HeadAverages]]:
         for x_batch, y_batch in batches:
             y_batch = None if y_batch is None else y_batch.to(target)
             for x_piece, rows in sampler.split_batch(to_device(x_batch, target)):
-                yield x_piece, DrawAverage(model, None if y_batch is None else y_batch[rows])
+                yield x_piece, average_for(model, None if y_batch is None else y_batch[rows])
 
     with seeded(seed, target), evaluating(model, guide):
         if sampler.joint:
             # Inputs are moved to the device again for each chunk of draws, so that only one batch of them is there.
-            averages: list[DrawAverage] = []
+            averages: list[DrawAverage | HeadAverages] = []
             for chunk in sampler.draw_chunks(next(pieces())[0]):
                 for index, (piece, average) in enumerate(pieces()):
                     averages += [average] if index == len(averages) else []
@@ -293,4 +325,4 @@ def _fields(
                 for statistics in sampler.run(piece, average.statistics):
                     average.add(statistics)
                 results.append(average.results())
-    return without_nan({field: torch.cat([result[field] for result in results]) for field in results[0]})
+    return {field: torch.cat([result[field] for result in results]) for field in results[0]}

@@ -18,6 +18,7 @@ from pyrostoch._checks import check_choice, check_count, check_finite, name_list
 from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._seeds import forked
+from pyrostoch._targets import Target
 from pyrostoch.effects import Interpretation, MeanPropagation, NoiseFree, base_distribution
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.data_sets import as_batches
@@ -206,7 +207,7 @@ def batches_for(model: Model, data: Data, batch_size: int, what: str = "data") -
     return batches.whole() if len(batches) > 1 and must_stay_whole(batches, model) else batches
 
 
-def batches_on_device(batches: Batches, device: torch.device | None) -> Iterator[tuple[FlatInputs, Tensor]]:
+def batches_on_device(batches: Batches, device: torch.device | None) -> Iterator[tuple[FlatInputs, Target]]:
     """One pass over a data set in its own order; inputs are checked to be finite, and batches moved to a device.
 
     Args:
@@ -301,7 +302,7 @@ def has_valid_arguments(distribution: Distribution) -> Tensor:
     return valid
 
 
-def check_targets(model: Model, distribution: Distribution, y: Tensor) -> None:
+def check_targets(model: Model, distribution: Distribution, y: Target) -> None:
     """Raise an error for targets that do not fit the distribution of the observations, as the model itself does.
 
     Args:

@@ -12,9 +12,11 @@ from torch import Tensor, nn
 
 from pyrostoch._inputs import to_device
 from pyrostoch._seeds import forked
+from pyrostoch._targets import Target
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.elbo import interpretation
 from pyrostoch.likelihoods.pseudo import normalized
+from pyrostoch.likelihoods.several import observations, without_weights
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.observed import observed_mask
 from pyrostoch.protocols import FlatInputs
@@ -102,11 +104,15 @@ def predictive_loss(
     return total.item() / count
 
 
-def _log_prob(model: BayesianModel, guide: nn.Module, x: FlatInputs, y: Tensor, name: str) -> tuple[Tensor, int]:
+def _log_prob(model: BayesianModel, guide: nn.Module, x: FlatInputs, y: Target, name: str) -> tuple[Tensor, int]:
     """The log density of each example's target under one draw of the weights; the number of those observed at all."""
     with interpretation(name, model):
         trace = trace_of(guide, x)
         distribution = poutine.replay(model.observation, trace=trace)(x)
-    log_prob: Tensor = normalized(distribution).log_prob(y)
-    mask = observed_mask(distribution, y)
-    return log_prob.float(), len(y) if mask is None else int(mask.reshape(len(y), -1).any(1).sum())
+    plain, targets = without_weights(distribution, y)
+    log_prob: Tensor = normalized(plain).log_prob(targets)
+    masks = [observed_mask(part.distribution, part.value) for part in observations(plain, targets)]
+    if any(mask is None for mask in masks):
+        return log_prob.float(), len(y)
+    observed = torch.stack([mask.reshape(len(y), -1).any(1) for mask in masks if mask is not None]).any(0)
+    return log_prob.float(), int(observed.sum())

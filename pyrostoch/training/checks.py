@@ -20,8 +20,10 @@ from pyrostoch._descriptions import trained_values
 from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._seeds import forked
+from pyrostoch._targets import Target, example_shapes
 from pyrostoch.effects import base_distribution
 from pyrostoch.effects.activation_sites import site_names
+from pyrostoch.effects.trees import tensors_in
 from pyrostoch.effects.usage import Use, weight_usage
 from pyrostoch.infer.batches import Batches
 from pyrostoch.likelihoods import BayesianSVM, Bernoulli, Categorical, FromOutput
@@ -136,7 +138,7 @@ def keep_fixed_statistics(net: nn.Module) -> None:
 
 def check_data(
     model: BayesianModel, guide: nn.Module, batches: Batches, device: torch.device, what: str = "data"
-) -> Callable[[FlatInputs, Tensor], None] | None:
+) -> Callable[[FlatInputs, Target], None] | None:
     """Check the data: their number, that inputs are finite, and that the likelihood can produce the targets.
 
     The first batch is run through the model once, which leaves buffers and random generators as they were.
@@ -192,15 +194,19 @@ def check_data(
         for generator, state in generators:
             generator.set_state(state)
 
-    def check(x: FlatInputs, y: Tensor) -> None:
+    def check(x: FlatInputs, y: Target) -> None:
         check_finite(f"{what}: inputs x", x)
-        if y.shape[1:] != distribution.event_shape:
+        shapes = example_shapes(y)
+        if shapes != first_shapes and _input_shapes(x) == input_shapes:
+            name = next(name for name in shapes if shapes[name] != first_shapes[name])
             raise ValueError(
-                f"{what}: expected every target of shape {tuple(distribution.event_shape)}, as in the first batch, got "
-                f"{tuple(y.shape[1:])} in another one"
+                f"{what}: expected every target{f' of {name!r}' * bool(name)} of shape {first_shapes[name]}, as in the "
+                f"first batch, got {shapes[name]} in another one"
             )
         _check_target(model, distribution, y.to(device), what)
 
+    # Where inputs differ in shape, too, as sequences padded by batch, each step checks its own targets.
+    first_shapes, input_shapes = example_shapes(y), _input_shapes(x)
     _warn_of_centered_output(model, recorder.uses)
     model.likelihood.check_shape(distribution, y)
     _check_target(model, distribution, y, what)
@@ -210,7 +216,7 @@ def check_data(
 
 
 def check_all_batches(
-    batches: Batches, device: torch.device, check: Callable[[FlatInputs, Tensor], None] | None
+    batches: Batches, device: torch.device, check: Callable[[FlatInputs, Target], None] | None
 ) -> None:
     """Check every batch of data that are not held in memory, before a long run needs them.
 
@@ -260,10 +266,10 @@ def check_likelihood_function(model: BayesianModel) -> None:
     Raises:
         ValueError: There are such parameters; they are named.
     """
-    if not isinstance(model.likelihood, FromOutput):
-        return
     known = {id(parameter) for parameter in model.parameters()}
-    stray = [name for name, value in trained_values(model.likelihood.make).items() if id(value) not in known]
+    functions = [part.make for part in model.likelihood.modules() if isinstance(part, FromOutput)]
+    values = [item for make in functions for item in trained_values(make).items()]
+    stray = [name for name, value in values if id(value) not in known]
     if stray:
         raise ValueError(
             f"fit: the likelihood function uses parameter(s) {name_list(stray)}, which nothing would train or save; "
@@ -272,7 +278,12 @@ def check_likelihood_function(model: BayesianModel) -> None:
         )
 
 
-def _check_target(model: BayesianModel, distribution: Distribution, y: Tensor, what: str) -> None:
+def _input_shapes(x: FlatInputs) -> list[tuple[int, ...]]:
+    """The shapes of the inputs without their axes of examples, which may be any."""
+    return [tuple(sorted(part.shape[1:])) for part in tensors_in(x)]
+
+
+def _check_target(model: BayesianModel, distribution: Distribution, y: Target, what: str) -> None:
     try:
         model.likelihood.check_target(distribution, y)
     except ValueError as error:

@@ -40,6 +40,7 @@ class Fit(Record):
         labels: `"known"` where layers that are conditional on the class were given the targets.
         compile_seconds: Seconds spent on compiling the step, contained in those of the first epoch; `None` where it ran
             eagerly.
+        pseudo: Whether the likelihood is a pseudo-likelihood, as a loss or weights make it: no bound of the evidence.
 
     Example:
         >>> print(Fit({"epoch": [1], "elbo": [-5.0], "data": [-3.0], "kl": [2.0]}, 1, 0.5, -5.0, "finished"))
@@ -57,11 +58,13 @@ class Fit(Record):
     checkpoint: str | None = None
     compile_seconds: float | None = None
     labels: KnownLabels = None
+    pseudo: bool = False
 
     def __str__(self) -> str:
         count = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         spent = "" if self.compile_seconds is None else f" ({self.compile_seconds:.1f} s of them to compile the step)"
         head = f"{count} in {self.seconds:.1f} s{spent}, {self.stopped}; ELBO {self.elbo:.4f} nats"
+        head += " of a pseudo-likelihood" if self.pseudo else ""
         head += ", labels known" if self.labels else ""
         if self.best_epoch is not None:
             head += f", parameters of epoch {self.best_epoch}"

@@ -16,9 +16,11 @@ from tqdm import tqdm
 
 from pyrostoch._checks import name_list
 from pyrostoch._seeds import forked
+from pyrostoch._targets import Target
 from pyrostoch.effects.usage import warn_of_unused
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.parallel import Ranks
+from pyrostoch.likelihoods.reading import parts_of
 from pyrostoch.prediction.validation import predictive_loss, training_mode
 from pyrostoch.protocols import FlatInputs
 from pyrostoch.safefile import check_storable, write_file
@@ -89,7 +91,7 @@ class Run:
         return self.trainer.ranks
 
     def finish(
-        self, check: Callable[[FlatInputs, Tensor], None] | None, callback: Callback | None, progress: bool
+        self, check: Callable[[FlatInputs, Target], None] | None, callback: Callback | None, progress: bool
     ) -> Fit:
         """Run the remaining epochs."""
         settings = self.trainer.settings
@@ -125,6 +127,7 @@ class Run:
             best_epoch=self.best_epoch,
             checkpoint=None if self.path is None else str(self.path),
             compile_seconds=self.trainer.step.seconds if self.trainer.step.stagings else None,
+            pseudo=any(part.pseudo for part in parts_of(self.trainer.model.likelihood)),
         )
 
     def _warn_of_late_parameters(self) -> None:
@@ -142,7 +145,7 @@ class Run:
                 stacklevel=3,
             )
 
-    def _epoch(self, check: Callable[[FlatInputs, Tensor], None] | None) -> dict[str, Any]:
+    def _epoch(self, check: Callable[[FlatInputs, Target], None] | None) -> dict[str, Any]:
         trainer, settings = self.trainer, self.trainer.settings
         start = perf_counter()
         try:

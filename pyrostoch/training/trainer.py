@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from pyrostoch._inputs import to_device
 from pyrostoch._seeds import mixed_seed, reseed
+from pyrostoch._targets import Target
 from pyrostoch.effects.frozen import particles
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.infer.batches import Batches, Share
@@ -107,7 +108,7 @@ class Trainer:
         dtypes = {p.dtype for p in self.names if p.dtype.is_floating_point}
         self._kl_weight = torch.ones((), dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
 
-    def run_epoch(self, number: int, check: Callable[[FlatInputs, Tensor], None] | None = None) -> dict[str, Any]:
+    def run_epoch(self, number: int, check: Callable[[FlatInputs, Target], None] | None = None) -> dict[str, Any]:
         """Train for one epoch; no value is read from the device before its end.
 
         Args:
@@ -166,7 +167,7 @@ class Trainer:
         x, y = to_device(share.x, self.device), to_device(share.y, self.device)
         return self.step(x, y, self._kl_weight, share.weight)[1]
 
-    def _loss(self, x: FlatInputs, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
+    def _loss(self, x: FlatInputs, y: Target, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
         """The loss of a batch, and a tensor of loss, data term, KL, rate and penalty."""
         total: Any = [0.0] * 5
         draws = particles(self.settings.num_particles)
@@ -189,7 +190,7 @@ class Trainer:
         self.kl_weight = kl_weight(step, steps_per_epoch, self.settings.kl_warmup)
         self._kl_weight.fill_(self.kl_weight)
 
-    def _terms(self, x: FlatInputs, y: Tensor) -> Terms:
+    def _terms(self, x: FlatInputs, y: Target) -> Terms:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
             return self.elbo.terms(self.model, self.guide, x, y)
 
@@ -229,7 +230,7 @@ class Trainer:
             + "; try a smaller lr, clip=1.0, kl_warmup, or a smaller initial scale",
         )
 
-    def _find_nonfinite(self, x: FlatInputs, y: Tensor, number: int, index: int) -> list[str]:
+    def _find_nonfinite(self, x: FlatInputs, y: Target, number: int, index: int) -> list[str]:
         """What is not finite in a step that has not been made: inputs, parameters, terms."""
         self._set_schedules(number, index)
         x, y = to_device(x, self.device), to_device(y, self.device)

@@ -13,7 +13,7 @@ from torch import Tensor
 import pyrostoch as ps
 from pyrostoch._inputs import count_examples
 from pyrostoch.infer.elbo import interpretation
-from pyrostoch.infer.terms import expected_log_prob
+from pyrostoch.likelihoods.several import expected_log_prob
 from pyrostoch.moments import MissingRuleError, Moments
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.protocols import Inputs

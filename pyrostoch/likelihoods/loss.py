@@ -1,0 +1,120 @@
+"""Any loss in place of a likelihood."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, cast
+
+import torch
+from pyro.distributions import TorchDistribution
+from torch import Tensor
+from torch.distributions import Distribution
+from torch.types import _size
+
+from pyrostoch._descriptions import describe_function
+from pyrostoch._manual import see
+from pyrostoch._targets import Target
+from pyrostoch.effects.trees import leaves_of, tensors_in
+from pyrostoch.likelihoods.base import FromOutput
+from pyrostoch.moments import Moments
+from pyrostoch.protocols import Output
+
+__all__ = ["Loss", "LossDistribution"]
+
+
+class LossDistribution(TorchDistribution):
+    """Observations of which only a loss is known: its negative takes the place of a log density.
+
+    Args:
+        loss: The loss, by the network's output and the targets.
+        output: The network's output.
+        count: Number of examples.
+    """
+
+    arg_constraints = {}
+
+    def __init__(self, loss: Callable[[Any, Tensor], Tensor], output: Any, count: int) -> None:
+        self.loss, self.output = loss, output
+        super().__init__(torch.Size([count]), validate_args=False)
+
+    def expand(self, batch_shape: _size, _instance: LossDistribution | None = None) -> Any:
+        """Itself if `batch_shape` is its own, as in a plate: targets have no event axes that could be told apart."""
+        return self if torch.Size(batch_shape) == self.batch_shape else super().expand(batch_shape, _instance)
+
+    def log_prob(self, value: Tensor) -> Tensor:
+        """The negative loss of each example, in nats.
+
+        Args:
+            value: The targets.
+        """
+        found = self.loss(self.output, value)
+        if not isinstance(found, Tensor) or found.shape != self.batch_shape:
+            got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
+            raise ValueError(
+                f"likelihood Loss: expected a loss of shape {tuple(self.batch_shape)}, in nats and one for each "
+                f"example, got {got}; torch's losses need reduction='none', and a sum over the axes of an example"
+                f"{see('how-to/write_a_likelihood')}"
+            )
+        return -found
+
+
+class Loss(FromOutput):
+    r"""A loss in nats that is no density: $\log L(y) = -f(z, y)$, a pseudo-likelihood.
+
+    The posterior is that of Gibbs, proportional to prior times $\exp(-\sum_i f(z_i, y_i))$, so that the scale of the
+    loss decides how much data weigh against the prior. It gives no probability of targets: `compare` reports the loss
+    only, and every table says so.
+
+    Args:
+        loss: A function of the network's output, as it returns it, and of the targets, that returns a loss for each
+            example, (batch,).
+
+    Raises:
+        TypeError: It is no function.
+
+    Example:
+        >>> from torch.nn import functional as F
+        >>> huber = Loss(lambda output, y: F.huber_loss(output, y, reduction="none").sum(1))
+        >>> huber(torch.zeros(2, 1)).log_prob(torch.tensor([[1.0], [3.0]]))
+        tensor([-0.5000, -2.5000])
+
+    References:
+        Bissiri, Holmes, Walker, "A general framework for updating belief distributions", 2016.
+    """
+
+    pseudo = True
+
+    def __init__(self, loss: Callable[[Any, Tensor], Tensor]) -> None:
+        if not callable(loss) or isinstance(loss, type):
+            raise TypeError(
+                f"likelihood Loss: expected a function of output and targets, got {loss!r}; an instance for a class of "
+                "losses, as torch.nn.HuberLoss(reduction='none')"
+            )
+        super().__init__(cast(Any, loss))
+
+    def identity(self) -> str:
+        """The type, and the source of the function with the values that it uses."""
+        return f"Loss({describe_function(self.make)[0]})"
+
+    def distribution(self, output: Output, **quantities: Tensor | float) -> Distribution:
+        """What gives the negative loss of targets."""
+        sizes = [len(part) for part in tensors_in(output) if part.dim()]
+        if not sizes or any(isinstance(part, Moments) for part in leaves_of(output)):
+            raise TypeError(
+                f"likelihood Loss: expected tensors as the network's output, got {type(output).__name__}; moments of "
+                "several outputs cannot be read by a loss: use the estimator 'shared', 'local' or 'marginal'"
+            )
+        return LossDistribution(self.make, output, sizes[0])  # type: ignore[arg-type]
+
+    def check_shape(self, distribution: Distribution, target: Target) -> None:
+        """Raise a `ValueError` if there are not as many targets as examples; the rest is the loss's own.
+
+        Args:
+            distribution: What gives the negative loss.
+            target: The targets.
+        """
+        if len(target) != distribution.batch_shape[0]:
+            raise ValueError(
+                f"likelihood Loss: expected {distribution.batch_shape[0]} targets, as many as examples, got "
+                f"{len(target)}"
+            )
