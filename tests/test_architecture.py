@@ -30,6 +30,7 @@ LAYERS: dict[str, int] = {
             "_precision",
             "_seeds",
             "_structure",
+            "_targets",
             "_version",
         ],
         0,
@@ -53,6 +54,9 @@ LAYERS: dict[str, int] = {
 SAME_LAYER = {
     ("_inputs", "protocols"),
     ("_inputs", "_structure"),
+    ("_inputs", "_targets"),
+    ("_targets", "_checks"),
+    ("_targets", "_manual"),
     ("_structure", "protocols"),
     ("_structure", "_checks"),
     # Within layer 3: priors, then likelihoods and sites, then the model, then layers.

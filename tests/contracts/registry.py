@@ -165,6 +165,46 @@ def _laplace(output: Tensor) -> dist.Laplace:
 
 
 @dataclass(frozen=True)
+class CompositeMember:
+    """A likelihood made of others, or of a loss: its output and targets for five examples."""
+
+    make: Callable[[], Any]
+    output: Callable[[torch.dtype], Any]
+    target: Callable[[torch.dtype], Any]
+
+
+def _heads(dtype: torch.dtype) -> dict[str, Tensor]:
+    return {"kind": torch.randn(5, 3, dtype=dtype), "size": torch.randn(5, 2, dtype=dtype)}
+
+
+def _targets_of_heads(dtype: torch.dtype) -> dict[str, Tensor]:
+    return {"kind": torch.randint(0, 3, (5,)), "size": torch.randn(5, 2, dtype=dtype)}
+
+
+def _absolute(output: Tensor, y: Tensor) -> Tensor:
+    return (output - y).abs().sum(1)
+
+
+COMPOSITES = {
+    "Joint": CompositeMember(
+        lambda: likelihoods.Joint({"kind": likelihoods.Categorical(), "size": likelihoods.Gaussian(0.7, learn=True)}),
+        _heads,
+        _targets_of_heads,
+    ),
+    "Weighted": CompositeMember(
+        lambda: likelihoods.Weighted(likelihoods.Gaussian(0.7, learn=True)),
+        lambda dtype: torch.randn(5, 2, dtype=dtype),
+        lambda dtype: {"target": torch.randn(5, 2, dtype=dtype), "weight": torch.rand(5, dtype=dtype)},
+    ),
+    "Loss": CompositeMember(
+        lambda: likelihoods.Loss(_absolute),
+        lambda dtype: torch.randn(5, 2, dtype=dtype),
+        lambda dtype: torch.randn(5, 2, dtype=dtype),
+    ),
+}
+
+
+@dataclass(frozen=True)
 class InterpretationMember:
     """An interpretation: whether it draws, afresh for each example, and whether noise of activations stays."""
 

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import torch
 from common import COPIES, assert_documented, kinds, public, same_state
-from registry import LIKELIHOODS
+from registry import COMPOSITES, LIKELIHOODS
 from torch import Tensor
 from torch.autograd import gradcheck
 
@@ -31,7 +31,7 @@ def made(name: str, output: Tensor) -> tuple[Any, Any]:
 
 
 def test_every_public_likelihood_is_registered() -> None:
-    missing = public(likelihoods, Likelihood) ^ kinds(LIKELIHOODS)
+    missing = public(likelihoods, Likelihood) ^ (kinds(LIKELIHOODS) | kinds(COMPOSITES))
     assert not missing, f"{missing}: expected a line for each public likelihood in LIKELIHOODS of the registry"
 
 
@@ -162,6 +162,6 @@ def test_device_is_changed_by_to(name: str) -> None:
     assert distribution.log_prob(distribution.sample()).device.type == "cuda"
 
 
-@pytest.mark.parametrize("kind", sorted(kinds(LIKELIHOODS)))
+@pytest.mark.parametrize("kind", sorted(kinds(LIKELIHOODS) | kinds(COMPOSITES)))
 def test_documentation(kind: str) -> None:
     assert_documented(getattr(likelihoods, kind), source=False)

@@ -1,0 +1,145 @@
+"""Weights of examples, and losses in place of densities"""
+
+from __future__ import annotations
+
+import copy
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+import pytest
+import torch
+from heads import F64, QUIET, Heads, N, data_of, joint, model_of
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+import pyrostoch as ps
+from pyrostoch.likelihoods import (
+    Categorical,
+    Gaussian,
+    Joint,
+    Loss,
+    Weighted,
+)
+
+
+@pytest.mark.parametrize("heads", [False, True])
+def test_a_weight_counts_an_example_as_often(heads: bool) -> None:
+    x, y = data_of()
+    weight = torch.randint(0, 4, (N,))
+    rows = torch.repeat_interleave(torch.arange(N), weight)
+    net = Heads() if heads else nn.Linear(3, 3)
+    inner: Any = joint() if heads else Categorical()
+    targets = y if heads else {"target": y["kind"]}
+    model = model_of(Weighted(inner), net)
+    data: Any = (x, {**targets, "weight": weight.to(F64)})
+    found = ps.decompose(model, ps.guides.Additive(model), data)
+    plain = model_of(inner, net, num_data=int(weight.sum()))
+    repeated: Any = (x[rows], {name: part[rows] for name, part in y.items()} if heads else y["kind"][rows])
+    expected = ps.decompose(plain, ps.guides.Additive(plain), repeated)
+    assert found.data == pytest.approx(expected.data, rel=1e-6)
+    assert found.pseudo
+    assert not expected.pseudo
+    # Pyro's own estimator sees the same weights, also those that are 0.
+    elbo = -pyro.infer.Trace_ELBO().loss(model, ps.guides.Additive(model), *data)
+    assert elbo == pytest.approx(expected.data, rel=1e-6)
+    # Scores are not weighted.
+    scores = ps.compare(model, ps.guides.Additive(model), data, modes="mean")
+    unweighted = model_of(inner, net)
+    whole: Any = (x, y if heads else y["kind"])
+    assert scores["mean"].nll == pytest.approx(
+        ps.compare(unweighted, ps.guides.Additive(unweighted), whole, modes="mean")["mean"].nll, rel=1e-9
+    )
+
+
+def test_the_gradient_of_weighted_examples() -> None:
+    x, y = data_of()
+    weight = torch.rand(N, dtype=F64)
+    model = model_of(Weighted(Categorical()), nn.Linear(3, 3))
+    guide = ps.guides.Additive(model)
+    ps.ELBO()(model, guide)(x, {"target": y["kind"], "weight": weight}).backward()
+    expected = torch.autograd.grad(
+        (weight * F.cross_entropy(model.net(x), y["kind"], reduction="none")).sum(), model.net.weight
+    )[0]
+    torch.testing.assert_close(model.net.weight.grad, expected)
+
+
+def test_weights_that_are_none_are_refused() -> None:
+    x, y = data_of()
+    model = model_of(Weighted(Categorical()), nn.Linear(3, 3))
+    guide = ps.guides.Additive(model)
+    for weight, message in (
+        (-torch.ones(N, dtype=F64), "from 0 up"),
+        (torch.full((N,), torch.nan, dtype=F64), "from 0 up"),
+        (torch.ones(N, dtype=torch.int64), "real numbers"),
+        (torch.ones(N, 1, dtype=F64), "one for each example"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            ps.fit(model, guide, (x, {"target": y["kind"], "weight": weight}), epochs=1, **QUIET)
+    with pytest.raises(ValueError, match="another name"):
+        Weighted(joint(), weight="kind")
+
+
+def test_a_loss_that_is_a_log_density_trains_as_that_density() -> None:
+    x, y = data_of()
+    net = nn.Linear(3, 2)
+
+    def loss(output: Tensor, target: Tensor) -> Tensor:
+        return -dist.Normal(output, 0.7).log_prob(target).sum(1)
+
+    for likelihood in (Loss(loss), Gaussian(0.7)):
+        torch.manual_seed(2)
+        model = model_of(likelihood, copy.deepcopy(net), prior=ps.priors.Normal())
+        guide = ps.guides.Additive(model, init_scale=0.1)
+        fit = ps.fit(model, guide, (x, y["size"]), epochs=3, batch_size=10, **QUIET)
+        terms = ps.decompose(model, guide, (x, y["size"]), estimator="moments")
+        if isinstance(likelihood, Loss):
+            first = fit.elbo, terms.data
+        else:
+            assert first == pytest.approx((fit.elbo, terms.data), rel=1e-3)
+
+
+def test_every_table_says_that_a_loss_is_no_density() -> None:
+    x, y = data_of()
+    model = model_of(Loss(nn.HuberLoss(reduction="none")), nn.Sequential(nn.Linear(3, 1), nn.Flatten(0)))
+    guide, data = ps.guides.Additive(model), (x, y["size"][:, 0])
+    fit = ps.fit(model, guide, data, epochs=1, **QUIET)
+    assert "pseudo-likelihood" in str(fit)
+    assert "Pseudo-likelihood" in str(ps.decompose(model, guide, data))
+    scores = ps.compare(model, guide, data, modes=("mean", "mc:2"))
+    assert "no density's" in str(scores)
+    assert "NLL" not in str(scores)
+    assert scores["mean"].nll == pytest.approx(F.huber_loss(model.net(x), data[1]).item(), rel=1e-5)
+    assert "no density's" in str(ps.predict(model, guide, x, y=data[1]))
+    with pytest.raises(ValueError, match="pseudo-likelihood"):
+        random = model_of(Loss(loss_of), nn.Linear(3, 1), prior=ps.priors.Normal())
+        ps.to_arviz(random, ps.guides.Additive(random), data)
+
+
+def loss_of(output: Tensor, y: Tensor) -> Tensor:
+    return (output[:, 0] - y).abs()
+
+
+def test_losses_of_another_shape_are_refused() -> None:
+    x, y = data_of()
+    for loss in (F.mse_loss, lambda output, target: (output - target) ** 2):
+        model = model_of(Loss(loss), nn.Linear(3, 2))
+        with pytest.raises(ValueError, match="reduction='none'"):
+            ps.decompose(model, ps.guides.Additive(model), (x, y["size"]))
+    with pytest.raises(TypeError, match="an instance"):
+        Loss(nn.HuberLoss)
+
+
+def test_identities_tell_likelihoods_apart() -> None:
+    texts = {
+        likelihood.identity()
+        for likelihood in (
+            joint(),
+            Joint({"kind": Categorical(), "size": Gaussian(0.8)}),
+            Weighted(Categorical()),
+            Categorical(),
+            Loss(loss_of),
+            Loss(F.mse_loss),
+        )
+    }
+    assert len(texts) == 6
