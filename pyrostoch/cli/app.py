@@ -24,7 +24,7 @@ app = typer.Typer(
 )
 
 #: Options that are not settings of the run.
-_NOT_SETTINGS = ("out", "name", "resume", "quiet")
+_NOT_SETTINGS = ("out", "name", "resume", "quiet", "config")
 
 
 def main() -> None:
@@ -81,6 +81,7 @@ def compare(
     seed: opt.Seed = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    config: opt.ConfigFile = None,
     out: opt.Out = None,
     name: opt.Name = None,
     resume: opt.Resume = False,
@@ -120,6 +121,7 @@ def train(
     seed: opt.Seed = None,
     device: opt.Device = None,
     dtype: opt.Dtype = None,
+    config: opt.ConfigFile = None,
     out: opt.Out = None,
     name: opt.Name = None,
     resume: opt.Resume = False,
@@ -146,6 +148,7 @@ def evaluate(
     """Score the guides of a run on its test data, from their checkpoints."""
     from pyrostoch.cli.screen import console, score_table
     from pyrostoch.runs import SavedRun
+    from pyrostoch.runs.registry import short_name
     from pyrostoch.runs.scores import score
     from pyrostoch.runs.threads import limit_threads
 
@@ -157,7 +160,7 @@ def evaluate(
         with limit_threads(experiment.model.net):
             draw_seed = saved.config.seed if seed is None else seed
             scores = score(experiment, mode_names, seed=draw_seed, labels=labels)
-        rows += [(name, row) for row in scores.rows]
+        rows += [(short_name(name), row) for row in scores.rows]
     console().print(score_table(rows))
 
 
@@ -205,7 +208,7 @@ def decompose(
     from pyrostoch.cli.screen import console
     from pyrostoch.prediction import activation_noise
     from pyrostoch.runs import SavedRun
-    from pyrostoch.runs.registry import GUIDES
+    from pyrostoch.runs.registry import guide_kind
     from pyrostoch.runs.scores import elbo_terms
     from pyrostoch.runs.threads import limit_threads
 
@@ -214,7 +217,7 @@ def decompose(
         experiment = saved.load_guide(name, data_dir=data_dir, device=device)
         with limit_threads(experiment.model.net):
             terms = elbo_terms(experiment, samples, seed=saved.config.seed)
-        output.print(f"[bold]{GUIDES[name].title}[/bold]")
+        output.print(f"[bold]{guide_kind(name).title}[/bold]")
         output.print(f"{terms}\n", markup=False, soft_wrap=True)
         if saved.config.stochastic:
             noise = activation_noise(experiment.model, experiment.guide, experiment.train)
@@ -274,16 +277,20 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
     from pyrostoch.report import write
     from pyrostoch.runs import execute
     from pyrostoch.runs.scores import result_notes
+    from pyrostoch.runs.settings_file import read_settings
     from pyrostoch.training.trainer import NonFiniteLossError
 
     given = {key: value for key, value in params.items() if value is not None and key not in _NOT_SETTINGS}
     given["model_args"] = tuple(given.get("model_args") or ()) or None
     given = {key: value for key, value in given.items() if value is not None}
-    command = " ".join([f"pyrostoch {kind}", *_as_options(given)])
+    shown = {"config": params["config"], **given} if params["config"] else given
+    command = " ".join([f"pyrostoch {kind}", *_as_options(shown)])
     if "hidden" in given:
         given["hidden"] = _parse_widths(given["hidden"])
     if "guide" in given:
         given["guides"] = (given.pop("guide"),)
+    if params["config"]:
+        given = {**read_settings(params["config"], kind), **given}
     config, folder = _config_and_folder(kind, given, params)
     screen = RunScreen(config, str(folder), params["quiet"])
     try:
@@ -309,7 +316,7 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
     if not params["quiet"]:
         for sentence in result_notes(record):
             output.print(sentence)
-        files = ["report.html", "results.json"] + ["posterior.nc"] * bool(record["model"]["random"])
+        files = ["report.html", "results.json", "config.toml"] + ["posterior.nc"] * bool(record["model"]["random"])
         output.print(f"Wrote {folder}: {', '.join(files)}, a checkpoint for each guide.")
 
 
@@ -327,7 +334,7 @@ def _config_and_folder(kind: str, given: dict[str, Any], params: dict[str, Any])
     from pyrostoch.cli.screen import console
     from pyrostoch.runs import fill_defaults
     from pyrostoch.runs.folder import free_folder, latest_folder
-    from pyrostoch.runs.saved_run import find_unfinished, saved_settings
+    from pyrostoch.runs.saved_run import file_stem, find_unfinished, saved_settings
 
     resume, out = params["resume"], params["out"]
     if out is not None:
@@ -335,7 +342,7 @@ def _config_and_folder(kind: str, given: dict[str, Any], params: dict[str, Any])
         return fill_defaults(kind, {**saved_settings(folder, kind), **given} if resume else given), folder
     config = fill_defaults(kind, given)
     names = [Path(name).name.lower().replace(":", "-") for name in (config.data, config.model)]
-    parts = [*names, kind, *(config.guides if kind == "train" else ())]
+    parts = [*names, kind, *(map(file_stem, config.guides) if kind == "train" else ())]
     base = Path("runs") / (params["name"] or "-".join(parts))
     if not resume:
         return config, free_folder(base)

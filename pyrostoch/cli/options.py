@@ -10,6 +10,7 @@ __all__ = [
     "Batch",
     "Categorical",
     "Conditional",
+    "ConfigFile",
     "Data",
     "DataDir",
     "Device",
@@ -195,6 +196,15 @@ Out = Annotated[
     str | None,
     typer.Option("--out", help="Folder of the run; default: runs/<name>.", metavar="DIR", rich_help_panel=_RUN),
 ]
+ConfigFile = Annotated[
+    str | None,
+    typer.Option(
+        "--config",
+        help="TOML file with settings, as the config.toml of a run; options given here come first.",
+        metavar="FILE",
+        rich_help_panel=_RUN,
+    ),
+]
 Name = Annotated[
     str | None,
     typer.Option("--name", help="Name of the run's folder in runs/.", metavar="NAME", rich_help_panel=_RUN),
@@ -221,7 +231,8 @@ OneGuide = Annotated[
     str | None,
     typer.Option(
         "--guide",
-        help="additive (default), weightwise, neuronwise, layerwise, variance, variance-bernoulli, variance-uniform.",
+        help="additive (default), weightwise, neuronwise, layerwise, variance, variance-bernoulli, variance-uniform, "
+        "or a class in a file of yours, my_guides.py:MyGuide.",
         metavar="NAME",
     ),
 ]

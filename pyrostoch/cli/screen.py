@@ -22,6 +22,7 @@ from rich.table import Table
 from rich.text import Text
 
 from pyrostoch.runs import Config, RunCallback
+from pyrostoch.runs.registry import short_name
 
 __all__ = ["RunScreen", "bars", "comparison_table", "console", "score_table", "two_column_table"]
 
@@ -91,7 +92,7 @@ class RunScreen(RunCallback):
         if len(names) > 1:
             self._bars["all"] = self._progress.add_task("all guides", total=epochs * len(names), note="")
         for name in names:
-            self._bars[name] = self._progress.add_task(name, total=epochs, start=False, note="")
+            self._bars[name] = self._progress.add_task(short_name(name), total=epochs, start=False, note="")
         self._progress.start()
 
     def on_guide_start(self, name: str) -> None:
@@ -100,7 +101,7 @@ class RunScreen(RunCallback):
         if self._progress is None:
             return
         if name not in self._bars:  # a guide that was finished, and whose checkpoint is gone
-            self._bars[name] = self._progress.add_task(name, total=self._epochs, start=False, note="")
+            self._bars[name] = self._progress.add_task(short_name(name), total=self._epochs, start=False, note="")
         self._progress.start_task(self._bars[name])
 
     def on_epoch_end(self, row: dict[str, Any]) -> None:
@@ -127,14 +128,14 @@ class RunScreen(RunCallback):
             self._progress.update(self._bars[result["name"]], note=f"ELBO {elbo:,.1f}")
             self._progress.stop_task(self._bars[result["name"]])
         elif not self._quiet:
-            self._console.print(f"{result['name']}: ELBO {elbo:,.1f} nats, {result['seconds']:.1f} s")
+            self._console.print(f"{short_name(result['name'])}: ELBO {elbo:,.1f} nats, {result['seconds']:.1f} s")
 
     def on_posterior_start(self, name: str) -> None:
         """Stop the bars, and print that posterior draws are being written."""
         self.close()
         if not self._quiet:
             reason = ", which has the highest ELBO" if len(self._config.guides) > 1 else ""
-            self._console.print(f"Writing posterior.nc: draws from the posterior of {name}{reason}.")
+            self._console.print(f"Writing posterior.nc: draws from the posterior of {short_name(name)}{reason}.")
 
     def close(self) -> None:
         """Stop the bars."""
@@ -171,7 +172,8 @@ class RunScreen(RunCallback):
             f"{epochs}, batches of {config.batch_size}, lr {config.lr:g} (log alpha {config.lr_alpha:g})"
             f", estimator {config.estimator}, seed {config.seed}, {config.device}, {config.dtype}"
         )
-        return [*lines, ("guides", ", ".join(config.guides)), ("training", training), ("output", self._out)]
+        guides = ", ".join(map(short_name, config.guides))
+        return [*lines, ("guides", guides), ("training", training), ("output", self._out)]
 
 
 def two_column_table(rows: Iterable[tuple[str, str]]) -> Table:
@@ -243,7 +245,7 @@ def comparison_table(record: dict[str, Any]) -> Table:
             ]
         )
     for index, guide in enumerate(guides):
-        table.add_row(guide["name"], *(column[index] for column in cells))
+        table.add_row(short_name(guide["name"]), *(column[index] for column in cells))
     return table
 
 

@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
-from collections.abc import Callable, Sequence
-from pathlib import Path
+from collections.abc import Sequence
 from typing import Any
 
 from torch import nn
 
 from pyrostoch._checks import name_list, suggest
 from pyrostoch._manual import see
+from pyrostoch._user_file import function_from_file
 
-__all__ = ["build_from_file", "is_file_name", "parse_arguments"]
-
-
-def is_file_name(name: str) -> bool:
-    """Whether the name of a network is a file and a function in it, such as `"nets.py:make_net"`.
-
-    Args:
-        name: The name.
-    """
-    return ".py:" in name
+__all__ = ["build_from_file", "parse_arguments"]
 
 
 def parse_arguments(texts: Sequence[str]) -> dict[str, Any]:
@@ -81,14 +71,14 @@ def build_from_file(
 
     Example:
         >>> import tempfile
+        >>> from pathlib import Path
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "nets.py"
         ...     _ = path.write_text("import torch; make = lambda num_inputs: torch.nn.Linear(num_inputs, 2)")
         ...     build_from_file(f"{path}:make", input_shape=(3,), num_outputs=2)
         Linear(in_features=3, out_features=2, bias=True)
     """
-    file, _, function = name.rpartition(":")
-    make = _function(Path(file), function)
+    make, function = function_from_file(name, "model"), name.rpartition(":")[2]
     parameters = inspect.signature(make).parameters
     takes_all = any(parameter.kind is parameter.VAR_KEYWORD for parameter in parameters.values())
     known: dict[str, Any] = {"input_shape": tuple(input_shape), "num_outputs": num_outputs}
@@ -116,26 +106,3 @@ def build_from_file(
             f"{see('how-to/own_network')}"
         )
     return net
-
-
-def _function(path: Path, name: str) -> Callable[..., Any]:
-    if not path.is_file():
-        raise FileNotFoundError(f"model: {path}: no such file{see('how-to/own_network')}")
-    spec = importlib.util.spec_from_file_location(f"_pyrostoch_user_{path.stem}", path)
-    if spec is None or spec.loader is None:
-        raise ValueError(f"model: {path}: expected a Python file")
-    module = importlib.util.module_from_spec(spec)
-    try:
-        spec.loader.exec_module(module)
-    except Exception as error:
-        raise ValueError(f"model: {path} cannot be executed: {type(error).__name__}: {error}") from error
-    found = getattr(module, name, None)
-    if callable(found):
-        return found
-    own = [
-        key for key, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == spec.name
-    ]
-    raise ValueError(
-        f"model: {path} has no function {name!r}, but {name_list(own) or 'none'}{suggest(name, own)}"
-        f"{see('how-to/own_network')}"
-    )

@@ -9,12 +9,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from pyrostoch._checks import check_choice, check_positive, name_list, suggest
+from pyrostoch._user_file import is_file_name
 from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.models import NAMES as MODELS
-from pyrostoch.models.from_file import is_file_name, parse_arguments
-from pyrostoch.runs.registry import GUIDES, parse_prior
+from pyrostoch.models.from_file import parse_arguments
+from pyrostoch.runs.registry import check_guide_name, parse_prior
 
-__all__ = ["DTYPES", "Config", "table_options"]
+__all__ = ["DTYPES", "Config", "check_type", "table_options"]
 
 DTYPES = ("float32", "float64")
 # Share of the rows of a CSV file that is its test part by default.
@@ -37,7 +38,7 @@ class Config:
 
     Args:
         kind: The command that made the run, `"compare"` or `"train"`.
-        guides: Names of the guides to train, in this order.
+        guides: Names of the guides to train, in this order; a file and a class in it, `"my_guides.py:MyGuide"`, too.
         data: Name of the data set, or path of a CSV file.
         split: Number of the train/test split, for UCI sets; the seed of the split of a CSV file.
         model: `"mlp"`, `"lenet5"`, `"vgg"`, `"vgg-narrow"`, or a file and a function in it, `"nets.py:make_net"`.
@@ -105,13 +106,10 @@ class Config:
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
-            description, is_valid = _FIELD_TYPES[str(field.type)]
-            value = getattr(self, field.name)
-            if not is_valid(value):
-                raise ValueError(f"{field.name}: expected {description}, got {value!r}")
+            check_type(field.name, getattr(self, field.name))
         check_choice("kind", self.kind, ("compare", "train"))
         for name in self.guides:
-            check_choice("guide", name, GUIDES)
+            check_guide_name(name)
         if not self.guides or len(set(self.guides)) < len(self.guides):
             raise ValueError(f"guides: expected at least one, each once, got {name_list(self.guides) or 'none'}")
         if not is_file_name(self.model):
@@ -205,6 +203,18 @@ class Config:
         names = (field.name for field in dataclasses.fields(self) if field.name != "data_dir")
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def check_type(name: str, value: object) -> None:
+    """Raise a `ValueError` for a value of another type than a setting has.
+
+    Args:
+        name: Name of the setting.
+        value: The value.
+    """
+    description, is_valid = _FIELD_TYPES[str(Config.__dataclass_fields__[name].type)]
+    if not is_valid(value):
+        raise ValueError(f"{name}: expected {description}, got {value!r}")
 
 
 def table_options(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:

@@ -12,9 +12,9 @@ import torch
 
 from pyrostoch import data
 from pyrostoch._checks import check_choice, name_list
+from pyrostoch._user_file import absolute_name, is_file_name
 from pyrostoch.models import NAMES as MODELS
 from pyrostoch.models import VGG
-from pyrostoch.models.from_file import is_file_name
 from pyrostoch.runs.config import Config, table_options
 from pyrostoch.runs.registry import COMPARED_GUIDES
 
@@ -107,6 +107,8 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     else:
         defaults["epochs"] = recipe.epochs
     fixed = {"kind": kind, "data": name, "model": model, "hidden": hidden, "batch_size": batch_size, "data_dir": root}
+    if "guides" in chosen:
+        chosen["guides"] = tuple(map(absolute_name, chosen["guides"]))
     chosen["device"] = choose_device(chosen.get("device", "auto"))
     return Config(**{**defaults, **chosen, **fixed})
 
@@ -119,8 +121,7 @@ def _model_name(name: str, chosen: Mapping[str, Any]) -> str:
         raise ValueError(
             f"model {name!r}: say which of its weights are random, by name patterns, such as --random 'fc2.weight'"
         )
-    file, _, function = name.rpartition(":")
-    return f"{Path(file).expanduser().absolute()}:{function}"
+    return absolute_name(name)
 
 
 def is_table(name: str) -> bool:

@@ -31,9 +31,10 @@ from pyrostoch.runs.folder import (
     read_record,
     write_record,
 )
-from pyrostoch.runs.registry import GUIDES
-from pyrostoch.runs.saved_run import checkpoint_name, read_config
+from pyrostoch.runs.registry import guide_kind
+from pyrostoch.runs.saved_run import checkpoint_name, file_stem, read_config
 from pyrostoch.runs.scores import CURVE_SAMPLES, elbo_terms, modes_for, posterior_histograms, score
+from pyrostoch.runs.settings_file import write_settings
 from pyrostoch.runs.threads import limit_threads
 from pyrostoch.safefile import temporary_name
 from pyrostoch.training.checkpoint import load
@@ -103,9 +104,9 @@ def execute(
 ) -> dict[str, Any]:
     """Train and score the guides of a run, one after the other from the same initial network, and save the results.
 
-    The folder then holds `results.json`, `<guide>.safetensors` of each guide, and `posterior.nc` of the guide with
-    the highest ELBO, evaluated on the first 1,000 test examples. The record is written after each guide. Each guide is
-    scored on the test part once, after its last epoch.
+    The folder then holds `results.json`, `config.toml`, `<guide>.safetensors` of each guide, and `posterior.nc` of the
+    guide with the highest ELBO, evaluated on the first 1,000 test examples. The record is written after each guide.
+    Each guide is scored on the test part once, after its last epoch.
 
     Args:
         config: The settings.
@@ -143,6 +144,7 @@ def _run_remaining(
     begin = perf_counter()
     before = float(record["seconds"])
     write_record(folder, record)
+    write_settings(folder, config)
     callback.on_run_start(record)
     finished = {result["name"]: result for result in record["guides"]}
     for name in config.guides:
@@ -150,7 +152,7 @@ def _run_remaining(
             continue
         experiment = build_experiment(config, split, name)
         callback.on_guide_start(name)
-        fits = _train(config, experiment, folder / f"{name}.safetensors", resume, callback)
+        fits = _train(config, experiment, folder / f"{file_stem(name)}.safetensors", resume, callback)
         callback.on_scoring_start(name)
         finished[name] = _guide_result(config, experiment, name, fits)
         record["guides"] = [finished[guide] for guide in config.guides if guide in finished]
@@ -267,13 +269,14 @@ def _train(config: Config, experiment: Experiment, checkpoint: Path, resume: boo
 
 def _guide_result(config: Config, experiment: Experiment, name: str, fits: list[Fit]) -> dict[str, Any]:
     """The part of the record that describes a guide; the history is that of the last step of training."""
-    scores = score(experiment, modes_for(config), seed=config.seed, curve=CURVE_SAMPLES)
+    modes, reason = modes_for(config, experiment)
+    scores = score(experiment, modes, seed=config.seed, curve=CURVE_SAMPLES)
     decomposition = elbo_terms(experiment, seed=config.seed)
     sites = [site.name for site in experiment.model.sites.values() if site.role != "scale"]
     history = fits[-1].history
     return {
         "name": name,
-        "title": GUIDES[name].title,
+        "title": guide_kind(name).title,
         "seconds": sum(part.seconds for part in fits),
         "checkpoint": checkpoint_name(config, name),
         "decomposition": decomposition.to_dict(),
@@ -282,6 +285,7 @@ def _guide_result(config: Config, experiment: Experiment, name: str, fits: list[
         "reliability": {mode: bins for mode, bins in scores.reliability.items() if mode != "mc:1"},
         "by_samples": scores.curve,
         "posterior": posterior_histograms(experiment.guide, sites),
+        "without_moments": reason,
     }
 
 

@@ -10,12 +10,15 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch import data, layers, likelihoods, models
+from pyrostoch._seeds import forked
+from pyrostoch._user_file import is_file_name
 from pyrostoch.data import DataSplit
 from pyrostoch.guides import Guide
 from pyrostoch.model import BayesianModel
-from pyrostoch.models.from_file import is_file_name, parse_arguments
+from pyrostoch.models.from_file import parse_arguments
+from pyrostoch.prediction.validation import training_mode
 from pyrostoch.runs.config import Config
-from pyrostoch.runs.registry import GUIDES, parse_prior
+from pyrostoch.runs.registry import guide_kind, parse_prior
 
 __all__ = ["Experiment", "build_experiment", "build_model", "describe_network", "load_data"]
 
@@ -98,14 +101,18 @@ def build_experiment(config: Config, split: DataSplit, guide: str) -> Experiment
         The experiment, untrained.
     """
     model = build_model(config, split)
-    kind = GUIDES[guide]
+    kind = guide_kind(guide)
     built = kind.build(model, init_log_alpha=config.init_log_alpha) if kind.has_log_alpha else kind.build(model)
     device = torch.device(config.device)
     train, test = (
         (x.to(device), y.to(device)) for x, y in ((split.x_train, split.y_train), (split.x_test, split.y_test))
     )
     target_std = split.target_scale[1] if split.target_scale else 1.0
-    return Experiment(model.to(device), built.to(device), train, test, target_std)
+    model, built = model.to(device), built.to(device)
+    if is_file_name(guide):
+        with training_mode(False, model, built), forked(device), torch.no_grad():
+            built(*(part[:2] for part in train))  # Pyro's autoguides make their parameters when they are called
+    return Experiment(model, built, train, test, target_std)
 
 
 def describe_network(config: Config, model: BayesianModel, split: DataSplit) -> str:

@@ -5,11 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from pyrostoch import guides, priors
 from pyrostoch._checks import check_choice, check_positive
+from pyrostoch._manual import see
+from pyrostoch._user_file import function_from_file, is_file_name
+from pyrostoch.model import BayesianModel
 
-__all__ = ["COMPARED_GUIDES", "GUIDES", "GuideKind", "parse_prior"]
+__all__ = ["COMPARED_GUIDES", "GUIDES", "GuideKind", "check_guide_name", "guide_kind", "parse_prior", "short_name"]
 
 
 @dataclass(frozen=True)
@@ -40,6 +47,56 @@ GUIDES: dict[str, GuideKind] = {
 
 #: The five guides that `compare` trains, from the most flexible noise to noise alone.
 COMPARED_GUIDES = ("additive", "weightwise", "neuronwise", "layerwise", "variance")
+
+
+def check_guide_name(name: str) -> None:
+    """Raise a `ValueError` for a name of no guide; a file of the user's own is not read.
+
+    Args:
+        name: The name.
+    """
+    if not is_file_name(name):
+        check_choice("guide", name, GUIDES)
+
+
+def guide_kind(name: str) -> GuideKind:
+    """A guide by its name, or by a file of the user's own and a class, or function, in it.
+
+    Args:
+        name: A name in `GUIDES`, or `"my_guides.py:MyGuide"`; it is called with the model.
+
+    Raises:
+        FileNotFoundError: There is no such file.
+        ValueError: The name is unknown, or the file lacks it.
+    """
+    if not is_file_name(name):
+        return GUIDES[check_choice("guide", name, GUIDES)]
+    make = function_from_file(name, "guide")
+
+    def build(model: BayesianModel) -> Any:
+        found = make(model)
+        if not isinstance(found, nn.Module):
+            raise ValueError(
+                f"guide {name!r}: expected a guide, a torch.nn.Module, from {name.rpartition(':')[2]}(model), got "
+                f"{type(found).__name__}{see('how-to/write_a_guide')}"
+            )
+        return found
+
+    return GuideKind(short_name(name), build)
+
+
+def short_name(name: str) -> str:
+    """The name of a guide, or network, without the folder of its file.
+
+    Args:
+        name: The name.
+
+    Example:
+        >>> short_name("/home/me/my_guides.py:MyGuide"), short_name("additive")
+        ('my_guides.py:MyGuide', 'additive')
+    """
+    return Path(name).name
+
 
 _WITHOUT_SCALE: dict[str, Callable[[], priors.Prior]] = {
     "log-uniform": priors.LogUniform,

@@ -10,14 +10,16 @@ from typing import Any
 import torch
 
 from pyrostoch._checks import check_choice, name_list
+from pyrostoch._user_file import absolute_name
 from pyrostoch.data import DataSplit, Schema
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.defaults import choose_device
 from pyrostoch.runs.experiment import Experiment, build_experiment, load_data
 from pyrostoch.runs.folder import RECORD_FILE, RunError, find_run, numbered_folders, read_record
+from pyrostoch.runs.registry import short_name
 from pyrostoch.training.checkpoint import load
 
-__all__ = ["SavedRun", "checkpoint_name", "find_unfinished", "read_config", "saved_settings"]
+__all__ = ["SavedRun", "checkpoint_name", "file_stem", "find_unfinished", "read_config", "saved_settings"]
 
 
 def checkpoint_name(config: Config, guide: str) -> str:
@@ -27,7 +29,20 @@ def checkpoint_name(config: Config, guide: str) -> str:
         config: The settings.
         guide: Name of the guide.
     """
-    return f"{guide}.selection.safetensors" if config.conditional else f"{guide}.safetensors"
+    return f"{file_stem(guide)}.selection.safetensors" if config.conditional else f"{file_stem(guide)}.safetensors"
+
+
+def file_stem(guide: str) -> str:
+    """Beginning of the name of a guide's files: its name, or those of its file and class.
+
+    Args:
+        guide: Name of the guide.
+
+    Example:
+        >>> file_stem("additive"), file_stem("/home/me/my_guides.py:MyGuide")
+        ('additive', 'my_guides.MyGuide')
+    """
+    return short_name(guide).replace(".py:", ".")
 
 
 def read_config(folder: Path, record: dict[str, Any]) -> Config:
@@ -148,9 +163,10 @@ class SavedRun:
                 f"run {self.folder}: no guide is finished yet; resume the run by: pyrostoch {self.config.kind} "
                 f"--resume --out {self.folder}"
             )
-        for name in only:
+        chosen = [absolute_name(name) for name in only]
+        for name in chosen:
             check_choice(f"guide of run {self.folder}", name, names)
-        return [name for name in names if not only or name in only]
+        return [name for name in names if not chosen or name in chosen]
 
     def load_guide(self, guide: str, *, data_dir: str | None = None, device: str | None = None) -> Experiment:
         """Load a trained guide from its checkpoint, with its model and data.

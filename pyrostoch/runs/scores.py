@@ -9,15 +9,17 @@ from typing import Any
 
 import numpy as np
 
+from pyrostoch._user_file import is_file_name
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides.ratio import free_entries
 from pyrostoch.infer.known_labels import KnownLabels
 from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compare
 from pyrostoch.prediction.decompose import Decomposition, decompose
+from pyrostoch.prediction.predict import predict
 from pyrostoch.prediction.readouts import parse_mode, seeded
-from pyrostoch.protocols import SiteGuide
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.experiment import Experiment
+from pyrostoch.runs.registry import short_name
 
 __all__ = [
     "CURVE_SAMPLES",
@@ -62,13 +64,25 @@ class Scores:
     curve: dict[str, list[Any]] | None
 
 
-def modes_for(config: Config) -> tuple[str, ...]:
-    """The predictive modes in which a run scores each guide: without moments, where a layer has no rule for them.
+def modes_for(config: Config, experiment: Experiment) -> tuple[tuple[str, ...], str]:
+    """The predictive modes in which a run scores a guide: without moments, where there is no rule for them.
 
     Args:
         config: The settings.
+        experiment: Model, guide and data.
+
+    Returns:
+        The modes, and why moments are not among them.
     """
-    return tuple(mode for mode in MODES if mode != "moments" or not config.conditional)
+    without = tuple(mode for mode in MODES if mode != "moments")
+    if config.conditional:
+        return without, ""
+    if is_file_name(config.model) or any(map(is_file_name, config.guides)):
+        try:
+            predict(experiment.model, experiment.guide, experiment.test[0][:2], mode="moments")
+        except (ValueError, TypeError) as error:
+            return without, str(error)
+    return MODES, ""
 
 
 def score(
@@ -154,6 +168,9 @@ def result_notes(record: dict[str, Any]) -> list[str]:
     stochastic = bool(config.get("stochastic"))
     places = "weights or activations" if stochastic else "weights"
     for guide in record["guides"]:
+        name = short_name(guide["name"])
+        if reason := guide.get("without_moments"):
+            sentences.append(f"{name}: no scores by moments: {reason}.")
         # Numbers that are not finite are the strings "nan" and "inf" in a record that was read from a file.
         scores = {row["mode"]: float(row["accuracy" if classes else "rmse"]) for row in guide["rows"]}
         mean, averaged = scores.get(MODES[0], math.nan), scores.get(MODES[-1], math.nan)
@@ -161,7 +178,7 @@ def result_notes(record: dict[str, Any]) -> list[str]:
             weight = float(config.get("rate_weight", 1.0))
             advice = f"; a smaller --rate-weight than {weight:g} lets more through" if stochastic else ""
             text = f"{100 * averaged:.1f} % with 20 samples, where chance is {100 / classes:.0f} %"
-            sentences.append(f"{guide['name']}: {text}: it has learned little{advice}.")
+            sentences.append(f"{name}: {text}: it has learned little{advice}.")
             continue
         if classes and averaged - mean > _GAP:
             chance = f"chance: {100 / classes:.0f} %"
@@ -170,31 +187,36 @@ def result_notes(record: dict[str, Any]) -> list[str]:
             text = f"RMSE {mean:.4f} with mean weights, {averaged:.4f} with 20 samples"
         else:
             continue
-        sentences.append(f"{guide['name']}: {text}: what it has learned is in the variances of its {places}.")
+        sentences.append(f"{name}: {text}: what it has learned is in the variances of its {places}.")
     return sentences
 
 
-def posterior_histograms(guide: SiteGuide, sites: Sequence[str]) -> list[dict[str, Any]]:
+def posterior_histograms(guide: object, sites: Sequence[str]) -> list[dict[str, Any]]:
     """Histograms of the log alphas, or of the log standard deviations, of each weight site of a guide.
 
     Args:
-        guide: One of the guides that a run can train.
+        guide: A guide; one that does not tell its parameters, as a guide of the user's own may be, has no histograms.
         sites: Names of the sites.
 
     Returns:
         A dictionary for each site with its name, the quantity, and the edges and counts of the bins.
     """
-    histograms = []
+    histograms: list[dict[str, Any]] = []
+    known: Any = guide
+    if not callable(getattr(guide, "parameters_for", None)):
+        return histograms
     for site in sites:
-        parameters = guide.parameters_for(site)
+        parameters = known.parameters_for(site)
         if "log_alpha" in parameters:
             # That of the distribution, which is clamped; the parameter may lie outside the bounds.
-            distribution: Any = free_entries(base_distribution(guide.site_distribution(site)))[0]
+            distribution: Any = free_entries(base_distribution(known.site_distribution(site)))[0]
             quantity, values = "log alpha", distribution.unexpanded_log_alpha
         elif "log_scale" in parameters:
             quantity, values = "log sigma", parameters["log_scale"]
-        else:
+        elif "scale" in parameters:
             quantity, values = "log sigma", parameters["scale"].abs().clamp_min(1e-12).log()
+        else:
+            continue
         numbers = values.detach().cpu().double().numpy().ravel()
         numbers = numbers[np.isfinite(numbers)]
         if not numbers.size:
