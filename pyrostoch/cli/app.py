@@ -64,6 +64,7 @@ def compare(
     drop: opt.Drop = None,
     categorical: opt.Categorical = None,
     test: opt.Test = None,
+    image_size: opt.ImageSize = None,
     model: opt.Model = None,
     model_args: opt.ModelArgs = None,
     hidden: opt.Hidden = None,
@@ -104,6 +105,7 @@ def train(
     drop: opt.Drop = None,
     categorical: opt.Categorical = None,
     test: opt.Test = None,
+    image_size: opt.ImageSize = None,
     model: opt.Model = None,
     model_args: opt.ModelArgs = None,
     hidden: opt.Hidden = None,
@@ -168,17 +170,21 @@ def evaluate(
 @guarded
 def predict(
     run: opt.RunName,
-    rows: Annotated[Path, typer.Argument(help="CSV file with the columns of the training.", metavar="FILE")],
+    rows: Annotated[
+        Path,
+        typer.Argument(help="CSV file with the columns of the training, or images, as the run has.", metavar="FILE"),
+    ],
     out: Annotated[Path, typer.Option("--out", help="The CSV file to write.", metavar="FILE")],
     guide: opt.OneGuide = None,
     samples: Annotated[int, typer.Option("--samples", help="Draws that are averaged.", min=2)] = 100,
     seed: opt.DrawSeed = None,
     device: opt.Device = None,
 ) -> None:
-    """Predict the rows of a CSV file by a network that was trained on one."""
+    """Predict the rows of a CSV file, or images, by a network that was trained on such."""
     from pyrostoch.cli.screen import console
+    from pyrostoch.data import ImageSchema
     from pyrostoch.runs import SavedRun
-    from pyrostoch.runs.rows import predict_rows
+    from pyrostoch.runs.rows import predict_images, predict_rows
     from pyrostoch.runs.threads import limit_threads
 
     saved = SavedRun.open(run)
@@ -187,7 +193,11 @@ def predict(
     experiment, schema = saved.load_for_rows(chosen, device)
     with limit_threads(experiment.model.net):
         draw_seed = saved.config.seed if seed is None else seed
-        unseen = predict_rows(experiment, schema, rows, out, samples=samples, seed=draw_seed)
+        unseen: dict[str, list[str]] = {}
+        if isinstance(schema, ImageSchema):
+            predict_images(experiment, schema, rows, out, samples=samples, seed=draw_seed)
+        else:
+            unseen = predict_rows(experiment, schema, rows, out, samples=samples, seed=draw_seed)
     output = console()
     for name, values in unseen.items():
         shown = ", ".join(values[:5]) + (f" and {len(values) - 5} more" if len(values) > 5 else "")

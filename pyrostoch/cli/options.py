@@ -20,6 +20,7 @@ __all__ = [
     "DrawSeed",
     "Estimator",
     "Hidden",
+    "ImageSize",
     "InitLogAlpha",
     "Labels",
     "Lr",
@@ -53,7 +54,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="digits (default), mnist, fashion-mnist, cifar10, cifar100-coarse, cifar100-fine, uci:<name>, or the path "
-        "of a CSV file, with --target.",
+        "of a CSV file, with --target, or of a folder of images by class.",
         metavar="NAME",
     ),
 ]
@@ -84,13 +85,20 @@ Test = Annotated[
     str | None,
     typer.Option(
         "--test",
-        help="Of a CSV file, its test part: a fraction (default 0.2), a column with train and test, or another file.",
+        help="Of a CSV file, its test part: a fraction (default 0.2), a column with train and test, or another file. "
+        "Of images, a fraction.",
         metavar="PART",
     ),
 ]
+ImageSize = Annotated[
+    int | None,
+    typer.Option("--image-size", help="Pixels to which images of a folder are resized.", min=1, metavar="PIXELS"),
+]
 Split = Annotated[
     int | None,
-    typer.Option("--split", help="Number of the train/test split of a UCI set, from 0; seed of that of a CSV file."),
+    typer.Option(
+        "--split", help="Number of the train/test split of a UCI set, from 0; seed of that of a CSV file or images."
+    ),
 ]
 Model = Annotated[
     str | None,

@@ -11,6 +11,8 @@ from __future__ import annotations
 from pyrostoch.data.csv_file import read_table
 from pyrostoch.data.download import download
 from pyrostoch.data.errors import CorruptDataError, DataNotFoundError, DownloadError
+from pyrostoch.data.image_folder import image_files, load_images
+from pyrostoch.data.image_schema import ImageSchema
 from pyrostoch.data.load import NAMES, load, locate
 from pyrostoch.data.schema import Column, Schema
 from pyrostoch.data.split import DataSplit
@@ -23,10 +25,13 @@ __all__ = [
     "DataNotFoundError",
     "DataSplit",
     "DownloadError",
+    "ImageSchema",
     "Schema",
     "Table",
     "download",
+    "image_files",
     "load",
+    "load_images",
     "load_table",
     "locate",
     "read_table",

@@ -8,9 +8,10 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from pyrostoch.data.image_schema import ImageSchema
 from pyrostoch.data.schema import Schema
 
-__all__ = ["DataSplit"]
+__all__ = ["DataSplit", "stratified"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -33,7 +34,7 @@ class DataSplit:
         num_classes: Number of classes; None for regression.
         input_shape: Shape of one input.
         source: Folder of the files, or `"bundled"`.
-        schema: How rows became numbers, where the data are a table.
+        schema: How rows, or image files, became numbers, where the data are a table or a folder of images.
         target_scale: For regression the (mean, std) of the training target, in its original units; None for
             classification.
 
@@ -54,7 +55,7 @@ class DataSplit:
     input_shape: tuple[int, ...]
     source: str
     target_scale: tuple[float, float] | None = None
-    schema: Schema | None = None
+    schema: Schema | ImageSchema | None = None
 
     def holdout(self, fraction: float, seed: int) -> DataSplit:
         """Split the training part for model selection; the test part is left out.
@@ -90,7 +91,7 @@ class DataSplit:
         generator = torch.Generator().manual_seed(seed)
         held = torch.zeros(total, dtype=torch.bool)
         if self.task == "classification":
-            held[_stratified(self.y_train, count, generator)] = True
+            held[stratified(self.y_train, count, generator)] = True
         else:
             held[torch.randperm(total, generator=generator)[:count]] = True
         return replace(
@@ -116,8 +117,14 @@ class DataSplit:
         return f"DataSplit({self})"
 
 
-def _stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
-    """Draw `count` positions in proportion to the classes; rounding is by the largest remainders."""
+def stratified(labels: Tensor, count: int, generator: torch.Generator) -> Tensor:
+    """Draw positions in proportion to the classes; rounding is by the largest remainders.
+
+    Args:
+        labels: Labels, (n,).
+        count: How many positions.
+        generator: Generator of the draw.
+    """
     sizes = labels.bincount()
     share = sizes.double() * count / len(labels)
     quota = share.floor().long()

@@ -6,16 +6,18 @@ import dataclasses
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from pyrostoch._checks import check_choice, check_positive, name_list, suggest
 from pyrostoch._user_file import is_file_name
+from pyrostoch.data import NAMES as DATA_SETS
 from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.models import NAMES as MODELS
 from pyrostoch.models.from_file import parse_arguments
 from pyrostoch.runs.registry import check_guide_name, parse_prior
 
-__all__ = ["DTYPES", "Config", "check_type", "table_options"]
+__all__ = ["DTYPES", "Config", "check_type", "is_image_folder", "table_options"]
 
 DTYPES = ("float32", "float64")
 # Share of the rows of a CSV file that is its test part by default.
@@ -62,7 +64,8 @@ class Config:
         drop: Names of columns to leave out, separated by commas.
         categorical: Names of columns of numbers that stand for categories, separated by commas.
         test: What the test part of a CSV file is: a fraction (0.2 by default), the name of a column, or the path of
-            another file.
+            another file; of a folder of images, a fraction.
+        image_size: Height and width to which images of a folder are resized; 0 for none.
         model_args: Further arguments of that function, such as `"hidden=50"`.
         data_dir: Folder of the data. It does not change the results, so it may differ when a run is resumed.
 
@@ -103,6 +106,7 @@ class Config:
     categorical: str = ""
     test: str = ""
     model_args: tuple[str, ...] = ()
+    image_size: int = 0
 
     def __post_init__(self) -> None:
         for field in dataclasses.fields(self):
@@ -156,6 +160,15 @@ class Config:
         return _names(self.conditional)
 
     @property
+    def image_options(self) -> dict[str, Any]:
+        """The settings of a folder of images, as `data.load_images` takes them."""
+        try:
+            test = float(self.test or _TEST_FRACTION)
+        except ValueError:
+            raise ValueError(f"test: expected a fraction for a folder of images, got {self.test!r}") from None
+        return {"image_size": self.image_size or None, "test": test, "seed": self.split}
+
+    @property
     def table_options(self) -> dict[str, Any]:
         """The settings of a CSV file, as `data.load_table` takes them."""
         return table_options(vars(self), self.split)
@@ -203,6 +216,15 @@ class Config:
         names = (field.name for field in dataclasses.fields(self) if field.name != "data_dir")
         pairs = {name: (getattr(self, name), getattr(other, name)) for name in names}
         return {name: pair for name, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def is_image_folder(name: str) -> bool:
+    """Whether the name of a data set is a folder: of images, since all others have names.
+
+    Args:
+        name: The name.
+    """
+    return name.lower() not in DATA_SETS and not name.lower().startswith("uci:") and Path(name).expanduser().is_dir()
 
 
 def check_type(name: str, value: object) -> None:

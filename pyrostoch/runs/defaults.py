@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch._user_file import absolute_name, is_file_name
 from pyrostoch.models import NAMES as MODELS
 from pyrostoch.models import VGG
-from pyrostoch.runs.config import Config, table_options
+from pyrostoch.runs.config import Config, is_image_folder, table_options
 from pyrostoch.runs.registry import COMPARED_GUIDES
 
 __all__ = ["choose_device", "fill_defaults", "is_table"]
@@ -41,6 +41,8 @@ _RECIPES: dict[tuple[str, str], _Recipe] = {
     ("mnist", "lenet5"): _Recipe(epochs=10),
     ("cifar10", "mlp"): _Recipe(epochs=10, hidden=(400, 400)),
     ("cifar10", "lenet5"): _Recipe(epochs=20),
+    ("images", "mlp"): _Recipe(epochs=20, hidden=(100, 100)),
+    ("images", "lenet5"): _Recipe(epochs=20),
     ("uci", "mlp"): _Recipe(epochs=0, hidden=(50, 50), lr=1e-2),
 }
 #: Data sets that use the settings of another one.
@@ -73,10 +75,13 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     chosen = {name: value for name, value in given.items() if value is not None}
     name = str(chosen.get("data", "digits")).strip()
     if is_table(name):
+        _check_options(name, chosen, ("image_size",))
         name, root, family = _table_path(name, chosen), None, "uci"
+    elif is_image_folder(name):
+        _check_options(name, chosen, ("target", "task", "drop", "categorical"))
+        name, root, family = str(Path(name).expanduser().absolute()), None, "images"
     else:
-        if of_tables := [option for option in ("target", "task", "drop", "categorical", "test") if chosen.get(option)]:
-            raise ValueError(f"{of_tables[0]}: it is for a CSV file, --data mine.csv, not for {name!r}")
+        _check_options(name, chosen, ("target", "task", "drop", "categorical", "test", "image_size"))
         name = name if name.lower().startswith("uci:") else name.lower()
         root = _data_dir(name, chosen.get("data_dir"))
         data.locate(name, root)
@@ -111,6 +116,13 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
         chosen["guides"] = tuple(map(absolute_name, chosen["guides"]))
     chosen["device"] = choose_device(chosen.get("device", "auto"))
     return Config(**{**defaults, **chosen, **fixed})
+
+
+def _check_options(name: str, chosen: Mapping[str, Any], others: Sequence[str]) -> None:
+    """Raise an error for options of another kind of data."""
+    if wrong := [option for option in others if chosen.get(option)]:
+        kind = "a folder of images" if wrong[0] == "image_size" else "a CSV file, --data mine.csv"
+        raise ValueError(f"{wrong[0]}: it is for {kind}, not for {name!r}")
 
 
 def _model_name(name: str, chosen: Mapping[str, Any]) -> str:

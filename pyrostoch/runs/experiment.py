@@ -17,7 +17,7 @@ from pyrostoch.guides import Guide
 from pyrostoch.model import BayesianModel
 from pyrostoch.models.from_file import parse_arguments
 from pyrostoch.prediction.validation import training_mode
-from pyrostoch.runs.config import Config
+from pyrostoch.runs.config import Config, is_image_folder
 from pyrostoch.runs.registry import guide_kind, parse_prior
 
 __all__ = ["Experiment", "build_experiment", "build_model", "describe_network", "load_data"]
@@ -57,6 +57,8 @@ def load_data(config: Config) -> DataSplit:
     dtype = getattr(torch, config.dtype)
     if config.target:
         return data.load_table(config.data, dtype=dtype, **config.table_options).split
+    if is_image_folder(config.data):
+        return data.load_images(config.data, dtype=dtype, **config.image_options)
     return data.load(config.data, config.data_dir, split=config.split, dtype=dtype)
 
 

@@ -1,4 +1,4 @@
-"""Predictions for the rows of a CSV file, written to another one."""
+"""Predictions for the rows of a CSV file, or for images, written to a CSV file."""
 
 from __future__ import annotations
 
@@ -11,18 +11,19 @@ import torch
 from torch import Tensor
 
 from pyrostoch._checks import check_count
-from pyrostoch.data import Schema, read_table
+from pyrostoch.data import ImageSchema, Schema, image_files, read_table
 from pyrostoch.prediction.output_draws import Draws, draws
 from pyrostoch.prediction.readouts import seeded
 from pyrostoch.runs.experiment import Experiment
 from pyrostoch.safefile import temporary_name
 
-__all__ = ["QUANTILES", "predict_rows"]
+__all__ = ["QUANTILES", "predict_images", "predict_rows"]
 
 #: Quantiles of a regression's predictions.
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 # Numbers that are drawn of each example for its quantiles, at least.
 _LEAST_NUMBERS = 2000
+_IMAGES_AT_ONCE = 500
 
 
 def predict_rows(
@@ -67,10 +68,49 @@ def predict_rows(
     return {name: sorted(values) for name, values in unseen.items()}
 
 
+def predict_images(
+    experiment: Experiment, schema: ImageSchema, path: Path, out: Path, *, samples: int = 100, seed: int = 0
+) -> None:
+    """Predict images; a row has the file, the class, the probability of each, the entropy and its epistemic share.
+
+    Args:
+        experiment: Model and guide.
+        schema: How images become inputs.
+        path: A file, or a folder of images and of folders of these.
+        out: The CSV file that is written, as a whole or not at all.
+        samples: Draws that are averaged.
+        seed: Seed of the draws, which are the same for all images.
+
+    Raises:
+        ValueError: There is no image, or one that cannot be taken as it is.
+        FileNotFoundError: There is no such file or folder.
+    """
+    check_count("samples", samples)
+    paths, temporary = image_files(path), temporary_name(out)
+    like = experiment.train[0]
+    try:
+        with temporary.open("w", newline="", encoding="utf-8") as file:
+            writer = csv.writer(file)
+            writer.writerow(["file", *_class_header(schema.classes)])
+            for start in range(0, len(paths), _IMAGES_AT_ONCE):
+                some = paths[start : start + _IMAGES_AT_ONCE]
+                x = torch.from_numpy(schema.inputs(some)).to(like.device, like.dtype) / 255.0
+                found = draws(experiment.model, experiment.guide, x, samples, seed=seed)
+                rows = zip(some, _classes(schema.classes, found.probs), strict=True)
+                writer.writerows([name, *row] for name, row in rows)
+        temporary.replace(out)
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def _class_header(classes: tuple[str, ...]) -> list[str]:
+    return ["class", *(f"p({name})" for name in classes), "entropy", "epistemic_share"]
+
+
 def _header(schema: Schema) -> list[str]:
     if schema.task == "regression":
         return ["mean", "sd", *(f"q{round(100 * q):02d}" for q in QUANTILES), "epistemic_share"]
-    return ["class", *(f"p({name})" for name in schema.classes), "entropy", "epistemic_share"]
+    return _class_header(schema.classes)
 
 
 def _predicted(experiment: Experiment, schema: Schema, inputs: Any, samples: int, seed: int) -> Iterator[list[Any]]:
@@ -79,7 +119,7 @@ def _predicted(experiment: Experiment, schema: Schema, inputs: Any, samples: int
     x = torch.as_tensor(inputs, dtype=like.dtype, device=like.device)
     found = draws(experiment.model, experiment.guide, x, samples, seed=seed)
     if schema.task == "classification":
-        yield from _classes(schema, found.probs)
+        yield from _classes(schema.classes, found.probs)
         return
     with torch.no_grad():
         noise = torch.stack([found.distribution(draw).variance for draw in range(len(found))])[..., 0]
@@ -101,13 +141,13 @@ def _quantiles(found: Draws) -> Tensor:
     return torch.quantile(drawn, torch.tensor(QUANTILES, dtype=drawn.dtype, device=drawn.device), dim=0)
 
 
-def _classes(schema: Schema, probs: Tensor) -> Iterator[list[Any]]:
+def _classes(classes: tuple[str, ...], probs: Tensor) -> Iterator[list[Any]]:
     average = probs.mean(0)
     total, aleatoric = _entropy(average), _entropy(probs).mean(0)
     share = (total - aleatoric).clamp_min(0.0) / total.clamp_min(1e-12)
     rows = zip(average.tolist(), total.tolist(), share.tolist(), strict=True)
     for numbers, entropy, epistemic in rows:
-        best = schema.classes[max(range(len(numbers)), key=numbers.__getitem__)]
+        best = classes[max(range(len(numbers)), key=numbers.__getitem__)]
         yield [best, *(f"{number:.7g}" for number in (*numbers, entropy, epistemic))]
 
 

@@ -11,7 +11,8 @@ import torch
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._user_file import absolute_name
-from pyrostoch.data import DataSplit, Schema
+from pyrostoch.data import DataSplit, ImageSchema, Schema
+from pyrostoch.data.schema import Task
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.defaults import choose_device
 from pyrostoch.runs.experiment import Experiment, build_experiment, load_data
@@ -200,15 +201,15 @@ class SavedRun:
         load(self.folder / checkpoint_name(config, guide), experiment.model, experiment.guide)
         return experiment
 
-    def load_for_rows(self, guide: str, device: str | None = None) -> tuple[Experiment, Schema]:
-        """Load a trained guide of a run on a CSV file, to predict rows of another one; the run's own is not needed.
+    def load_for_rows(self, guide: str, device: str | None = None) -> tuple[Experiment, Schema | ImageSchema]:
+        """Load a trained guide of a run on a CSV file or images, to predict others; the run's own are not needed.
 
         Args:
             guide: Name of the guide.
             device: Device to compute on; default: that of the training if this machine has it, else the CPU.
 
         Returns:
-            The experiment, whose data are zeros, and how rows become inputs.
+            The experiment, whose data are zeros, and how rows or images become inputs.
 
         Raises:
             RunError: The run was made on other data.
@@ -217,21 +218,37 @@ class SavedRun:
         if not content:
             raise RunError(
                 f"run {self.folder}: it was trained on {self.record['data']['title']}; only a network that was trained "
-                "on a CSV file can predict rows of one"
+                "on a CSV file, or on a folder of images, can predict others"
             )
+        if "height" in content:
+            images = ImageSchema.from_dict(content)
+            return self._on_zeros(guide, device, images, images.shape, len(images.classes)), images
         schema = Schema.from_dict(content)
-        config = replace(self.config, device=choose_device(device) if device else self._training_device())
-        width, count = len(schema.entries), int(self.record["data"]["train"])
-        x = torch.zeros(1, width, dtype=getattr(torch, config.dtype)).expand(count, width)
         regression = schema.task == "regression"
-        y = torch.zeros(count, 1, dtype=x.dtype) if regression else torch.zeros(count, dtype=torch.int64)
         scale = (schema.target_mean, schema.target_std) if regression else None
         classes = None if regression else len(schema.classes)
+        return self._on_zeros(guide, device, schema, (len(schema.entries),), classes, scale), schema
+
+    def _on_zeros(
+        self,
+        guide: str,
+        device: str | None,
+        schema: Schema | ImageSchema,
+        shape: tuple[int, ...],
+        classes: int | None,
+        scale: tuple[float, float] | None = None,
+    ) -> Experiment:
+        """A trained guide on as many zeros as there were training examples."""
+        config = replace(self.config, device=choose_device(device) if device else self._training_device())
+        count = int(self.record["data"]["train"])
+        x = torch.zeros(1, *shape, dtype=getattr(torch, config.dtype)).expand(count, *shape)
+        y = torch.zeros(count, dtype=torch.int64) if classes else torch.zeros(count, 1, dtype=x.dtype)
         name = self.record["data"]["title"]
-        split = DataSplit(name, name, schema.task, x, y, x[:0], y[:0], classes, (width,), name, scale)
+        task: Task = "classification" if classes else "regression"
+        split = DataSplit(name, name, task, x, y, x[:0], y[:0], classes, shape, name, scale, schema)
         experiment = build_experiment(config, split, guide)
         load(self.folder / checkpoint_name(config, guide), experiment.model, experiment.guide)
-        return experiment, schema
+        return experiment
 
     def _training_device(self) -> str:
         """The device of the training if this machine has it, else the CPU."""
