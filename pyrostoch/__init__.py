@@ -45,6 +45,7 @@ from pyrostoch.prediction import (
     noise_scaled,
     predict,
 )
+from pyrostoch.report import write_report
 from pyrostoch.training import Fit, fit, fit_two_steps, load, save
 
 __all__ = [
@@ -86,6 +87,7 @@ __all__ = [
     "quantize",
     "save",
     "to_arviz",
+    "write_report",
 ]
 
 # Modules that need an extra, and are imported when they are asked for.

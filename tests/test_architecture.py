@@ -31,6 +31,7 @@ LAYERS: dict[str, int] = {
             "_seeds",
             "_structure",
             "_targets",
+            "_user_file",
             "_version",
         ],
         0,
@@ -57,6 +58,8 @@ SAME_LAYER = {
     ("_inputs", "_targets"),
     ("_targets", "_checks"),
     ("_targets", "_manual"),
+    ("_user_file", "_checks"),
+    ("_user_file", "_manual"),
     ("_structure", "protocols"),
     ("_structure", "_checks"),
     # Within layer 3: priors, then likelihoods and sites, then the model, then layers.
@@ -76,6 +79,8 @@ SAME_LAYER = {
     ("data", "_manual"),
     # The benchmarks draw their figures.
     ("bench", "report"),
+    # The page of a model that was fitted in Python has the scores of a run.
+    ("report", "runs"),
     ("__main__", "cli"),
 }
 
@@ -85,7 +90,7 @@ RESULT_CLASSES = {"Comparison", "Decomposition", "Diagnosis", "Fit", "MomentsErr
 # Imported inside the functions that need them; what torch and Pyro load by themselves does not count.
 HEAVY = {
     *("PIL", "arviz", "arviz_base", "h5netcdf", "h5py", "lightning", "matplotlib", "pandas", "rich", "scipy"),
-    *("sklearn", "sympy", "torch._dynamo", "torch._inductor", "torchvision", "typer", "xarray"),
+    *("pyarrow", "sklearn", "sympy", "torch._dynamo", "torch._inductor", "torchvision", "typer", "xarray"),
 }
 
 MAX_LINES = 400

@@ -39,7 +39,7 @@ def devices() -> list[tuple[str, str]]:
 
 
 def data_sets(data_dir: str | None) -> list[tuple[str, str]]:
-    """The standard data sets and their folders.
+    """The standard data sets, sets of the user's own that are laid out like UCI's, and their folders.
 
     Args:
         data_dir: The data folder; default: the environment variable `PYROSTOCH_DATA`.
@@ -48,6 +48,8 @@ def data_sets(data_dir: str | None) -> list[tuple[str, str]]:
         Pairs of a name and a folder, after the folder that was searched.
     """
     from pyrostoch import data
+    from pyrostoch.data.files import data_root
+    from pyrostoch.data.uci import own_uci_folders
 
     root = data_dir or os.environ.get("PYROSTOCH_DATA")
     searched = "no data folder: give --data-dir DIR or set PYROSTOCH_DATA" if not root else str(root)
@@ -59,4 +61,5 @@ def data_sets(data_dir: str | None) -> list[tuple[str, str]]:
             rows.append((name, data.locate(name, root)))
         except FileNotFoundError:
             rows.append((name, "not found"))
+    rows += [(f"uci:{name}", data.locate(f"uci:{name}", root)) for name in own_uci_folders(data_root(root))]
     return rows

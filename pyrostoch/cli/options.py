@@ -54,7 +54,7 @@ Data = Annotated[
     typer.Option(
         "--data",
         help="digits (default), mnist, fashion-mnist, cifar10, cifar100-coarse, cifar100-fine, uci:<name>, or the path "
-        "of a CSV file, with --target, or of a folder of images by class.",
+        "of a CSV or Parquet file, with --target, or of a folder of images by class.",
         metavar="NAME",
     ),
 ]

@@ -1,4 +1,4 @@
-"""CSV files, read in blocks of rows."""
+"""Tables in CSV and Parquet files, read in blocks of rows."""
 
 from __future__ import annotations
 
@@ -9,20 +9,22 @@ from pathlib import Path
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
+from pyrostoch.data.parquet_file import read_parquet
 
 __all__ = ["read_table"]
 
 
 def read_table(path: str | Path, rows: int = 4096) -> Iterator[tuple[int, dict[str, list[str]]]]:
-    """A CSV file in blocks of rows: the number of the first row, from 1, and the texts of each column.
+    """A table in blocks of rows: the number of the first row, from 1, and the texts of each column.
 
     Args:
-        path: The file, with a header, in UTF-8; columns are separated by commas, semicolons or tabs.
+        path: A CSV file, with a header, in UTF-8, whose columns are separated by commas, semicolons or tabs; or a
+            Parquet file, which needs the extra `parquet`.
         rows: Number of rows of a block.
 
     Raises:
         FileNotFoundError: There is no such file.
-        ValueError: It is empty or no such file, its header has a name twice, or a row has more or fewer values.
+        ValueError: It is empty, or of another kind, its header has a name twice, or a row has more or fewer values.
 
     Example:
         >>> import tempfile
@@ -35,6 +37,9 @@ def read_table(path: str | Path, rows: int = 4096) -> Iterator[tuple[int, dict[s
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file{see('how-to/tables')}")
+    if path.suffix.lower() == ".parquet":
+        yield from read_parquet(path, rows)
+        return
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
             header, separator = _header(path, file.readline())

@@ -26,6 +26,7 @@ _MOST_CATEGORIES = 100
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?|\d{1,2}[./]\d{1,2}[./]\d{2,4}")
 _TASKS = ("classification", "regression")
 _PARTS = ("train", "test")
+_ENDINGS = (".csv", ".tsv", ".txt", ".parquet")
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +80,7 @@ def load_table(
     seed: int = 0,
     dtype: torch.dtype = torch.float32,
 ) -> Table:
-    r"""Read a CSV file as a data set.
+    r"""Read a CSV or Parquet file as a data set.
 
     Columns of numbers are standardized with mean and standard deviation of the training rows. Columns of text become an
     entry for each category of the training rows. Where values of a column are missing, it has one more entry that says
@@ -87,7 +88,7 @@ def load_table(
     file is read three times, block by block, so that no more than the numbers are in memory.
 
     Args:
-        path: The file, with a header.
+        path: A CSV file with a header, or a Parquet file.
         target: Name of the column of the target. Rows whose target is missing are left out.
         test: What the test part is: a fraction of the rows, drawn by the seed; the name of a column with `"train"` or
             `"test"` in each row; or the path of another file with the same columns.
@@ -166,7 +167,7 @@ def load_table(
 
 def _other_file(path: Path, test: object) -> Path | None:
     """The file of the test rows, if they have one."""
-    if isinstance(test, Path) or (isinstance(test, str) and test.lower().endswith((".csv", ".tsv", ".txt"))):
+    if isinstance(test, Path) or (isinstance(test, str) and test.lower().endswith(_ENDINGS)):
         return Path(test)
     if isinstance(test, float) and not 0.0 < test < 1.0:
         raise ValueError(f"test: expected a fraction between 0 and 1 (both excluded), a column or a file, got {test}")

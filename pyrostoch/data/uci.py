@@ -18,7 +18,9 @@ from numpy.typing import NDArray
 from pyrostoch.data.errors import CorruptDataError, not_found
 from pyrostoch.data.files import find_file, first_complete, plain_or_gzip, read_bytes
 
-__all__ = ["UCI_SETS", "UCIRows", "locate_uci", "read_uci", "uci_folder_name"]
+__all__ = ["UCI_SETS", "UCIRows", "locate_uci", "own_uci_folders", "read_uci", "uci_folder_name"]
+
+_FILES = ("data.txt", "index_features.txt", "index_target.txt", "index_train_0.txt", "index_test_0.txt")
 
 UCI_SETS = ("bostonHousing", "concrete", "energy", "kin8nm", "power-plant", "wine-quality-red", "yacht")
 
@@ -49,6 +51,23 @@ def uci_folder_name(name: str) -> str | None:
     return standard or (name if re.fullmatch(r"\w[\w.-]*", name) else None)
 
 
+def own_uci_folders(root: Path | None) -> list[str]:
+    """Names of folders in the data folder that are laid out like the standard sets and are none of them.
+
+    Args:
+        root: The data folder.
+    """
+    if root is None:
+        return []
+    found = set()
+    for base in (root / "UCI", root):
+        for folder in base.iterdir() if base.is_dir() else ():
+            name = uci_folder_name(folder.name)
+            if name is not None and name not in UCI_SETS and first_complete([folder], _FILES) is not None:
+                found.add(name)
+    return sorted(found)
+
+
 def locate_uci(name: str, root: Path | None) -> Path:
     """Return the folder of one UCI set.
 
@@ -62,12 +81,11 @@ def locate_uci(name: str, root: Path | None) -> Path:
     Raises:
         DataNotFoundError: If there is no such folder.
     """
-    names = ["data.txt", "index_features.txt", "index_target.txt", "index_train_0.txt", "index_test_0.txt"]
     folders = [] if root is None else [root / "UCI" / name, root / name]
-    found = first_complete(folders, names)
+    found = first_complete(folders, _FILES)
     if found is None:
         title = f"UCI {name}" if name in UCI_SETS else f"UCI {name} (none of the standard sets {', '.join(UCI_SETS)})"
-        raise not_found(title, [plain_or_gzip(file) for file in names], folders, name=f"uci:{name}")
+        raise not_found(title, [plain_or_gzip(file) for file in _FILES], folders, name=f"uci:{name}")
     return found
 
 

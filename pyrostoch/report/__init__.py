@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
+from pyrostoch.report.fitted import write_report
 from pyrostoch.report.html import render, write
 from pyrostoch.report.plots import accuracy_by_samples, posterior, reliability, training
 
-__all__ = ["accuracy_by_samples", "posterior", "reliability", "render", "training", "write"]
+__all__ = ["accuracy_by_samples", "posterior", "reliability", "render", "training", "write", "write_report"]

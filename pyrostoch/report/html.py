@@ -201,7 +201,7 @@ def _comparison(results: Mapping[str, Any]) -> str:
     if _settings(results, "stochastic"):
         text += " Draws are those of the activations, too; the ELBO is the data term less KL and rate."
     text += " The best value of a column is bold." if several else ""
-    if is_regression(results):
+    if is_regression(results) and (results.get("data") or {}).get("standardized", True):
         text += (
             " The ELBO and its data term are those of the standardized target; RMSE and NLL are in the target's "
             "original units, so they cannot be compared with the data term."
@@ -213,6 +213,17 @@ def _comparison(results: Mapping[str, Any]) -> str:
             "defined up to a constant per weight. Compare it only between guides with the same random weights and the "
             "same prior, not between networks or priors, and do not read it as a bound on the evidence.</p>"
         )
+    if any((guide.get("decomposition") or {}).get("pseudo") for guide in results["guides"]):
+        content.append(
+            '<p class="note"><strong>The likelihood is a pseudo-likelihood,</strong> as losses and weights make it: '
+            "the posterior is not that of the data, and the ELBO is no bound of the evidence.</p>"
+        )
+    content += [
+        f"<p>{escape(str(guide.get('title') or guide['name']))} has no scores by moments: "
+        f"{escape(str(guide['without_moments']))}.</p>"
+        for guide in results["guides"]
+        if guide.get("without_moments")
+    ]
     content += _variance_notes(results, used)
     return _section("comparison", "Comparison" if several else "Result", text, *content)
 

@@ -9,7 +9,7 @@ from typing import Any
 __all__ = ["SCHEMA", "check", "floats", "is_regression", "mode_title", "modes", "number", "row_of"]
 
 SCHEMA = 1
-KINDS = ("compare", "train")
+KINDS = ("compare", "train", "python")
 
 
 def check(results: Mapping[str, Any]) -> None:

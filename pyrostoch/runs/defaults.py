@@ -137,12 +137,12 @@ def _model_name(name: str, chosen: Mapping[str, Any]) -> str:
 
 
 def is_table(name: str) -> bool:
-    """Whether the name of a data set is the path of a CSV file.
+    """Whether the name of a data set is the path of a CSV or Parquet file.
 
     Args:
         name: The name.
     """
-    return name.lower().endswith((".csv", ".tsv"))
+    return name.lower().endswith((".csv", ".tsv", ".parquet"))
 
 
 def _table_path(name: str, chosen: Mapping[str, Any]) -> str:

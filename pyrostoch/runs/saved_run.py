@@ -59,6 +59,8 @@ def read_config(folder: Path, record: dict[str, Any]) -> Config:
     Raises:
         RunError: The settings are incomplete, or of another version.
     """
+    if record.get("kind") == "python":
+        raise RunError(f"run {folder}: pyrostoch.write_report wrote it in Python; its model is not in the folder")
     try:
         return Config.from_dict(record["config"])
     except ValueError as error:

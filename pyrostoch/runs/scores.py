@@ -16,7 +16,8 @@ from pyrostoch.infer.known_labels import KnownLabels
 from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compare
 from pyrostoch.prediction.decompose import Decomposition, decompose
 from pyrostoch.prediction.predict import predict
-from pyrostoch.prediction.readouts import parse_mode, seeded
+from pyrostoch.prediction.readouts import device_of, parse_mode, seeded
+from pyrostoch.protocols import Guide, Inputs, Model
 from pyrostoch.runs.config import Config
 from pyrostoch.runs.experiment import Experiment
 from pyrostoch.runs.registry import short_name
@@ -25,6 +26,7 @@ __all__ = [
     "CURVE_SAMPLES",
     "MODES",
     "modes_for",
+    "modes_with_rules",
     "Scores",
     "elbo_terms",
     "posterior_histograms",
@@ -34,6 +36,7 @@ __all__ = [
 
 #: The predictive modes in which a run scores each guide.
 MODES = ("mean", "moments", "mc:1", "mc:20")
+_WITHOUT_MOMENTS = ("mean", "mc:1", "mc:20")
 
 #: Numbers of samples for the curve of the score against the number of samples.
 CURVE_SAMPLES = (1, 2, 5, 10, 20)
@@ -74,14 +77,28 @@ def modes_for(config: Config, experiment: Experiment) -> tuple[tuple[str, ...], 
     Returns:
         The modes, and why moments are not among them.
     """
-    without = tuple(mode for mode in MODES if mode != "moments")
     if config.conditional:
-        return without, ""
+        return _WITHOUT_MOMENTS, ""
     if is_file_name(config.model) or any(map(is_file_name, config.guides)):
-        try:
-            predict(experiment.model, experiment.guide, experiment.test[0][:2], mode="moments")
-        except (ValueError, TypeError) as error:
-            return without, str(error)
+        return modes_with_rules(experiment.model, experiment.guide, experiment.test[0][:2])
+    return MODES, ""
+
+
+def modes_with_rules(model: Model, guide: Guide, x: Inputs) -> tuple[tuple[str, ...], str]:
+    """The predictive modes that a network has rules for, by a trial.
+
+    Args:
+        model: The model.
+        guide: The guide.
+        x: Some inputs.
+
+    Returns:
+        The modes, and why moments are not among them.
+    """
+    try:
+        predict(model, guide, x, mode="moments", device=device_of(model, guide))
+    except (ValueError, TypeError) as error:
+        return _WITHOUT_MOMENTS, str(error)
     return MODES, ""
 
 
