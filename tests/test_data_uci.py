@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 import torch
 
+from pyrostoch.cli.inventory import data_sets
 from pyrostoch.data import CorruptDataError, DataNotFoundError, load, locate
 
 ROWS, TEST = 23, [3, 17, 5]
@@ -111,3 +112,15 @@ def test_missing_sets_say_what_was_looked_for(tmp_path: Path) -> None:
     assert str(tmp_path / "UCI" / "yacht") in str(caught.value) and "download(" not in str(caught.value)
     with pytest.raises(DataNotFoundError, match="none of the standard sets bostonHousing, concrete"):
         load("uci:yatch", tmp_path)
+
+
+def test_info_lists_sets_of_ones_own(tmp_path: Path) -> None:
+    write_uci(tmp_path / "UCI" / "mine")
+    write_uci(tmp_path / "other", packed=True)
+    write_uci(tmp_path / "UCI" / "yacht")
+    (tmp_path / "UCI" / "incomplete").mkdir()
+    (tmp_path / "UCI" / "incomplete" / "data.txt").touch()
+    names = [name for name, _ in data_sets(str(tmp_path))]
+    assert names[-2:] == ["uci:mine", "uci:other"]
+    assert names.count("uci:yacht") == 1
+    assert load("uci:mine", tmp_path).task == "regression"

@@ -35,16 +35,16 @@ def test_the_covariance_between_examples_is_that_of_the_weights() -> None:
     guide = ps.guides.Additive(model, init_scale=0.7)
     scale = guide.site_distribution("weight").stddev.detach()[0].double()
     exact = X @ torch.diag(scale.square()) @ X.T
-    means = ps.draws(model, guide, X, 20_000, seed=0).means[..., 0].double()
-    assert means.shape == (20_000, N)
+    means = ps.draws(model, guide, X, 4000, seed=0).means[..., 0].double()
+    assert means.shape == (4000, N)
     found = means.T.cov()
     sizes = exact.diagonal().sqrt()
-    assert ((found - exact).abs() < 0.06 * sizes[:, None] * sizes).all()
-    prediction = ps.predict(model, guide, X, mode="mc:4000", joint=True, covariance=True, seed=1)
+    assert ((found - exact).abs() < 0.14 * sizes[:, None] * sizes).all()
+    prediction = ps.predict(model, guide, X, mode="mc:1500", joint=True, covariance=True, seed=1)
     assert prediction.covariance is not None and prediction.covariance.shape == (N, N)
-    assert ((prediction.covariance - exact).abs() < 0.12 * sizes[:, None] * sizes).all()
+    assert ((prediction.covariance - exact).abs() < 0.22 * sizes[:, None] * sizes).all()
     epistemic = prediction.epistemic[:, 0]  # type: ignore[index]
-    assert torch.allclose(prediction.covariance.diagonal(), epistemic, rtol=0.15)
+    assert torch.allclose(prediction.covariance.diagonal(), epistemic, rtol=0.25)
 
 
 def test_a_draw_is_the_same_for_all_examples_and_batches() -> None:
@@ -62,11 +62,11 @@ def test_a_draw_is_the_same_for_all_examples_and_batches() -> None:
 def test_mutual_information_of_draws_is_that_of_predictions() -> None:
     model, guide = build(network(), Categorical())
     guide = ps.guides.Additive(model, init_scale=1.0)
-    probs = ps.draws(model, guide, X, 4000, seed=0).probs
+    probs = ps.draws(model, guide, X, 1500, seed=0).probs
     entropy = torch.distributions.Categorical(probs=probs.mean(0)).entropy()
     bald = entropy - torch.distributions.Categorical(probs=probs).entropy().mean(0)
-    expected = ps.predict(model, guide, X, mode="mc:4000", seed=1)
-    assert torch.allclose(bald, expected.epistemic, atol=0.04)  # type: ignore[arg-type]
+    expected = ps.predict(model, guide, X, mode="mc:1500", seed=1)
+    assert torch.allclose(bald, expected.epistemic, atol=0.07)  # type: ignore[arg-type]
     # Two copies of an example tell no more than one: what BatchBALD counts, and averages cannot.
     pair = torch.einsum("kc,kd->cd", probs[:, 0], probs[:, 0]) / len(probs)
     joint = -(pair * pair.log()).sum() - 2 * torch.distributions.Categorical(probs=probs[:, 0]).entropy().mean()
