@@ -63,10 +63,14 @@ def function_from_file(name: str, what: str) -> Callable[..., Any]:
         raise ValueError(f"{what}: {path}: expected a Python file")
     module = importlib.util.module_from_spec(spec)
     sys.modules[spec.name] = module  # checkpoints compare the source of classes, which is found by this
+    folder = str(path.absolute().parent)
+    sys.path.insert(0, folder)  # modules beside it, as for a script
     try:
         spec.loader.exec_module(module)
     except Exception as error:
         raise ValueError(f"{what}: {path} cannot be executed: {type(error).__name__}: {error}") from error
+    finally:
+        sys.path.remove(folder)
     found = getattr(module, function, None)
     if callable(found):
         return found

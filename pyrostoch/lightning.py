@@ -6,7 +6,8 @@ Lightning is an optional extra, `pip install pyrostoch[lightning]`; importing py
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import sys
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pyro
@@ -16,13 +17,13 @@ from torch.utils.data import DataLoader, DistributedSampler
 
 from pyrostoch._checks import name_list
 from pyrostoch._seeds import forked, mixed_seed
-from pyrostoch._targets import Targets
 from pyrostoch.infer.elbo import ELBO, Estimator
 from pyrostoch.infer.items import reader_of
-from pyrostoch.metrics.accuracy import correct
 from pyrostoch.model import BayesianModel
+from pyrostoch.prediction.compare import compare
 from pyrostoch.prediction.predict import predict
 from pyrostoch.prediction.readouts import parse_mode
+from pyrostoch.prediction.scores import NothingToScoreError
 from pyrostoch.training.checks import check_model_and_guide, check_param_store
 from pyrostoch.training.schedule import Schedule, kl_weight, rate_factor
 from pyrostoch.training.settings import Settings
@@ -39,6 +40,12 @@ __all__ = ["SVIModule"]
 
 # Part of the seed of each step, so that held-out data never have the noise of a training step.
 _TRAINING, _HELD_OUT = 0, 1
+
+
+def _pair(batch: Sequence[Any]) -> tuple[Any, Any]:
+    """Inputs and targets of a batch."""
+    *inputs, y = batch
+    return (inputs[0] if len(inputs) == 1 else tuple(inputs)), y
 
 
 class SVIModule(LightningModule):
@@ -291,22 +298,18 @@ class SVIModule(LightningModule):
         self._score("test", batch, batch_idx, dataloader_idx)
 
     def _score(self, stage: str, batch: Sequence[Any], batch_idx: int, dataloader_idx: int) -> None:
-        x, y = reader_of(self.model).split(batch)
+        data: Any = batch if isinstance(batch, Mapping) else _pair(batch)
         # The noise is the same at every validation, so that epochs can be compared.
         with forked(self.device, mixed_seed(0, _HELD_OUT, self.global_rank, dataloader_idx, batch_idx)):
-            found = predict(self.model, self.guide, x, y=y, mode=self._mode, batch_size=len(y))
-        scores = {"nll": -found.log_density.mean()}  # type: ignore[union-attr]
-        targets = y if isinstance(y, Targets) else Targets({"": y})
-        for head, part in ({"": found} if found.heads is None else found.heads).items():
-            name = f"{head}_" * bool(head)
-            if head and part.log_density is not None:
-                scores[f"{name}nll"] = -part.log_density.mean()
-            if part.log_probs is not None:
-                labels = targets[head if head in targets.parts else next(iter(targets.parts))]
-                is_correct = correct(part.log_probs, labels.reshape(part.log_probs.shape[:-1]))
-                scores[f"{name}accuracy"] = is_correct.float().mean()
-        named = {f"{stage}_{name}": value for name, value in scores.items()}
-        self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=len(y), prog_bar=True)
+            try:
+                scores = compare(self.model, self.guide, data, modes=[self._mode], batch_size=sys.maxsize)
+            except NothingToScoreError:  # every target of the batch is missing
+                return
+        for head, found in {"": scores, **scores.heads}.items():
+            row, name = found.rows[0], f"{stage}_{head}_" if head else f"{stage}_"
+            values = {"nll": row.nll, "accuracy": row.accuracy}
+            named = {f"{name}{key}": value for key, value in values.items() if value is not None}
+            self.log_dict(named, on_epoch=True, sync_dist=True, batch_size=found.num_examples, prog_bar=True)
 
     def predict_step(self, batch: Tensor | Sequence[Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """The prediction for a batch, as a dictionary, since the Trainer cannot move the tensors of a `Prediction`.

@@ -33,6 +33,7 @@ from pyrostoch.effects.activation_sites import ActivationSites, ExamplePlate, ne
 from pyrostoch.effects.meeting import MOST_EXAMPLES, depends_on_place, examples_meet
 from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import LikelihoodSpec, as_likelihood
+from pyrostoch.likelihoods.apart import densities_meet
 from pyrostoch.likelihoods.observe import observe
 from pyrostoch.likelihoods.reading import LogDensities, full_precision, reads_in_its_own_way
 from pyrostoch.moments import Moments
@@ -82,8 +83,7 @@ class BayesianModel(nn.Module):
             tuple, or dictionary, with an entry for each. `None` marks an input that belongs to all examples, such as
             the edges of a graph or a mask of its labeled nodes: it is never cut into batches. Where no input has such
             an axis, there is a single batch.
-        target: Where items of the data are dictionaries, the key of the targets, or a tuple of the keys of several; the
-            rest are the network's inputs.
+        target: Where items of the data are dictionaries, the key of the targets, or a tuple of the keys of several.
 
     Raises:
         ValueError: The likelihood or `num_data` is missing, `num_data` is not positive, a pattern matches no parameter,
@@ -137,11 +137,10 @@ class BayesianModel(nn.Module):
         self.labels_are_inputs = False
         priors = assign(net, prior)
         self._parameter_of = {clean_name(name): name for name in priors}
-        heads = {f"obs.{name}" for name in self.likelihood.target_names or ()}
-        if taken := sorted({*map(clean_name, priors), *site_names(net)} & (_RESERVED_SITES | heads)):
+        reserved = _RESERVED_SITES | {f"obs.{name}" for name in self.likelihood.head_names}
+        if taken := sorted({*map(clean_name, priors), *site_names(net)} & reserved):
             raise ValueError(
-                f"parameter(s) or layer(s) {name_list(taken)} have the names of sites that every model has; rename "
-                "them in the network, or wrap it"
+                f"parameter(s) or layer(s) {name_list(taken)} have the names of sites that every model has; rename them"
             )
         self._partly_fixed = partly_fixed(net) & set(priors)
         self.priors = nn.ModuleDict({site_key(clean_name(name)): p for name, p in priors.items()})
@@ -195,15 +194,18 @@ class BayesianModel(nn.Module):
         """
         x = flat_inputs(x, self.target)
         inputs = x if isinstance(x, tuple) else (x,)
+        y = None if y is None else self.likelihood.read_target(y)
         if have_common_part(x, self.in_dims):  # the next one may say otherwise which examples meet
             return examples_meet(self.net, inputs, self.in_dims, self._reading(y))
         # What is found on so many examples holds for any number.
         size = min(count_examples(x, self.in_dims) or 0, MOST_EXAMPLES)
         kind = (*call_kind(self.net, {}, inputs, {})[1:], size, y is None)
         if kind not in self._meeting_cache:
-            self._meeting_cache[kind] = examples_meet(
-                self.net, inputs, self.in_dims, self._reading(y)
-            ) or depends_on_place(self.net, inputs, self.in_dims)
+            self._meeting_cache[kind] = (
+                densities_meet(self.net, self.likelihood, inputs, self.in_dims, y)
+                or examples_meet(self.net, inputs, self.in_dims, self._reading(y))
+                or depends_on_place(self.net, inputs, self.in_dims)
+            )
         return self._meeting_cache[kind]
 
     @property

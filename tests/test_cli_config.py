@@ -116,3 +116,13 @@ def test_a_guide_of_a_file_is_trained_scored_and_loaded(function: str) -> None:
 )
 def test_guides_that_are_none_are_refused_by_name(guide: str, message: str) -> None:
     assert message in call("train", "--guide", guide, "--epochs", "1", "--hidden", "5,5", code=2)
+
+
+def test_settings_with_any_characters_are_read_back() -> None:
+    Path("my 😀 \\ guides").mkdir()
+    Path("my 😀 \\ guides/own.py").write_text("from sibling import Own\n")
+    Path("my 😀 \\ guides/sibling.py").write_text(GUIDES.replace("MyGuide", "Own"))  # a module beside the file
+    given = ("--epochs", "1", "--hidden", "5,4", "--prior", "normal")
+    call("train", "--guide", "my 😀 \\ guides/own.py:Own", *given, "--out", "run")
+    call("train", "--config", "run/config.toml", "--out", "again")
+    assert results("run")["config"] == results("again")["config"]

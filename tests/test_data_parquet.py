@@ -83,3 +83,30 @@ def test_files_that_are_none(tmp_path: Path) -> None:
     write(path, {"a": [], "b": []})
     with pytest.raises(ValueError, match="no rows"):
         load_table(path, "b")
+
+
+def test_the_index_of_a_data_frame_is_no_input(tmp_path: Path) -> None:
+    pandas = pytest.importorskip("pandas")
+    frame = pandas.DataFrame(columns())
+    frame[frame["rooms"] > 2].to_parquet(tmp_path / "a.parquet")
+    write(tmp_path / "b.parquet", {**columns(), "__index_level_0__": list(range(60))})
+    for name in "ab":
+        assert not any("index" in entry for entry in load_table(tmp_path / f"{name}.parquet", "price").schema.entries)
+
+
+def test_whole_numbers_are_the_same_category_in_every_type(tmp_path: Path) -> None:
+    content = columns(30)
+    write(tmp_path / "a.parquet", {**content, "rooms": [1, 2, 3] * 10})
+    write(tmp_path / "b.parquet", {**content, "rooms": [1.0, 2.0, 3.0] * 10})
+    split = load_table(tmp_path / "a.parquet", "price", test=tmp_path / "b.parquet", categorical=["rooms"]).split
+    assert (split.x_test[:, :3].sum(1) == 1).all()
+
+
+def test_names_that_are_given_twice_and_folders(tmp_path: Path) -> None:
+    table = arrow.Table.from_arrays([arrow.array([1]), arrow.array([2])], names=["a", "a"])
+    parquet.write_table(table, tmp_path / "a.parquet")
+    with pytest.raises(ValueError, match="got 'a' twice"):
+        load_table(tmp_path / "a.parquet", "a")
+    (tmp_path / "folder.parquet").mkdir()
+    with pytest.raises(ValueError, match="expected a file, got a folder"):
+        load_table(tmp_path / "folder.parquet", "a")

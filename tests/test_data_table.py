@@ -56,7 +56,9 @@ def test_columns_are_standardized_by_the_training_rows(tmp_path: Path) -> None:
 
 def test_missing_values_have_an_entry_that_says_so(tmp_path: Path) -> None:
     path = written(tmp_path, ["1,?,A,1", ",10,,2", "3,30,B,3", "NA,20,A,", "5,40,n/a,5", "4,20,B,4"])
-    table = load_table(path, "price", test=written(tmp_path, ["2,,C,7"], name="test.csv"), dtype=torch.float64)
+    test = written(tmp_path, ["2,,C,7"], name="test.csv")
+    with pytest.warns(UserWarning, match="column 'city': no training row had 'C'"):
+        table = load_table(path, "price", test=test, dtype=torch.float64)
     assert table.schema.entries == (
         *("rooms", "rooms missing", "area", "area missing"),
         *("city=A", "city=B", "city missing"),
@@ -214,3 +216,12 @@ def test_intervals_of_house_prices_cover(tmp_path: Path) -> None:
     found = ps.predict(model, guide, split.x_test, mode="mc:20", seed=0)
     inside = (split.y_test - found.mean).abs() < 1.645 * found.variance.sqrt()  # type: ignore[operator, union-attr]
     assert 0.85 < inside.float().mean() < 0.95
+
+
+def test_a_class_that_looks_like_none_is_said_to_be_left_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("x,damage\n" + "\n".join(f"{i},{['none', 'minor', 'severe'][i % 3]}" for i in range(30)))
+    with pytest.warns(UserWarning, match="rows whose target 'damage' is 'none' are left out"):
+        table = load_table(path, "damage")
+    assert table.schema.classes == ("minor", "severe")
+    assert table.without_target == 10

@@ -163,3 +163,38 @@ def test_turned_photographs_are_upright() -> None:
     image.save("images/a/1.jpg", exif=exif, quality=95)
     with pytest.raises(ValueError, match="16 x 8"):
         load_images("images", test=0.5)
+
+
+def sixteen_bits(path: str) -> None:
+    """A PNG with colors of 16 bits, which Pillow can read but not write."""
+    import struct
+    import zlib
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", zlib.crc32(kind + content))
+
+    rows = b"".join(b"\0" + struct.pack(">6H", *[200] * 6) for _ in range(2))
+    header = struct.pack(">IIBBBBB", 2, 2, 16, 2, 0, 0, 0)
+    content = chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    Path(path).write_bytes(b"\x89PNG\r\n\x1a\n" + content)
+
+
+def test_colors_of_sixteen_bits_are_not_cut() -> None:
+    for name in "ab":
+        write(f"images/{name}/1.png", np.zeros((2, 2)))
+    sixteen_bits("images/b/2.png")
+    with pytest.raises(ValueError, match="2.png: it has more than 8 bits"):
+        load_images("images")
+
+
+def test_folders_beside_train_and_test_are_refused() -> None:
+    for part in ("train", "test", "val"):
+        for name in "ab":
+            write(f"images/{part}/{name}/1.png", np.zeros((2, 2)))
+    with pytest.raises(ValueError, match="beside train and test there is 'val'"):
+        load_images("images")
+    for size in ((3, 2, 1), 3.5, 0):
+        with pytest.raises(ValueError, match="image_size"):
+            load_images("images/val", image_size=size)  # type: ignore[arg-type]
+    with pytest.raises(TypeError, match="floating"):
+        load_images("images/val", dtype=torch.uint8)

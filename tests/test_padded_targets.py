@@ -129,3 +129,35 @@ def test_an_exposure_multiplies_the_mean(likelihood: Any) -> None:
         net(x, exposure[:, None].expand(N, 3))
     with pytest.raises(NonFiniteLossError):
         ps.fit(model, guide, ((x, -exposure), y), epochs=1, **QUIET)
+
+
+def test_the_error_of_an_accuracy_over_labels_is_that_over_examples() -> None:
+    """Copies of a label tell nothing new."""
+    x = torch.randn(N, 3, dtype=F64)
+    y = (torch.rand(N, 1) < 0.5).to(F64)
+    one = model_of(Bernoulli(), nn.Linear(3, 1))
+    single = ps.compare(one, ps.guides.Additive(one), (x, y), modes="mean")["mean"]
+    copies = nn.Sequential(one.net, Repeat(20))
+    many = model_of(Bernoulli(), copies)
+    found = ps.compare(many, ps.guides.Additive(many), (x, y.expand(N, 20)), modes="mean")["mean"]
+    assert found.accuracy == single.accuracy
+    assert found.accuracy_stderr == pytest.approx(single.accuracy_stderr, rel=0.05)
+
+
+class Repeat(nn.Module):
+    def __init__(self, times: int) -> None:
+        super().__init__()
+        self.times = times
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.expand(len(x), self.times)
+
+
+def test_marks_that_would_be_no_marks_are_refused() -> None:
+    labels, lengths = torch.randint(0, 3, (4, 5)), torch.tensor([5, 3, 2, 1])
+    with pytest.raises(ValueError, match="does not fit into torch.uint8"):
+        mark_padding(labels.to(torch.uint8), lengths, index=-100)
+    with pytest.raises(ValueError, match="is a label of some entries"):
+        mark_padding(torch.zeros(4, 5, dtype=torch.int64), lengths, index=0)
+    with pytest.raises(ValueError, match="a whole number for each example"):
+        mark_padding(labels, lengths > 1, index=-1)

@@ -6,6 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import pyro.distributions as dist
 import pytest
 import torch
 from commands import call
@@ -104,3 +105,12 @@ def test_what_a_page_cannot_show_is_refused(tmp_path: Path) -> None:
     (tmp_path / "run/results.json").write_text(json.dumps(record))
     with pytest.raises(RunError, match="holds a run of the command line"):
         ps.write_report(model, guide, (x, y), (x, y), out=tmp_path / "run")
+
+
+def test_a_scale_of_several_outputs_and_a_likelihood_without_a_mean(tmp_path: Path) -> None:
+    x, y = torch.randn(N, 3), torch.randn(N, 2)
+    model, guide, _ = fitted(Gaussian(1.0), nn.Linear(3, 2), x, y)
+    with pytest.raises(ValueError, match="target_std is for a single output"):
+        ps.write_report(model, guide, (x, y), (x, y), out=tmp_path, target_std=3.0)
+    model, guide, _ = fitted(lambda output: dist.Cauchy(output, 1.0), nn.Linear(3, 2), x, y)
+    assert ps.write_report(model, guide, (x, y), (x, y), out=tmp_path).is_file()

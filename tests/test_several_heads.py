@@ -21,6 +21,7 @@ from pyrostoch.likelihoods import (
     Categorical,
     Gaussian,
     Joint,
+    Loss,
     Weighted,
 )
 from pyrostoch.likelihoods.several import JointObservations
@@ -249,3 +250,32 @@ def test_targets_are_seen_by_compiled_steps() -> None:
     (again,), _ = pytree.tree_unflatten(leaves, tree)
     assert again.parts.keys() == targets.parts.keys()
     assert hash(tree) == hash(pytree.tree_flatten(((targets[1:],), {}))[1])
+
+
+def test_likelihoods_may_be_used_again() -> None:
+    scale = Gaussian(dist.LogNormal(0.0, 1.0))
+    x, y = data_of()
+    first = model_of(Joint({"kind": Categorical(), "size": scale}), prior=ps.priors.Normal())
+    second = model_of(Joint({"other": Categorical(output="kind"), "width": Gaussian(output="size"), "size": scale}))
+    assert "likelihood.size.scale" in first.sites
+    assert "likelihood.size.scale" in second.sites
+    ps.decompose(first, ps.guides.Additive(first), (x, y))
+
+
+def test_a_head_without_a_mean_leaves_the_others_their_predictions() -> None:
+    x, _ = data_of()
+    heads = Joint({"kind": Categorical(), "size": Loss(lambda output, y: (output - y).square().sum(1))})
+    model = model_of(heads)
+    found = ps.predict(model, ps.guides.Additive(model), x, mode="mean")
+    assert found.heads is not None
+    assert list(found.heads) == ["kind"]
+    assert len(found) == N
+
+
+def test_moments_count_what_is_observed() -> None:
+    x, y = data_of()
+    y["kind"][:7] = -1
+    y["size"][3:] = torch.nan
+    model = model_of(Joint({"kind": Categorical(ignore_index=-1), "size": Gaussian(nan_is_missing=True)}))
+    terms = ps.decompose(model, ps.guides.Additive(model), (x, y), estimator="moments")
+    assert {row.head: row.num_observed for row in terms.heads} == {"kind": N - 7, "size": 6}

@@ -43,6 +43,7 @@ def test_pipelines_and_searches() -> None:
     settings: dict[str, Any] = {"epochs": 150, "num_samples": 10, "random_state": 0}
     pipeline = make_pipeline(MinMaxScaler(), BayesianClassifier((10,), **settings))
     assert cross_val_score(pipeline, x, y, cv=3).mean() > 0.85
+    settings["epochs"] = 5
     search = GridSearchCV(BayesianClassifier(**settings), {"hidden": [(5,), (10,)]}, cv=2).fit(x, y)
     assert search.best_params_["hidden"] in ((5,), (10,))
     one = BayesianClassifier((10,), **settings).fit(x, y)

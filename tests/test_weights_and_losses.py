@@ -143,3 +143,64 @@ def test_identities_tell_likelihoods_apart() -> None:
         )
     }
     assert len(texts) == 6
+
+
+def cox(output: Tensor, time: Tensor) -> Tensor:
+    """The partial likelihood of times: each example is compared with those that are at risk."""
+    at_risk = torch.where(time[None] >= time[:, None], 0.0, -torch.inf)
+    return -(output[:, 0] - (output[None, :, 0] + at_risk).logsumexp(1))
+
+
+def share_of_labels(output: Tensor, y: Tensor) -> Tensor:
+    """Examples meet by their targets only."""
+    return F.cross_entropy(output, y.clamp(0), reduction="none") * len(y) / (y >= 0).sum()
+
+
+@pytest.mark.parametrize(("loss", "kind"), [(cox, "time"), (share_of_labels, "label")])
+def test_losses_that_bring_examples_together_get_whole_batches(loss: Any, kind: str) -> None:
+    x, _ = data_of()
+    y = torch.rand(N, dtype=F64) if kind == "time" else torch.randint(-1, 3, (N,))
+    model = model_of(Loss(loss), nn.Linear(3, 3))
+    guide = ps.guides.Additive(model)
+    expected = loss(model.net(x), y).mean().item()
+    assert model.examples_meet(x, y)
+    assert ps.compare(model, guide, (x, y), modes="mean", batch_size=5)["mean"].nll == pytest.approx(expected)
+    found = ps.predict(model, guide, x, y=y, mode="mean", batch_size=5).log_density
+    assert found is not None
+    assert -found.mean().item() == pytest.approx(expected)
+    with pytest.raises(ValueError, match="depends on others in the batch"):
+        ps.fit(model, guide, (x, y), epochs=1, batch_size=5, **QUIET)
+
+
+def test_a_loss_that_fails_shows_its_own_error() -> None:
+    x, y = data_of()
+
+    def broken(output: Tensor, target: Tensor) -> Tensor:
+        return undefined_name(output)  # type: ignore[name-defined, no-any-return]  # noqa: F821
+
+    for loss, error, message in (
+        (broken, NameError, "undefined_name"),
+        (nn.CrossEntropyLoss(), ValueError, "reduction"),
+    ):
+        model = model_of(Loss(loss), nn.Linear(3, 3))
+        with pytest.raises(error, match=message):
+            ps.fit(model, ps.guides.Additive(model), (x, y["kind"]), epochs=1, batch_size=5, **QUIET)
+
+
+def test_targets_that_would_be_broadcast_against_the_output_are_refused() -> None:
+    x, y = data_of()
+    model = model_of(Loss(lambda output, target: (output - target).square().sum(1)), nn.Linear(3, 1))
+    with pytest.raises(ValueError, match="would be broadcast"):
+        ps.fit(model, ps.guides.Additive(model), (x, y["size"][:, 0]), epochs=1, **QUIET)
+
+
+def test_draws_of_a_loss_are_refused_and_weights_are_not_nested() -> None:
+    x, y = data_of()
+    model = model_of(Loss(loss_of), nn.Linear(3, 1), prior=ps.priors.Normal())
+    with pytest.raises(NotImplementedError, match="posterior_predictive=False"):
+        ps.to_arviz(model, ps.guides.Additive(model), (x, y["size"][:, 0]), log_likelihood=False, draws=2)
+    with pytest.raises(TypeError, match="multiply the weights"):
+        Weighted(Weighted(Categorical(), weight="one"), weight="two")
+    drawn = Weighted(Gaussian(1.0))(torch.zeros(4, 2)).sample((3,))
+    assert drawn["target"].shape == (3, 4, 2)
+    assert drawn["weight"].shape == (3, 4)

@@ -35,9 +35,11 @@ def read_table(path: str | Path, rows: int = 4096) -> Iterator[tuple[int, dict[s
         [(1, {'x': ['1'], 'y': ['2']})]
     """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: expected a file, got a folder{see('how-to/tables')}")
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file{see('how-to/tables')}")
-    if path.suffix.lower() == ".parquet":
+    if path.suffix.lower() in (".parquet", ".pq"):
         yield from read_parquet(path, rows)
         return
     try:

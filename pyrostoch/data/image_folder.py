@@ -67,6 +67,10 @@ def load_images(
         raise FileNotFoundError(f"{folder}: no such folder{see('how-to/images')}")
     parts = {name: folder / name for name in _PARTS if (folder / name).is_dir()}
     divided = len(parts) == len(_PARTS)
+    if divided and (more := _folders_beside(folder)):
+        raise ValueError(f"{folder}: beside train and test there is {name_list(more)}, which is not read; move it away")
+    if not dtype.is_floating_point:
+        raise TypeError(f"load_images: expected a floating dtype, got {dtype}")
     by_class = {name: _classes(path) for name, path in (parts if divided else {"train": folder}).items()}
     classes = tuple(sorted(by_class["train"]))
     if len(classes) < 2:
@@ -106,6 +110,10 @@ def load_images(
         source=str(folder),
         schema=schema,
     )
+
+
+def _folders_beside(folder: Path) -> list[str]:
+    return sorted(p.name for p in folder.iterdir() if p.is_dir() and p.name not in _PARTS and p.name[0] != ".")
 
 
 def image_files(folder: str | Path) -> list[Path]:
@@ -155,9 +163,10 @@ def _schema(paths: Sequence[Path], classes: tuple[str, ...], image_size: int | t
     if image_size is None:
         width, height = opened(paths[0]).size
     else:
-        height, width = (image_size, image_size) if isinstance(image_size, int) else image_size
-        if min(height, width) < 1:
-            raise ValueError(f"image_size: expected positive numbers of pixels, got {image_size}")
+        sizes = image_size if isinstance(image_size, tuple) else (image_size, image_size)
+        if len(sizes) != 2 or any(not isinstance(size, int) or size < 1 for size in sizes):
+            raise ValueError(f"image_size: expected one or two positive numbers of pixels, got {image_size}")
+        height, width = sizes
     gray = True
     for path in paths:
         gray = gray and mode_of(path) in _GRAY

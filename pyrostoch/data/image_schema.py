@@ -114,6 +114,16 @@ def mode_of(path: Path) -> str:
         raise ValueError(f"{path}: it is no image, or damaged: {error}") from error
 
 
+def _bits(file: Any, path: Path) -> int:
+    """Bits of a color in the file: Pillow cuts colors of 16 bits to 8 without a word."""
+    if file.format == "PNG":
+        with path.open("rb") as content:
+            return content.read(25)[24]  # the depth, in the header that every PNG begins with
+    tags = getattr(file, "tag_v2", None)
+    depth: Any = 8 if tags is None else tags.get(258, 8)
+    return max(depth) if isinstance(depth, tuple) else int(depth)
+
+
 def opened(path: Path) -> Any:
     """An image of Pillow's, upright; one whose numbers would not be what they seem is refused.
 
@@ -129,13 +139,14 @@ def opened(path: Path) -> Any:
     try:
         with image_module.open(path) as file:
             frames = getattr(file, "n_frames", 1)
+            bits = _bits(file, path)
             file.load()
             image = ImageOps.exif_transpose(file)
     except _DAMAGED as error:
         raise ValueError(f"{path}: it is no image, or damaged: {error}") from error
     if frames > 1:
         raise ValueError(f"{path}: it has {frames} frames; expected one")
-    if image.mode[:1] in ("I", "F"):
+    if image.mode[:1] in ("I", "F") or bits > 8:
         raise ValueError(f"{path}: it has more than 8 bits (mode {image.mode}), whose range is not known; convert it")
     if "A" in image.getbands() or "transparency" in image.info:
         alpha: Any = image.convert("RGBA").getchannel("A")

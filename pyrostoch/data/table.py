@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,7 +27,7 @@ _MOST_CATEGORIES = 100
 _DATE = re.compile(r"\d{4}-\d{1,2}-\d{1,2}([T ].*)?|\d{1,2}[./]\d{1,2}[./]\d{2,4}")
 _TASKS = ("classification", "regression")
 _PARTS = ("train", "test")
-_ENDINGS = (".csv", ".tsv", ".txt", ".parquet")
+_ENDINGS = (".csv", ".tsv", ".txt", ".parquet", ".pq")
 
 
 @dataclass(frozen=True, eq=False)
@@ -52,6 +53,7 @@ class _Seen:
     texts: Counter[str] = field(default_factory=Counter)
     missing: int = 0
     first_text: tuple[int, str] = (0, "")
+    missing_texts: set[str] = field(default_factory=set)
 
     def add(self, texts: Sequence[str], first: int) -> None:
         numbers = numbers_in(texts)
@@ -61,6 +63,7 @@ class _Seen:
             text = texts[int(row)].strip()
             if text.lower() in MISSING_TEXTS:
                 self.missing += 1
+                self.missing_texts |= {text} - {""}
                 continue
             if not self.texts:
                 self.first_text = first + int(row), text
@@ -132,6 +135,13 @@ def load_table(
     if found_task == "regression" and seen[target].texts:
         row, text = seen[target].first_text
         raise ValueError(f"{path}, row {row}: the target {target!r} is {text!r}, no number, for a regression")
+    if found_task == "classification" and seen[target].missing_texts:
+        warnings.warn(
+            f"{path}: rows whose target {target!r} is {name_list(sorted(seen[target].missing_texts))} are left out, as "
+            "those that lack one; if that is a class, give it another name",
+            UserWarning,
+            stacklevel=2,
+        )
     kinds = {name: "category" if name in categorical else _kind_of(path, name, seen[name]) for name in kept}
     in_test = _test_rows(path, count, test, column, seed) if other is None else np.zeros(count, dtype=bool)
     missing = {name for name in kinds if seen[name].missing}
@@ -144,6 +154,7 @@ def load_table(
     if other is not None:
         others = sum(len(next(iter(block.values()))) for _, block in read_table(other))
         x_test, y_test, its_rows = _encoded(other, schema, others, dtype)
+        _warn_of_unseen(other, schema)
         without += others - len(its_rows)
     x, y = x[torch.from_numpy(train)], y[torch.from_numpy(train)]
     if not len(x) or not len(x_test):
@@ -174,6 +185,21 @@ def _other_file(path: Path, test: object) -> Path | None:
     if not isinstance(test, (float, str)):
         raise TypeError(f"test: expected a fraction, the name of a column or a file, got {test!r}")
     return None
+
+
+def _warn_of_unseen(path: Path, schema: Schema) -> None:
+    """Warn of categories in a file that no training row had: they count as none."""
+    found: dict[str, set[str]] = {}
+    for _, block in read_table(path):
+        for name, others in schema.unseen(block).items():
+            found.setdefault(name, set()).update(others)
+    for name, values in found.items():
+        warnings.warn(
+            f"{path}, column {name!r}: no training row had {name_list(sorted(values))}; they count as none of its "
+            "categories",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def _look(path: Path) -> tuple[dict[str, _Seen], list[str], int]:

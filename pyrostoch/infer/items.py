@@ -11,7 +11,7 @@ from torch import Tensor
 from pyrostoch._checks import name_list, suggest
 from pyrostoch._manual import see
 from pyrostoch._structure import flat_inputs, with_labels
-from pyrostoch._targets import Target, read_targets
+from pyrostoch._targets import Target, Targets, read_targets
 from pyrostoch.likelihoods import Likelihood
 from pyrostoch.protocols import FlatInputs, TargetKeys
 
@@ -125,7 +125,8 @@ def check_known_classes(labels: object, what: str) -> Tensor:
         ValueError: They are not whole numbers, one for each example.
     """
     if not isinstance(labels, Tensor):
-        raise TypeError(f"{what}: expected a tensor of class indices, got {type(labels).__name__}")
+        advice = "; make the labels an input, layers.accept_labels" if isinstance(labels, Targets) else ""
+        raise TypeError(f"{what}: expected a tensor of class indices, got {type(labels).__name__}{advice}")
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.dim() != 1:
         raise ValueError(
             f"{what}: expected class indices, whole numbers of shape (batch,), got {labels.dtype} of shape "

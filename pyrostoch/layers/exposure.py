@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -54,6 +55,11 @@ class WithExposure(nn.Module):
                 f"{len(own)} input(s) and {got}{see('how-to/several_heads')}"
             )
         output = self.net(*own)
+        if isinstance(output, Mapping):
+            raise TypeError(
+                "WithExposure: expected a network that returns log means as a tensor, got a dictionary; add "
+                f"exposure.log() in the network itself{see('how-to/several_heads')}"
+            )
         # What is negative becomes NaN, which no loss, prediction or score accepts.
         offset = exposure.log().reshape((-1,) + (1,) * (output.dim() - 1))
         if self.outputs is None:

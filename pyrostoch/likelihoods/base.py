@@ -250,7 +250,10 @@ def as_likelihood(spec: LikelihoodSpec) -> Likelihood:
     if isinstance(spec, type) and issubclass(spec, Likelihood):
         hint = f"; use an instance: {spec.__name__}()"
     elif isinstance(spec, nn.Module):
-        hint = "; for a mean squared error that is Gaussian(), for a cross-entropy Categorical() or Bernoulli()"
+        hint = (
+            "; for a mean squared error that is Gaussian(), for a cross-entropy Categorical() or Bernoulli(), for any "
+            "other loss Loss(...)"
+        )
     raise TypeError(
         "likelihood: expected a pyrostoch.likelihoods.* instance or a function from the network's output to a Pyro "
         f"distribution, got {spec!r}{hint}{see('how-to/write_a_likelihood')}"

@@ -5,20 +5,31 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pyro.poutine.messenger import Messenger
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
 from pyrostoch._targets import Target
-from pyrostoch.likelihoods.base import Likelihood, LikelihoodSpec, as_likelihood
-from pyrostoch.likelihoods.quantities import Noise
+from pyrostoch.likelihoods.base import FromOutput, Likelihood, LikelihoodSpec, as_likelihood
 from pyrostoch.likelihoods.select import select_output
 from pyrostoch.likelihoods.several import JointObservations
 from pyrostoch.moments import Moments
 from pyrostoch.protocols import Output
 
 __all__ = ["Joint"]
+
+
+class _OfHead(Messenger):
+    """Names the sites of a head, such as the scale of its noise, after it."""
+
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def _pyro_sample(self, msg: Any) -> None:
+        msg["name"] = msg["name"].replace("likelihood.", f"likelihood.{self.name}.", 1)
 
 
 class Joint(Likelihood):
@@ -63,9 +74,6 @@ class Joint(Likelihood):
                     f"likelihood Joint head {name!r}: {type(head).__name__} takes several targets itself; put it "
                     f"around the Joint, or its heads into it{see('how-to/several_heads')}"
                 )
-            for part in head.modules():
-                if isinstance(part, Noise):  # a random scale is a site, whose name must be its own
-                    part.site = part.site.replace("likelihood.", f"likelihood.{name}.", 1)
         self.heads = nn.ModuleList(made.values())  # a ModuleDict refuses names such as `values`
         self.head_names = tuple(made)
         self.target_names = self.head_names
@@ -78,7 +86,11 @@ class Joint(Likelihood):
 
     def draw(self) -> dict[str, Tensor | float]:
         """The quantities of every head, by head and name."""
-        return {f"{name}.{key}": value for name, head in self.by_name.items() for key, value in head.draw().items()}
+        found: dict[str, Tensor | float] = {}
+        for name, head in self.by_name.items():
+            with _OfHead(name):
+                found |= {f"{name}.{key}": value for key, value in head.draw().items()}
+        return found
 
     def identity(self) -> str:
         """The heads and what identifies them."""
@@ -98,18 +110,20 @@ class Joint(Likelihood):
         drawn = self.draw() if quantities is None else quantities
         found = {}
         for name, head in self.by_name.items():
-            part: Any = output if head.output is not None else self._part(output, name)
+            part: Any = output if head.output is not None else self._part(output, name, head)
             own = {key.partition(".")[2]: value for key, value in drawn.items() if key.partition(".")[0] == name}
             found[name] = head(part, own)
         return JointObservations(found)
 
-    def _part(self, output: Any, name: str) -> Tensor | Moments:
+    def _part(self, output: Any, name: str, head: Likelihood) -> Any:
         if isinstance(output, (Tensor, Moments)):
             raise TypeError(
                 f"likelihood Joint: expected a network that returns a part for each head, as a dictionary with "
                 f"{name_list(self.head_names)}, got a single tensor, of which no head knows its part"
                 f"{see('how-to/several_heads')}"
             )
+        if isinstance(head, FromOutput) and isinstance(output, Mapping) and name in output:
+            return output[name]  # a function may read several tensors
         return select_output(output, name, f"Joint head {name!r}")
 
     def check_shape(self, distribution: Distribution, target: Target) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Callable
-from typing import Any, cast
+from typing import Any, NoReturn, cast
 
 import torch
 from pyro.distributions import TorchDistribution
@@ -19,7 +20,11 @@ from pyrostoch.likelihoods.base import FromOutput
 from pyrostoch.moments import Moments
 from pyrostoch.protocols import Output
 
-__all__ = ["Loss", "LossDistribution"]
+__all__ = ["Loss", "LossDistribution", "NoDrawsError"]
+
+
+class NoDrawsError(NotImplementedError):
+    """Targets cannot be drawn, since only a loss of them is known."""
 
 
 class LossDistribution(TorchDistribution):
@@ -47,7 +52,14 @@ class LossDistribution(TorchDistribution):
         Args:
             value: The targets.
         """
-        found = self.loss(self.output, value)
+        output = self.output
+        if isinstance(output, Tensor) and isinstance(value, Tensor) and value.is_floating_point():
+            if output.shape != value.shape and output.numel() == value.numel():
+                raise ValueError(
+                    f"likelihood Loss: output {tuple(output.shape)} and targets {tuple(value.shape)} would be "
+                    "broadcast against each other; reshape the targets, or the network's output"
+                )
+        found = self.loss(output, value)
         if not isinstance(found, Tensor) or found.shape != self.batch_shape:
             got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
@@ -56,6 +68,17 @@ class LossDistribution(TorchDistribution):
                 f"{see('how-to/write_a_likelihood')}"
             )
         return -found
+
+    def sample(self, sample_shape: _size = ()) -> NoReturn:
+        """Raises `NoDrawsError`: there is no distribution of targets.
+
+        Args:
+            sample_shape: Not used.
+        """
+        raise NoDrawsError(
+            "likelihood Loss: a loss has no distribution of targets, so that none can be drawn; give the targets, or "
+            "leave out what needs draws, as to_arviz(posterior_predictive=False)"
+        )
 
 
 class Loss(FromOutput):
@@ -104,7 +127,8 @@ class Loss(FromOutput):
                 f"likelihood Loss: expected tensors as the network's output, got {type(output).__name__}; moments of "
                 "several outputs cannot be read by a loss: use the estimator 'shared', 'local' or 'marginal'"
             )
-        return LossDistribution(self.make, output, sizes[0])  # type: ignore[arg-type]
+        # A part that all examples share may have another size.
+        return LossDistribution(self.make, output, statistics.mode(sizes))  # type: ignore[arg-type]
 
     def check_shape(self, distribution: Distribution, target: Target) -> None:
         """Raise a `ValueError` if there are not as many targets as examples; the rest is the loss's own.

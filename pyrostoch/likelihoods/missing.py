@@ -158,7 +158,8 @@ def mark_padding(target: Tensor, lengths: Tensor, index: int | None = None) -> T
         >>> mark_padding(torch.tensor([[4, 0]]), torch.tensor([1]), index=-100)
         tensor([[   4, -100]])
     """
-    if target.dim() < 2 or lengths.shape != target.shape[:1] or lengths.is_floating_point():
+    whole = not lengths.is_floating_point() and lengths.dtype != torch.bool
+    if target.dim() < 2 or lengths.shape != target.shape[:1] or not whole:
         raise ValueError(
             f"padding: expected targets (batch, most, ...) and a whole number for each example, got "
             f"{tuple(target.shape)} and {lengths.dtype} of shape {tuple(lengths.shape)}"
@@ -173,4 +174,12 @@ def mark_padding(target: Tensor, lengths: Tensor, index: int | None = None) -> T
         )
     beyond = torch.arange(target.shape[1], device=target.device) >= lengths[:, None]
     beyond = beyond.reshape(beyond.shape + (1,) * (target.dim() - 2))
+    if index is not None:
+        limits = torch.iinfo(target.dtype)
+        if not limits.min <= index <= limits.max:
+            raise ValueError(f"padding: the index {index} does not fit into {target.dtype}; convert by labels.long()")
+        if bool(((target == index) & ~beyond).any()):
+            raise ValueError(
+                f"padding: the index {index} is a label of some entries, too; choose another, such as -100"
+            )
     return torch.where(beyond, torch.nan if index is None else index, target)

@@ -134,7 +134,8 @@ class WeightedObservations(TorchDistribution):
         """
         drawn: Any = self.base.sample(sample_shape)
         parts: dict[Any, Tensor] = drawn.parts if isinstance(drawn, Targets) else {self.target: drawn}
-        return Targets({**parts, self.weight: torch.ones(self.base.batch_shape, device=drawn.device)})
+        shape = torch.Size(sample_shape) + self.base.batch_shape
+        return Targets({**parts, self.weight: torch.ones(shape, device=drawn.device)})
 
 
 def observations(distribution: Distribution, y: Target | None) -> Iterator[Observation]:

@@ -23,7 +23,7 @@ class Weighted(Likelihood):
     A weight w counts an example w times; one that is no such count, as that of importance or trust, makes a
     pseudo-likelihood, whose posterior is no longer that of the data, and `decompose` says so. Nothing is normalized:
     with weights whose mean is not 1, data weigh more or less against the prior. Predictions and scores are not
-    weighted.
+    weighted, nor is the rate of random activations with a prior.
 
     Targets are a dictionary, `fit(model, guide, (x, {"target": y, "weight": w}))`; where items are dictionaries,
     `BayesianModel(target=("target", "weight"))`.
@@ -34,6 +34,7 @@ class Weighted(Likelihood):
         weight: Name of the weights, (batch,).
 
     Raises:
+        TypeError: The likelihood has weights already.
         ValueError: The names are the same.
 
     Example:
@@ -49,6 +50,8 @@ class Weighted(Likelihood):
     def __init__(self, likelihood: LikelihoodSpec, *, target: str = "target", weight: str = "weight") -> None:
         super().__init__()
         self.likelihood = as_likelihood(likelihood)
+        if isinstance(self.likelihood, Weighted):
+            raise TypeError("likelihood Weighted: expected a likelihood without weights; multiply the weights instead")
         self.target, self.weight = target, weight
         names = self.likelihood.target_names or (target,)
         if weight in names:

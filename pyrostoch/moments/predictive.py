@@ -54,7 +54,8 @@ class OutputDistribution(TorchDistribution):
         closed: Function that returns the likelihood's closed-form formulas, or `None` if it has none.
 
     Attributes:
-        base_dist: The distribution at the mean output.
+        at_mean: The distribution at the mean output.
+        base_dist: What that is made of.
 
     Raises:
         ValueError: `output.settings.closed` is set, and the likelihood has no closed form.
@@ -83,7 +84,7 @@ class OutputDistribution(TorchDistribution):
                 "one); leave out ':closed'"
             )
         self.closed = formulas if formulas is not None and (formulas.exact or output.settings.closed) else None
-        at_mean = distribution(output.loc)
+        self.at_mean = at_mean = distribution(output.loc)
         self.base_dist: Any = getattr(at_mean, "base_dist", at_mean)
         super().__init__(at_mean.batch_shape, at_mean.event_shape, validate_args=False)
 

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from pyrostoch import guides
 from pyrostoch._inputs import count_examples, device_of_inputs, have_common_part, take_examples
 from pyrostoch._seeds import forked, generator_states, set_generator_states
+from pyrostoch._targets import Target
 from pyrostoch.effects import Interpretation, SharedSample
 from pyrostoch.effects.interpretation import SiteDraw
 from pyrostoch.effects.meeting import cut_is_safe
@@ -95,11 +96,12 @@ class PosteriorSampler:
         """A new interpretation for the mode."""
         return SharedSample() if self.joint else MODES[self.mode].interpretation(self.model)
 
-    def split_batch(self, x: FlatInputs) -> Iterator[tuple[FlatInputs, slice]]:
+    def split_batch(self, x: FlatInputs, y: Target | None = None) -> Iterator[tuple[FlatInputs, slice]]:
         """Split a batch into pieces whose activations are within the limit of memory.
 
         Args:
             x: Inputs.
+            y: Their targets, which a density of the user's own may bring together.
 
         Returns:
             The pieces, and the rows of the batch that each has.
@@ -123,7 +125,7 @@ class PosteriorSampler:
             size = min(size, max(enough, min(4 * plan.weight_bytes, 8 * half) // draw_bytes))
         if plan.channels_last:
             inputs = tuple(_channels_last(part) for part in inputs)
-        if size < count and isinstance(self.model, BayesianModel) and self.model.examples_meet(x):
+        if size < count and isinstance(self.model, BayesianModel) and self.model.examples_meet(x, y):
             size = count
         # Pieces of equal size: a small last one would take Python as long as any other.
         size = -(-count // -(-count // size))

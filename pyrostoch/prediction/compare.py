@@ -99,7 +99,7 @@ def _scores_of(model: Model, sampler: PosteriorSampler, batches: Batches, device
     for batch, targets in batches_on_device(batches, device):
         start = time.perf_counter()
         scores.labels = marked(model, batch)
-        for x, examples in sampler.split_batch(batch):
+        for x, examples in sampler.split_batch(batch, targets):
             average = average_for(model, targets[examples])
             for statistics in sampler.run(x, average.statistics):
                 average.add(statistics)
@@ -158,7 +158,7 @@ def accuracy_by_samples(
         for batch, targets in batches_on_device(batches_for(model, data, batch_size), device):
             for found in scores.values():
                 found.labels = marked(model, batch)
-            for x, examples in sampler.split_batch(batch):
+            for x, examples in sampler.split_batch(batch, targets):
                 average, spent = average_for(model, targets[examples]), 0.0
                 start = time.perf_counter()
                 for k, statistics in enumerate(sampler.run(x, average.statistics), 1):

@@ -64,8 +64,9 @@ class Comparison(Record):
         num_examples: Number of examples scored: those of which the likelihood masks every target are left out.
         rows: One row per mode.
         reliability: For classes: confidence and accuracy by bin, by mode.
-        heads: For several heads (`likelihoods.Joint`): the scores of each, by name. The rows then have the log density
-            of the targets of all heads together, which depend on the same draws, and nothing else.
+        heads: For several heads (`likelihoods.Joint`): the scores of each of which anything is observed, by name. The
+            rows then have the log density of the targets of all heads together, which depend on the same draws, and
+            nothing else.
         loss: Whether the likelihood is a loss (`likelihoods.Loss`): what is called NLL is then no density's.
     """
 

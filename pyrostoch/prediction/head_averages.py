@@ -56,7 +56,12 @@ class HeadAverages:
         found: dict[str, Tensor] = {}
         for name, average in self.heads.items():
             average.y = None if targets is None else targets[name]
-            own = average.statistics(joint.heads[name])
+            try:
+                own = average.statistics(joint.heads[name])
+            except ValueError:
+                if targets is not None:
+                    raise
+                continue  # nothing can be said of this head without targets
             found |= {f"{name}{_SEPARATOR}{key}": value for key, value in own.items()}
         if targets is not None:
             densities = [found[f"{name}{_SEPARATOR}density"] for name in self.heads]
@@ -72,7 +77,8 @@ class HeadAverages:
         if "density" in statistics:
             self._density.update(statistics["density"])
         for name, own in split_heads(statistics, tuple(self.heads)).items():
-            self.heads[name].add(own)
+            if own:
+                self.heads[name].add(own)
 
     @property
     def observed(self) -> Tensor | None:

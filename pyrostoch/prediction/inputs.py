@@ -37,7 +37,7 @@ def split(model: Model, x: FlatInputs, y: Target | None, size: int) -> list[tupl
     if y is not None and ((isinstance(y, Tensor) and y.dim() == 0) or len(y) != count):
         found = "one without axes" if isinstance(y, Tensor) and y.dim() == 0 else len(y)
         raise ValueError(f"targets y: expected a tensor of {count} targets, one per example, got {found}")
-    if count > size and isinstance(model, BayesianModel) and model.examples_meet(x):
+    if count > size and isinstance(model, BayesianModel) and model.examples_meet(x, y):
         size = count
     starts = [slice(i, i + size) for i in range(0, count, size)]
     return [(take_examples(x, rows, in_dims), None if y is None else y[rows]) for rows in starts]

@@ -45,6 +45,8 @@ def observed_mask(distribution: Distribution, y: Tensor | None = None) -> Tensor
         >>> observed_mask(dist.Normal(torch.zeros(2), 1.0).mask(torch.tensor([True, False])))
         tensor([ True, False])
     """
+    if isinstance(distribution, OutputDistribution):
+        distribution = distribution.at_mean
     shape = distribution.batch_shape + distribution.event_shape
     inner: Any = distribution
     mask: Tensor | None = None

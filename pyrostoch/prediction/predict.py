@@ -248,6 +248,7 @@ def predict(
     heads = {
         head: Prediction(**(how | without_nan(own) | {"loss": is_loss(likelihood, head)}))
         for head, own in by_head.items()
+        if own
     }
     return Prediction(**how, log_density=fields.get("log_density"), heads=heads)
 
@@ -306,7 +307,7 @@ def _fields(
     def pieces() -> Iterator[tuple[FlatInputs, DrawAverage | HeadAverages]]:
         for x_batch, y_batch in batches:
             y_batch = None if y_batch is None else y_batch.to(target)
-            for x_piece, rows in sampler.split_batch(to_device(x_batch, target)):
+            for x_piece, rows in sampler.split_batch(to_device(x_batch, target), y_batch):
                 yield x_piece, average_for(model, None if y_batch is None else y_batch[rows])
 
     with seeded(seed, target), evaluating(model, guide):

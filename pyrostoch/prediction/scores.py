@@ -5,15 +5,23 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
+import torch
+from torch import Tensor
+
 from pyrostoch.infer.known_labels import KnownLabels
 from pyrostoch.likelihoods.reading import is_loss
 from pyrostoch.metrics import Classification, Regression, RunningMean
+from pyrostoch.metrics.accuracy import correct
 from pyrostoch.prediction.comparison import Comparison, ComparisonRow
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan
 from pyrostoch.prediction.head_averages import HeadAverages
 from pyrostoch.protocols import Model
 
-__all__ = ["HeadScores", "comparison_of"]
+__all__ = ["HeadScores", "NothingToScoreError", "comparison_of"]
+
+
+class NothingToScoreError(ValueError):
+    """Every target of the data is missing."""
 
 
 class Scores:
@@ -26,6 +34,7 @@ class Scores:
         self.examples = RunningMean()
         self.has_mean = True
         self.joint = False
+        self.accuracies = RunningMean()
 
     def update(self, average: DrawAverage | HeadAverages) -> None:
         """Add a batch. Targets that the likelihood masks are left out, and examples of which nothing is observed."""
@@ -41,6 +50,8 @@ class Scores:
             labels = slice(None) if observed is None else observed.reshape(-1)
             self.classes.update(log_probs[labels], y.reshape(-1).long()[labels])
             self.joint = average.log_probs.dim() > 2
+            if self.joint:
+                self.accuracies.update(_share_right(average.log_probs, y, observed)[rows])
             return
         # A time that may be censored has a mean, which is no prediction of both numbers of a target.
         self.has_mean = self.has_mean and "mean" in found and found["mean"].shape == y.shape
@@ -52,7 +63,7 @@ class Scores:
         """The scores; the time and what was known are filled in by others."""
         if self.examples.count == 0:
             of_head = f" of head {self.head!r}" if self.head else ""
-            raise ValueError(
+            raise NothingToScoreError(
                 f"compare: the likelihood masks every target{of_head} of these data, so there is nothing to score"
             )
         examples = self.examples.compute()
@@ -68,9 +79,10 @@ class Scores:
                 rmse_stderr=None if numbers is None else numbers.rmse_stderr,
             )
         scores = self.classes.compute()
-        nll, nll_stderr = scores.nll, scores.nll_stderr
-        if self.joint:  # several labels per example depend on the same draws: average over examples
+        nll, nll_stderr, accuracy_stderr = scores.nll, scores.nll_stderr, scores.accuracy_stderr
+        if self.joint:  # several labels of an example depend on the same draws and input: average over examples
             nll, nll_stderr = examples.value, examples.stderr
+            accuracy_stderr = self.accuracies.compute().stderr
         return ComparisonRow(
             mode,
             draws,
@@ -78,10 +90,17 @@ class Scores:
             nll,
             nll_stderr,
             accuracy=scores.accuracy,
-            accuracy_stderr=scores.accuracy_stderr,
+            accuracy_stderr=accuracy_stderr,
             brier=scores.brier,
             ece=scores.ece,
         )
+
+
+def _share_right(log_probs: Tensor, y: Tensor, observed: Tensor | None) -> Tensor:
+    """The share of each example's labels, of those observed, that are predicted correctly."""
+    right = correct(log_probs.flatten(0, -2), y.reshape(-1).long()).reshape(len(y), -1).double()
+    seen = torch.ones_like(right) if observed is None else observed.reshape(len(y), -1).double()
+    return (right * seen).sum(1) / seen.sum(1)
 
 
 class HeadScores:
@@ -122,7 +141,9 @@ def comparison_of(model: Model, found: dict[str, tuple[int, HeadScores]]) -> Com
     """
     likelihood = getattr(model, "likelihood", None)
     tables = {}
-    for head in next(iter(found.values()))[1].by_head:
+    for head, first in next(iter(found.values()))[1].by_head.items():
+        if head and first.examples.count == 0:
+            continue  # nothing of it is observed
         rows, reliability, count = [], {}, 0
         for mode, (draws, all_scores) in found.items():
             scores = all_scores.by_head[head]

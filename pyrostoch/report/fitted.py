@@ -115,13 +115,15 @@ def _record(
     seed: int,
 ) -> dict[str, Any]:
     device = device_of(model, guide)
-    first = batches_for(model, test, 2, "test").first()[0]
+    first, targets = batches_for(model, test, 2, "test").first()
     modes, reason = modes_with_rules(model, guide, first)
     no_data: Any = None
     found = score(Experiment(model, guide, no_data, test, target_std), modes, seed=seed, curve=CURVE_SAMPLES)  # type: ignore[arg-type]
     with seeded(seed, device):
         terms = decompose(model, guide, train, num_samples=num_samples)
-        shown = predict(model, guide, first, mode=modes[0], device=device)
+        shown = predict(model, guide, first, y=targets, mode=modes[0], device=device)
+    if target_std != 1.0 and (shown.mean is None or shown.mean.shape[1:].numel() != 1 or model.likelihood.missing):
+        raise ValueError("write_report: target_std is for a single output, none of which is missing; leave it out")
     random = [name for name, site in model.sites.items() if site.role != "scale"]
     priors = list(dict.fromkeys(repr(model.prior(name)) for name in random))
     history = {} if fit is None else fit.history

@@ -142,7 +142,7 @@ def is_table(name: str) -> bool:
     Args:
         name: The name.
     """
-    return name.lower().endswith((".csv", ".tsv", ".parquet"))
+    return name.lower().endswith((".csv", ".tsv", ".parquet", ".pq"))
 
 
 def _table_path(name: str, chosen: Mapping[str, Any]) -> str:

@@ -30,7 +30,11 @@ def write_settings(folder: Path, config: Config) -> None:
     """
     lines = ["# Settings of this run. To repeat it:", f"#     pyrostoch {config.kind} --config {SETTINGS_FILE}", ""]
     # JSON's strings, numbers and lists of these are TOML's, too.
-    lines += [f"{key} = {json.dumps(value)}" for key, value in config.to_dict().items() if value is not None]
+    lines += [
+        f"{key} = {json.dumps(value, ensure_ascii=False)}"
+        for key, value in config.to_dict().items()
+        if value is not None
+    ]
     path = folder / SETTINGS_FILE
     temporary = temporary_name(path)
     temporary.write_text("\n".join(lines) + "\n", encoding="utf-8")
