@@ -16,6 +16,7 @@ _NAMES = (
     "graph_nodes",
     "padded_sentences",
     "house_prices",
+    "turned_digits",
     "ternary_network",
     "information_bottleneck",
     "conditional_classification",
