@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from typing import Any
 
 import pyro
@@ -204,3 +205,30 @@ def test_draws_of_a_loss_are_refused_and_weights_are_not_nested() -> None:
     drawn = Weighted(Gaussian(1.0))(torch.zeros(4, 2)).sample((3,))
     assert drawn["target"].shape == (3, 4, 2)
     assert drawn["weight"].shape == (3, 4)
+
+
+def test_a_loss_of_several_targets_gets_them_by_name() -> None:
+    x, y = data_of()
+    y["size"][::4] = torch.nan  # padding, which is the loss's own
+
+    def both(output: dict[str, Tensor], targets: dict[str, Tensor]) -> Tensor:
+        kind = F.cross_entropy(output["kind"], targets["kind"], reduction="none")
+        return kind + (output["size"] - targets["size"].nan_to_num(0.0)).abs().sum(1)
+
+    model = model_of(Loss(both, targets=("kind", "size")))
+    guide = ps.guides.Additive(model)
+    expected = both(model.net(x), y)
+    assert ps.decompose(model, guide, (x, y)).data == pytest.approx(-expected.sum().item(), rel=1e-6)
+    found = ps.compare(model, guide, (x, y), modes="mean", batch_size=7)["mean"]
+    assert found.nll == pytest.approx(expected.mean().item(), rel=1e-6)
+    assert -pyro.infer.Trace_ELBO().loss(model, guide, x, y) == pytest.approx(-expected.sum().item(), rel=1e-6)
+    log_density = ps.predict(model, guide, x, y=y, mode="mean").log_density
+    assert log_density is not None
+    torch.testing.assert_close(log_density, -expected.detach())
+    held = ps.fit(model, guide, (x, y), epochs=1, batch_size=8, validation=(x, y), **QUIET)
+    assert math.isfinite(held.elbo) and math.isfinite(held.history["validation"][0])
+    with pytest.raises(ValueError, match="expected exactly 'kind', 'size'"):
+        ps.fit(model, guide, (x, {"kind": y["kind"]}), epochs=1, **QUIET)
+    random = model_of(Loss(both, targets=("kind", "size")), prior=ps.priors.Normal())
+    with pytest.raises(ValueError, match="a loss of several targets"):
+        ps.to_arviz(random, ps.guides.Additive(random), (x, y), draws=2, log_likelihood=False)

@@ -18,6 +18,7 @@ from torch.distributions import Distribution
 from pyrostoch._checks import name_list
 from pyrostoch._inputs import example_axes
 from pyrostoch._manual import see
+from pyrostoch._targets import Targets
 from pyrostoch._version import __version__
 from pyrostoch.effects import SharedSample
 from pyrostoch.likelihoods.pseudo import is_pseudo
@@ -91,6 +92,8 @@ def collect_groups(
         first = observation_distribution(model, trace, x0)
     check_targets(model, first, y0)
     _check_densities(options, first)
+    if any(isinstance(part.value, Targets) for part in observations(first, y0)):
+        raise ValueError("to_arviz: the likelihood is a loss of several targets, which are no observations of one kind")
     observed = {_variable(part.name): _room(count, part.value) for part in observations(first, y0)}
     _check_memory(options, chosen, observed)
     posterior = {n: np.empty((options.num_draws, *v.shape), _numpy(v).dtype) for n, v in chosen.items()}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import statistics
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn, cast
 
 import torch
@@ -14,7 +14,7 @@ from torch.types import _size
 
 from pyrostoch._descriptions import describe_function
 from pyrostoch._manual import see
-from pyrostoch._targets import Target
+from pyrostoch._targets import Target, Targets
 from pyrostoch.effects.trees import leaves_of, tensors_in
 from pyrostoch.likelihoods.base import FromOutput
 from pyrostoch.moments import Moments
@@ -38,7 +38,7 @@ class LossDistribution(TorchDistribution):
 
     arg_constraints = {}
 
-    def __init__(self, loss: Callable[[Any, Tensor], Tensor], output: Any, count: int) -> None:
+    def __init__(self, loss: Callable[[Any, Any], Tensor], output: Any, count: int) -> None:
         self.loss, self.output = loss, output
         super().__init__(torch.Size([count]), validate_args=False)
 
@@ -46,11 +46,11 @@ class LossDistribution(TorchDistribution):
         """Itself if `batch_shape` is its own, as in a plate: targets have no event axes that could be told apart."""
         return self if torch.Size(batch_shape) == self.batch_shape else super().expand(batch_shape, _instance)
 
-    def log_prob(self, value: Tensor) -> Tensor:
+    def log_prob(self, value: Any) -> Tensor:
         """The negative loss of each example, in nats.
 
         Args:
-            value: The targets.
+            value: The targets, a tensor or several.
         """
         output = self.output
         if isinstance(output, Tensor) and isinstance(value, Tensor) and value.is_floating_point():
@@ -59,7 +59,7 @@ class LossDistribution(TorchDistribution):
                     f"likelihood Loss: output {tuple(output.shape)} and targets {tuple(value.shape)} would be "
                     "broadcast against each other; reshape the targets, or the network's output"
                 )
-        found = self.loss(output, value)
+        found = self.loss(output, value.parts if isinstance(value, Targets) else value)
         if not isinstance(found, Tensor) or found.shape != self.batch_shape:
             got = f"shape {tuple(found.shape)}" if isinstance(found, Tensor) else type(found).__name__
             raise ValueError(
@@ -91,6 +91,7 @@ class Loss(FromOutput):
     Args:
         loss: A function of the network's output, as it returns it, and of the targets, that returns a loss for each
             example, (batch,).
+        targets: The names of several targets, which the loss then gets as a dictionary; they are not checked.
 
     Raises:
         TypeError: It is no function.
@@ -107,13 +108,14 @@ class Loss(FromOutput):
 
     pseudo = True
 
-    def __init__(self, loss: Callable[[Any, Tensor], Tensor]) -> None:
+    def __init__(self, loss: Callable[[Any, Any], Tensor], *, targets: Sequence[str] | None = None) -> None:
         if not callable(loss) or isinstance(loss, type):
             raise TypeError(
                 f"likelihood Loss: expected a function of output and targets, got {loss!r}; an instance for a class of "
                 "losses, as torch.nn.HuberLoss(reduction='none')"
             )
         super().__init__(cast(Any, loss))
+        self.target_names = None if targets is None else tuple(targets)
 
     def identity(self) -> str:
         """The type, and the source of the function with the values that it uses."""
@@ -142,3 +144,13 @@ class Loss(FromOutput):
                 f"likelihood Loss: expected {distribution.batch_shape[0]} targets, as many as examples, got "
                 f"{len(target)}"
             )
+
+    def check_target(self, distribution: Distribution, target: Target) -> None:
+        """Raise a `ValueError` for targets that are NaN or infinite; several targets are the loss's own.
+
+        Args:
+            distribution: What gives the negative loss.
+            target: The targets.
+        """
+        if not isinstance(target, Targets):
+            super().check_target(distribution, target)
