@@ -14,6 +14,7 @@ from pyrostoch.data.errors import CorruptDataError, DataNotFoundError, DownloadE
 from pyrostoch.data.image_folder import image_files, load_images
 from pyrostoch.data.image_schema import ImageSchema
 from pyrostoch.data.load import NAMES, load, locate
+from pyrostoch.data.scenes import DigitClips, DigitScenes
 from pyrostoch.data.schema import Column, Schema
 from pyrostoch.data.split import DataSplit
 from pyrostoch.data.table import Table, load_table
@@ -24,6 +25,8 @@ __all__ = [
     "CorruptDataError",
     "DataNotFoundError",
     "DataSplit",
+    "DigitClips",
+    "DigitScenes",
     "DownloadError",
     "ImageSchema",
     "Schema",

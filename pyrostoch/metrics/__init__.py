@@ -9,6 +9,7 @@ from pyrostoch.metrics.accuracy import Accuracy
 from pyrostoch.metrics.brier import Brier
 from pyrostoch.metrics.calibration import Calibration, Reliability
 from pyrostoch.metrics.classification import Classification, ClassificationScores
+from pyrostoch.metrics.detection import AveragePrecision, DetectionScores, box_overlaps, mask_overlaps
 from pyrostoch.metrics.nll import NegativeLogLikelihood
 from pyrostoch.metrics.regression import Regression, RegressionScores
 from pyrostoch.metrics.running import Estimate, RunningMean
@@ -16,10 +17,12 @@ from pyrostoch.metrics.uncertainty import EntropyDecomposition, MomentAverage, P
 
 __all__ = [
     "Accuracy",
+    "AveragePrecision",
     "Brier",
     "Calibration",
     "Classification",
     "ClassificationScores",
+    "DetectionScores",
     "EntropyDecomposition",
     "Estimate",
     "MomentAverage",
@@ -29,5 +32,7 @@ __all__ = [
     "RegressionScores",
     "Reliability",
     "RunningMean",
+    "box_overlaps",
     "decompose_entropy",
+    "mask_overlaps",
 ]

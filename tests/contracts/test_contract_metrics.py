@@ -20,6 +20,7 @@ each_metric = pytest.mark.parametrize("name", METRICS)
 OTHERS = {
     *("ClassificationScores", "EntropyDecomposition", "Estimate", "MomentAverage", "PredictiveAverage"),
     *("RegressionScores", "Reliability"),
+    *("AveragePrecision", "DetectionScores"),  # takes images, and keeps the scores of detections
 }
 
 
