@@ -6,6 +6,7 @@
 | `LeNet5` | convolutional, 20-50-500-10, with batch normalization |
 | `VGG` | thirteen convolutions for CIFAR images, with batch normalization and dropout; `width` scales it |
 | `TriDeNT`, `TriDeNTConv` | three-state neurons between linear layers, or between convolutions |
+| `Detector` | a compact detector of objects without anchors; `detection_loss`, `detect` and `nms` belong to it |
 | `CropAndFlip` | a layer to put in front of a network: random crops and flips of training images |
 
 `build` makes one of `NAMES` for given input and output sizes, `build_from_file` a network by a function in a file of
@@ -21,6 +22,7 @@ if __name__ != "pyrostoch.models":
     )
 
 from pyrostoch.models.augment import CropAndFlip
+from pyrostoch.models.detector import Detections, Detector, detect, detection_loss, nms
 from pyrostoch.models.from_file import build_from_file
 from pyrostoch.models.lenet import LeNet5
 from pyrostoch.models.mlp import MLP
@@ -33,9 +35,14 @@ __all__ = [
     "NAMES",
     "VGG",
     "CropAndFlip",
+    "Detections",
+    "Detector",
     "LeNet5",
     "TriDeNT",
     "TriDeNTConv",
     "build",
     "build_from_file",
+    "detect",
+    "detection_loss",
+    "nms",
 ]
