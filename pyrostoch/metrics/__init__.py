@@ -10,9 +10,11 @@ from pyrostoch.metrics.brier import Brier
 from pyrostoch.metrics.calibration import Calibration, Reliability
 from pyrostoch.metrics.classification import Classification, ClassificationScores
 from pyrostoch.metrics.detection import AveragePrecision, DetectionScores, box_overlaps, mask_overlaps
+from pyrostoch.metrics.mean_iou import MeanIoU, SegmentationScores
 from pyrostoch.metrics.nll import NegativeLogLikelihood
 from pyrostoch.metrics.regression import Regression, RegressionScores
 from pyrostoch.metrics.running import Estimate, RunningMean
+from pyrostoch.metrics.tracking import Tracking, TrackingScores
 from pyrostoch.metrics.uncertainty import EntropyDecomposition, MomentAverage, PredictiveAverage, decompose_entropy
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "DetectionScores",
     "EntropyDecomposition",
     "Estimate",
+    "MeanIoU",
     "MomentAverage",
     "NegativeLogLikelihood",
     "PredictiveAverage",
@@ -32,6 +35,9 @@ __all__ = [
     "RegressionScores",
     "Reliability",
     "RunningMean",
+    "SegmentationScores",
+    "Tracking",
+    "TrackingScores",
     "box_overlaps",
     "decompose_entropy",
     "mask_overlaps",

@@ -385,6 +385,7 @@ METRICS = {
     "NegativeLogLikelihood": MetricMember(metrics.NegativeLogLikelihood),
     "Brier": MetricMember(metrics.Brier),
     "Calibration": MetricMember(metrics.Calibration),
+    "MeanIoU": MetricMember(metrics.MeanIoU),
     "Classification": MetricMember(partial(metrics.Classification, 5)),
     "Regression": MetricMember(metrics.Regression, _regression_batch),
     "RunningMean": MetricMember(metrics.RunningMean, _values),

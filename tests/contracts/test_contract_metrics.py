@@ -20,7 +20,9 @@ each_metric = pytest.mark.parametrize("name", METRICS)
 OTHERS = {
     *("ClassificationScores", "EntropyDecomposition", "Estimate", "MomentAverage", "PredictiveAverage"),
     *("RegressionScores", "Reliability"),
-    *("AveragePrecision", "DetectionScores"),  # takes images, and keeps the scores of detections
+    "SegmentationScores",
+    # What takes images or clips, one by one.
+    *("AveragePrecision", "DetectionScores", "Tracking", "TrackingScores"),
 }
 
 

@@ -1,0 +1,142 @@
+"""Mean intersection over union, and the scores of tracking, against naive twins."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from pyrostoch.metrics import MeanIoU, Tracking
+
+
+def test_mean_overlap_is_that_of_sets_of_positions() -> None:
+    log_probs, labels = torch.randn(300, 5).log_softmax(-1), torch.randint(0, 4, (300,))
+    log_probs[:, 4] = -torch.inf  # a class that never occurs
+    metric = MeanIoU(5)
+    for part, own in zip(log_probs.log_softmax(-1).split(70), labels.split(70), strict=True):
+        metric.update(part, own)
+    found = metric.compute()
+    guess = log_probs.argmax(-1)
+    overlaps = [int(((guess == c) & (labels == c)).sum()) / int(((guess == c) | (labels == c)).sum()) for c in range(4)]
+    assert found.by_class[:4] == pytest.approx(overlaps)
+    assert math.isnan(found.by_class[4])
+    assert found.mean_iou == pytest.approx(sum(overlaps) / 4)
+    assert found.accuracy == pytest.approx(float((guess == labels).float().mean()))
+
+
+Clip = tuple[list[Tensor], list[Tensor], list[Tensor]]
+
+
+def clip(frames: int = 8) -> Clip:
+    """Objects that are followed, lost, doubled and exchanged."""
+    overlaps, tracks, objects = [], [], []
+    names = list(range(10, 14))
+    for _ in range(frames):
+        if torch.rand(()) < 0.3:
+            names[0], names[1] = names[1], names[0]
+        there = [k for k in range(4) if torch.rand(()) < 0.8]
+        found = [k for k in range(4) if torch.rand(()) < 0.8]
+        table = 0.6 * torch.rand(len(found), len(there), dtype=torch.float64)
+        for row, k in enumerate(found):
+            if k in there:
+                table[row, there.index(k)] = 0.4 + 0.6 * torch.rand((), dtype=torch.float64)
+        overlaps.append(table)
+        tracks.append(torch.tensor([names[k] for k in found]))
+        objects.append(torch.tensor(there))
+    return overlaps, tracks, objects
+
+
+def naive(clips: list[Clip], least: float) -> dict[str, float]:
+    """Every assignment is tried."""
+    misses = false = switches = total = detections = agreeing = 0
+    for overlaps, tracks, objects in clips:
+        before: dict[int, int] = {}
+        for table, own, given in zip(overlaps, tracks, objects, strict=True):
+            names, truths = own.tolist(), given.tolist()
+            fixed = {
+                column: names.index(before[truth])
+                for column, truth in enumerate(truths)
+                if before.get(truth) in names and table[names.index(before[truth]), column] >= least
+            }
+            free = [column for column in range(len(truths)) if column not in fixed]
+            rows = [row for row in range(len(names)) if row not in fixed.values()]
+            best: tuple[float, dict[int, int]] = (-1.0, {})
+            for choice in itertools.product([None, *rows], repeat=len(free)):
+                used = [row for row in choice if row is not None]
+                pairs = {column: row for column, row in zip(free, choice, strict=True) if row is not None}
+                if len(set(used)) < len(used) or any(table[row, column] < least for column, row in pairs.items()):
+                    continue
+                worth = float(sum(table[row, column] for column, row in pairs.items()))
+                best = max(best, (worth, pairs), key=lambda pair: pair[0])
+            pairs = fixed | best[1]
+            for column, row in pairs.items():
+                switches += before.get(truths[column], names[row]) != names[row]
+                before[truths[column]] = names[row]
+            misses, false = misses + len(truths) - len(pairs), false + len(names) - len(pairs)
+            total, detections = total + len(truths), detections + len(names)
+        seen_tracks = sorted({int(t) for own in tracks for t in own})
+        seen_objects = sorted({int(o) for own in objects for o in own})
+        most = 0
+        for choice in itertools.permutations([*seen_tracks, *[None] * len(seen_objects)], len(seen_objects)):
+            count = 0
+            for table, own, given in zip(overlaps, tracks, objects, strict=True):
+                names, truths = own.tolist(), given.tolist()
+                for truth, track in zip(seen_objects, choice, strict=True):
+                    if truth in truths and track in names:
+                        count += bool(table[names.index(track), truths.index(truth)] >= least)
+            most = max(most, count)
+        agreeing += most
+    mota = 1 - (misses + false + switches) / total
+    return {"mota": mota, "idf1": 2 * agreeing / (total + detections), "misses": misses, "switches": switches}
+
+
+def test_scores_of_tracking_are_those_of_the_naive_twin() -> None:
+    clips = [clip() for _ in range(4)]
+    metric = Tracking(0.5)
+    for each in clips:
+        metric.update(*each)
+    found, expected = metric.compute(), naive(clips, 0.5)
+    for name, value in expected.items():
+        assert getattr(found, name) == pytest.approx(value), name
+    assert found.switches > 0 and found.misses > 0 and found.false_positives > 0
+    first, second = Tracking(0.5), Tracking(0.5)
+    for number, each in enumerate(clips):
+        (first if number < 2 else second).update(*each)
+    first.merge(second)
+    assert first.compute() == found
+
+
+def test_tracks_that_are_perfect_or_exchanged() -> None:
+    same = [torch.tensor([1, 2])] * 6
+    metric = Tracking()
+    metric.update([torch.eye(2)] * 6, same, [torch.tensor([5, 6])] * 6)
+    assert (metric.compute().mota, metric.compute().idf1) == (1.0, 1.0)
+    # Two objects that exchange their tracks halfway: two switches, and half of the frames agree.
+    metric = Tracking()
+    metric.update([torch.eye(2)] * 3 + [torch.eye(2).flip(0)] * 3, same, [torch.tensor([5, 6])] * 6)
+    found = metric.compute()
+    assert found.switches == 2
+    assert found.mota == pytest.approx(1 - 2 / 12)
+    assert found.idf1 == pytest.approx(0.5)
+
+
+def test_clips_that_do_not_fit_are_refused() -> None:
+    table, two = torch.eye(2), torch.tensor([0, 1])
+    cases: list[tuple[Any, str]] = [
+        (([table] * 2, [two], [two]), "one entry for each frame"),
+        (([table[:1]], [two], [two]), "frame 0: expected overlaps"),
+        (([table], [torch.tensor([3, 3])], [two]), "there twice"),
+    ]
+    for given, message in cases:
+        with pytest.raises(ValueError, match=message):
+            Tracking().update(*given)
+    with pytest.raises(ValueError, match="no objects"):
+        Tracking().compute()
+    with pytest.raises(ValueError, match="overlap"):
+        Tracking(0.0)
+    with pytest.raises(ValueError, match="cannot merge"):
+        Tracking(0.5).merge(Tracking(0.6))
