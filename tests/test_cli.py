@@ -63,7 +63,8 @@ def test_compare_prints_settings_and_results(compared: tuple[Path, str]) -> None
         assert [mean, many] == [pytest.approx(100 * rows[key]["accuracy"], abs=0.0051) for key in ("mean", "mc:20")]
     assert "variance: 10.0 % with mean weights (chance: 10 %)" in output or "variance: 9." in output
     assert record["command"].startswith("pyrostoch compare --data digits --epochs 2 --hidden 12,10")
-    files = {"results.json", "report.html", "posterior.nc", *(f"{guide}.safetensors" for guide in COMPARED_GUIDES)}
+    files = {"results.json", "report.html", "config.toml", "posterior.nc"}
+    files |= {f"{guide}.safetensors" for guide in COMPARED_GUIDES}
     assert {path.name for path in folder.iterdir()} == files
 
 

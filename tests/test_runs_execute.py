@@ -67,7 +67,12 @@ def record(complete: Path) -> dict[str, Any]:
 
 def test_folder_holds_all_files(complete: Path) -> None:
     names = {path.name for path in complete.iterdir()}
-    assert names == {"results.json", "posterior.nc", *(f"{guide}.safetensors" for guide in COMPARED_GUIDES)}
+    assert names == {
+        "results.json",
+        "config.toml",
+        "posterior.nc",
+        *(f"{guide}.safetensors" for guide in COMPARED_GUIDES),
+    }
 
 
 def test_record_describes_the_run(record: dict[str, Any], config: Config) -> None:

@@ -253,7 +253,7 @@ def test_a_run_folder_in_use_is_refused_by_name(
 
     with pytest.raises(KeyboardInterrupt):
         execute(config, folder, callback=Second())
-    assert sorted(os.listdir(folder)) == ["additive.safetensors", "results.json"]
+    assert sorted(os.listdir(folder)) == ["additive.safetensors", "config.toml", "results.json"]
 
 
 def test_a_single_save_does_not_replace_what_a_run_writes(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from pyrostoch.runs.folder import (
 from pyrostoch.runs.registry import guide_kind
 from pyrostoch.runs.saved_run import checkpoint_name, file_stem, read_config
 from pyrostoch.runs.scores import CURVE_SAMPLES, elbo_terms, modes_for, posterior_histograms, score
-from pyrostoch.runs.settings_file import write_settings
+from pyrostoch.runs.settings_file import SETTINGS_FILE, write_settings
 from pyrostoch.runs.threads import limit_threads
 from pyrostoch.safefile import temporary_name
 from pyrostoch.training.checkpoint import load
@@ -144,7 +144,8 @@ def _run_remaining(
     begin = perf_counter()
     before = float(record["seconds"])
     write_record(folder, record)
-    write_settings(folder, config)
+    if not (folder / SETTINGS_FILE).is_file():
+        write_settings(folder, config)
     callback.on_run_start(record)
     finished = {result["name"]: result for result in record["guides"]}
     for name in config.guides:

@@ -30,8 +30,8 @@ def call(name: str, layer: nn.Module, x: Tensor) -> Tensor:
 
 
 def test_every_public_layer_is_registered() -> None:
-    # Selections give no activations; they are parts of a Conditional layer.
-    without = ("RandomWeights", "SoftSelection", "GatedSelection", "SelectedAt")
+    # Selections give no activations; they are parts of a Conditional layer. An exposure is one more input of a network.
+    without = ("RandomWeights", "SoftSelection", "GatedSelection", "SelectedAt", "WithExposure")
     assert public(layers, nn.Module, without=without) == kinds(LAYERS)
 
 
