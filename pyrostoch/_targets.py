@@ -108,7 +108,7 @@ def example_shapes(y: Target) -> dict[str, tuple[int, ...]]:
     return {name: tuple(part.shape[1:]) for name, part in parts.items()}
 
 
-def read_targets(given: object, names: tuple[str, ...] | None, what: str, title: str) -> Target:
+def read_targets(given: object, names: tuple[str, ...] | None, what: str, title: str = "") -> Target:
     """The targets that a user gave: a tensor, or a dictionary of tensors where there are several.
 
     Args:

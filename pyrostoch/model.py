@@ -35,7 +35,7 @@ from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import LikelihoodSpec, as_likelihood
 from pyrostoch.likelihoods.apart import densities_meet
 from pyrostoch.likelihoods.observe import observe
-from pyrostoch.likelihoods.reading import LogDensities, full_precision, reads_in_its_own_way
+from pyrostoch.likelihoods.reading import LogDensities, full_precision, reading_of
 from pyrostoch.moments import Moments
 from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, freeze_random, is_bias
 from pyrostoch.protocols import FlatInputs, GivenTargets, InDims, Inputs, Output, TargetKeys
@@ -283,7 +283,7 @@ class BayesianModel(nn.Module):
     def _reading(self, y: Target | None = None) -> LogDensities | None:
         """What a likelihood of the user's own reads of the output; those of this library keep examples apart."""
         y = self._calls[-1].y if y is None and self._calls else y
-        return LogDensities(self.likelihood, y) if reads_in_its_own_way(self.likelihood) else None
+        return reading_of(self.likelihood, y)
 
     def observation(self, x: Inputs) -> Distribution:
         """Draw the weights and return the distribution of the observations given them; nothing is observed.

@@ -53,6 +53,15 @@ class Isolation:
             torch.autograd.set_detect_anomaly(False)
 
 
+@pytest.fixture
+def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Run in an empty folder, with no data set but the bundled one."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
+    monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
+    return tmp_path
+
+
 def pytest_configure(config: pytest.Config) -> None:
     os.environ.pop("PYROSTOCH_DOCS", None)  # error messages would name a reader's own site
     config.pluginmanager.register(Isolation(), "pyrostoch-isolation")

@@ -24,12 +24,7 @@ from pyrostoch.runs.registry import COMPARED_GUIDES, GUIDES
 QUICK = ("--epochs", "2", "--hidden", "12,10", "--device", "cpu")
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in an empty folder, with no data set but the bundled one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
-    monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 @pytest.fixture(scope="module")

@@ -28,12 +28,9 @@ def wrong(model):
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in a folder of its own, without a data folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
-    monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
-    (tmp_path / "my_guides.py").write_text(GUIDES)
+def own_file(own_folder: Path) -> None:
+    """Write the file into the folder."""
+    (own_folder / "my_guides.py").write_text(GUIDES)
 
 
 def results(folder: str | Path) -> Any:

@@ -26,12 +26,9 @@ def wrong():
 
 
 @pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in a folder with the file, and no data set but the bundled one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
-    monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
-    (tmp_path / "nets.py").write_text(FILE)
+def own_file(own_folder: Path) -> None:
+    """Write the file into the folder."""
+    (own_folder / "nets.py").write_text(FILE)
 
 
 def test_a_network_of_a_file_is_trained_and_scored(tmp_path: Path) -> None:

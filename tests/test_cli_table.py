@@ -13,12 +13,7 @@ from commands import call
 SMALL = ("--hidden", "12", "--device", "cpu", "--quiet")
 
 
-@pytest.fixture(autouse=True)
-def empty_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in an empty folder, with no data set but the bundled one."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
-    monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def houses(path: str, count: int, seed: int) -> list[float]:

@@ -33,12 +33,7 @@ def stripes(folder: str, count: int, mode: str = "L") -> None:
         write(f"{folder}/{'upright' if index % 2 else 'lying'}/{index:03}.png", pixels, mode)
 
 
-@pytest.fixture(autouse=True)
-def own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Run in a folder of its own, without a data folder."""
-    monkeypatch.chdir(tmp_path)
-    monkeypatch.delenv("PYROSTOCH_DATA", raising=False)
-    monkeypatch.delenv("PYROSTOCH_DEBUG", raising=False)
+pytestmark = pytest.mark.usefixtures("own_folder")
 
 
 def test_two_commands_lead_from_images_to_predictions() -> None:

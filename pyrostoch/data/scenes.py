@@ -48,12 +48,12 @@ class _Composed(Dataset[dict[str, Tensor]]):
         part: str,
         count: int,
         *,
-        seed: int,
-        data: str,
-        data_dir: str | None,
-        size: int,
-        digits: tuple[int, int],
-        overlap: float,
+        seed: int = 0,
+        data: str = "mnist",
+        data_dir: str | None = None,
+        size: int = 96,
+        digits: tuple[int, int] = (2, 5),
+        overlap: float = 0.1,
     ) -> None:
         if part not in ("train", "test"):
             raise ValueError(f"part: expected 'train' or 'test', got {part!r}")
@@ -165,22 +165,6 @@ class DigitScenes(_Composed):
         >>> item["image"].shape, item["boxes"].shape, 2 <= int(item["count"]) <= 3
         (torch.Size([1, 32, 32]), torch.Size([3, 4]), True)
     """
-
-    def __init__(
-        self,
-        part: str,
-        count: int,
-        *,
-        seed: int = 0,
-        data: str = "mnist",
-        data_dir: str | None = None,
-        size: int = 96,
-        digits: tuple[int, int] = (2, 5),
-        overlap: float = 0.1,
-    ) -> None:
-        super().__init__(
-            part, count, seed=seed, data=data, data_dir=data_dir, size=size, digits=digits, overlap=overlap
-        )
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
         """A scene.

@@ -37,7 +37,7 @@ class Reader:
         self,
         target: TargetKeys = None,
         labels: bool = False,
-        read: Callable[[object, str], Target] = lambda given, what: read_targets(given, None, what, "none"),
+        read: Callable[[object, str], Target] = lambda given, what: read_targets(given, None, what),
     ) -> None:
         self.target, self.labels, self.read = target, labels, read
 

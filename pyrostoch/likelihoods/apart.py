@@ -16,7 +16,8 @@ from pyrostoch.effects.meeting import quiet_evaluation
 from pyrostoch.effects.swap import call_with
 from pyrostoch.effects.trees import map_tensors
 from pyrostoch.likelihoods.base import Likelihood
-from pyrostoch.likelihoods.reading import full_precision, reads_in_its_own_way
+from pyrostoch.likelihoods.parts import reads_in_its_own_way
+from pyrostoch.likelihoods.reading import full_precision
 from pyrostoch.protocols import InDims
 
 __all__ = ["densities_meet"]

@@ -134,7 +134,7 @@ class Joint(Likelihood):
             target: The targets.
         """
         for name, head in self.by_name.items():
-            with_name(name, head.check_shape, distribution, target)
+            _check_head(name, head.check_shape, distribution, target)
 
     def check_target(self, distribution: Distribution, target: Target) -> None:
         """Raise an error for targets outside the support of their head's distribution.
@@ -144,10 +144,10 @@ class Joint(Likelihood):
             target: The targets.
         """
         for name, head in self.by_name.items():
-            with_name(name, head.check_target, distribution, target)
+            _check_head(name, head.check_target, distribution, target)
 
 
-def with_name(name: str, check: Any, joint: Any, targets: Any) -> None:
+def _check_head(name: str, check: Any, joint: Any, targets: Any) -> None:
     """Check the targets of a head; an error says which.
 
     Args:

@@ -24,7 +24,7 @@ __all__ = ["Loss", "LossDistribution", "NoDrawsError"]
 
 
 class NoDrawsError(NotImplementedError):
-    """Targets cannot be drawn, since only a loss of them is known."""
+    """Targets cannot be drawn, since only a loss of them is known: torch's error of distributions without samples."""
 
 
 class LossDistribution(TorchDistribution):

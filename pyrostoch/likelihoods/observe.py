@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from typing import Any
 
 import pyro
@@ -18,13 +19,12 @@ __all__ = ["observe"]
 class _ExampleWeights(Messenger):
     """Multiplies log densities by weights, of which some may be 0; `pyro.poutine.scale` reads and refuses those."""
 
-    def __init__(self, weight: Tensor | None) -> None:
+    def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = weight
 
     def _pyro_sample(self, msg: Any) -> None:
-        if self.weight is not None:
-            msg["scale"] = msg["scale"] * self.weight
+        msg["scale"] = msg["scale"] * self.weight
 
 
 def observe(distribution: Distribution, y: Target | None) -> Any:
@@ -42,6 +42,6 @@ def observe(distribution: Distribution, y: Target | None) -> Any:
     found: dict[str, Any] = {}
     for part in observations(distribution, y):
         own: Any = part.distribution
-        with _ExampleWeights(part.weight):
+        with contextlib.nullcontext() if part.weight is None else _ExampleWeights(part.weight):
             found[part.name] = pyro.sample(f"obs.{part.name}" if part.name else "obs", own, obs=part.value)
     return found[""] if "" in found else found

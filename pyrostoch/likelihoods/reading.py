@@ -12,11 +12,10 @@ from torch import Tensor
 
 from pyrostoch._targets import Target
 from pyrostoch.effects.trees import map_tensors
-from pyrostoch.likelihoods.base import FromOutput, Likelihood
-from pyrostoch.likelihoods.joint import Joint
-from pyrostoch.likelihoods.loss import Loss
+from pyrostoch.likelihoods.base import Likelihood
+from pyrostoch.likelihoods.parts import reads_in_its_own_way
 
-__all__ = ["LogDensities", "full_precision", "is_loss", "parts_of", "reads_in_its_own_way"]
+__all__ = ["LogDensities", "full_precision", "reading_of"]
 
 
 def full_precision(output: Any) -> Any:
@@ -75,45 +74,16 @@ class LogDensities:
             return log_prob
 
 
-def reads_in_its_own_way(likelihood: Likelihood) -> bool:
-    """Whether a likelihood, or a head of it, is the user's own, which may bring examples together.
+def reading_of(likelihood: Likelihood, y: Target | None) -> LogDensities | None:
+    """What a likelihood of the user's own reads of the output; those of this library keep examples apart.
 
     Args:
         likelihood: The likelihood.
+        y: Targets, of which the first ones are taken.
 
     Example:
         >>> from pyrostoch.likelihoods import Categorical
-        >>> reads_in_its_own_way(Categorical())
-        False
+        >>> reading_of(Categorical(), None) is None
+        True
     """
-    parts = parts_of(likelihood)
-    return any(isinstance(part, FromOutput) or not type(part).__module__.startswith("pyrostoch.") for part in parts)
-
-
-def parts_of(likelihood: Likelihood) -> list[Likelihood]:
-    """A likelihood and those that it is made of.
-
-    Args:
-        likelihood: The likelihood.
-    """
-    return [part for part in likelihood.modules() if isinstance(part, Likelihood)]
-
-
-def is_loss(likelihood: object, head: str = "") -> bool:
-    """Whether a likelihood, or a head of it, or any of its heads, is a `Loss`, so that nothing is a density.
-
-    Args:
-        likelihood: The likelihood of a model; what is none is no loss.
-        head: Name of the head; all of them where it is empty.
-
-    Example:
-        >>> is_loss(Loss(lambda output, y: (output - y).square().sum(1))), is_loss(None)
-        (True, False)
-    """
-    if not isinstance(likelihood, Likelihood):
-        return False
-    parts = parts_of(likelihood)
-    joint = next((part for part in parts if isinstance(part, Joint)), None)
-    if head and joint is not None:
-        parts = parts_of(joint.by_name[head])
-    return any(isinstance(part, Loss) for part in parts)
+    return LogDensities(likelihood, y) if reads_in_its_own_way(likelihood) else None

@@ -31,6 +31,7 @@ class HeadAverages:
         names: The names of the heads.
 
     Attributes:
+        y: The targets, which tell how many examples there are.
         heads: The average of each head.
         classes: That all heads together are no classes.
     """
@@ -38,7 +39,8 @@ class HeadAverages:
     classes = False
 
     def __init__(self, model: Model, y: Target | None, names: tuple[str, ...]) -> None:
-        self._model, self.y = model, y
+        self._model = model
+        self.y: Any = y
         self.heads = {name: DrawAverage(model, None, checks=False) for name in names}
         self._density = LogMeanExp()
 
@@ -79,6 +81,11 @@ class HeadAverages:
         for name, own in split_heads(statistics, tuple(self.heads)).items():
             if own:
                 self.heads[name].add(own)
+
+    @property
+    def targets(self) -> Any:
+        """The targets of all heads."""
+        return self.y
 
     @property
     def observed(self) -> Tensor | None:

@@ -15,7 +15,7 @@ from pyrostoch._structure import flat_inputs, with_labels
 from pyrostoch._targets import Target
 from pyrostoch.infer.items import check_known_classes, reader_of
 from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
-from pyrostoch.likelihoods.reading import is_loss
+from pyrostoch.likelihoods.parts import is_loss
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import DrawAverage, without_nan

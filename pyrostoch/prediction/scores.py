@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrostoch.infer.known_labels import KnownLabels
-from pyrostoch.likelihoods.reading import is_loss
+from pyrostoch.likelihoods.parts import is_loss
 from pyrostoch.metrics import Classification, Regression, RunningMean
 from pyrostoch.metrics.accuracy import correct
 from pyrostoch.prediction.comparison import Comparison, ComparisonRow
@@ -38,7 +38,7 @@ class Scores:
 
     def update(self, average: DrawAverage | HeadAverages) -> None:
         """Add a batch. Targets that the likelihood masks are left out, and examples of which nothing is observed."""
-        y: Any = average.y if isinstance(average, HeadAverages) else average.targets
+        y: Any = average.targets
         observed = average.observed
         rows = slice(None) if observed is None else observed.reshape(len(y), -1).any(1)
         found = without_nan(average.results())

@@ -11,7 +11,7 @@ from torch import nn
 from pyrostoch._checks import check_positive, name_list
 from pyrostoch._manual import see
 from pyrostoch._version import versions
-from pyrostoch.likelihoods.reading import is_loss
+from pyrostoch.likelihoods.parts import is_loss
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.decompose import decompose
 from pyrostoch.prediction.predict import predict
@@ -117,8 +117,8 @@ def _record(
     device = device_of(model, guide)
     first, targets = batches_for(model, test, 2, "test").first()
     modes, reason = modes_with_rules(model, guide, first)
-    no_data: Any = None
-    found = score(Experiment(model, guide, no_data, test, target_std), modes, seed=seed, curve=CURVE_SAMPLES)  # type: ignore[arg-type]
+    parts: Any = train, test
+    found = score(Experiment(model, guide, parts[0], parts[1], target_std), modes, seed=seed, curve=CURVE_SAMPLES)
     with seeded(seed, device):
         terms = decompose(model, guide, train, num_samples=num_samples)
         shown = predict(model, guide, first, y=targets, mode=modes[0], device=device)

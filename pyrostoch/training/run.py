@@ -20,7 +20,7 @@ from pyrostoch._targets import Target
 from pyrostoch.effects.usage import warn_of_unused
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.parallel import Ranks
-from pyrostoch.likelihoods.reading import parts_of
+from pyrostoch.likelihoods.parts import parts_of
 from pyrostoch.prediction.validation import predictive_loss, training_mode
 from pyrostoch.protocols import FlatInputs
 from pyrostoch.safefile import check_storable, write_file
