@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 from typing import Any
 
 import pyro
@@ -279,3 +280,25 @@ def test_moments_count_what_is_observed() -> None:
     model = model_of(Joint({"kind": Categorical(ignore_index=-1), "size": Gaussian(nan_is_missing=True)}))
     terms = ps.decompose(model, ps.guides.Additive(model), (x, y), estimator="moments")
     assert {row.head: row.num_observed for row in terms.heads} == {"kind": N - 7, "size": 6}
+
+
+def test_an_interrupted_run_with_heads_ends_in_the_same_bits(tmp_path: Path) -> None:
+    data = data_of()
+
+    def run(name: str, **settings: Any) -> tuple[ps.Fit, Any]:
+        torch.manual_seed(1)
+        model = model_of(joint(), prior=ps.priors.Normal())
+        guide = ps.guides.Additive(model)
+        path = tmp_path / f"{name}.safetensors"
+        return ps.fit(model, guide, data, epochs=3, batch_size=8, checkpoint=path, **settings, **QUIET), guide
+
+    def stop(row: dict[str, Any]) -> None:
+        if row["epoch"] == 2:
+            raise KeyboardInterrupt
+
+    whole, guide = run("whole")
+    with pytest.raises(KeyboardInterrupt):
+        run("parts", callback=stop)
+    resumed, other = run("parts", resume=True)
+    assert resumed.history["elbo"] == whole.history["elbo"]
+    assert all(torch.equal(a, b) for a, b in zip(guide.parameters(), other.parameters(), strict=True))
