@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import hashlib
 import importlib.util
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 from pyrostoch._checks import name_list, suggest
 from pyrostoch._manual import see
 
-__all__ = ["absolute_name", "function_from_file", "is_file_name"]
+__all__ = ["absolute_name", "digests", "function_from_file", "is_file_name"]
 
 
 def is_file_name(name: str) -> bool:
@@ -33,6 +34,16 @@ def absolute_name(name: str) -> str:
         return name
     file, _, function = name.rpartition(":")
     return f"{Path(file).expanduser().absolute()}:{function}"
+
+
+def digests(names: Iterable[str]) -> dict[str, str]:
+    """SHA-256 of each file among names of files and functions in them, by its path; what is gone is left out.
+
+    Args:
+        names: The names; others are left out.
+    """
+    paths = {name.rpartition(":")[0] for name in names if is_file_name(name)}
+    return {path: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in sorted(paths) if Path(path).is_file()}
 
 
 def function_from_file(name: str, what: str) -> Callable[..., Any]:
@@ -78,5 +89,6 @@ def function_from_file(name: str, what: str) -> Callable[..., Any]:
         key for key, value in vars(module).items() if callable(value) and getattr(value, "__module__", "") == spec.name
     ]
     raise ValueError(
-        f"{what}: {path} has no function {function!r}, but {name_list(own) or 'none'}{suggest(function, own)}{page}"
+        f"{what}: {path} has no function or class {function!r}, but {name_list(own) or 'none'}"
+        f"{suggest(function, own)}{page}"
     )

@@ -281,6 +281,21 @@ def test_caption_of_a_regression_names_the_units(tmp_path: Path) -> None:
     assert "original units" not in str(screen.comparison_table(record).caption)
 
 
+def test_no_digit_of_a_wide_table_is_lost_on_a_narrow_terminal() -> None:
+    guide = {"name": "weight-wise-alpha", "seconds": 12345.6}
+    guide["decomposition"] = {"elbo": -12345678.9, "data": -12345600.4, "kl": 78.5}
+    guide["rows"] = [
+        {"mode": mode, "rmse": 123456.789, "nll": 12.3456} for mode in ("mean", "mc:1", "mc:20", "moments")
+    ]
+    guide["without_moments"] = "there is no rule"
+    shown = io.StringIO()
+    record = {"guides": [guide], "data": {"task": "regression"}}
+    screen.print_whole(Console(file=shown, width=40), screen.comparison_table(record))
+    output = shown.getvalue()
+    assert all(number in output for number in ("-12,345,678.9", "-12,345,600.4", "123,457", "12.346"))
+    assert "No moments: there is no rule." in " ".join(output.split()) and "…" not in output
+
+
 def test_traceback_on_request(monkeypatch: pytest.MonkeyPatch) -> None:
     result = CliRunner().invoke(app, ["--debug", "evaluate", "nothing"])
     assert isinstance(result.exception, FileNotFoundError)

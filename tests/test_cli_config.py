@@ -60,10 +60,17 @@ def test_settings_may_be_few_and_written_as_options_are(tmp_path: Path) -> None:
     assert (config["guides"], config["batch_size"], config["hidden"]) == (["variance"], 300, [9, 7])
 
 
+def test_names_may_be_a_list() -> None:
+    Path("run.toml").write_text('random = ["fc1.weight", "fc3.weight"]\nepochs = 1\nmodel = "mlp"\n')
+    call("train", "--config", "run.toml", "--out", "run")
+    assert results("run")["model"]["random"] == ["fc1.weight", "fc3.weight"]
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        ("epoch = 3", "unknown setting 'epoch'; did you mean 'epochs'"),
+        ("epoch = 3", "unknown setting 'epoch'; there are 'batch_size'"),
+        ("epoch = 3", "; did you mean 'epochs'"),
         ("epochs = 3\nepochs = 4", "it is no TOML file"),
         ('guide = "variance"\nguides = ["additive"]', "'guides' is given twice"),
         ('kind = "compare"', "settings of `pyrostoch compare`, not of `pyrostoch train`"),
@@ -104,7 +111,7 @@ def test_a_guide_of_a_file_is_trained_scored_and_loaded(function: str) -> None:
     [
         (
             "my_guides.py:MyGuid",
-            "no function 'MyGuid', but 'MyGuide', 'autoguide', 'wrong'; did you mean 'MyGuide'",
+            "no function or class 'MyGuid', but 'MyGuide', 'autoguide', 'wrong'; did you mean 'MyGuide'",
         ),
         ("guides.py:MyGuide", "no such file"),
         ("my_guides.py:wrong", "expected a guide, a torch.nn.Module, from wrong(model), got method"),

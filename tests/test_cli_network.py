@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -22,6 +23,12 @@ def needs(num_inputs, depth):
 
 def wrong():
     return 3
+
+class Doubled(nn.Sequential):
+    def __init__(self, num_outputs):
+        super().__init__(nn.Linear(64, num_outputs))
+    def forward(self, x):
+        return 2 * super().forward(x.flatten(1))
 """
 
 
@@ -51,7 +58,24 @@ def test_a_network_of_a_file_is_trained_and_scored(tmp_path: Path) -> None:
     assert "additive mean" in call("evaluate", folder.name)
     assert "Already finished: additive" in call("train", "--resume", "--out", str(folder))
     (tmp_path / "nets.py").write_text(FILE.replace("nn.ReLU()", "nn.Tanh()"))
-    assert "expected the network with" in call("evaluate", folder.name, code=2)
+    with pytest.warns(UserWarning, match="nets.py' changed since"):
+        assert "expected the network with" in call("evaluate", folder.name, code=2)
+
+
+def test_a_changed_network_whose_parameters_still_fit_is_not_read_without_a_word() -> None:
+    def scores() -> list[str]:
+        return re.findall(r"± [\d.]+ [\d.]+", call("evaluate", "run"))
+
+    settings = ("--model", "nets.py:Doubled", "--random", "0.weight", "--epochs", "1", "--out", "run")
+    call("train", *settings)
+    before = scores()
+    Path("nets.py").write_text(FILE.replace("2 * super()", "-2 * super()"))
+    with pytest.warns(UserWarning, match="nets.py' changed since"):
+        assert scores() != before
+    with pytest.warns(UserWarning, match="nets.py' changed since"):
+        call("train", "--resume", *settings)
+    Path("nets.py").write_text(FILE)
+    assert scores() == before and len(before) == 4
 
 
 @pytest.mark.parametrize(
@@ -61,7 +85,7 @@ def test_a_network_of_a_file_is_trained_and_scored(tmp_path: Path) -> None:
         (
             "nets.py:make_nets",
             (),
-            "has no function 'make_nets', but 'make_net', 'needs', 'wrong'; did you mean 'make_net'",
+            "no function or class 'make_nets', but 'make_net', 'needs', 'wrong', 'Doubled'; did you mean 'make_net'",
         ),
         ("nets.py:needs", (), "needs 'depth', too"),
         ("nets.py:make_net", ("--model-arg", "width=3"), "takes no 'width'; it takes 'input_shape'"),

@@ -46,7 +46,9 @@ def test_two_commands_lead_from_images_to_predictions() -> None:
     assert "additive" in call("evaluate", "run", "--modes", "mean")
     stripes("new", 20)
     Path("images").rename("gone")  # the run has all that it needs
-    assert "Wrote p.csv" in call("predict", "run", "new", "--out", "p.csv", "--samples", "5")
+    Path("new/notes.txt").write_text("no image")
+    output = call("predict", "run", "new", "--out", "p.csv", "--samples", "5")
+    assert "1 file(s) that are no images were left out." in output and "Wrote p.csv" in output
     with open("p.csv", newline="") as file:
         rows = list(csv.DictReader(file))
     assert list(rows[0]) == ["file", "class", "p(lying)", "p(upright)", "entropy", "epistemic_share"]

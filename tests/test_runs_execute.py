@@ -228,6 +228,8 @@ def test_regression_is_scored_in_the_units_of_the_target(tmp_path: Path) -> None
     prediction = predict(experiment.model, experiment.guide, experiment.test[0], mode="mean")
     errors = ((prediction.mean - experiment.test[1]) * experiment.target_std).ravel()
     noise = experiment.model.likelihood.scale().item() * experiment.target_std
+    assert guide["noise"] == pytest.approx(noise, rel=1e-5)
+    assert record["data"]["target_std"] == pytest.approx(experiment.target_std)
     rows = {row["mode"]: row for row in guide["rows"]}
     assert rows["mean"]["rmse"] == pytest.approx(errors.square().mean().sqrt().item(), rel=1e-5)
     density = torch.distributions.Normal(0.0, noise).log_prob(errors).mean().item()
@@ -243,6 +245,24 @@ def test_variance_note_of_a_regression() -> None:
     guides = [guide("a", 2.1, 1.0), guide("b", 2.0, 1.0), guide("c", "nan", 1.0)]
     (sentence,) = result_notes({"data": {"classes": None}, "guides": guides})
     assert sentence.startswith("a: RMSE 2.1000 with mean weights, 1.0000 with 20 samples: what it has learned")
+
+
+def test_notes_of_a_regression_that_was_too_short() -> None:
+    def notes(rmse: float, noise: float, epochs: int) -> list[str]:
+        rows = [{"mode": "mean", "rmse": rmse}, {"mode": "mc:20", "rmse": rmse}]
+        guides = [{"name": "a", "rows": rows, "noise": noise}]
+        data = {"classes": None, "target_std": 10.0, "train": 95}
+        return result_notes({"data": data, "guides": guides, "epochs": epochs, "batch_size": 10})
+
+    (sentence,) = notes(9.5, 9.0, 10)
+    assert sentence == (
+        "a: RMSE 9.5 with 20 samples, where the targets' standard deviation is 10: it has learned little; 100 steps "
+        "are few: give more --epochs, or a smaller --batch-size than 10."
+    )
+    assert notes(9.5, 9.0, 100)[0].endswith("it has learned little.")
+    (sentence,) = notes(2.0, 3.1, 100)
+    assert sentence == "a: noise of 3.1 beside an RMSE of 2: its intervals are too wide."
+    assert notes(2.0, 2.9, 10) == []
 
 
 def test_number_of_threads_is_restored() -> None:

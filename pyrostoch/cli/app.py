@@ -194,11 +194,14 @@ def predict(
     with limit_threads(experiment.model.net):
         draw_seed = saved.config.seed if seed is None else seed
         unseen: dict[str, list[str]] = {}
+        others = 0
         if isinstance(schema, ImageSchema):
-            predict_images(experiment, schema, rows, out, samples=samples, seed=draw_seed)
+            others = predict_images(experiment, schema, rows, out, samples=samples, seed=draw_seed)
         else:
             unseen = predict_rows(experiment, schema, rows, out, samples=samples, seed=draw_seed)
     output = console()
+    if others:
+        output.print(f"{others} file(s) that are no images were left out.", markup=False)
     for name, values in unseen.items():
         shown = ", ".join(values[:5]) + (f" and {len(values) - 5} more" if len(values) > 5 else "")
         output.print(f"Column {name}: no training row had {shown}; they count as none of its categories.", markup=False)
@@ -283,7 +286,7 @@ app.command()(bench)
 
 def _train_guides(kind: str, params: dict[str, Any]) -> None:
     """Execute the run of `compare` or `train`, write its report, and print the results."""
-    from pyrostoch.cli.screen import RunScreen, comparison_table, console
+    from pyrostoch.cli.screen import RunScreen, comparison_table, console, print_whole
     from pyrostoch.report import write
     from pyrostoch.runs import execute
     from pyrostoch.runs.scores import result_notes
@@ -322,7 +325,7 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
         screen.close()
     write(record, folder / "report.html")
     output = console()
-    output.print(comparison_table(record))
+    print_whole(output, comparison_table(record))
     if not params["quiet"]:
         for sentence in result_notes(record):
             output.print(sentence)

@@ -9,6 +9,7 @@ from typing import Any
 
 from rich import box
 from rich.console import Console
+from rich.measure import Measurement
 from rich.progress import (
     BarColumn,
     MofNCompleteColumn,
@@ -220,7 +221,9 @@ def comparison_table(record: dict[str, Any]) -> Table:
     for name in ("nll",) if regression else ("nll", "ece"):
         columns.append((name.upper(), [_row(guide, last_mode).get(name) for guide in guides], 3, min))
     columns.append(("seconds", [guide["seconds"] for guide in guides], 1, None))
-    columns_left_out = "" if "moments" in modes else " No moments: layers of several classes have no rule."
+    reasons = [guide["without_moments"] for guide in guides if guide.get("without_moments")]
+    why = "" if "moments" in modes else " No moments: layers of several classes have no rule."
+    columns_left_out = f" No moments: {reasons[0]}." if reasons else why
     score = "test RMSE" if regression else "test accuracy, %"
     caption = (
         f"ELBO, data term and KL: nats, whole training set. {', '.join(map(_mode_title, modes))}: {score}. "
@@ -231,9 +234,12 @@ def comparison_table(record: dict[str, Any]) -> Table:
     table = Table(box=box.SIMPLE_HEAD, caption=caption, caption_justify="left", pad_edge=False, padding=(0, 1))
     table.add_column("guide", no_wrap=True)
     cells = []
-    for name, values, places, choose in columns:
+    for name, values, most, choose in columns:
         table.add_column(name, justify="right", no_wrap=True)
         numbers = [_number(value) for value in values]
+        # Of large numbers fewer places, so that the table keeps its width.
+        digits_before = max((len(f"{abs(x):.0f}") for x in numbers if math.isfinite(x)), default=1)
+        places = most if most < 2 else max(0, min(most, 6 - digits_before))
         rounded = [round(x, places) for x in numbers if math.isfinite(x)]
         best = choose(rounded) if choose and len(guides) > 1 and rounded else None
         cells.append(
@@ -247,6 +253,22 @@ def comparison_table(record: dict[str, Any]) -> Table:
     for index, guide in enumerate(guides):
         table.add_row(short_name(guide["name"]), *(column[index] for column in cells))
     return table
+
+
+def print_whole(output: Console, table: Table) -> None:
+    """Print a table with all of its digits, also on a narrower terminal, where its lines then wrap.
+
+    Args:
+        output: The console.
+        table: The table.
+    """
+    terminal = output.width
+    needed = Measurement.get(output, output.options.update(max_width=10_000), table).maximum
+    output.width = max(terminal, needed)
+    try:
+        output.print(table, crop=False)
+    finally:
+        output.width = terminal
 
 
 def score_table(rows: Sequence[tuple[str, dict[str, Any]]]) -> Table:

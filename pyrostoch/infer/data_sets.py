@@ -253,7 +253,10 @@ def _from_tensors(
 ) -> _TensorBatches:
     y = None if isinstance(data, Mapping) else data[-1]
     if y is not None and (not isinstance(y, (Tensor, Mapping)) or (isinstance(y, Tensor) and y.dim() == 0)):
-        raise TypeError(f"{what}: expected targets y as a tensor with an axis of examples, got {type(y).__name__}")
+        raise TypeError(
+            f"{what}: expected targets y as a tensor with an axis of examples, or a dictionary of such where the "
+            f"likelihood has several, got {type(y).__name__}"
+        )
     x, y = reader.split(data, what)
     count = count_examples(x, in_dims)
     if count not in (None, len(y)):

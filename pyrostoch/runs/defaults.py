@@ -12,11 +12,12 @@ import torch
 
 from pyrostoch import data
 from pyrostoch._checks import check_choice, name_list
+from pyrostoch._manual import see
 from pyrostoch._user_file import absolute_name, is_file_name
 from pyrostoch.models import NAMES as MODELS
 from pyrostoch.models import VGG
 from pyrostoch.runs.config import Config, is_image_folder, table_options
-from pyrostoch.runs.registry import COMPARED_GUIDES
+from pyrostoch.runs.registry import COMPARED_GUIDES, guide_kind
 
 __all__ = ["choose_device", "fill_defaults", "is_table"]
 
@@ -114,6 +115,8 @@ def fill_defaults(kind: str, given: Mapping[str, Any]) -> Config:
     fixed = {"kind": kind, "data": name, "model": model, "hidden": hidden, "batch_size": batch_size, "data_dir": root}
     if "guides" in chosen:
         chosen["guides"] = tuple(map(absolute_name, chosen["guides"]))
+        for guide in filter(is_file_name, chosen["guides"]):
+            guide_kind(guide)  # before there is a folder of the run
     chosen["device"] = choose_device(chosen.get("device", "auto"))
     return Config(**{**defaults, **chosen, **fixed})
 
@@ -129,9 +132,13 @@ def _model_name(name: str, chosen: Mapping[str, Any]) -> str:
     """The name of a network; of one in a file of the user's own with the absolute path."""
     if not is_file_name(name):
         return check_choice("model", name, MODELS)
+    file = name.rpartition(":")[0]
+    if not Path(file).expanduser().is_file():
+        raise FileNotFoundError(f"model: {file}: no such file{see('how-to/own_network')}")
     if not chosen.get("random"):
         raise ValueError(
-            f"model {name!r}: say which of its weights are random, by name patterns, such as --random 'fc2.weight'"
+            f"model {name!r}: say which of its weights are random, by patterns of the names of its parameters, such as "
+            "--random 'fc2.weight' or '*.weight'"
         )
     return absolute_name(name)
 

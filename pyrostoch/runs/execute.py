@@ -10,6 +10,7 @@ from pathlib import Path
 from time import perf_counter
 from typing import Any
 
+from pyrostoch._user_file import digests
 from pyrostoch._version import versions
 from pyrostoch.data import DataSplit
 from pyrostoch.infer.known_labels import conditional_layers
@@ -32,8 +33,8 @@ from pyrostoch.runs.folder import (
     write_record,
 )
 from pyrostoch.runs.registry import guide_kind
-from pyrostoch.runs.saved_run import checkpoint_name, file_stem, read_config
-from pyrostoch.runs.scores import CURVE_SAMPLES, elbo_terms, modes_for, posterior_histograms, score
+from pyrostoch.runs.saved_run import checkpoint_name, file_stem, read_config, warn_of_changed_files
+from pyrostoch.runs.scores import CURVE_SAMPLES, elbo_terms, modes_for, noise_of, posterior_histograms, score
 from pyrostoch.runs.settings_file import SETTINGS_FILE, write_settings
 from pyrostoch.runs.threads import limit_threads
 from pyrostoch.safefile import temporary_name
@@ -193,6 +194,7 @@ def _saved_record(folder: Path, config: Config, resume: bool) -> dict[str, Any] 
             f"run folder {folder}: it holds a run with other settings: {changes}. Give the settings of that run (or "
             "only --resume and --out), or choose another folder with --out"
         )
+    warn_of_changed_files(folder, record)
     return record
 
 
@@ -209,6 +211,7 @@ def _initial_record(config: Config, split: DataSplit, model: BayesianModel, comm
         "device": config.device,
         "seed": config.seed,
         "config": config.to_dict(),
+        "files": digests((config.model, *config.guides)),
         "data": {
             "name": split.name,
             "title": split.title,
@@ -216,6 +219,7 @@ def _initial_record(config: Config, split: DataSplit, model: BayesianModel, comm
             "test": len(split.x_test),
             "classes": split.num_classes,
             "task": split.task,
+            "target_std": split.target_scale[1] if split.target_scale else None,
             "schema": None if split.schema is None else split.schema.to_dict(),
         },
         "model": {
@@ -285,6 +289,7 @@ def _guide_result(config: Config, experiment: Experiment, name: str, fits: list[
         "history": {key: history[key] for key in ("epoch", "elbo", "data", "kl", "kl_weight")},
         "reliability": {mode: bins for mode, bins in scores.reliability.items() if mode != "mc:1"},
         "by_samples": scores.curve,
+        "noise": noise_of(experiment),
         "posterior": posterior_histograms(experiment.guide, sites),
         "without_moments": reason,
     }

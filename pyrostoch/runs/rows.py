@@ -70,7 +70,7 @@ def predict_rows(
 
 def predict_images(
     experiment: Experiment, schema: ImageSchema, path: Path, out: Path, *, samples: int = 100, seed: int = 0
-) -> None:
+) -> int:
     """Predict images; a row has the file, the class, the probability of each, the entropy and its epistemic share.
 
     Args:
@@ -80,6 +80,9 @@ def predict_images(
         out: The CSV file that is written, as a whole or not at all.
         samples: Draws that are averaged.
         seed: Seed of the draws, which are the same for all images.
+
+    Returns:
+        The number of files in the folder that have no ending of images, and were left out.
 
     Raises:
         ValueError: There is no image, or one that cannot be taken as it is.
@@ -101,6 +104,9 @@ def predict_images(
         temporary.replace(out)
     finally:
         temporary.unlink(missing_ok=True)
+    folder = Path(path).expanduser()
+    files = [each for each in folder.rglob("*") if each.is_file() and each.name[0] != "."] if folder.is_dir() else paths
+    return len(files) - len(paths)
 
 
 def _class_header(classes: tuple[str, ...]) -> list[str]:

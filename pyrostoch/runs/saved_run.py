@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 import torch
 
 from pyrostoch._checks import check_choice, name_list
-from pyrostoch._user_file import absolute_name
+from pyrostoch._user_file import absolute_name, digests
 from pyrostoch.data import DataSplit, ImageSchema, Schema
 from pyrostoch.data.schema import Task
 from pyrostoch.runs.config import Config
@@ -20,7 +21,15 @@ from pyrostoch.runs.folder import RECORD_FILE, RunError, find_run, numbered_fold
 from pyrostoch.runs.registry import short_name
 from pyrostoch.training.checkpoint import load
 
-__all__ = ["SavedRun", "checkpoint_name", "file_stem", "find_unfinished", "read_config", "saved_settings"]
+__all__ = [
+    "SavedRun",
+    "checkpoint_name",
+    "file_stem",
+    "find_unfinished",
+    "read_config",
+    "saved_settings",
+    "warn_of_changed_files",
+]
 
 
 def checkpoint_name(config: Config, guide: str) -> str:
@@ -65,6 +74,27 @@ def read_config(folder: Path, record: dict[str, Any]) -> Config:
         return Config.from_dict(record["config"])
     except ValueError as error:
         raise RunError(f"run {folder}: {RECORD_FILE} is damaged, or of another version: {error}") from error
+
+
+def warn_of_changed_files(folder: Path, record: dict[str, Any]) -> None:
+    """Warn of files of the user's own that have changed since a run: their network, or guide, may be another one.
+
+    A checkpoint tells whether its parameters fit, and not what the network does with them.
+
+    Args:
+        folder: The run's folder.
+        record: The record.
+    """
+    config = record["config"]
+    now = digests((config["model"], *config["guides"]))
+    changed = [path for path, digest in record.get("files", {}).items() if now.get(path, digest) != digest]
+    if changed:
+        warnings.warn(
+            f"run {folder}: {name_list(changed)} changed since this run: what follows is of the file as it is now, and "
+            "may be wrong; restore it, or train again",
+            UserWarning,
+            stacklevel=3,
+        )
 
 
 def saved_settings(folder: Path, kind: str) -> dict[str, Any]:
@@ -187,6 +217,7 @@ class SavedRun:
             FileNotFoundError: The checkpoint or the data are missing.
             RunError: The data are not those of the run.
         """
+        warn_of_changed_files(self.folder, self.record)
         config = replace(self.config, device=choose_device(device) if device else self._training_device())
         saved_dir = config.data_dir if config.data_dir and Path(config.data_dir).is_dir() else None
         config = replace(config, data_dir=data_dir or saved_dir)
@@ -241,6 +272,7 @@ class SavedRun:
         scale: tuple[float, float] | None = None,
     ) -> Experiment:
         """A trained guide on as many zeros as there were training examples."""
+        warn_of_changed_files(self.folder, self.record)
         config = replace(self.config, device=choose_device(device) if device else self._training_device())
         count = int(self.record["data"]["train"])
         x = torch.zeros(1, *shape, dtype=getattr(torch, config.dtype)).expand(count, *shape)

@@ -8,11 +8,13 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 
 from pyrostoch._user_file import is_file_name
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides.ratio import free_entries
 from pyrostoch.infer.known_labels import KnownLabels
+from pyrostoch.likelihoods import Noise
 from pyrostoch.prediction.compare import Comparison, accuracy_by_samples, compare
 from pyrostoch.prediction.decompose import Decomposition, decompose
 from pyrostoch.prediction.predict import predict
@@ -27,6 +29,7 @@ __all__ = [
     "MODES",
     "modes_for",
     "modes_with_rules",
+    "noise_of",
     "Scores",
     "elbo_terms",
     "posterior_histograms",
@@ -50,6 +53,9 @@ _MAX_BINS = 40
 _GAP, _RATIO = 0.1, 2.0
 # An accuracy below this multiple of chance shows that little was learned.
 _CHANCE = 2.0
+# So does an RMSE above this share of the targets' standard deviation; noise as much larger than the RMSE is not fitted.
+_LITTLE, _WIDE = 0.9, 1.5
+_FEW_STEPS = 500
 
 
 @dataclass(frozen=True, eq=False)
@@ -195,8 +201,17 @@ def result_notes(record: dict[str, Any]) -> list[str]:
             weight = float(config.get("rate_weight", 1.0))
             advice = f"; a smaller --rate-weight than {weight:g} lets more through" if stochastic else ""
             text = f"{100 * averaged:.1f} % with 20 samples, where chance is {100 / classes:.0f} %"
-            sentences.append(f"{name}: {text}: it has learned little{advice}.")
+            sentences.append(f"{name}: {text}: it has learned little{advice}{_few_steps(record)}.")
             continue
+        spread = record["data"].get("target_std")
+        if not classes and spread and min(mean, averaged) > _LITTLE * float(spread):
+            text = f"RMSE {averaged:.4g} with 20 samples, where the targets' standard deviation is {float(spread):.4g}"
+            sentences.append(f"{name}: {text}: it has learned little{_few_steps(record)}.")
+            continue
+        noise = guide.get("noise")
+        if noise and float(noise) > _WIDE * averaged:
+            text = f"noise of {float(noise):.4g} beside an RMSE of {averaged:.4g}"
+            sentences.append(f"{name}: {text}: its intervals are too wide{_few_steps(record)}.")
         if classes and averaged - mean > _GAP:
             chance = f"chance: {100 / classes:.0f} %"
             text = f"{100 * mean:.1f} % with mean weights ({chance}), {100 * averaged:.1f} % with 20 samples"
@@ -206,6 +221,27 @@ def result_notes(record: dict[str, Any]) -> list[str]:
             continue
         sentences.append(f"{name}: {text}: what it has learned is in the variances of its {places}.")
     return sentences
+
+
+def _few_steps(record: dict[str, Any]) -> str:
+    """Advice where a run had few steps of the optimizer."""
+    if not {"epochs", "batch_size"} <= record.keys():
+        return ""
+    steps = int(record["epochs"]) * -(-int(record["data"]["train"]) // int(record["batch_size"]))
+    few = f"; {steps} steps are few: give more --epochs, or a smaller --batch-size than {record['batch_size']}"
+    return few if steps < _FEW_STEPS else ""
+
+
+def noise_of(experiment: Experiment) -> float | None:
+    """Standard deviation of the noise of a regression, in the original units of the target; else `None`.
+
+    Args:
+        experiment: Model, guide and data.
+    """
+    scale = getattr(experiment.model.likelihood, "scale", None)
+    if not isinstance(scale, Noise) or scale.prior is not None:
+        return None
+    return float(torch.as_tensor(scale()).detach().max()) * experiment.target_std
 
 
 def posterior_histograms(guide: object, sites: Sequence[str]) -> list[dict[str, Any]]:

@@ -19,6 +19,8 @@ SETTINGS_FILE = "config.toml"
 
 # Beside the names of `Config`: what the options of the command line are called.
 _OTHER_NAMES = {"guide": "guides", "model_arg": "model_args"}
+# Texts with names separated by commas, which may be lists in a file.
+_LISTS = ("random", "stochastic", "conditional", "drop", "categorical")
 
 
 def write_settings(folder: Path, config: Config) -> None:
@@ -28,7 +30,7 @@ def write_settings(folder: Path, config: Config) -> None:
         folder: The folder.
         config: The settings.
     """
-    lines = ["# Settings of this run. To repeat it:", f"#     pyrostoch {config.kind} --config {SETTINGS_FILE}", ""]
+    lines = [f"# Settings of this run, which `pyrostoch {config.kind} --config` with this file repeats.", ""]
     # JSON's strings, numbers and lists of these are TOML's, too.
     lines += [
         f"{key} = {json.dumps(value, ensure_ascii=False)}"
@@ -72,12 +74,14 @@ def read_settings(path: str | Path, kind: str) -> dict[str, Any]:
     for key, value in content.items():
         name = key.replace("-", "_")
         if name not in known:
-            raise ValueError(f"config {path}: unknown setting {key!r}{suggest(name, known)}; there are {_names(known)}")
+            raise ValueError(f"config {path}: unknown setting {key!r}; there are {_names(known)}{suggest(name, known)}")
         name = _OTHER_NAMES.get(name, name)
         if name in found:
             raise ValueError(f"config {path}: {name!r} is given twice")
         if name in _OTHER_NAMES.values() and isinstance(value, str):
             value = [value]
+        if isinstance(value, list) and name in _LISTS and all(isinstance(item, str) for item in value):
+            value = ",".join(value)
         found[name] = tuple(value) if isinstance(value, list) else value
         try:
             check_type(name, found[name])
@@ -89,4 +93,4 @@ def read_settings(path: str | Path, kind: str) -> dict[str, Any]:
 
 
 def _names(known: list[str]) -> str:
-    return name_list(sorted(known), len(known))
+    return name_list(sorted(set(known) - {*_OTHER_NAMES.values(), "kind"}), len(known))
