@@ -43,6 +43,7 @@ from pyrostoch.prediction import (
     draws,
     moments_error,
     noise_scaled,
+    outputs,
     predict,
 )
 from pyrostoch.report import write_report
@@ -82,6 +83,7 @@ __all__ = [
     "moments",
     "moments_error",
     "noise_scaled",
+    "outputs",
     "predict",
     "priors",
     "quantize",

@@ -133,8 +133,8 @@ class BayesianModel(nn.Module):
         self.penalty = penalty
         self.in_dims = check_in_dims(in_dims)
         self.target = target
-        #: Whether what reads data hands the targets to the network's conditional layers, too; see `known_labels`.
-        self.labels_are_inputs = False
+        #: What makes known classes of the targets, for the network's conditional layers; see `known_labels`.
+        self.labels_from: Callable[[Any], Tensor] | None = None
         priors = assign(net, prior)
         self._parameter_of = {clean_name(name): name for name in priors}
         reserved = _RESERVED_SITES | {f"obs.{name}" for name in self.likelihood.head_names}

@@ -12,7 +12,7 @@ from torch import Tensor
 import pyrostoch as ps
 from pyrostoch.data import DigitScenes
 from pyrostoch.metrics import AveragePrecision, box_overlaps
-from pyrostoch.models import Detector, detect, detection_loss, nms
+from pyrostoch.models import DetectionLoss, Detections, Detector, detect, nms, object_masks
 
 F64 = torch.float64
 
@@ -83,16 +83,128 @@ def test_the_loss_is_that_of_the_naive_twin() -> None:
     boxes, labels = torch.full((4, 3, 4), torch.nan, dtype=F64), torch.full((4, 3), -1)
     for row, count in enumerate((0, 1, 2, 3)):  # an image without any object, too
         boxes[row, :count], labels[row, :count] = random_boxes(count), torch.randint(0, 3, (count,))
-    found = detection_loss({"classes": logits, "edges": edges}, {"boxes": boxes, "labels": labels})
+    found = DetectionLoss()({"classes": logits, "edges": edges}, {"boxes": boxes, "labels": labels})
     expected = [naive_loss(logits[k], edges[k], boxes[k], labels[k]) for k in range(4)]
     torch.testing.assert_close(found, torch.tensor(expected, dtype=F64), rtol=1e-6, atol=1e-6)
+
+
+def test_a_box_whose_center_is_outside_has_a_cell_at_the_border() -> None:
+    edges = torch.zeros(1, 4, 4, 4, dtype=F64)
+    targets = {"boxes": torch.tensor([[[-9.0, 3.0, 4.0, 6.0]]], dtype=F64), "labels": torch.tensor([[0]])}
+    empty = torch.full((1, 1, 4, 4), -6.0, dtype=F64)
+    found = empty.clone()
+    found[0, 0, 1, 0] = 6.0
+    losses = [float(DetectionLoss()({"classes": logits, "edges": edges}, targets)) for logits in (empty, found)]
+    assert losses[1] < losses[0] - 5.0
+
+
+def test_classes_of_pixels_are_added_by_their_mean() -> None:
+    net = Detector(num_classes=2, width=4, pixels=True).double()
+    output = {name: part.detach() for name, part in net(torch.rand(2, 1, 8, 12, dtype=F64)).items()}
+    assert output["pixels"].shape == (2, 3, 8, 12)
+    boxes, labels = torch.full((2, 1, 4), torch.nan, dtype=F64), torch.full((2, 1), -1)
+    targets = {"boxes": boxes, "labels": labels, "pixels": torch.randint(0, 3, (2, 8, 12))}
+    for image in range(2):
+        wanted = 0.0
+        for row in range(8):
+            for column in range(12):
+                logits = output["pixels"][image, :, row, column].tolist()
+                own = logits[int(targets["pixels"][image, row, column])]
+                wanted += math.log(sum(math.exp(each) for each in logits)) - own
+        without = {name: part for name, part in output.items() if name != "pixels"}
+        total = DetectionLoss(pixel_weight=3.0)(output, targets) - DetectionLoss()(without, targets)
+        assert float(total[image]) == pytest.approx(3.0 * wanted / 96, rel=1e-9)
+
+
+BOX = [1.0, 2.0, 9.0, 10.0]
+
+
+@pytest.mark.parametrize(
+    ("box", "label", "message"),
+    [
+        ([5.0, 2.0, 5.0, 9.0], 1, r"image 1, object 0: expected left < right .* within 32 x 16 pixels, got \[5.0"),
+        ([5.0, 9.0, 7.0, 2.0], 1, "top < bottom"),
+        ([33.0, 2.0, 35.0, 9.0], 1, "image 1, object 0"),
+        ([5.0, 17.0, 7.0, 19.0], 1, "image 1, object 0"),
+        ([torch.nan] * 4, 1, "image 1, object 0"),
+        (BOX, 3, "classes from 0 to 2, and -1 as padding"),
+        (BOX, -2, "classes from 0 to 2"),
+        (BOX, -1, "expected a class for each box"),
+    ],
+)
+def test_objects_that_are_none_are_refused_before_training(box: list[float], label: int, message: str) -> None:
+    boxes, labels = torch.tensor([[BOX], [box], [BOX]]), torch.tensor([[0], [label], [0]])
+    model = ps.BayesianModel(
+        Detector(num_classes=3, width=4),
+        likelihood=ps.likelihoods.Loss(DetectionLoss(), targets=("boxes", "labels")),
+        num_data=3,
+        target=("boxes", "labels"),
+    )
+    x = torch.rand(3, 1, 16, 32)
+    items = [{"x": x[image], "boxes": boxes[image], "labels": labels[image]} for image in range(3)]
+    settings: Any = {"epochs": 1, "batch_size": 1, "progress": False, "compile": False}
+    for data in ((x, {"boxes": boxes, "labels": labels}), items):
+        numbered = message if data is not items else message.replace("image 1", "image 0")  # of its batch
+        with pytest.raises(ValueError, match=numbered):
+            ps.fit(model, ps.guides.Additive(model), data, **settings)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("pixels", "changes", "message"),
+    [
+        (True, {"pixels": None}, "no targets 'pixels', but 'boxes', 'labels'"),
+        (True, {"pixels": torch.zeros(1, 16, 31).long()}, r"pixels of shape \(1, 16, 32\)"),
+        (True, {"pixels": torch.zeros(1, 16, 32)}, "dtype int64"),
+        (True, {"pixels": torch.full((1, 16, 32), 4)}, "from 0 to 3, which is the background, got 4"),
+        (False, {}, "a detector without such a head"),
+        (True, {"boxes": torch.zeros(1, 2, 4)}, r"boxes of shape \(batch, most, 4\)"),
+        (True, {"labels": torch.zeros(1, 1)}, "whole numbers as labels"),
+    ],
+)
+def test_targets_that_do_not_fit_the_detector_are_refused(pixels: bool, changes: Any, message: str) -> None:
+    targets = {"boxes": torch.tensor([[BOX]]), "labels": torch.tensor([[1]]), "pixels": torch.zeros(1, 16, 32).long()}
+    targets = {name: part for name, part in (targets | changes).items() if part is not None}
+    output = Detector(num_classes=3, width=4, pixels=pixels)(torch.zeros(1, 1, 16, 32))
+    with pytest.raises(ValueError, match=message):
+        DetectionLoss().check_targets(output, targets)
+
+
+def test_objects_of_other_sizes_cannot_be_collated_in_silence() -> None:
+    model = ps.BayesianModel(
+        Detector(width=4),
+        likelihood=ps.likelihoods.Loss(DetectionLoss(), targets=("boxes", "labels")),
+        num_data=2,
+        target=("boxes", "labels"),
+    )
+    items = [{"x": torch.rand(1, 16, 16), "boxes": torch.zeros(n, 4), "labels": torch.zeros(n).long()} for n in (1, 2)]
+    with pytest.raises((ValueError, RuntimeError), match="equal size|same shape"):
+        ps.fit(model, ps.guides.Additive(model), items, epochs=1, progress=False)  # type: ignore[arg-type]
+
+
+def test_masks_of_objects_are_the_pixels_of_their_class_in_their_box() -> None:
+    for _ in range(5):
+        pixels = torch.randn(2, 4, 9, 7)
+        found = [
+            Detections(5.0 * torch.rand(n, 2).repeat(1, 2) + torch.tensor([0, 0, 3.0, 2.0]), torch.rand(n),
+                       torch.randint(0, 3, (n,)))
+            for n in (3, 0)
+        ]  # fmt: skip
+        masks = object_masks({"pixels": pixels}, found)
+        assert masks[1].shape == (0, 9, 7)
+        for number in range(3):
+            left, top, right, bottom = found[0].boxes[number].tolist()
+            for row in range(9):
+                for column in range(7):
+                    inside = left < column + 0.5 < right and top < row + 0.5 < bottom
+                    own = int(pixels[0, :, row, column].argmax()) == int(found[0].labels[number])
+                    assert bool(masks[0][number, row, column]) == (inside and own)
 
 
 def test_gradients_of_the_loss_are_finite_also_beside_padding() -> None:
     net = Detector(num_classes=3, width=4).double()
     boxes, labels = torch.full((2, 3, 4), torch.nan, dtype=F64), torch.full((2, 3), -1)
     boxes[0, :2], labels[0, :2] = random_boxes(2), torch.tensor([0, 2])
-    detection_loss(net(torch.rand(2, 1, 32, 32, dtype=F64)), {"boxes": boxes, "labels": labels}).sum().backward()
+    DetectionLoss()(net(torch.rand(2, 1, 32, 32, dtype=F64)), {"boxes": boxes, "labels": labels}).sum().backward()
     assert all(p.grad is not None and bool(torch.isfinite(p.grad).all()) for p in net.parameters())
 
 
@@ -121,7 +233,7 @@ def test_a_detector_learns_from_padded_boxes_with_a_count() -> None:
     items = [scenes[index] for index in range(100)]
     x, boxes, labels = (torch.stack([item[name] for item in items]) for name in ("image", "boxes", "labels"))
     torch.manual_seed(0)
-    likelihood = ps.likelihoods.Loss(detection_loss, targets=("boxes", "labels"))
+    likelihood = ps.likelihoods.Loss(DetectionLoss(), targets=("boxes", "labels"))
     model = ps.BayesianModel(Detector(width=12), likelihood=likelihood, num_data=100)
     guide = ps.guides.Additive(model)
     data: Any = (x, {"boxes": boxes, "labels": labels})

@@ -14,6 +14,7 @@ from pyrostoch.data.errors import CorruptDataError, DataNotFoundError, DownloadE
 from pyrostoch.data.image_folder import image_files, load_images
 from pyrostoch.data.image_schema import ImageSchema
 from pyrostoch.data.load import NAMES, load, locate
+from pyrostoch.data.objects import pad_objects, pixel_labels
 from pyrostoch.data.scenes import DigitClips, DigitScenes
 from pyrostoch.data.schema import Column, Schema
 from pyrostoch.data.split import DataSplit
@@ -37,5 +38,7 @@ __all__ = [
     "load_images",
     "load_table",
     "locate",
+    "pad_objects",
+    "pixel_labels",
     "read_table",
 ]

@@ -11,7 +11,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from pyrostoch._checks import name_list
 from pyrostoch.data.load import load
+from pyrostoch.data.objects import pixel_labels
 
 __all__ = ["DigitClips", "DigitScenes"]
 
@@ -59,8 +61,8 @@ class _Composed(Dataset[dict[str, Tensor]]):
             raise ValueError(f"part: expected 'train' or 'test', got {part!r}")
         if count < 1 or not 0 <= seed < 2**31:
             raise ValueError(f"scenes: expected a positive count and a seed from 0 up, got {count} and {seed}")
-        if not 1 <= digits[0] <= digits[1]:
-            raise ValueError(f"digits: expected the fewest and the most in a scene, from 1 up, got {digits}")
+        if not 0 <= digits[0] <= digits[1] or digits[1] < 1:
+            raise ValueError(f"digits: expected the fewest, from 0 up, and the most, from 1 up, got {digits}")
         if not 0.0 <= overlap < 1.0:
             raise ValueError(f"overlap: expected a number from 0 to below 1, got {overlap}")
         split = load(data, data_dir)
@@ -78,6 +80,19 @@ class _Composed(Dataset[dict[str, Tensor]]):
 
     def __len__(self) -> int:
         return self.count
+
+    def pairs(self, *targets: str) -> _Pairs:
+        """The same as pairs of images and a dictionary of targets, as `fit` takes them, made on the fly.
+
+        Args:
+            *targets: Names of targets, such as `"boxes"` and `"labels"`.
+        """
+        return _Pairs(self, targets)
+
+    def stored(self) -> dict[str, Tensor]:
+        """All items in memory, each entry as one tensor with them on its first axis."""
+        items: list[dict[str, Tensor]] = [self[index] for index in range(self.count)]
+        return {name: torch.stack([item[name] for item in items]) for name in items[0]}
 
     def _objects(self, index: int, fastest: int) -> list[_Object]:
         """The digits of a scene, from its number and the seed alone."""
@@ -135,15 +150,39 @@ class _Composed(Dataset[dict[str, Tensor]]):
             "labels": labels,
             "count": torch.tensor(len(objects)),
             "masks": masks,
+            "pixels": pixel_labels(masks, labels, self.num_classes),
         }
+
+
+class _Pairs(Dataset[tuple[Tensor, dict[str, Tensor]]]):
+    """Scenes or clips as pairs of images and targets."""
+
+    def __init__(self, scenes: _Composed, targets: tuple[str, ...]) -> None:
+        first = scenes[0]
+        if unknown := [name for name in targets if name not in first] or (not targets and ["none"]):
+            raise ValueError(f"pairs: expected names of targets among {name_list(list(first)[1:])}, got {unknown[0]!r}")
+        self._scenes, self._targets, self._image = scenes, targets, next(iter(first))
+
+    def __len__(self) -> int:
+        return len(self._scenes)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, dict[str, Tensor]]:
+        """An item.
+
+        Args:
+            index: Its number.
+        """
+        item = self._scenes[index]
+        return item[self._image], {name: item[name] for name in self._targets}
 
 
 class DigitScenes(_Composed):
     """Images of several digits on a dark canvas, made on the fly, the same for a seed on every machine.
 
     An item has the `image`, (1, size, size); `boxes`, (most, 4), as left, top, right and bottom edge in pixels;
-    `labels`, (most,); `masks`, (most, size, size), the pixels of each digit that no other covers; and the `count` of
-    digits. Beyond it boxes are NaN, labels -1 and masks empty. Scenes of `"train"` and `"test"` are made of the digits
+    `labels`, (most,); `masks`, (most, size, size), the pixels of each digit that no other covers; `pixels`, (size,
+    size), the class of each pixel, with the number of classes for the background; and the `count` of digits. Beyond it
+    boxes are NaN, labels -1 and masks empty. Scenes of `"train"` and `"test"` are made of the digits
     of that part.
 
     Args:
@@ -164,6 +203,9 @@ class DigitScenes(_Composed):
         >>> item = scenes[0]
         >>> item["image"].shape, item["boxes"].shape, 2 <= int(item["count"]) <= 3
         (torch.Size([1, 32, 32]), torch.Size([3, 4]), True)
+        >>> image, targets = scenes.pairs("boxes", "labels")[0]
+        >>> list(targets), scenes.stored()["image"].shape
+        (['boxes', 'labels'], torch.Size([100, 1, 32, 32]))
     """
 
     def __getitem__(self, index: int) -> dict[str, Tensor]:
@@ -178,8 +220,8 @@ class DigitScenes(_Composed):
 class DigitClips(_Composed):
     """Clips of digits that move, each with a constant velocity, and turn back at the border; else as `DigitScenes`.
 
-    An item has the `images`, (frames, 1, size, size); `boxes` and `masks` with an axis of frames first; and `labels`
-    and `count`, since the digits of a clip are the same in all frames, and in the same order.
+    An item has the `images`, (frames, 1, size, size); `boxes`, `masks` and `pixels` with an axis of frames first; and
+    `labels` and `count`, since the digits of a clip are the same in all frames, and in the same order.
 
     Args:
         part: `"train"` or `"test"`.
@@ -232,14 +274,9 @@ class DigitClips(_Composed):
         for _ in range(self.frames):
             drawn.append(self._drawn(objects))
             objects = [self._moved(each) for each in objects]
-        stacked = {name: torch.stack([frame[name] for frame in drawn]) for name in ("image", "boxes", "masks")}
-        return {
-            "images": stacked["image"],
-            "boxes": stacked["boxes"],
-            "masks": stacked["masks"],
-            "labels": drawn[0]["labels"],
-            "count": drawn[0]["count"],
-        }
+        by_clip = {name: drawn[0][name] for name in ("labels", "count")}
+        by_frame = {name: torch.stack([frame[name] for frame in drawn]) for name in drawn[0] if name not in by_clip}
+        return {"images": by_frame.pop("image"), **by_frame, **by_clip}
 
     def _moved(self, each: _Object) -> _Object:
         top, down = _reflected(each.top, each.down, self.size - each.ink.shape[0])

@@ -23,7 +23,7 @@ class Reader:
 
     Args:
         target: The key of the targets in items that are dictionaries, or the keys of several.
-        labels: Whether the targets are known classes, too, which go to the network with the inputs.
+        labels: Makes known classes of the targets, which go to the network with the inputs; `None` for none.
         read: Checks targets, and joins several: `Likelihood.read_target`.
 
     Example:
@@ -36,7 +36,7 @@ class Reader:
     def __init__(
         self,
         target: TargetKeys = None,
-        labels: bool = False,
+        labels: Callable[[Any], Tensor] | None = None,
         read: Callable[[object, str], Target] = lambda given, what: read_targets(given, None, what),
     ) -> None:
         self.target, self.labels, self.read = target, labels, read
@@ -54,9 +54,9 @@ class Reader:
             ValueError: The dictionary has no such key.
         """
         x, y = self._keyed(item, what) if isinstance(item, Mapping) else self._positional(item, what)
-        if self.labels:
-            labels = check_known_classes(y, "labels='known', targets")
-            return with_labels(x, labels), y
+        if self.labels is not None:
+            found = self.labels(y.parts if isinstance(y, Targets) else y)
+            return with_labels(x, check_known_classes(found, len(y), "labels, from the targets")), y
         return flat_inputs(x), y
 
     def _keyed(self, item: Mapping[str, Any], what: str) -> tuple[Any, Target]:
@@ -106,31 +106,40 @@ def reader_of(model: object) -> Reader:
     Args:
         model: A `BayesianModel`, or any other model, whose items are pairs.
     """
-    target, labels = getattr(model, "target", None), getattr(model, "labels_are_inputs", False)
+    target, labels = getattr(model, "target", None), getattr(model, "labels_from", None)
     likelihood = getattr(model, "likelihood", None)
     if isinstance(likelihood, Likelihood):
         return Reader(target, labels, likelihood.read_target)
     return Reader(target, labels)
 
 
-def check_known_classes(labels: object, what: str) -> Tensor:
-    """Return labels, or raise an error where they are no classes.
+def check_known_classes(labels: object, count: int | None, what: str) -> Tensor:
+    """Return labels, or raise an error where they are neither classes nor a selection of pixels.
 
     Args:
         labels: The labels.
+        count: Number of examples; `None` where it is not known.
         what: Where they are from, for the message.
 
     Raises:
         TypeError: They are no tensor.
-        ValueError: They are not whole numbers, one for each example.
+        ValueError: They are not whole numbers, one for each example, nor booleans by class and position.
     """
     if not isinstance(labels, Tensor):
-        advice = "; make the labels an input, layers.accept_labels" if isinstance(labels, Targets) else ""
-        raise TypeError(f"{what}: expected a tensor of class indices, got {type(labels).__name__}{advice}")
-    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool or labels.dim() != 1:
-        raise ValueError(
-            f"{what}: expected class indices, whole numbers of shape (batch,), got {labels.dtype} of shape "
-            f"{tuple(labels.shape)}; give other selections as an input, fit(model, guide, ((x, selection), y))"
+        several = isinstance(labels, Mapping)
+        advice = "; of several targets a function makes classes, such as labels=PixelClasses(...)" if several else ""
+        raise TypeError(
+            f"{what}: expected a tensor of class indices, got {type(labels).__name__}{advice}"
             f"{see('how-to/conditional_layers')}"
         )
+    is_selection = labels.dtype == torch.bool and labels.dim() > 2
+    is_real = labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool
+    if (is_real or labels.dim() != 1) and not is_selection:
+        raise ValueError(
+            f"{what}: expected class indices, whole numbers of shape (batch,), or booleans of shape (batch, classes, "
+            f"*shape) that select pixels, got {labels.dtype} of shape {tuple(labels.shape)}"
+            f"{see('how-to/conditional_layers')}"
+        )
+    if count is not None and len(labels) != count:
+        raise ValueError(f"{what}: expected those of {count} examples, got {len(labels)}")
     return labels

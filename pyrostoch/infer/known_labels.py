@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Literal
 
-from torch import nn
+from torch import Tensor, nn
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._manual import see
@@ -16,6 +16,7 @@ from pyrostoch.layers.conditional.hard import accepting_labels, known_selection,
 from pyrostoch.model import BayesianModel
 
 __all__ = [
+    "GivenLabels",
     "KnownLabels",
     "check_no_labels_around",
     "conditional_layers",
@@ -24,8 +25,12 @@ __all__ = [
     "warn_of_unseen_classes",
 ]
 
-#: Whether the targets are handed to the layers that are conditional on the class; `None` for not at all.
+#: Whether layers that are conditional on the class were given it; `None` for not at all.
 KnownLabels = Literal["known"] | None
+
+#: What a verb hands to layers that are conditional on the class: `"known"`, the targets, which are classes; what a
+#: function makes of the targets, such as `layers.PixelClasses`; or nothing.
+GivenLabels = KnownLabels | Callable[[Any], Tensor]
 
 
 def conditional_layers(net: nn.Module) -> dict[str, Conditional]:
@@ -38,12 +43,12 @@ def conditional_layers(net: nn.Module) -> dict[str, Conditional]:
 
 
 @contextlib.contextmanager
-def known_labels(model: object, labels: KnownLabels) -> Iterator[None]:
+def known_labels(model: object, labels: GivenLabels) -> Iterator[None]:
     """Within the block, what reads data for a model hands their targets to its conditional layers, too.
 
     Args:
         model: A `BayesianModel` whose network has conditional layers.
-        labels: `"known"`, or `None`, where nothing of the targets reaches the network.
+        labels: `"known"`; a function of the targets; or `None`, where nothing of the targets reaches the network.
 
     Raises:
         ValueError: The network has no conditional layer.
@@ -62,12 +67,14 @@ def known_labels(model: object, labels: KnownLabels) -> Iterator[None]:
     if labels is None:
         yield
         return
-    if not isinstance(labels, str):
+    if not isinstance(labels, str) and (isinstance(labels, type) or not callable(labels)):
         raise TypeError(
-            f"labels: expected 'known', for which the targets of the data are taken, got {type(labels).__name__}; "
-            f"predict(..., labels=) takes a tensor{see('how-to/conditional_layers')}"
+            "labels: expected 'known', for which the targets of the data are taken, or a function of the targets, such "
+            f"as PixelClasses(...), got {type(labels).__name__}; predict(..., labels=) takes a tensor"
+            f"{see('how-to/conditional_layers')}"
         )
-    check_choice("labels", labels, ["known"])
+    if isinstance(labels, str):
+        check_choice("labels", labels, ["known"])
     if not isinstance(model, BayesianModel):
         raise TypeError(f"labels='known': expected a BayesianModel, got {type(model).__name__}")
     if not conditional_layers(model.net):
@@ -75,13 +82,13 @@ def known_labels(model: object, labels: KnownLabels) -> Iterator[None]:
             f"labels='known': {type(model.net).__name__} has no Conditional layer that could use them; leave it out"
             f"{see('how-to/conditional_layers')}"
         )
-    before = model.labels_are_inputs
+    before = model.labels_from
     with accepting_labels(model.net):
         try:
-            model.labels_are_inputs = True
+            model.labels_from = (lambda targets: targets) if isinstance(labels, str) else labels
             yield
         finally:
-            model.labels_are_inputs = before
+            model.labels_from = before
 
 
 def check_no_labels_around(verb: str, model: object) -> None:

@@ -17,6 +17,7 @@
 | `StochasticAdditive` | noise with a mean and a standard deviation for each entry, added to the input |
 | `Conditional` | a layer of its own for every class, chosen by labels or combined by a selection |
 | `HardSelection`, `SoftSelection`, `GatedSelection` | known classes; learned tensors; a gate on the input |
+| `PixelClasses` | the class of every pixel, from boxes or masks |
 | `SelectedAt` | a network whose conditional layer is selected at another of its modules |
 | `accept_labels` | lets a network take known classes as one more input |
 | `make_stochastic` | turns linear layers and convolutions of a network into stochastic ones |
@@ -35,6 +36,7 @@ from pyrostoch.layers.conditional import (
     Conditional,
     GatedSelection,
     HardSelection,
+    PixelClasses,
     SelectedAt,
     SoftSelection,
     accept_labels,
@@ -95,6 +97,7 @@ __all__ = [
     "MCDropout",
     "MCDropout2d",
     "MultiheadAttention",
+    "PixelClasses",
     "PyroNetwork",
     "RandomWeights",
     "RateMoments",

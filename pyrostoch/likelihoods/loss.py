@@ -91,7 +91,8 @@ class Loss(FromOutput):
     Args:
         loss: A function of the network's output, as it returns it, and of the targets, that returns a loss for each
             example, (batch,).
-        targets: The names of several targets, which the loss then gets as a dictionary; they are not checked.
+        targets: The names of several targets, which the loss then gets as a dictionary. They are checked only by the
+            loss: where it is an object with a method `check_targets(output, targets)`, that is called before training.
 
     Raises:
         TypeError: It is no function.
@@ -146,7 +147,7 @@ class Loss(FromOutput):
             )
 
     def check_target(self, distribution: Distribution, target: Target) -> None:
-        """Raise a `ValueError` for targets that are NaN or infinite; several targets are the loss's own.
+        """Raise a `ValueError` for targets that are NaN or infinite; several targets are checked by the loss.
 
         Args:
             distribution: What gives the negative loss.
@@ -154,3 +155,6 @@ class Loss(FromOutput):
         """
         if not isinstance(target, Targets):
             super().check_target(distribution, target)
+        check = getattr(self.make, "check_targets", None)
+        if callable(check) and isinstance(distribution, LossDistribution):
+            check(distribution.output, target.parts if isinstance(target, Targets) else target)

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from pyrostoch.records import Record
 
-__all__ = ["Tracking", "TrackingScores"]
+__all__ = ["Tracking", "TrackingScores", "assignment"]
 
 
 @dataclass(frozen=True)
@@ -119,7 +119,7 @@ class Tracking:
         if rows and columns:
             # What is too far apart is worth nothing, so that it is not preferred to a pair that counts.
             worth = np.where(close >= self.overlap, close, 0.0)[np.ix_(rows, columns)]
-            kept += [(rows[i], columns[j]) for i, j in _assignment(worth) if worth[i, j] > 0.0]
+            kept += [(rows[i], columns[j]) for i, j in assignment(worth) if worth[i, j] > 0.0]
         return kept
 
     def merge(self, other: Tracking) -> None:
@@ -146,8 +146,12 @@ class Tracking:
         return TrackingScores(mota, idf1, self._misses, self._false, self._switches, self._objects)
 
 
-def _assignment(worth: NDArray[np.float64]) -> list[tuple[int, int]]:
-    """Pairs of rows and columns with the largest sum."""
+def assignment(worth: NDArray[np.float64]) -> list[tuple[int, int]]:
+    """Pairs of rows and columns with the largest sum.
+
+    Args:
+        worth: What each pair is worth, (rows, columns).
+    """
     from scipy.optimize import linear_sum_assignment
 
     rows, columns = linear_sum_assignment(worth, maximize=True)
@@ -160,4 +164,4 @@ def _most_agreeing(agreeing: dict[tuple[int, int], int]) -> int:
     table = np.zeros((len(tracks), len(objects)))
     for (track, truth), count in agreeing.items():
         table[tracks.index(track), objects.index(truth)] = count
-    return int(sum(table[pair] for pair in _assignment(table))) if agreeing else 0
+    return int(sum(table[pair] for pair in assignment(table))) if agreeing else 0

@@ -6,8 +6,10 @@
 | `LeNet5` | convolutional, 20-50-500-10, with batch normalization |
 | `VGG` | thirteen convolutions for CIFAR images, with batch normalization and dropout; `width` scales it |
 | `TriDeNT`, `TriDeNTConv` | three-state neurons between linear layers, or between convolutions |
-| `Detector` | a compact detector of objects without anchors; `detection_loss`, `detect` and `nms` belong to it |
+| `Detector` | a compact detector of objects without anchors, and of the pixels they have |
 | `CropAndFlip` | a layer to put in front of a network: random crops and flips of training images |
+
+`DetectionLoss` trains a `Detector`; `detect`, with `nms`, `object_masks` and `track` read what it tells.
 
 `build` makes one of `NAMES` for given input and output sizes, `build_from_file` a network by a function in a file of
 yours.
@@ -22,11 +24,13 @@ if __name__ != "pyrostoch.models":
     )
 
 from pyrostoch.models.augment import CropAndFlip
-from pyrostoch.models.detector import Detections, Detector, detect, detection_loss, nms
+from pyrostoch.models.detection_loss import DetectionLoss
+from pyrostoch.models.detector import Detections, Detector, detect, nms, object_masks
 from pyrostoch.models.from_file import build_from_file
 from pyrostoch.models.lenet import LeNet5
 from pyrostoch.models.mlp import MLP
 from pyrostoch.models.registry import NAMES, build
+from pyrostoch.models.track import track
 from pyrostoch.models.trident import TriDeNT, TriDeNTConv
 from pyrostoch.models.vgg import VGG
 
@@ -35,6 +39,7 @@ __all__ = [
     "NAMES",
     "VGG",
     "CropAndFlip",
+    "DetectionLoss",
     "Detections",
     "Detector",
     "LeNet5",
@@ -43,6 +48,7 @@ __all__ = [
     "build",
     "build_from_file",
     "detect",
-    "detection_loss",
     "nms",
+    "object_masks",
+    "track",
 ]

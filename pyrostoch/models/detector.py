@@ -1,8 +1,8 @@
-"""A compact detector without anchors: where objects are, how large, and of which class."""
+"""A compact detector without anchors: where objects are, how large, of which class, and which pixels they have."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -11,7 +11,7 @@ from torch.nn import functional as F
 
 from pyrostoch.metrics import box_overlaps
 
-__all__ = ["Detections", "Detector", "detect", "detection_loss", "nms"]
+__all__ = ["STRIDE", "Detections", "Detector", "cell_boxes", "cell_centers", "detect", "nms", "object_masks"]
 
 #: Pixels of the image to a cell of the output, along each axis.
 STRIDE = 4
@@ -19,9 +19,6 @@ STRIDE = 4
 _EMPTY = -4.6
 # Limits of the logarithm of a distance, in cells.
 _LOG_DISTANCE = 5.0
-# Width of the bump around a center in which cells are not counted as empty, beside the size of the object.
-_BUMP = 1.0 / 6.0
-_TINY = 1e-6
 
 
 class Detector(nn.Module):
@@ -29,14 +26,17 @@ class Detector(nn.Module):
 
     It returns `classes`, logits (batch, classes, height / 4, width / 4), and `edges`, (batch, 4, height / 4,
     width / 4): the logarithms of the distances from a cell's center to the left, top, right and bottom edge, in
-    cells.
-    `detection_loss` trains it, in a `likelihoods.Loss(detection_loss, targets=("boxes", "labels"))`; `detect` makes
-    boxes of its output.
+    cells; and, with `pixels=True`, `pixels`, logits of the class of each pixel, (batch, classes + 1, height, width),
+    the last for the background.
+
+    `DetectionLoss` trains it, in a `likelihoods.Loss(DetectionLoss(), targets=("boxes", "labels"))`; `detect` makes
+    boxes of its output, `object_masks` the pixels of each.
 
     Args:
         in_channels: Channels of the images.
         num_classes: Number of classes.
         width: Channels of the first convolution; the last ones have four times as many.
+        pixels: Whether it tells the class of each pixel, too.
 
     Example:
         >>> output = Detector(num_classes=3, width=8)(torch.zeros(2, 1, 32, 48))
@@ -48,7 +48,7 @@ class Detector(nn.Module):
         object detection", 2019.
     """
 
-    def __init__(self, in_channels: int = 1, num_classes: int = 10, width: int = 24) -> None:
+    def __init__(self, in_channels: int = 1, num_classes: int = 10, width: int = 24, *, pixels: bool = False) -> None:
         super().__init__()
         if min(in_channels, num_classes, width) < 1:
             raise ValueError(
@@ -63,91 +63,48 @@ class Detector(nn.Module):
         self.depth = len(widths)
         self.classes, self.edges = nn.Conv2d(widths[-1], num_classes, 1), nn.Conv2d(widths[-1], 4, 1)
         nn.init.constant_(self.classes.bias, _EMPTY)  # type: ignore[arg-type]
+        self.coarse = nn.Conv2d(widths[-1], STRIDE**2 * (num_classes + 1), 1) if pixels else None
+        self.fine = nn.Conv2d(width, num_classes + 1, 3, padding=1) if pixels else None
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """Scores and edges for each cell.
+        """Scores and edges for each cell, and classes of pixels.
 
         Args:
             x: Images, (batch, channels, height, width), whose sizes are multiples of 4.
         """
         if x.shape[-1] % STRIDE or x.shape[-2] % STRIDE:
             raise ValueError(f"Detector: expected height and width that are multiples of 4, got {tuple(x.shape[-2:])}")
+        first = x
         for number in range(1, self.depth + 1):
             x = getattr(self, f"norm{number}")(getattr(self, f"conv{number}")(x)).relu()
-        return {"classes": self.classes(x), "edges": self.edges(x).clamp(-_LOG_DISTANCE, _LOG_DISTANCE)}
+            first = x if number == 1 else first
+        output = {"classes": self.classes(x), "edges": self.edges(x).clamp(-_LOG_DISTANCE, _LOG_DISTANCE)}
+        if self.coarse is None or self.fine is None:
+            return output
+        return output | {"pixels": F.pixel_shuffle(self.coarse(x), STRIDE) + self.fine(first)}
 
 
-def _centers(height: int, width: int, like: Tensor) -> Tensor:
-    """The centers of the cells, in pixels, (height, width, 2) as x and y."""
+def cell_centers(height: int, width: int, like: Tensor) -> Tensor:
+    """The centers of the cells, in pixels, (height, width, 2) as x and y.
+
+    Args:
+        height: Number of rows of cells.
+        width: Number of columns.
+        like: A tensor of their dtype, on their device.
+    """
     x, y = (STRIDE * (torch.arange(size, device=like.device, dtype=like.dtype) + 0.5) for size in (width, height))
     return torch.stack([x[None].expand(height, width), y[:, None].expand(height, width)], -1)
 
 
-def _boxes(edges: Tensor) -> Tensor:
-    """Boxes in pixels, (batch, height, width, 4), of the output `edges`."""
-    distances = STRIDE * edges.exp().movedim(1, -1)
-    centers = _centers(edges.shape[-2], edges.shape[-1], edges)
-    return torch.cat([centers - distances[..., :2], centers + distances[..., 2:]], -1)
-
-
-def detection_loss(output: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
-    r"""The loss of a `Detector`, summed over cells and objects: one number for each example.
-
-    Of each class, cells are told from empty ones by the focal loss, in which cells near a center count less as empty;
-    the boxes of the cells in the middle of an object cost one minus their generalized intersection over union.
+def cell_boxes(edges: Tensor) -> Tensor:
+    """Boxes in pixels, (batch, height, width, 4), of the output `edges`.
 
     Args:
-        output: The output of a `Detector`.
-        targets: `boxes`, (batch, most, 4), padded with NaN, and `labels`, (batch, most), padded with -1.
-
-    Returns:
-        The loss, (batch,).
-
-    Example:
-        >>> output = {"classes": torch.zeros(1, 2, 4, 4), "edges": torch.zeros(1, 4, 4, 4)}
-        >>> targets = {"boxes": torch.tensor([[[2.0, 2.0, 10.0, 10.0]]]), "labels": torch.tensor([[1]])}
-        >>> detection_loss(output, targets).shape
-        torch.Size([1])
-
-    References:
-        Zhou, Wang, Krähenbühl, "Objects as points", 2019; Rezatofighi et al., "Generalized intersection over union",
-        2019.
+        edges: The output, (batch, 4, height, width).
     """
-    logits = output["classes"]
-    labels = targets["labels"]
-    there = labels >= 0
-    boxes = torch.where(there[..., None], targets["boxes"].to(logits.dtype), 0.0)
-    centers = _centers(logits.shape[-2], logits.shape[-1], logits)
-    middle, sizes = (boxes[..., :2] + boxes[..., 2:]) / 2, boxes[..., 2:] - boxes[..., :2]
-    away = centers - middle[:, :, None, None]  # (batch, most, height, width, 2)
-    # The cell that holds the center, whose bump is 1 there and falls with the distance between cells.
-    cells = (middle / STRIDE).floor()
-    steps = centers / STRIDE - 0.5 - cells[:, :, None, None]
-    spread = (_BUMP * sizes.amax(-1) / STRIDE).clamp_min(0.5)[..., None, None]
-    bumps = (-0.5 * steps.square().sum(-1) / spread.square()).exp() * there[..., None, None]
-    one_hot = F.one_hot(labels.clamp_min(0), logits.shape[1]).to(logits.dtype) * there[..., None]
-    heat = (bumps[:, :, None] * one_hot[..., None, None]).amax(1)
-    is_center = heat >= 1.0
-    found = logits.sigmoid()
-    positive = -(1 - found).square() * F.logsigmoid(logits)
-    negative = -(1 - heat).pow(4) * found.square() * F.logsigmoid(-logits)
-    focal = torch.where(is_center, positive, negative).flatten(1).sum(1)
-
-    inside = (away.abs() < sizes[:, :, None, None] / 4).all(-1) | (steps.abs() < 0.5).all(-1)
-    inside = inside & there[..., None, None]
-    costs = 1.0 - _generalized_overlap(_boxes(output["edges"])[:, None], boxes[:, :, None, None])
-    by_object = torch.where(inside, costs, 0.0).sum((-1, -2)) / inside.sum((-1, -2)).clamp_min(1)
-    return focal + by_object.sum(1)
-
-
-def _generalized_overlap(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union, less the share of the smallest box around both that is in neither."""
-    shared = (torch.minimum(one[..., 2:], other[..., 2:]) - torch.maximum(one[..., :2], other[..., :2])).clamp_min(0.0)
-    around = torch.maximum(one[..., 2:], other[..., 2:]) - torch.minimum(one[..., :2], other[..., :2])
-    areas = [(boxes[..., 2:] - boxes[..., :2]).prod(-1) for boxes in (one, other)]
-    union = areas[0] + areas[1] - shared.prod(-1)
-    whole = around.prod(-1).clamp_min(_TINY)
-    return shared.prod(-1) / union.clamp_min(_TINY) - (whole - union) / whole
+    distances = STRIDE * edges.exp().movedim(1, -1)
+    centers = cell_centers(edges.shape[-2], edges.shape[-1], edges)
+    return torch.cat([centers - distances[..., :2], centers + distances[..., 2:]], -1)
 
 
 @dataclass(frozen=True, eq=False)
@@ -187,7 +144,7 @@ def detect(
         >>> found.boxes.tolist(), found.labels.tolist()
         ([[2.0, 6.0, 10.0, 14.0]], [1])
     """
-    scores, boxes = output["classes"].sigmoid(), _boxes(output["edges"])
+    scores, boxes = output["classes"].sigmoid(), cell_boxes(output["edges"])
     peaks = scores * (F.max_pool2d(scores, 3, 1, 1) == scores)
     found = []
     for each, places in zip(peaks, boxes.flatten(1, 2), strict=True):
@@ -226,3 +183,33 @@ def nms(boxes: Tensor, scores: Tensor, labels: Tensor, overlap: float) -> Tensor
         if kept[row]:
             kept[row + 1 :] &= ~close[row, row + 1 :]
     return order[kept.to(order.device)]
+
+
+@torch.no_grad()
+def object_masks(output: Mapping[str, Tensor], found: Sequence[Detections]) -> list[Tensor]:
+    """The pixels of each object that was found: those in its box whose most probable class is its own.
+
+    Args:
+        output: The output of a `Detector` with `pixels=True`, or the mean of several.
+        found: What `detect` has found in it.
+
+    Returns:
+        For each image booleans (found, height, width).
+
+    Example:
+        >>> output = {"classes": torch.full((1, 2, 4, 4), -9.0), "edges": torch.zeros(1, 4, 4, 4)}
+        >>> output["classes"][0, 1, 2, 1] = 9.0
+        >>> output["pixels"] = torch.zeros(1, 3, 16, 16)
+        >>> output["pixels"][0, 1, 6:9] = 1.0
+        >>> mask, = object_masks(output, detect(output))
+        >>> mask.shape, int(mask.sum())
+        (torch.Size([1, 16, 16]), 24)
+    """
+    classes = output["pixels"].argmax(1)
+    masks = []
+    for image, each in zip(classes, found, strict=True):
+        places = [torch.arange(size, device=image.device) + 0.5 for size in image.shape]
+        left, top, right, bottom = (edge[:, None] for edge in each.boxes.unbind(1))
+        rows, columns = (places[0] > top) & (places[0] < bottom), (places[1] > left) & (places[1] < right)
+        masks.append(rows[:, :, None] & columns[:, None, :] & (image == each.labels[:, None, None]))
+    return masks

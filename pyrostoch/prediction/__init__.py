@@ -8,6 +8,7 @@ from pyrostoch.prediction.homeostasis import Homeostasis, NeuronStatistics, nois
 from pyrostoch.prediction.moments_error import LayerError, MomentsError, moments_error
 from pyrostoch.prediction.noise import NoiseRow, NoiseSummary, activation_noise
 from pyrostoch.prediction.output_draws import Draws, draws
+from pyrostoch.prediction.outputs import outputs
 from pyrostoch.prediction.predict import Prediction, predict
 
 __all__ = [
@@ -30,5 +31,6 @@ __all__ = [
     "draws",
     "moments_error",
     "noise_scaled",
+    "outputs",
     "predict",
 ]

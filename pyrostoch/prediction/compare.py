@@ -9,7 +9,7 @@ import torch
 
 from pyrostoch._checks import check_count
 from pyrostoch.infer.batches import Batches
-from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
+from pyrostoch.infer.known_labels import GivenLabels, known_labels, marked
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.comparison import Comparison, ComparisonRow
 from pyrostoch.prediction.head_averages import average_for
@@ -37,7 +37,7 @@ def compare(
     batch_size: int = 1000,
     device: str | torch.device | None = None,
     seed: int | None = None,
-    labels: KnownLabels = None,
+    labels: GivenLabels = None,
 ) -> Comparison:
     """Score a network under several modes of prediction: accuracy, NLL, Brier score and calibration, or RMSE and NLL.
 
@@ -54,8 +54,9 @@ def compare(
         device: The model's device, to which the data are moved batch by batch; found by default.
         seed: Seed of the draws, the same for every mode; torch's random state is restored afterwards. Without it, draws
             continue from the present random state.
-        labels: `"known"` hands the targets to layers that are conditional on the class (`layers.Conditional`); every
-            row then says so. By default nothing of the targets reaches the network.
+        labels: `"known"` hands the targets to layers that are conditional on the class (`layers.Conditional`), a
+            function of the targets what it makes of them; every row then says so. By default nothing of the targets
+            reaches the network.
 
     Returns:
         A row for each mode, and the bins of the reliability diagrams.
@@ -118,7 +119,7 @@ def accuracy_by_samples(
     batch_size: int = 1000,
     device: str | torch.device | None = None,
     seed: int | None = None,
-    labels: KnownLabels = None,
+    labels: GivenLabels = None,
 ) -> Comparison:
     """Scores as a function of the number of samples averaged, from one set of draws: K samples are the first K draws.
 

@@ -15,7 +15,7 @@ from pyrostoch._targets import Target
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
-from pyrostoch.infer.known_labels import KnownLabels, check_no_labels_around, known_labels, marked
+from pyrostoch.infer.known_labels import GivenLabels, check_no_labels_around, known_labels, marked
 from pyrostoch.infer.rates import check_rates_known
 from pyrostoch.infer.terms import Terms, draw_terms
 from pyrostoch.likelihoods.pseudo import is_pseudo
@@ -50,7 +50,7 @@ def decompose(
     batch_size: int = 1000,
     estimator: str = "marginal",
     device: str | torch.device | None = None,
-    labels: KnownLabels = None,
+    labels: GivenLabels = None,
 ) -> Decomposition:
     r"""Split the ELBO of the whole data set into its data term, the KL of each site, and the rate of each layer.
 
@@ -74,7 +74,8 @@ def decompose(
             variance; `"local"` gives the objective of a training with `"local"`, which for convolutions is a factorized
             approximation.
         device: The model's device, to which the data are moved batch by batch; found by default.
-        labels: `"known"` hands the targets to layers that are conditional on the class, as `fit(labels="known")` does.
+        labels: `"known"` hands the targets to layers that are conditional on the class, a function of the targets what
+            it makes of them, as in `fit`.
 
     Returns:
         The terms, in nats.

@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrostoch.effects.active import active_call
-from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
+from pyrostoch.infer.known_labels import GivenLabels, KnownLabels, known_labels, marked
 from pyrostoch.layers.stochastic import StochasticLayer
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.head_averages import average_for
@@ -148,7 +148,7 @@ def activation_noise(
     batch_size: int = 1000,
     device: str | torch.device | None = None,
     seed: int | None = 0,
-    labels: KnownLabels = None,
+    labels: GivenLabels = None,
 ) -> NoiseSummary:
     r"""The standard deviation of the noise of every layer of random activations, beside that of the clean activation.
 
@@ -162,7 +162,8 @@ def activation_noise(
         batch_size: Number of examples that run through the network at a time.
         device: The model's device; found by default.
         seed: Seed of the draws; torch's random state is restored afterwards.
-        labels: `"known"` hands the targets to layers that are conditional on the class.
+        labels: `"known"` hands the targets to layers that are conditional on the class, a function of the targets what
+            it makes of them.
 
     Returns:
         A row for each layer.

@@ -195,8 +195,8 @@ def predict(
         device: The model's device, to which the inputs are moved batch by batch. By default they must be there already.
         seed: Seed of the draws; torch's random state is restored afterwards. Without it, draws continue from the
             present random state.
-        labels: Known classes, for layers that are conditional on the class (`layers.Conditional`); the prediction then
-            says so. `y` never reaches the network.
+        labels: Known classes, for layers that are conditional on the class (`layers.Conditional`), or a selection of
+            pixels by them, boolean; the prediction then says so. `y` never reaches the network.
         covariance: With `joint=True`, whether to give the covariance of the predictive means between examples, from
             the same number of draws; it has the square of their number of entries.
 
@@ -227,7 +227,7 @@ def predict(
     given = flat_inputs(x, getattr(model, "target", None))
     targets = None if y is None else reader_of(model).read(y, "targets y")
     if labels is not None:
-        check_known_classes(labels, "predict labels")
+        check_known_classes(labels, None, "predict labels")
         given = with_labels(given, labels)
     with known_labels(model, None if labels is None else "known"):
         known = marked(model, given)

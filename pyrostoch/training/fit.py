@@ -18,7 +18,7 @@ from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.compile import worth_compiling
 from pyrostoch.infer.data_sets import move_to_device
 from pyrostoch.infer.elbo import Estimator
-from pyrostoch.infer.known_labels import KnownLabels, known_labels, warn_of_unseen_classes
+from pyrostoch.infer.known_labels import GivenLabels, known_labels, warn_of_unseen_classes
 from pyrostoch.infer.parallel import join_process_group, local_device
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.readouts import batches_for
@@ -69,7 +69,7 @@ def fit(
     rate_weight: float = 1.0,
     noise_weight: float = 0.0,
     clip: float | None = None,
-    labels: KnownLabels = None,
+    labels: GivenLabels = None,
     # Where.
     device: str | torch.device | None = None,
     precision: Literal["float32", "bf16"] = "float32",
@@ -118,8 +118,9 @@ def fit(
         rate_weight: Weight of the rate of random activations with a prior; see `ELBO`.
         noise_weight: Weight of the size of the noise of random activations, which is enlarged; see `ELBO`.
         clip: Largest norm of the whole gradient.
-        labels: `"known"` hands the targets to `layers.Conditional` as known classes, also for `validation`. By default
-            such layers must combine the classes by a selection.
+        labels: `"known"` hands the targets to `layers.Conditional` as known classes, also for `validation`; a function
+            of the targets, such as `layers.PixelClasses`, what it makes of them. By default such layers must combine
+            the classes by a selection.
         device: Device to which model and guide are moved; by default they stay where they are.
         precision: `"bf16"` runs network and likelihood under autocast to bfloat16; parameters keep their dtype.
         compile: Whether to compile the step, as `compile_step` does. `"auto"` does so if there is a compiler and the
@@ -235,7 +236,7 @@ def fit(
         result = run.finish(check, callback, progress)
         if labels is not None:
             warn_of_unseen_classes(model.net)
-        return replace(result, labels=labels)
+        return replace(result, labels=None if labels is None else "known")
 
 
 @contextmanager
@@ -245,7 +246,7 @@ def _batches(
     validation: Data | None,
     batch_size: int,
     shuffle: bool,
-    labels: KnownLabels,
+    labels: GivenLabels,
     steps_per_epoch: int | None,
 ) -> Iterator[tuple[Batches, Batches | None]]:
     """The batches of the training data and of the held-out data, with labels as an input where they are known."""

@@ -14,7 +14,7 @@ from torch import nn
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
-from pyrostoch.infer.known_labels import conditional_layers
+from pyrostoch.infer.known_labels import GivenLabels, conditional_layers
 from pyrostoch.infer.parallel import local_device
 from pyrostoch.layers.conditional import Conditional
 from pyrostoch.model import BayesianModel
@@ -52,6 +52,7 @@ def fit_two_steps(
     *,
     selection: nn.Module | Mapping[str, nn.Module] | None,
     epochs: tuple[int, int],
+    labels: GivenLabels = "known",
     train_network: bool = True,
     checkpoint: str | Path | None = None,
     first: Mapping[str, Any] | None = None,
@@ -60,7 +61,7 @@ def fit_two_steps(
 ) -> TwoStepFit:
     r"""Train conditional layers with known labels, then, with them frozen, a selection for unknown ones.
 
-    In the first step `fit(labels="known")` trains everything that is trainable; each example runs through the layer of
+    In the first step `fit(labels=...)` trains everything that is trainable; each example runs through the layer of
     its class. In the second one the conditional layers are fixed, the selection is put into them, and it is trained
     with the rest of the network, which then has to live with it, or alone with `train_network=False`. What was
     trainable before is trainable afterwards.
@@ -70,10 +71,12 @@ def fit_two_steps(
     Args:
         model: The model, whose network has `layers.Conditional` layers.
         guide: Its guide.
-        data: Training data, whose targets are the classes.
+        data: Training data, whose targets are the classes, or tell them (`labels`).
         selection: `SoftSelection`, `GatedSelection` or another module for the only conditional layer, or for each of
             them by name.
         epochs: Number of epochs of the first and of the second step.
+        labels: What the first step takes for the classes: `"known"`, the targets; or a function of the targets, such as
+            `layers.PixelClasses` where they are boxes or masks.
         train_network: Whether the second step trains the other layers of the network, too.
         checkpoint: Path from which those of both steps are named, `name.classes.safetensors` and
             `name.selection.safetensors`. With `resume=True` among the settings, a run goes on from them, in whichever
@@ -107,9 +110,10 @@ def fit_two_steps(
         )
     if not isinstance(epochs, (tuple, list)) or len(epochs) != 2:
         raise ValueError(f"fit_two_steps epochs: expected the epochs of both steps, such as (10, 10), got {epochs!r}")
-    if "labels" in {**settings, **(first or {}), **(second or {})}:
+    if labels is None or "labels" in {**(first or {}), **(second or {})}:
         raise TypeError(
-            "fit_two_steps labels: labels are known in the first step and unknown in the second one; leave it out"
+            "fit_two_steps labels: labels are known in the first step and unknown in the second one; leave it out, or "
+            "give a function of the targets that makes them, as labels="
         )
     selections = _by_layer(selection, layers)
     paths: list[Path | None] = [None, None]
@@ -122,9 +126,7 @@ def fit_two_steps(
     for name, layer in layers.items():
         if layer.selection is not selections.get(name):
             layer.selection = None
-    one = fit(
-        model, guide, data, epochs=epochs[0], labels="known", checkpoint=paths[0], **{**settings, **(first or {})}
-    )
+    one = fit(model, guide, data, epochs=epochs[0], labels=labels, checkpoint=paths[0], **{**settings, **(first or {})})
     if not selections:
         return TwoStepFit(one, None)
     device = next((p.device for p in model.parameters()), None)

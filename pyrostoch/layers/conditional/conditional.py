@@ -245,15 +245,19 @@ class Conditional(nn.Module):
             )
         check_classes(labels, len(self.classes), "Conditional labels")
         labels = labels.to(x.device, torch.int64)
-        if self.training and torch.is_grad_enabled():
-            with torch.no_grad():
-                self.seen[labels] = 1.0
+        self._see(labels)
         found = by_label(list(self.classes), x, labels, inputs, self.by_example)
         if chosen.absent is not None and self.activation is not None:
             partial = Partial(found)
             partial.absent = chosen.absent.to(x.device)
             return partial
         return found
+
+    def _see(self, classes: Tensor | list[int]) -> None:
+        """Keep that classes have occurred in training."""
+        if self.training and torch.is_grad_enabled():
+            with torch.no_grad():
+                self.seen[classes] = 1.0
 
     def _activations(self, outputs: tuple[Any, ...]) -> Tensor:
         if self.activation is None:
@@ -281,7 +285,8 @@ class Conditional(nn.Module):
                 selection, (x.shape[0], tensors, *selection.shape[2:]), "Conditional selection of the output"
             )
         selection = selection.to(x.dtype if x.is_floating_point() else torch.get_default_dtype())
-        self._check_numbers(selection, is_own=is_own)
+        if not hard or self.combine.startswith("mixture"):  # a hard one has been checked
+            self._check_numbers(selection, is_own=is_own)
         clear = selection[:, self.num_classes :] if self.background == "pass" else None
         selection = selection[:, : len(self.classes)]
         found = self._stack(x, selection, inputs, sparse=hard)
@@ -320,6 +325,7 @@ class Conditional(nn.Module):
         if sparse:  # classes that occur at all
             chosen = (selection != 0).transpose(0, 1).flatten(1).any(1).nonzero().flatten().tolist() or [0]
             selection, layers = selection[:, chosen], [self.classes[c] for c in chosen]
+            self._see(chosen)
         if self.where == "input":
             given = x[:, None] * selection
             outputs, absent = by_class(layers, given, inputs, own=True)

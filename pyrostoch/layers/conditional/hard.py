@@ -15,7 +15,16 @@ from pyrostoch._checks import check_count
 from pyrostoch._manual import see
 from pyrostoch._structure import KnownClasses, Structure
 
-__all__ = ["HardSelection", "accept_labels", "accepting_labels", "known_selection", "labels_are_given"]
+__all__ = [
+    "HardSelection",
+    "accept_labels",
+    "accepting_labels",
+    "check_classes",
+    "check_selection",
+    "covered",
+    "known_selection",
+    "labels_are_given",
+]
 
 _STATE = threading.local()
 
@@ -68,7 +77,7 @@ class HardSelection:
                 f"HardSelection labels: expected class indices of shape (batch,), got {labels.dtype} of shape "
                 f"{tuple(labels.shape)}{see('how-to/conditional_layers')}"
             )
-        if tensor is not None and (tensor.dim() < 3 or bool(((tensor != 0) & (tensor != 1)).any())):
+        if tensor is not None and (tensor.dim() < 3 or not _is_binary(tensor)):
             raise ValueError(
                 "HardSelection tensor: expected 0 or 1 of shape (batch, classes, *shape of an example), got shape "
                 f"{tuple(tensor.shape)}{see('how-to/conditional_layers')}"
@@ -115,7 +124,7 @@ class HardSelection:
                     f"boxes of image {index}: expected left < right and top < bottom within {width} x {height} pixels, "
                     f"got {wrong}"
                 )
-            columns, rows = _covered(left, right, width), _covered(top, bottom, height)
+            columns, rows = covered(left, right, width), covered(top, bottom, height)
             masks.append(rows[:, :, None] & columns[:, None, :])
         return cls.from_masks(masks, labels, num_classes)
 
@@ -208,8 +217,21 @@ class HardSelection:
         del stack[len(stack) - 1 - stack[::-1].index(self)]
 
 
-def _covered(low: Tensor, high: Tensor, size: int) -> Tensor:
-    """Which of so many pixels have their center between two edges, or hold the middle where none has."""
+def _is_binary(tensor: Tensor) -> bool:
+    return tensor.dtype == torch.bool or not bool(((tensor != 0) & (tensor != 1)).any())
+
+
+def covered(low: Tensor, high: Tensor, size: int) -> Tensor:
+    """Which of so many pixels have their center between two edges, or hold the middle where none has.
+
+    Args:
+        low: Lower edges, (boxes, 1).
+        high: Upper edges, (boxes, 1).
+        size: Number of pixels.
+
+    Returns:
+        Booleans, (boxes, size).
+    """
     centers = torch.arange(size, dtype=low.dtype, device=low.device) + 0.5
     inside = (centers >= low) & (centers < high)
     middle = (0.5 * (low.clamp_min(0) + high.clamp_max(size))).floor().clamp(0, size - 1) + 0.5

@@ -1,0 +1,103 @@
+"""The class of every pixel, from targets that tell of objects: boxes or masks, with a class for each."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pyrostoch._checks import check_choice, check_count, name_list
+from pyrostoch._manual import see
+from pyrostoch.layers.conditional.hard import check_classes, covered
+
+__all__ = ["PixelClasses"]
+
+
+class PixelClasses:
+    r"""Reads the class of every pixel from targets with objects: which pixels lie in a box, or a mask, of each class.
+
+    It is what `fit(labels=)`, `compare(labels=)` and the others take in place of `"known"` where targets are objects:
+    conditional layers with a background then get a hard selection of pixels. What no object covers is the last class,
+    the background. A pixel in boxes of several classes belongs to all of them.
+
+    Args:
+        num_classes: Number of classes without the background.
+        by: `"boxes"`, the target with boxes (batch, most, 4) as left, top, right and bottom edge in pixels; or
+            `"masks"`, the target with masks (batch, most, height, width).
+        size: Height and width of the images, for boxes; masks have it.
+        labels: The target with the class of each object, (batch, most), -1 as padding.
+
+    Example:
+        >>> boxes = torch.tensor([[[0.0, 0.0, 2.0, 1.0], [torch.nan] * 4]])
+        >>> classes = PixelClasses(2, size=(2, 3))({"boxes": boxes, "labels": torch.tensor([[1, -1]])})
+        >>> classes.shape, classes[0, 1, 0].int().tolist()
+        (torch.Size([1, 3, 1, 2, 3]), [[1, 1, 0], [0, 0, 0]])
+    """
+
+    def __init__(
+        self,
+        num_classes: int,
+        by: Literal["boxes", "masks"] = "boxes",
+        *,
+        size: tuple[int, int] | None = None,
+        labels: str = "labels",
+    ) -> None:
+        self.num_classes = check_count("PixelClasses num_classes", num_classes)
+        self.by = check_choice("PixelClasses by", by, ["boxes", "masks"])
+        if (size is None) == (by == "boxes"):
+            raise ValueError(
+                f"PixelClasses size: expected height and width of the images for boxes, and none for masks, got {size}"
+            )
+        self.size, self.labels = size, labels
+
+    def __call__(self, targets: Mapping[str, Tensor]) -> Tensor:
+        """The selection of pixels, boolean, (batch, num_classes + 1, 1, height, width).
+
+        Args:
+            targets: Targets by name.
+
+        Raises:
+            TypeError: The targets are no dictionary.
+            ValueError: One is missing, shapes do not fit, a class is unknown, or a box has no area in the image.
+        """
+        if not isinstance(targets, Mapping):
+            raise TypeError(
+                f"PixelClasses: expected targets by name, with {self.by!r} and {self.labels!r}, got "
+                f"{type(targets).__name__}{see('how-to/detect_objects')}"
+            )
+        if missing := [name for name in (self.by, self.labels) if name not in targets]:
+            raise ValueError(f"PixelClasses: no targets {missing[0]!r}, but {name_list(targets)}")
+        objects, labels = targets[self.by], targets[self.labels]
+        wanted = (*labels.shape, 4) if self.by == "boxes" else (*labels.shape, *objects.shape[2:])
+        if labels.dim() != 2 or objects.dim() != (3 if self.by == "boxes" else 4) or tuple(objects.shape) != wanted:
+            shape = "4" if self.by == "boxes" else "height, width"
+            raise ValueError(
+                f"PixelClasses: expected {self.by!r} of shape (batch, most, {shape}) and {self.labels!r} of shape "
+                f"(batch, most), got {tuple(objects.shape)} and {tuple(labels.shape)}{see('how-to/detect_objects')}"
+            )
+        there = labels >= 0
+        check_classes(labels[labels != -1], self.num_classes, f"PixelClasses {self.labels!r}")
+        inside = (self._in_boxes(objects, there) if self.by == "boxes" else objects != 0) & there[..., None, None]
+        classes = torch.arange(self.num_classes, device=labels.device)
+        own = (labels[:, None] == classes[:, None]).to(torch.float32)  # (batch, classes, most)
+        found = (own @ inside.flatten(2).to(torch.float32) > 0).unflatten(2, inside.shape[2:])
+        return torch.cat([found, ~found.any(1, keepdim=True)], 1)[:, :, None]
+
+    def _in_boxes(self, boxes: Tensor, there: Tensor) -> Tensor:
+        """Which pixels lie in each box, (batch, most, height, width)."""
+        height, width = self.size or (0, 0)
+        given = boxes[there]
+        left, top, right, bottom = given.unbind(-1)
+        known = (left < right) & (top < bottom) & (right > 0) & (bottom > 0) & (left < width) & (top < height)
+        if not bool(known.all()):
+            first = (~known).nonzero()[0, 0]
+            image, number = there.nonzero()[first].tolist()
+            raise ValueError(
+                f"boxes of image {image}: expected left < right and top < bottom within {width} x {height} pixels, got "
+                f"{given[first].tolist()} as box {number}{see('how-to/detect_objects')}"
+            )
+        edges = torch.where(there[..., None], boxes, 0.0).to(torch.float64).flatten(0, 1)[:, :, None]
+        columns, rows = covered(edges[:, 0], edges[:, 2], width), covered(edges[:, 1], edges[:, 3], height)
+        return (rows[:, :, None] & columns[:, None, :]).reshape(*there.shape, height, width)
