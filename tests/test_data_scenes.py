@@ -32,6 +32,7 @@ def test_a_seed_makes_the_same_scenes_on_every_machine() -> None:
     torch.manual_seed(1)
     np.random.seed(1)
     assert digest(scenes[3]) == digest(scenes[3]) == digest(DigitScenes("train", 99, **SMALL)[3])
+    assert digest(scenes[3]) == digest(DigitScenes("train", 10, **(SMALL | {"data": load("digits")}))[3])
     others = (DigitScenes("train", 10, seed=1, **SMALL)[3], scenes[4], DigitScenes("test", 10, **SMALL)[3])
     assert len({digest(item) for item in (scenes[3], *others)}) == 4
 

@@ -41,6 +41,20 @@ def test_pixels_are_those_of_boxes_and_masks_image_by_image() -> None:
         assert torch.equal(PixelClasses(4, "masks")(targets), torch.as_tensor(masks.tensor))
 
 
+def test_positions_of_a_smaller_layer_are_those_of_its_own_pixels() -> None:
+    size = (8, 12)
+    boxes = torch.tensor([[[0.0, 0.0, 5.0, 4.0], [6.5, 2.0, 7.5, 3.0]]])
+    targets = {"boxes": boxes, "labels": torch.tensor([[1, 0]])}
+    found = PixelClasses(2, size=size, stride=2)(targets)
+    halved = HardSelection.from_boxes([boxes[0] / 2], [torch.tensor([1, 0])], 2, (4, 6))
+    assert torch.equal(found, torch.as_tensor(halved.tensor))
+    masks = torch.zeros(1, 2, *size, dtype=torch.bool)
+    masks[0, 0, 3, 5] = masks[0, 1, 6:, :] = True
+    found = PixelClasses(2, "masks", stride=2)({"masks": masks, "labels": torch.tensor([[1, 0]])})[0, :, 0]
+    assert found[1].nonzero().tolist() == [[1, 2]] and found[0].nonzero()[:, 0].unique().tolist() == [3]
+    assert torch.equal(found[2], ~(found[0] | found[1]))
+
+
 def test_an_image_without_objects_is_background() -> None:
     targets = {"boxes": torch.full((1, 2, 4), torch.nan), "labels": torch.full((1, 2), -1)}
     found = PixelClasses(3, size=(4, 5))(targets)
@@ -72,6 +86,9 @@ def test_objects_that_are_none_are_refused_by_name(targets: dict[str, Tensor], m
 def test_settings_that_do_not_fit_are_refused() -> None:
     with pytest.raises(ValueError, match="size: expected height and width"):
         PixelClasses(4)
+    for by, given in (("boxes", {"size": SIZE}), ("masks", {})):
+        with pytest.raises(ValueError, match="a divisor of the"):
+            PixelClasses(4, by, stride=2, **given)(random_objects())  # type: ignore[arg-type]
     with pytest.raises(ValueError, match="none for masks"):
         PixelClasses(4, "masks", size=SIZE)
     with pytest.raises(TypeError, match="expected targets by name"):

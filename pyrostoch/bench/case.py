@@ -90,6 +90,7 @@ class TrialContext:
         seed: The seed.
         progress: Called with `epoch`, the number of finished epochs or rounds, and a `note` to display.
         split: The case's data set; `None` if it has none.
+        folder: The trial's folder, for one that is resumed from its own checkpoints.
     """
 
     case: Case
@@ -98,6 +99,18 @@ class TrialContext:
     seed: int
     progress: Progress
     split: DataSplit | None = None
+    folder: Path | None = None
+
+    def checkpoint(self) -> Path:
+        """The path of the trial's checkpoint, whose folder is made.
+
+        Raises:
+            ValueError: The trial has no folder.
+        """
+        if self.folder is None:
+            raise ValueError(f"case {self.case.name}: expected a folder for its checkpoint; give the TrialContext one")
+        self.folder.mkdir(parents=True, exist_ok=True)
+        return self.folder / "checkpoint.safetensors"
 
     def require_split(self) -> DataSplit:
         """The data set of a case that needs one.

@@ -10,9 +10,9 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch.infer.elbo import ESTIMATORS, Estimator
 from pyrostoch.training.schedule import SCHEDULES, Schedule
 
-__all__ = ["Recipe", "Timing"]
+__all__ = ["Recipe", "SceneRecipe", "Timing"]
 
-_INTEGERS = ("epochs", "batch_size", "examples")
+_INTEGERS = ("epochs", "batch_size", "examples", "second_epochs", "scenes", "clips", "width", "size")
 _CHOICES: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "estimator": ESTIMATORS}
 
 
@@ -93,3 +93,24 @@ class Timing(Recipe):
     blocks: int = 1
     steps: int = 1
     peers: bool = True
+
+
+@dataclass(frozen=True)
+class SceneRecipe(Recipe):
+    """A recipe for detection: `epochs` with known classes of pixels, then `second_epochs` under a selection.
+
+    Args:
+        second_epochs: Epochs of the second step.
+        scenes: Number of training scenes; there are a fifth as many for the scores.
+        clips: Number of clips for the scores of tracking.
+        width: Channels of the detector's first convolution.
+        size: Height and width of a scene.
+        digits: The fewest and the most digits of a scene.
+    """
+
+    second_epochs: int = 1
+    scenes: int = 100
+    clips: int = 4
+    width: int = 16
+    size: int = 96
+    digits: tuple[int, int] = (2, 5)

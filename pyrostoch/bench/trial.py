@@ -95,7 +95,7 @@ def run_trial(
     if case.custom_trial is not None:
         device = describe_device(torch.device("cpu" if case.cpu_only else setting.device), "float32")
         begin = time.perf_counter()
-        context = TrialContext(case, setting.recipe(case), setting, seed, progress or (lambda row: None), split)
+        context = TrialContext(case, setting.recipe(case), setting, seed, progress or (lambda row: None), split, folder)
         metrics = dict(case.custom_trial(context))
         record |= {"metrics": metrics, "curve": {}, "seconds": {"whole": time.perf_counter() - begin}}
     elif split is None:

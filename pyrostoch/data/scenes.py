@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 from pyrostoch._checks import name_list
 from pyrostoch.data.load import load
 from pyrostoch.data.objects import pixel_labels
+from pyrostoch.data.split import DataSplit
 
 __all__ = ["DigitClips", "DigitScenes"]
 
@@ -51,7 +52,7 @@ class _Composed(Dataset[dict[str, Tensor]]):
         count: int,
         *,
         seed: int = 0,
-        data: str = "mnist",
+        data: str | DataSplit = "mnist",
         data_dir: str | None = None,
         size: int = 96,
         digits: tuple[int, int] = (2, 5),
@@ -65,10 +66,12 @@ class _Composed(Dataset[dict[str, Tensor]]):
             raise ValueError(f"digits: expected the fewest, from 0 up, and the most, from 1 up, got {digits}")
         if not 0.0 <= overlap < 1.0:
             raise ValueError(f"overlap: expected a number from 0 to below 1, got {overlap}")
-        split = load(data, data_dir)
+        split = load(data, data_dir) if isinstance(data, str) else data
         x, y = (split.x_train, split.y_train) if part == "train" else (split.x_test, split.y_test)
         if split.input_shape[0] != 1 or split.num_classes is None:
-            raise ValueError(f"data {data!r}: expected gray images of digits, got inputs of shape {split.input_shape}")
+            raise ValueError(
+                f"data {split.name!r}: expected gray images with a class, got inputs of shape {split.input_shape}"
+            )
         # As whole numbers, so that scenes are the same on every machine.
         self._images: NDArray[np.uint8] = (x[:, 0] * 255.0).round().to(torch.uint8).numpy()
         self._labels: list[int] = y.tolist()
@@ -189,7 +192,7 @@ class DigitScenes(_Composed):
         part: `"train"` or `"test"`.
         count: Number of scenes.
         seed: Seed of the scenes.
-        data: The data set of single digits, a name of `pyrostoch.data.load`.
+        data: The data set of single digits: a name of `pyrostoch.data.load`, or one that has been loaded.
         data_dir: Its folder, as for `load`.
         size: Height and width of a scene.
         digits: The fewest and the most digits of a scene.
@@ -228,7 +231,7 @@ class DigitClips(_Composed):
         count: Number of clips.
         frames: Number of frames of a clip.
         seed: Seed of the clips.
-        data: The data set of single digits, a name of `pyrostoch.data.load`.
+        data: The data set of single digits: a name of `pyrostoch.data.load`, or one that has been loaded.
         data_dir: Its folder, as for `load`.
         size: Height and width of a frame.
         digits: The fewest and the most digits of a clip.
@@ -250,7 +253,7 @@ class DigitClips(_Composed):
         *,
         frames: int = 20,
         seed: int = 0,
-        data: str = "mnist",
+        data: str | DataSplit = "mnist",
         data_dir: str | None = None,
         size: int = 96,
         digits: tuple[int, int] = (2, 5),

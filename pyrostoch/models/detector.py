@@ -64,7 +64,7 @@ class Detector(nn.Module):
         self.classes, self.edges = nn.Conv2d(widths[-1], num_classes, 1), nn.Conv2d(widths[-1], 4, 1)
         nn.init.constant_(self.classes.bias, _EMPTY)  # type: ignore[arg-type]
         self.coarse = nn.Conv2d(widths[-1], STRIDE**2 * (num_classes + 1), 1) if pixels else None
-        self.fine = nn.Conv2d(width, num_classes + 1, 3, padding=1) if pixels else None
+        self.fine = nn.Conv2d(widths[2], 4 * (num_classes + 1), 3, padding=1) if pixels else None
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
         """Scores and edges for each cell, and classes of pixels.
@@ -74,14 +74,14 @@ class Detector(nn.Module):
         """
         if x.shape[-1] % STRIDE or x.shape[-2] % STRIDE:
             raise ValueError(f"Detector: expected height and width that are multiples of 4, got {tuple(x.shape[-2:])}")
-        first = x
+        early = x
         for number in range(1, self.depth + 1):
             x = getattr(self, f"norm{number}")(getattr(self, f"conv{number}")(x)).relu()
-            first = x if number == 1 else first
+            early = x if number == 3 else early  # before the second stride
         output = {"classes": self.classes(x), "edges": self.edges(x).clamp(-_LOG_DISTANCE, _LOG_DISTANCE)}
         if self.coarse is None or self.fine is None:
             return output
-        return output | {"pixels": F.pixel_shuffle(self.coarse(x), STRIDE) + self.fine(first)}
+        return output | {"pixels": F.pixel_shuffle(self.coarse(x), STRIDE) + F.pixel_shuffle(self.fine(early), 2)}
 
 
 def cell_centers(height: int, width: int, like: Tensor) -> Tensor:

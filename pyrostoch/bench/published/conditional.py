@@ -14,8 +14,9 @@ from pyrostoch.bench.case import Bench, Case, TrialContext
 from pyrostoch.bench.files import save_figure
 from pyrostoch.bench.published.conditional_cost import COST_CASES
 from pyrostoch.bench.published.conditional_networks import Build, conditional_network, gate
+from pyrostoch.bench.published.detection import DETECTION_CASES
 from pyrostoch.bench.recipe import Recipe
-from pyrostoch.bench.trial import train_test_data, trial_folder
+from pyrostoch.bench.trial import train_test_data
 from pyrostoch.guides import Additive
 from pyrostoch.layers import Conditional, GatedSelection
 from pyrostoch.likelihoods import Categorical
@@ -54,15 +55,13 @@ def _trial(embodiment: str, kernel: str, selection: str) -> Callable[[TrialConte
             alone = gate(train[0].shape[1], train[0].shape[2]).to(device)
             model = BayesianModel(build.network, likelihood=Categorical(), num_data=len(train[0])).to(device)
         guide = Additive(model)
-        folder = trial_folder(CONDITIONAL, context.case, context.seed, context.setting)
-        folder.mkdir(parents=True, exist_ok=True)
         fit_two_steps(
             model,
             guide,
             train,
             selection=chosen,
             epochs=(recipe.epochs, recipe.epochs),
-            checkpoint=folder / "checkpoint.safetensors",
+            checkpoint=context.checkpoint(),
             resume=True,
             first={"noise_weight": recipe.noise_weight or 0.0},
             batch_size=recipe.batch_size,
@@ -219,6 +218,7 @@ CONDITIONAL = Bench(
         _case("fashion-mnist/hard", "Fashion-MNIST, label given", "fashion-mnist", "prepend", "additive", "hard"),
         _case("additive/cifar10-jpeg/gate", f"{_JPEG}, soft by input", "cifar10", "prepend", "additive", "gate", _JPEG),
         _case("additive/cifar10-jpeg/hard", f"{_JPEG}, label given", "cifar10", "prepend", "additive", "hard", _JPEG),
+        *DETECTION_CASES,
         *COST_CASES,
     ),
     columns=(
@@ -235,6 +235,18 @@ CONDITIONAL = Bench(
         ("accuracy/known/mc:20", "label given, 20 samples, %"),
         ("accuracy/wrong", "wrong label given, %"),
         ("accuracy/answers-wrong", "answers the wrong label, %"),
+        ("objects/ap50", "boxes, AP50, %"),
+        ("objects/ap", "boxes, AP50:95, %"),
+        ("objects/mask-ap50", "masks, AP50, %"),
+        ("objects/mask-ap", "masks, AP50:95, %"),
+        ("objects/miou", "pixels, mIoU, %"),
+        ("objects/mota", "clips, MOTA, %"),
+        ("objects/idf1", "clips, IDF1, %"),
+        ("objects/gate-miou", "its gate's choice, mIoU, %"),
+        ("objects/noise-ratio", "noise / signal"),
+        ("objects/noise-lowest", "in the quietest channel"),
+        ("objects/noise-covered", "signal covered, share"),
+        ("objects/noise-enough", "noise as required"),
         ("ratio/classes", "100 classes / 2, two present"),
         ("ratio/present-10", "10 present / 1"),
         ("ratio/present-100", "100 present / 1"),

@@ -27,6 +27,9 @@ class PixelClasses:
         by: `"boxes"`, the target with boxes (batch, most, 4) as left, top, right and bottom edge in pixels; or
             `"masks"`, the target with masks (batch, most, height, width).
         size: Height and width of the images, for boxes; masks have it.
+        stride: Pixels of the image to a position of the conditional layer, along each axis, for a layer behind others
+            that make the image smaller. A position has the classes of the boxes in which its center lies, or of the
+            masks that have one of its pixels.
         labels: The target with the class of each object, (batch, most), -1 as padding.
 
     Example:
@@ -42,6 +45,7 @@ class PixelClasses:
         by: Literal["boxes", "masks"] = "boxes",
         *,
         size: tuple[int, int] | None = None,
+        stride: int = 1,
         labels: str = "labels",
     ) -> None:
         self.num_classes = check_count("PixelClasses num_classes", num_classes)
@@ -51,6 +55,9 @@ class PixelClasses:
                 f"PixelClasses size: expected height and width of the images for boxes, and none for masks, got {size}"
             )
         self.size, self.labels = size, labels
+        self.stride = check_count("PixelClasses stride", stride)
+        if size is not None and (size[0] % stride or size[1] % stride):
+            raise ValueError(f"PixelClasses stride: expected a divisor of the sizes {size}, got {stride}")
 
     def __call__(self, targets: Mapping[str, Tensor]) -> Tensor:
         """The selection of pixels, boolean, (batch, num_classes + 1, 1, height, width).
@@ -79,11 +86,24 @@ class PixelClasses:
             )
         there = labels >= 0
         check_classes(labels[labels != -1], self.num_classes, f"PixelClasses {self.labels!r}")
-        inside = (self._in_boxes(objects, there) if self.by == "boxes" else objects != 0) & there[..., None, None]
+        inside = self._in_boxes(objects, there) if self.by == "boxes" else self._in_masks(objects)
+        inside = inside & there[..., None, None]
         classes = torch.arange(self.num_classes, device=labels.device)
         own = (labels[:, None] == classes[:, None]).to(torch.float32)  # (batch, classes, most)
         found = (own @ inside.flatten(2).to(torch.float32) > 0).unflatten(2, inside.shape[2:])
         return torch.cat([found, ~found.any(1, keepdim=True)], 1)[:, :, None]
+
+    def _in_masks(self, masks: Tensor) -> Tensor:
+        """Which positions have a pixel of each mask."""
+        if self.stride == 1:
+            return masks != 0
+        if masks.shape[-1] % self.stride or masks.shape[-2] % self.stride:
+            raise ValueError(
+                f"PixelClasses stride: expected a divisor of the masks' sizes {tuple(masks.shape[-2:])}, got "
+                f"{self.stride}"
+            )
+        squares = (masks != 0).unflatten(-1, (-1, self.stride)).unflatten(-3, (-1, self.stride))
+        return squares.any(-1).any(-2)
 
     def _in_boxes(self, boxes: Tensor, there: Tensor) -> Tensor:
         """Which pixels lie in each box, (batch, most, height, width)."""
@@ -98,6 +118,7 @@ class PixelClasses:
                 f"boxes of image {image}: expected left < right and top < bottom within {width} x {height} pixels, got "
                 f"{given[first].tolist()} as box {number}{see('how-to/detect_objects')}"
             )
-        edges = torch.where(there[..., None], boxes, 0.0).to(torch.float64).flatten(0, 1)[:, :, None]
+        edges = torch.where(there[..., None], boxes, 0.0).to(torch.float64).flatten(0, 1)[:, :, None] / self.stride
+        height, width = height // self.stride, width // self.stride
         columns, rows = covered(edges[:, 0], edges[:, 2], width), covered(edges[:, 1], edges[:, 3], height)
         return (rows[:, :, None] & columns[:, None, :]).reshape(*there.shape, height, width)
