@@ -20,6 +20,7 @@ _NAMES = (
     "ternary_network",
     "information_bottleneck",
     "conditional_classification",
+    "detect_hidden_digits",
     "homeostasis_of_noise",
     "lightning_mnist",
 )

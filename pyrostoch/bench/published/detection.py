@@ -37,7 +37,7 @@ _TARGETS = ("boxes", "labels", "pixels")
 _PIXEL_WEIGHT = 100.0
 _NOISE_SCENES, _BATCH = 200, 16
 # Where the noise starts, about the standard deviation of the images; and further ones, for the curve of scores.
-_SCALE, _CURVE = 0.3, (0.6, 1.2, 2.4)
+_SCALE, _CURVE = 0.4, (0.8, 1.6)
 
 
 def _recipes(scale: float) -> dict[str, SceneRecipe]:
