@@ -8,6 +8,7 @@ installed library is told by its name, whatever the version.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -196,7 +197,8 @@ class _Description:
         held = getattr(value, "__dict__", None)
         installed = _is_installed(type(value))
         # Of a library's objects only those are known to be no more than their attributes.
-        if held is None or (installed and not isinstance(value, (types.SimpleNamespace, Distribution, Transform))):
+        is_known = isinstance(value, (types.SimpleNamespace, Distribution, Transform)) or _is_record(value)
+        if held is None or (installed and not is_known):
             if installed or held is None:
                 self.unknown.append(f"the value of {name!r}, a {kind}")
             return kind
@@ -225,6 +227,13 @@ class _Description:
             self.unknown.append(f"the source of the class {cls.__qualname__!r} cannot be had")
             return f"class {cls.__qualname__}"
         return _shortened(f"class {cls.__qualname__}", source, longest=0)
+
+
+def _is_record(value: Any) -> bool:
+    """Whether an object is a dataclass that does not change and holds its fields only."""
+    if not dataclasses.is_dataclass(value) or not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+        return False
+    return vars(value).keys() <= {field.name for field in dataclasses.fields(value)}
 
 
 def _is_lazy(cls: type, name: str) -> bool:

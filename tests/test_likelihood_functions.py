@@ -22,6 +22,7 @@ from torch import nn
 
 import pyrostoch as ps
 from pyrostoch._descriptions import describe_function
+from pyrostoch.models import DetectionLoss
 from pyrostoch.safefile import CheckpointError, read_file
 
 SCALE = 0.5
@@ -105,6 +106,7 @@ PAIRS: dict[str, tuple[Any, Any]] = {
     "name": (with_default, with_keyword),
     "object": (Made(1.0), Made(2.0)),
     "method": (Made(1.0).method, Made(2.0).method),
+    "a record of the library": (DetectionLoss(1.0), DetectionLoss(2.0)),
     "closure of an object": (scaled_by(types.SimpleNamespace(s=1.0)), scaled_by(types.SimpleNamespace(s=2.0))),
     "closure of an array": (scaled(np.float32(1.0)), scaled(np.float32(2.0))),
     "closure of a set": (by_helper(functools.partial(max, {1.0})), by_helper(functools.partial(max, {2.0}))),

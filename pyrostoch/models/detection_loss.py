@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
@@ -19,6 +20,7 @@ _BUMP = 1.0 / 6.0
 _TINY = 1e-6
 
 
+@dataclass(frozen=True)
 class DetectionLoss:
     r"""The loss of a `Detector`, summed over cells and objects: one number for each example.
 
@@ -45,13 +47,11 @@ class DetectionLoss:
         2019.
     """
 
-    def __init__(self, pixel_weight: float = 10.0) -> None:
-        if not pixel_weight > 0.0:
-            raise ValueError(f"DetectionLoss pixel_weight: expected a positive number, got {pixel_weight}")
-        self.pixel_weight = float(pixel_weight)
+    pixel_weight: float = 10.0
 
-    def __repr__(self) -> str:
-        return f"DetectionLoss(pixel_weight={self.pixel_weight:g})"
+    def __post_init__(self) -> None:
+        if not self.pixel_weight > 0.0:
+            raise ValueError(f"DetectionLoss pixel_weight: expected a positive number, got {self.pixel_weight}")
 
     def __call__(self, output: Mapping[str, Tensor], targets: Mapping[str, Tensor]) -> Tensor:
         """The loss, (batch,).
