@@ -231,7 +231,8 @@ class _Description:
 
 def _is_record(value: Any) -> bool:
     """Whether an object is a dataclass that does not change and holds its fields only."""
-    if not dataclasses.is_dataclass(value) or not type(value).__dataclass_params__.frozen:  # type: ignore[attr-defined]
+    settings: Any = getattr(type(value), "__dataclass_params__", None)
+    if settings is None or not settings.frozen:
         return False
     return vars(value).keys() <= {field.name for field in dataclasses.fields(value)}
 

@@ -84,7 +84,7 @@ def few_scenes(case: Case) -> Case:
 
 
 @pytest.mark.filterwarnings("ignore:.*never occurred in training")
-@pytest.mark.parametrize("name", ["clean", "prepend", "oracle", "merge_then_sample"])
+@pytest.mark.parametrize("name", ["clean", "prepend", "taught", "oracle", "merge_then_sample"])
 def test_objects_are_scored_and_trainings_are_not_repeated(name: str, tmp_path: Path) -> None:
     case, setting = few_scenes(CASES[f"detection/{name}"]), Setting("quick", tmp_path)
     split = split_of(case)
@@ -93,10 +93,10 @@ def test_objects_are_scored_and_trainings_are_not_repeated(name: str, tmp_path: 
     assert all(value is None or math.isfinite(value) for value in metrics.values())
     assert ("objects/noise-ratio" in metrics) == (name != "clean")
     assert ("objects/gate-miou" in metrics) == (name not in ("clean", "oracle"))
-    assert len(list((tmp_path / "figures").glob("*.png"))) == (name == "prepend")
+    assert len(list((tmp_path / "figures").glob("*.png"))) == (name in ("prepend", "taught"))
     folder = trial_folder(BENCH, case, 0, setting)
     times = {path: path.stat().st_mtime_ns for path in folder.glob("*.safetensors")}
-    assert len(times) == (1 if name in ("clean", "oracle") else 2)
+    assert len(times) == {"clean": 1, "oracle": 1, "taught": 3}.get(name, 2)
     (folder / "trial.json").unlink()
     assert run_trial(BENCH, case, 0, setting, split)["metrics"] == metrics
     assert {path: path.stat().st_mtime_ns for path in times} == times

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.data import Subset
+from torch.utils.data import Dataset, Subset
 
 from pyrostoch.bench.case import Case, TrialContext
 from pyrostoch.bench.published.detection_networks import PixelGate, object_network
@@ -23,7 +23,7 @@ from pyrostoch.bench.trial import train_test_data
 from pyrostoch.data import DigitClips, DigitScenes
 from pyrostoch.guides import Additive
 from pyrostoch.layers import Conditional, GatedSelection, PixelClasses
-from pyrostoch.likelihoods import Loss
+from pyrostoch.likelihoods import Categorical, Loss
 from pyrostoch.model import BayesianModel
 from pyrostoch.models import DetectionLoss
 from pyrostoch.prediction.noise import activation_noise
@@ -36,6 +36,7 @@ __all__ = ["DETECTION_CASES"]
 _TARGETS = ("boxes", "labels", "pixels")
 _PIXEL_WEIGHT = 100.0
 _NOISE_SCENES, _BATCH = 200, 16
+_DRAWN = ("detection/prepend", "detection/taught", "detection/noise/1.6")
 # Where the noise starts, about the standard deviation of the images; and further ones, for the curve of scores.
 _SCALE, _CURVE = 0.4, (0.8, 1.6)
 
@@ -54,7 +55,11 @@ def _recipes(scale: float) -> dict[str, SceneRecipe]:
 
 
 def _trial(embodiment: str | None, where: str, selection: str | None) -> Callable[[TrialContext], Mapping[str, float]]:
-    """A trial; `selection` is `"gate"`, `"boxes"` for known classes at inference, or `None` for clean scenes."""
+    """A trial.
+
+    `selection` is `"gate"`; `"taught"`, a gate that was trained to tell the classes of pixels before; `"boxes"`, known
+    classes at inference; or `None`, clean scenes.
+    """
 
     def run(context: TrialContext) -> Mapping[str, float]:
         recipe, seed, split = context.recipe, context.seed, context.require_split()
@@ -75,11 +80,10 @@ def _trial(embodiment: str | None, where: str, selection: str | None) -> Callabl
         likelihood = Loss(DetectionLoss(_PIXEL_WEIGHT), targets=_TARGETS)
         model = BayesianModel(build.network, likelihood=likelihood, num_data=len(train)).to(device)
         guide = Additive(model)
-        data = train.pairs(*_TARGETS)
-        if selection is None:
-            _train(context, model, guide, data, None, None)
-        else:
-            _train(context, model, guide, data, classes, gate if selection == "gate" else None)
+        data, gated = train.pairs(*_TARGETS), selection in ("gate", "taught")
+        if selection == "taught":
+            _teach(context, gate, data, classes, device)
+        _train(context, model, guide, data, None if selection is None else classes, gate if gated else None)
         known = classes if selection == "boxes" else None
         clips = DigitClips("test", recipe.clips, **settings)
         scored: dict[str, Any] = {"mode": "mean" if selection is None else "mc:1", "seed": seed, "labels": known}
@@ -87,13 +91,50 @@ def _trial(embodiment: str | None, where: str, selection: str | None) -> Callabl
         metrics |= tracking_scores(model, guide, clips, **scored)
         if build.layer is not None:
             metrics |= _noise(model, guide, train, known)
-        if build.layer is not None and selection == "gate":
+        if build.layer is not None and gated:
             metrics |= gate_scores(build.network, build.layer, test, classes)
-            if seed == 0 and embodiment == "prepend" and not context.setting.holdout:
+            if seed == 0 and context.case.name in _DRAWN and not context.setting.holdout:
                 _picture(context, model, guide, build.layer, test)
         return {f"objects/{name}": value for name, value in metrics.items()}
 
     return run
+
+
+def _settings(context: TrialContext) -> dict[str, Any]:
+    recipe = context.recipe
+    return {
+        "batch_size": recipe.batch_size,
+        "lr": recipe.lr,
+        "schedule": recipe.schedule,
+        "seed": context.seed,
+        "progress": False,
+        "resume": True,
+        "checkpoint": context.checkpoint(),
+        "callback": context.progress,
+    }
+
+
+class _PixelTargets(Dataset[tuple[Tensor, Tensor]]):
+    """Images, and the class of each pixel by the boxes, of which the first counts where there are several."""
+
+    def __init__(self, data: Any, classes: PixelClasses) -> None:
+        self._data, self._classes = data, classes
+
+    def __len__(self) -> int:
+        return len(self._data)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, targets = self._data[index]
+        chosen = self._classes({name: part[None] for name, part in targets.items()})
+        return image, chosen[0].int().argmax(0)
+
+
+def _teach(context: TrialContext, gate: GatedSelection, data: Any, classes: PixelClasses, device: torch.device) -> None:
+    """Train a gate to tell the classes of pixels, for the epochs of the second step; resumable."""
+    recipe: Any = context.recipe
+    model = BayesianModel(gate.gate, likelihood=Categorical(axis=1), num_data=len(data)).to(device)
+    settings = _settings(context) | {"checkpoint": context.checkpoint().with_name("gate.safetensors")}
+    fit(model, Additive(model), _PixelTargets(data, classes), epochs=recipe.second_epochs, **settings)
 
 
 def _train(
@@ -106,16 +147,7 @@ def _train(
 ) -> None:
     """Train both steps, or only the first one; or, without classes, a clean network for as many epochs."""
     recipe: Any = context.recipe
-    settings: dict[str, Any] = {
-        "batch_size": recipe.batch_size,
-        "lr": recipe.lr,
-        "schedule": recipe.schedule,
-        "seed": context.seed,
-        "progress": False,
-        "resume": True,
-        "checkpoint": context.checkpoint(),
-        "callback": context.progress,
-    }
+    settings = _settings(context)
     first: dict[str, Any] = {"noise_weight": recipe.noise_weight or 0.0}
     if gate is not None and classes is not None:
         epochs = (recipe.epochs, recipe.second_epochs)
@@ -156,6 +188,7 @@ def _case(
 DETECTION_CASES = (
     _case("clean", "clean", None, None),
     _case("prepend", "in front", "prepend", "gate", _SCALE),
+    _case("taught", "in front, gate taught by boxes", "prepend", "taught", _SCALE),
     _case("oracle", "in front, true boxes given", "prepend", "boxes", _SCALE),
     _case("merge_then_sample", "merge then sample", "merge_then_sample", "gate", 1.5),
     _case("sample_then_merge", "sample then merge", "sample_then_merge", "gate", 0.5),
