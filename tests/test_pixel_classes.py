@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import functools
 import warnings
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -169,3 +171,20 @@ def test_labels_that_are_none_are_refused(labels: Any, error: type[Exception], m
     model, guide, _ = detector()
     with pytest.raises(error, match=message):
         ps.fit(model, guide, few_scenes(), epochs=1, labels=labels, progress=False, compile=False)
+
+
+@pytest.mark.filterwarnings("ignore:.*never occurred in training")
+def test_a_run_is_not_resumed_with_other_labels(tmp_path: Path) -> None:
+    def run(labels: Any, epochs: int, resume: bool = True) -> None:
+        model, guide, _ = detector()
+        settings: dict[str, Any] = {"checkpoint": tmp_path / "run", "resume": resume, "schedule": "constant"}
+        ps.fit(
+            model, guide, few_scenes(), epochs=epochs, labels=labels, seed=0, progress=False, compile=False, **settings
+        )
+
+    classes = PixelClasses(10, size=(32, 32))
+    run(classes, 1, resume=False)
+    run(PixelClasses(10, size=(32, 32)), 2)
+    for other in (lambda targets: classes(targets), functools.partial(classes)):
+        with pytest.raises(ps.training.CheckpointError, match="cannot be resumed with labels="):
+            run(other, 3)

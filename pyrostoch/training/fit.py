@@ -13,6 +13,7 @@ import pyro
 import torch
 from torch import nn
 
+from pyrostoch._descriptions import describe_function
 from pyrostoch._seeds import forked
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.compile import worth_compiling
@@ -174,6 +175,7 @@ def fit(
         clip=clip,
         precision=precision,
         seed=seed,
+        labels=labels if labels is None or isinstance(labels, str) else describe_function(labels)[0],
     )
     seed = settings.seed
     check_model_and_guide(model, guide)

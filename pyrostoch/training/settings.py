@@ -17,7 +17,7 @@ __all__ = ["Settings", "check_same_run"]
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of `fit` that determine its result, by the same names.
+    """The settings of `fit` that determine its result, by the same names; `labels` as a text.
 
     Raises:
         ValueError: A setting is out of range; it is named.
@@ -42,6 +42,7 @@ class Settings:
     clip: float | None = None
     precision: str = "float32"
     seed: int | None = None
+    labels: str | None = None
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("num_particles", 1), ("patience", 1), ("seed", 0)):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Literal
 
 import torch
@@ -15,6 +16,7 @@ from pyrostoch.layers.conditional.hard import check_classes, covered
 __all__ = ["PixelClasses"]
 
 
+@dataclass(frozen=True)
 class PixelClasses:
     r"""Reads the class of every pixel from targets with objects: which pixels lie in a box, or a mask, of each class.
 
@@ -39,23 +41,21 @@ class PixelClasses:
         (torch.Size([1, 3, 1, 2, 3]), [[1, 1, 0], [0, 0, 0]])
     """
 
-    def __init__(
-        self,
-        num_classes: int,
-        by: Literal["boxes", "masks"] = "boxes",
-        *,
-        size: tuple[int, int] | None = None,
-        stride: int = 1,
-        labels: str = "labels",
-    ) -> None:
-        self.num_classes = check_count("PixelClasses num_classes", num_classes)
-        self.by = check_choice("PixelClasses by", by, ["boxes", "masks"])
-        if (size is None) == (by == "boxes"):
+    num_classes: int
+    by: Literal["boxes", "masks"] = "boxes"
+    size: tuple[int, int] | None = field(default=None, kw_only=True)
+    stride: int = field(default=1, kw_only=True)
+    labels: str = field(default="labels", kw_only=True)
+
+    def __post_init__(self) -> None:
+        check_count("PixelClasses num_classes", self.num_classes)
+        check_count("PixelClasses stride", self.stride)
+        check_choice("PixelClasses by", self.by, ["boxes", "masks"])
+        size, stride = self.size, self.stride
+        if (size is None) == (self.by == "boxes"):
             raise ValueError(
                 f"PixelClasses size: expected height and width of the images for boxes, and none for masks, got {size}"
             )
-        self.size, self.labels = size, labels
-        self.stride = check_count("PixelClasses stride", stride)
         if size is not None and (size[0] % stride or size[1] % stride):
             raise ValueError(f"PixelClasses stride: expected a divisor of the sizes {size}, got {stride}")
 
