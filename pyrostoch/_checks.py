@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 __all__ = [
+    "as_mask",
     "check_choice",
     "check_count",
     "check_finite",
@@ -42,6 +43,20 @@ def check_choice(what: str, value: str, known: Iterable[str]) -> str:
     if value not in names:
         raise ValueError(f"{what}: expected one of {name_list(names)}, got {value!r}{suggest(str(value), names)}")
     return value
+
+
+def as_mask(mask: Tensor, what: str) -> Tensor:
+    """A mask as booleans: it is boolean, or has 0 and one positive value only, else a `ValueError` says so."""
+    if mask.dtype == torch.bool:
+        return mask
+    there = mask != 0
+    values = mask[there]
+    if values.numel() and not bool((values == values.flatten()[0]).all() & (values > 0).all()):
+        raise ValueError(
+            f"{what}: expected masks that are boolean, or have 0 and one positive value, such as 0 and 255, got values "
+            f"from {mask.min().item():g} to {mask.max().item():g}; compare soft masks with a threshold"
+        )
+    return there
 
 
 def check_positive(what: str, value: float) -> float:

@@ -135,6 +135,33 @@ def test_known_labels_are_marked_everywhere() -> None:
         assert ps.activation_noise(model, guide, DATA).labels == "known"
         with pytest.raises(ValueError, match=r"decompose: it runs inside of a HardSelection"):
             ps.decompose(model, guide, DATA)
+    half = {"batch_size": 10}  # whose labels would be used for both halves
+    with HardSelection(DATA[1][:10]):
+        for verb in (
+            lambda: ps.compare(model, guide, DATA, modes=("mc:1",), **half),
+            lambda: ps.accuracy_by_samples(model, guide, DATA, [1], **half),
+            lambda: ps.predict(model, guide, DATA[0], **half),
+            lambda: ps.activation_noise(model, guide, DATA, **half),
+        ):
+            with pytest.raises(ValueError, match="inside of a HardSelection of 10 examples, and there are 20"):
+                verb()
+
+
+def test_labels_of_a_training_are_not_those_of_verbs_in_its_callback() -> None:
+    model, guide, gate = gated()
+    layer: Any = model.net.get_submodule("0")
+    layer.selection = gate
+    marks: list[Any] = []
+    ps.fit(
+        model,
+        guide,
+        DATA,
+        epochs=1,
+        labels="known",
+        callback=lambda row: marks.extend(row.labels for row in ps.compare(model, guide, DATA, modes=("mc:1",)).rows),
+        **QUIET,
+    )
+    assert marks == [None]
 
 
 def test_known_classes_are_no_selection_of_a_layer() -> None:
@@ -143,7 +170,7 @@ def test_known_classes_are_no_selection_of_a_layer() -> None:
     with pytest.raises(TypeError, match="fit_two_steps selection: expected a module, .* got HardSelection"):
         ps.fit_two_steps(model, guide, DATA, selection=known, epochs=(1, 1), **QUIET)
     with pytest.raises(TypeError, match="fit_two_steps labels: labels are known in the first step"):
-        ps.fit_two_steps(model, guide, DATA, selection=None, epochs=(1, 1), labels="known", **QUIET)
+        ps.fit_two_steps(model, guide, DATA, selection=None, epochs=(1, 1), first={"labels": None}, **QUIET)
     layer: Any = model.net.get_submodule("0")
     layer.selection = known
     with pytest.raises(TypeError, match="Conditional selection: expected a module, .* got HardSelection"):

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from pyrostoch.data import DigitScenes, pad_objects, pixel_labels
+from pyrostoch.layers import PixelClasses
 
 ONE, NONE = torch.tensor([[1.0, 2.0, 5.0, 4.0]]), torch.zeros(0, 4)
 
@@ -87,3 +88,25 @@ def test_pairs_are_items_without_what_was_not_asked_for() -> None:
         scenes.pairs("box")
     with pytest.raises(ValueError, match="got 'none'"):
         scenes.pairs()
+
+
+def test_soft_masks_are_refused_and_ink_is_not() -> None:
+    mask = torch.tensor([[[0, 255], [255, 0]]], dtype=torch.uint8)
+    wanted = [[1, 0], [0, 1]]
+    assert pixel_labels(mask, classes(0), 1).tolist() == wanted
+    found = pad_objects([ONE], [classes(0)], masks=[mask.repeat(1, 3, 4)], size=(6, 8))
+    assert torch.equal(found["masks"][0, 0], mask.repeat(1, 3, 4)[0] > 0)
+    soft = torch.tensor([[[0.0, 0.3], [1.0, 0.0]]])
+    for refused in (
+        lambda: pixel_labels(soft, classes(0), 1),
+        lambda: pad_objects([ONE], [classes(0)], masks=[soft.repeat(1, 3, 4)], size=(6, 8)),
+        lambda: PixelClasses(1, "masks")({"masks": soft[None], "labels": classes(0)[None]}),
+    ):
+        with pytest.raises(ValueError, match="compare soft masks with a threshold"):
+            refused()
+    for refused in (
+        lambda: pixel_labels(mask, torch.tensor([0.5]), 1),
+        lambda: PixelClasses(1, "masks")({"masks": mask[None], "labels": torch.tensor([[0.5]])}),
+    ):
+        with pytest.raises(ValueError, match="whole numbers"):
+            refused()

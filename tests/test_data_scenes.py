@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 from typing import Any
 
@@ -142,3 +143,10 @@ def test_settings_that_make_no_scenes_are_refused() -> None:
         crowded[0]
     with pytest.raises(IndexError):
         crowded[3]
+
+
+def test_images_that_are_not_from_0_to_1_are_refused() -> None:
+    split = load("digits")
+    for x in (255 * split.x_train, split.x_train - 0.1, (255 * split.x_train).to(torch.uint8), split.x_train / 0.0):
+        with pytest.raises(ValueError, match="expected real images from 0 to 1"):
+            DigitScenes("train", 3, **(SMALL | {"data": dataclasses.replace(split, x_train=x)}))

@@ -130,6 +130,7 @@ BOX = [1.0, 2.0, 9.0, 10.0]
         (BOX, 3, "classes from 0 to 2, and -1 as padding"),
         (BOX, -2, "classes from 0 to 2"),
         (BOX, -1, "expected a class for each box"),
+        ([-2000.0, 1.0, 20.0, 9.0], 0, "expected objects up to 594 pixels to each side"),
     ],
 )
 def test_objects_that_are_none_are_refused_before_training(box: list[float], label: int, message: str) -> None:
@@ -167,6 +168,19 @@ def test_targets_that_do_not_fit_the_detector_are_refused(pixels: bool, changes:
     output = Detector(num_classes=3, width=4, pixels=pixels)(torch.zeros(1, 1, 16, 32))
     with pytest.raises(ValueError, match=message):
         DetectionLoss().check_targets(output, targets)
+
+
+def test_boxes_in_parts_of_the_image_are_refused() -> None:
+    output = Detector(num_classes=3, width=4)(torch.zeros(2, 1, 16, 32))
+    boxes, labels = torch.tensor([[[0.1, 0.2, 0.5, 0.9]], [[0.0, 0.0, 1.0, 0.4]]]), torch.zeros(2, 1).long()
+    with pytest.raises(ValueError, match="DetectionLoss: all boxes lie within the first pixel"):
+        DetectionLoss().check_targets(output, {"boxes": boxes, "labels": labels})
+    with pytest.raises(ValueError, match="PixelClasses: all boxes lie within the first pixel"):
+        ps.layers.PixelClasses(3, size=(16, 32))({"boxes": boxes, "labels": labels})
+    with pytest.raises(ValueError, match="pad_objects: all boxes lie within the first pixel"):
+        ps.data.pad_objects(list(boxes), list(labels), size=(16, 32))
+    single = torch.tensor([[[0.0, 0.0, 1.0, 1.0]]])  # an object of one pixel
+    DetectionLoss().check_targets(output, {"boxes": single.expand(2, 1, 4), "labels": labels})
 
 
 def test_objects_of_other_sizes_cannot_be_collated_in_silence() -> None:
@@ -226,6 +240,40 @@ def test_detections_are_the_boxes_that_an_output_holds() -> None:
         0,
         4,
     )
+
+
+def test_settings_and_outputs_that_tell_of_nothing_are_refused() -> None:
+    output = {"classes": torch.randn(1, 2, 4, 4), "edges": torch.zeros(1, 4, 4, 4)}
+    for threshold in (0.0, -1.0, 1.0):
+        with pytest.raises(ValueError, match="between 0 and 1"):
+            detect(output, threshold=threshold)
+    with pytest.raises(ValueError, match="the training has diverged"):
+        detect(output | {"classes": torch.full((1, 2, 4, 4), torch.nan)})
+
+
+def test_many_candidates_of_a_class_do_not_hide_another() -> None:
+    classes = torch.full((1, 2, 16, 16), -9.0)
+    classes[0, 0], classes[0, 1, 3, 3] = 9.0, 2.0
+    (found,) = detect({"classes": classes, "edges": torch.full((1, 4, 16, 16), -3.0)}, most=50)
+    assert (found.labels == 1).sum() == 1 and (found.labels == 0).sum() == 50
+    assert found.scores.tolist() == sorted(found.scores.tolist(), reverse=True)
+
+
+def test_half_precision_keeps_the_cells_of_a_wide_image_apart() -> None:
+    classes, edges = torch.full((1, 1, 2, 250), -9.0), torch.zeros(1, 4, 2, 250)
+    classes[0, 0, 1, 201] = 4.0
+    halved = {"classes": classes.bfloat16(), "edges": edges.bfloat16()}
+    (one,), (other,) = detect(halved), detect({"classes": classes, "edges": edges})
+    assert torch.equal(one.boxes, other.boxes) and one.boxes.dtype == torch.float32
+    targets = {"boxes": torch.tensor([[[802.0, 2.0, 810.0, 10.0]]]), "labels": torch.tensor([[0]])}
+    losses = [float(DetectionLoss()(each, targets)) for each in (halved, {"classes": classes, "edges": edges})]
+    assert losses[0] == pytest.approx(losses[1], rel=0.05)
+
+
+def test_targets_of_another_batch_are_refused() -> None:
+    output = {"classes": torch.zeros(4, 1, 4, 4), "edges": torch.zeros(4, 4, 4, 4)}
+    with pytest.raises(ValueError, match="expected targets of 4 images, got those of 1"):
+        DetectionLoss()(output, {"boxes": torch.tensor([[BOX]]), "labels": torch.tensor([[0]])})
 
 
 def test_a_detector_learns_from_padded_boxes_with_a_count() -> None:

@@ -178,3 +178,24 @@ def test_what_does_not_fit_is_refused(change: dict[str, Tensor], message: str) -
         AveragePrecision(CLASSES).update(**{**good, **change})
     with pytest.raises(ValueError, match="num_classes"):
         AveragePrecision(0)
+
+
+def test_overlaps_of_other_numbers_are_right_or_refused() -> None:
+    one, other = torch.tensor([[0, 0, 4, 4]]), torch.tensor([[10, 10, 20, 20], [2, 0, 6, 4]])
+    for dtype in (torch.uint8, torch.int64, torch.float16, torch.float64):
+        found = box_overlaps(one.to(dtype), other.to(dtype))
+        torch.testing.assert_close(found, torch.tensor([[0.0, 1 / 3]], dtype=found.dtype))
+    large = torch.tensor([[0.0, 0.0, 400.0, 400.0]], dtype=torch.float16)
+    assert box_overlaps(large, large).item() == 1.0
+    masks = torch.rand(3, 5, 5) < 0.5
+    ink = masks.to(torch.uint8) * 255
+    torch.testing.assert_close(mask_overlaps(ink, masks), mask_overlaps(masks, masks))
+    for wrong in (torch.tensor([[[0.2, 1.0]]]), torch.tensor([[[0, -1]]]), torch.tensor([[[torch.nan, 1.0]]])):
+        with pytest.raises(ValueError, match="expected masks that are boolean, or have 0 and one positive value"):
+            mask_overlaps(wrong, wrong)
+    metric, ones = AveragePrecision(2), torch.ones(1, dtype=torch.int64)
+    with pytest.raises(ValueError, match="overlaps from 0 to 1, got 5"):
+        metric.update(torch.tensor([[5.0]]), torch.ones(1), ones, ones)
+    with pytest.raises(ValueError, match="whole numbers as classes"):
+        metric.update(torch.tensor([[0.5]]), torch.ones(1), torch.tensor([0.6]), ones)
+    assert metric.num_images == 0

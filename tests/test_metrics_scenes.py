@@ -55,13 +55,14 @@ def naive(clips: list[Clip], least: float) -> dict[str, float]:
     misses = false = switches = total = detections = agreeing = 0
     for overlaps, tracks, objects in clips:
         before: dict[int, int] = {}
-        for table, own, given in zip(overlaps, tracks, objects, strict=True):
+        latest: dict[int, int] = {}
+        for frame, (table, own, given) in enumerate(zip(overlaps, tracks, objects, strict=True)):
             names, truths = own.tolist(), given.tolist()
-            fixed = {
-                column: names.index(before[truth])
-                for column, truth in enumerate(truths)
-                if before.get(truth) in names and table[names.index(before[truth]), column] >= least
-            }
+            fixed: dict[int, int] = {}
+            for row, name in enumerate(names):
+                held = [c for c, t in enumerate(truths) if before.get(t) == name and table[row, c] >= least]
+                if held:
+                    fixed[max(held, key=lambda c: latest[truths[c]])] = row
             free = [column for column in range(len(truths)) if column not in fixed]
             rows = [row for row in range(len(names)) if row not in fixed.values()]
             best: tuple[float, dict[int, int]] = (-1.0, {})
@@ -75,7 +76,7 @@ def naive(clips: list[Clip], least: float) -> dict[str, float]:
             pairs = fixed | best[1]
             for column, row in pairs.items():
                 switches += before.get(truths[column], names[row]) != names[row]
-                before[truths[column]] = names[row]
+                before[truths[column]], latest[truths[column]] = names[row], frame
             misses, false = misses + len(truths) - len(pairs), false + len(names) - len(pairs)
             total, detections = total + len(truths), detections + len(names)
         seen_tracks = sorted({int(t) for own in tracks for t in own})
@@ -122,6 +123,25 @@ def test_tracks_that_are_perfect_or_exchanged() -> None:
     assert found.switches == 2
     assert found.mota == pytest.approx(1 - 2 / 12)
     assert found.idf1 == pytest.approx(0.5)
+
+
+def test_a_detection_is_matched_with_one_object_only() -> None:
+    """A track passes from one object to another, and then both are there."""
+    tables = [torch.tensor([[1.0]]), torch.tensor([[0.8]]), torch.tensor([[0.8, 0.9]])]
+    metric = Tracking()
+    metric.update(tables, [torch.tensor([7])] * 3, [torch.tensor([0]), torch.tensor([1]), torch.tensor([0, 1])])
+    found = metric.compute()
+    assert (found.misses, found.false_positives, found.switches) == (1, 0, 0)
+
+
+def test_a_clip_that_is_refused_leaves_nothing() -> None:
+    metric, two = Tracking(), torch.tensor([0, 1])
+    metric.update([torch.eye(2)], [two], [two])
+    before = metric.compute()
+    for wrong in (torch.nan, 1.5, -0.1):
+        with pytest.raises(ValueError, match="frame 1: expected overlaps from 0 to 1, .* leave padded objects out"):
+            metric.update([torch.eye(2), torch.full((2, 2), wrong)], [two] * 2, [two] * 2)
+    assert metric.compute() == before
 
 
 def test_clips_that_do_not_fit_are_refused() -> None:

@@ -70,3 +70,41 @@ def test_what_has_no_outputs_to_average_is_refused() -> None:
     model, guide = model_of(Count())
     with pytest.raises(TypeError, match="expected tensors with 2 examples from the network, got int"):
         ps.outputs(model, guide, x)
+
+
+def test_pieces_of_a_batch_have_the_same_weights() -> None:
+    model, guide = model_of(Two())
+    x = torch.randn(1, 3, dtype=F64).expand(6, 3)
+    found: Any = ps.outputs(model, guide, x, mode="mc:3", batch_size=2)
+    torch.testing.assert_close(found["hidden"], found["hidden"][:1].expand(6, 4))
+    assert not torch.equal(found["hidden"][0], ps.outputs(model, guide, x, mode="mc:3", seed=1)["hidden"][0])  # type: ignore[call-overload, index]
+
+
+class Chosen(Two):
+    """The class, too, a whole number."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        found = super().forward(x)
+        return found | {"class": found["hidden"].argmax(1)}
+
+
+class Anchored(Two):
+    """A tensor that belongs to all examples."""
+
+    def forward(self, x: Tensor) -> dict[str, Any]:
+        return super().forward(x) | {"anchors": torch.arange(4.0)}
+
+
+def test_whole_numbers_are_not_averaged() -> None:
+    model, guide = model_of(Chosen())
+    x = torch.randn(5, 3, dtype=F64)
+    found: Any = ps.outputs(model, guide, x, batch_size=2)
+    assert torch.equal(found["class"], found["hidden"].argmax(1)) and found["class"].dtype == torch.int64
+    with pytest.raises(TypeError, match="torch.int64 has no mean over several draws"):
+        ps.outputs(model, guide, x, mode="mc:2")
+
+
+def test_a_tensor_of_all_examples_is_not_repeated() -> None:
+    model, guide = model_of(Anchored())
+    with pytest.raises(TypeError, match="expected tensors with 3 examples from the network, got a tensor of shape"):
+        ps.outputs(model, guide, torch.randn(8, 3, dtype=F64), batch_size=4)

@@ -156,9 +156,20 @@ def test_two_steps_begin_with_pixels_and_end_without() -> None:
         ps.fit_two_steps(model, guide, scenes, selection=None, epochs=(1, 1), labels=None)
 
 
+def by_batch(targets: dict[str, Tensor]) -> Tensor:
+    return torch.unique(targets["labels"][:, 0], return_inverse=True)[1].flip(0)
+
+
+def changing(targets: dict[str, Tensor]) -> Tensor:
+    targets["labels"][targets["labels"] < 0] = 0
+    return targets["labels"][:, 0]
+
+
 @pytest.mark.parametrize(
     ("labels", "error", "message"),
     [
+        (by_batch, ValueError, "other classes for half of the examples"),
+        (changing, ValueError, "changed the targets in place"),
         ("known", TypeError, r"got dict; of several targets a function makes classes, such as labels=PixelClasses"),
         (lambda targets: targets["boxes"], ValueError, "got torch.float32 of shape"),
         (lambda targets: torch.zeros(2, dtype=torch.int64), ValueError, "expected those of 3 examples, got 2"),

@@ -7,9 +7,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pyrostoch._checks import as_mask
 from pyrostoch._manual import see
 
-__all__ = ["pad_objects", "pixel_labels"]
+__all__ = ["check_pixel_units", "pad_objects", "pixel_labels"]
 
 
 def pad_objects(
@@ -85,8 +86,26 @@ def pad_objects(
                 raise ValueError(
                     f"{where}: expected masks of shape {(number, height, width)}, got {tuple(masks[image].shape)}{page}"
                 )
-            found["masks"][image, :number] = masks[image] != 0
+            found["masks"][image, :number] = as_mask(masks[image], where)
+    check_pixel_units(torch.cat([each.to(torch.float32) for each in boxes]), "pad_objects")
     return found
+
+
+def check_pixel_units(boxes: Tensor, what: str) -> None:
+    """Raise an error for boxes that seem to be in parts of the image's size: all lie within the first pixel.
+
+    Args:
+        boxes: Boxes, (number, 4).
+        what: Whose they are, for the message.
+
+    Raises:
+        ValueError: All edges are from 0 to 1, and not all are 0 or 1.
+    """
+    if boxes.numel() and bool(((boxes >= 0) & (boxes <= 1)).all()) and bool((boxes != boxes.round()).any()):
+        raise ValueError(
+            f"{what}: all boxes lie within the first pixel, as {boxes[0].tolist()}; edges are expected in pixels: "
+            f"multiply by width and height{see('how-to/detect_objects')}"
+        )
 
 
 def pixel_labels(masks: Tensor, labels: Tensor, num_classes: int) -> Tensor:
@@ -115,7 +134,9 @@ def pixel_labels(masks: Tensor, labels: Tensor, num_classes: int) -> Tensor:
         )
     if len(wrong := labels[(labels < -1) | (labels >= num_classes)]):
         raise ValueError(f"pixel_labels: expected classes from 0 to {num_classes - 1}, got {int(wrong[0])}")
-    there = (masks != 0) & (labels >= 0)[..., None, None]
+    if labels.is_floating_point():
+        raise ValueError(f"pixel_labels: expected whole numbers as labels, got {labels.dtype}")
+    there = as_mask(masks, "pixel_labels") & (labels >= 0)[..., None, None]
     found = torch.full(masks.shape[:-3] + masks.shape[-2:], num_classes, dtype=torch.int64, device=masks.device)
     for number in reversed(range(masks.shape[-3])):
         found = torch.where(there[..., number, :, :], labels[..., number, None, None].to(torch.int64), found)

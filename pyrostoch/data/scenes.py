@@ -72,6 +72,11 @@ class _Composed(Dataset[dict[str, Tensor]]):
             raise ValueError(
                 f"data {split.name!r}: expected gray images with a class, got inputs of shape {split.input_shape}"
             )
+        if not x.is_floating_point() or not bool(((x >= 0.0) & (x <= 1.0)).all()):
+            raise ValueError(
+                f"data {split.name!r}: expected real images from 0 to 1, got {x.dtype} from {x.min().item():g} to "
+                f"{x.max().item():g}"
+            )
         # As whole numbers, so that scenes are the same on every machine.
         self._images: NDArray[np.uint8] = (x[:, 0] * 255.0).round().to(torch.uint8).numpy()
         self._labels: list[int] = y.tolist()

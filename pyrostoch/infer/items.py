@@ -40,6 +40,7 @@ class Reader:
         read: Callable[[object, str], Target] = lambda given, what: read_targets(given, None, what),
     ) -> None:
         self.target, self.labels, self.read = target, labels, read
+        self._tried = False
 
     def split(self, item: Any, what: str = "data") -> tuple[FlatInputs, Target]:
         """Inputs, as a tensor or a flat tuple, and targets.
@@ -55,9 +56,26 @@ class Reader:
         """
         x, y = self._keyed(item, what) if isinstance(item, Mapping) else self._positional(item, what)
         if self.labels is not None:
-            found = self.labels(y.parts if isinstance(y, Targets) else y)
-            return with_labels(x, check_known_classes(found, len(y), "labels, from the targets")), y
+            return with_labels(x, self._known_classes(self.labels, y)), y
         return flat_inputs(x), y
+
+    def _known_classes(self, function: Callable[[Any], Tensor], y: Target) -> Tensor:
+        """What a function makes of targets, which it must leave as they are; the first ones are tried in parts, too."""
+        parts = tuple(y.parts.values()) if isinstance(y, Targets) else (y,)
+        versions = [part._version for part in parts]
+        found = check_known_classes(function(_plain(y)), len(y), "labels, from the targets")
+        if not self._tried and len(y) > 1:
+            self._tried = True
+            for rows in (slice(len(y) // 2), slice(len(y) // 2, None)):
+                part = function(_plain(y[rows]))
+                if not isinstance(part, Tensor) or not torch.equal(part, found[rows]):
+                    raise ValueError(
+                        "labels: the function gives other classes for half of the examples of a batch than with the "
+                        f"whole batch; each must depend on its own targets only{see('how-to/conditional_layers')}"
+                    )
+        if versions != [part._version for part in parts]:
+            raise ValueError("labels: the function has changed the targets in place; work on a copy, as by clone()")
+        return found
 
     def _keyed(self, item: Mapping[str, Any], what: str) -> tuple[Any, Target]:
         keys = [str(key) for key in item]
@@ -98,6 +116,11 @@ class Reader:
         if isinstance(item, (tuple, list)):
             return flat_inputs(item[0]) if len(item) == 1 else self.split(item, what)[0]
         return flat_inputs(item)
+
+
+def _plain(y: Target) -> Any:
+    """Targets as a user knows them; the dictionary is a new one."""
+    return dict(y.parts) if isinstance(y, Targets) else y
 
 
 def reader_of(model: object) -> Reader:

@@ -18,6 +18,7 @@ from pyrostoch.model import BayesianModel
 __all__ = [
     "GivenLabels",
     "KnownLabels",
+    "check_labels_around",
     "check_no_labels_around",
     "conditional_layers",
     "known_labels",
@@ -64,8 +65,16 @@ def known_labels(model: object, labels: GivenLabels) -> Iterator[None]:
         >>> x[1] is y
         True
     """
-    if labels is None:
-        yield
+    if labels is None:  # also within a training that has them, in its callback
+        before = getattr(model, "labels_from", None)
+        if before is None:
+            yield
+            return
+        try:
+            model.labels_from = None  # type: ignore[attr-defined]
+            yield
+        finally:
+            model.labels_from = before  # type: ignore[attr-defined]
         return
     if not isinstance(labels, str) and (isinstance(labels, type) or not callable(labels)):
         raise TypeError(
@@ -107,6 +116,27 @@ def check_no_labels_around(verb: str, model: object) -> None:
             f"{verb}: it runs inside of a HardSelection, whose labels are those of one batch, while {verb} makes "
             f"batches of its own; use {verb}(labels='known'), or make the labels an input by layers.accept_labels"
             f"{see('how-to/conditional_layers')}"
+        )
+
+
+def check_labels_around(model: object, count: int | None) -> None:
+    """Raise an error inside of a `HardSelection` for another number of examples, whose labels would be used again.
+
+    Args:
+        model: The model.
+        count: Number of examples; `None` where it is not known.
+
+    Raises:
+        ValueError: It runs inside of one, the numbers differ, and the network has conditional layers.
+    """
+    net, selection = getattr(model, "net", None), known_selection()
+    if selection is None or not isinstance(net, nn.Module) or not conditional_layers(net):
+        return
+    given: Any = selection.tensor if selection.labels is None else selection.labels
+    if len(given) != count:
+        raise ValueError(
+            f"labels: it runs inside of a HardSelection of {len(given)} examples, and there are {count}; give labels= "
+            f"instead, for all of them{see('how-to/conditional_layers')}"
         )
 
 

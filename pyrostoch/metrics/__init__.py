@@ -9,9 +9,10 @@ from pyrostoch.metrics.accuracy import Accuracy
 from pyrostoch.metrics.brier import Brier
 from pyrostoch.metrics.calibration import Calibration, Reliability
 from pyrostoch.metrics.classification import Classification, ClassificationScores
-from pyrostoch.metrics.detection import AveragePrecision, DetectionScores, box_overlaps, mask_overlaps
+from pyrostoch.metrics.detection import AveragePrecision, DetectionScores
 from pyrostoch.metrics.mean_iou import MeanIoU, SegmentationScores
 from pyrostoch.metrics.nll import NegativeLogLikelihood
+from pyrostoch.metrics.overlaps import box_overlaps, mask_overlaps
 from pyrostoch.metrics.regression import Regression, RegressionScores
 from pyrostoch.metrics.running import Estimate, RunningMean
 from pyrostoch.metrics.tracking import Tracking, TrackingScores

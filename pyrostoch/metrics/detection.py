@@ -9,9 +9,10 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrostoch.metrics.overlaps import check_overlaps
 from pyrostoch.records import Record
 
-__all__ = ["AveragePrecision", "DetectionScores", "box_overlaps", "mask_overlaps"]
+__all__ = ["AveragePrecision", "DetectionScores"]
 
 # Recalls at which precision is read, and the most detections of an image that count, as in COCO's evaluation.
 _RECALLS = np.linspace(0.0, 1.0, 101)
@@ -37,46 +38,6 @@ class DetectionScores(Record):
     num_images: int
 
 
-def box_overlaps(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of boxes.
-
-    Args:
-        one: Boxes (n, 4), as left, top, right and bottom edge.
-        other: Boxes (m, 4).
-
-    Returns:
-        Numbers from 0 to 1, (n, m).
-
-    Example:
-        >>> box_overlaps(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]])).tolist()
-        [[0.3333333432674408]]
-    """
-    lowest = torch.minimum(one[:, None, 2:], other[None, :, 2:])
-    highest = torch.maximum(one[:, None, :2], other[None, :, :2])
-    shared = (lowest - highest).clamp_min(0.0).prod(-1)
-    areas = [(boxes[:, 2:] - boxes[:, :2]).prod(-1) for boxes in (one, other)]
-    return shared / (areas[0][:, None] + areas[1][None] - shared).clamp_min(1e-12)
-
-
-def mask_overlaps(one: Tensor, other: Tensor) -> Tensor:
-    """Intersection over union of masks; 0 where both are empty.
-
-    Args:
-        one: Masks (n, height, width), of booleans.
-        other: Masks (m, height, width).
-
-    Returns:
-        Numbers from 0 to 1, (n, m).
-
-    Example:
-        >>> mask_overlaps(torch.tensor([[[True, True]]]), torch.tensor([[[True, False]]])).tolist()
-        [[0.5]]
-    """
-    first, second = one.flatten(1).double(), other.flatten(1).double()
-    shared = first @ second.T
-    return shared / (first.sum(1)[:, None] + second.sum(1)[None] - shared).clamp_min(1e-12)
-
-
 class AveragePrecision:
     r"""Average precision of detections as COCO's evaluation defines it, added image by image.
 
@@ -91,6 +52,7 @@ class AveragePrecision:
         num_classes: Number of classes.
 
     Example:
+        >>> from pyrostoch.metrics import box_overlaps
         >>> metric = AveragePrecision(2)
         >>> boxes = torch.tensor([[0.0, 0.0, 4.0, 4.0]])
         >>> metric.update(box_overlaps(boxes, boxes), torch.tensor([0.9]), torch.tensor([1]), torch.tensor([1]))
@@ -129,14 +91,20 @@ class AveragePrecision:
                 f"AveragePrecision expects overlaps (detections, objects), got {tuple(overlaps.shape)} for {count} "
                 f"scores, {tuple(labels.shape)} labels and {tuple(targets.shape)} targets"
             )
+        if labels.is_floating_point() or targets.is_floating_point():
+            raise ValueError(
+                f"AveragePrecision expects whole numbers as classes, got {labels.dtype} labels and {targets.dtype} "
+                "targets"
+            )
         every = torch.cat([labels.flatten(), targets.flatten()])
         if len(every) and not 0 <= int(every.min()) <= int(every.max()) < self.num_classes:
             raise ValueError(
                 f"AveragePrecision expects classes from 0 to {self.num_classes - 1}, got {int(every.min())} to "
                 f"{int(every.max())}; leave padding out"
             )
-        if not bool(torch.isfinite(scores).all()) or not bool(torch.isfinite(overlaps).all()):
-            raise ValueError("AveragePrecision expects finite scores and overlaps")
+        if not bool(torch.isfinite(scores).all()):
+            raise ValueError("AveragePrecision expects finite scores")
+        check_overlaps(overlaps, "AveragePrecision")
         self.num_images += 1
         by_score, by_overlap = scores.detach().double().cpu().numpy(), overlaps.detach().double().cpu().numpy()
         found, given = labels.cpu().numpy(), targets.cpu().numpy()

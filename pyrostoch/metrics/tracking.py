@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pyrostoch.metrics.overlaps import check_overlaps
 from pyrostoch.records import Record
 
 __all__ = ["Tracking", "TrackingScores", "assignment"]
@@ -33,6 +34,14 @@ class TrackingScores(Record):
     false_positives: int
     switches: int
     num_objects: int
+
+
+@dataclass(frozen=True)
+class _Held:
+    """The track that an object had, and the frame in which it had it last."""
+
+    track: int
+    frame: int
 
 
 class Tracking:
@@ -74,15 +83,15 @@ class Tracking:
             objects: For each frame the number of each object, (objects,).
 
         Raises:
-            ValueError: The lists differ in length, shapes do not fit, or a number is there twice in a frame.
+            ValueError: The lists differ in length, shapes do not fit, a number is there twice in a frame, or overlaps
+                are not from 0 to 1. Nothing has been added then.
         """
         if not len(overlaps) == len(tracks) == len(objects):
             raise ValueError(
                 f"Tracking expects one entry for each frame, got {len(overlaps)} overlaps, {len(tracks)} tracks and "
                 f"{len(objects)} objects; clips of other lengths are added one by one"
             )
-        before: dict[int, int] = {}
-        agreeing: dict[tuple[int, int], int] = {}
+        frames = []
         for number, (table, own, given) in enumerate(zip(overlaps, tracks, objects, strict=True)):
             names, truths = own.tolist(), given.tolist()
             if tuple(table.shape) != (len(names), len(truths)):
@@ -92,10 +101,16 @@ class Tracking:
                 )
             if len(set(names)) < len(names) or len(set(truths)) < len(truths):
                 raise ValueError(f"Tracking, frame {number}: a track or an object is there twice")
-            close = table.detach().double().cpu().numpy()
+            check_overlaps(table, f"Tracking, frame {number}")
+            frames.append((table.detach().double().cpu().numpy(), names, truths))
+        before: dict[int, _Held] = {}
+        agreeing: dict[tuple[int, int], int] = {}
+        for number, (close, names, truths) in enumerate(frames):
             pairs = self._matched(close, names, truths, before)
-            self._switches += sum(before.get(truths[column], names[row]) != names[row] for row, column in pairs)
-            before |= {truths[column]: names[row] for row, column in pairs}
+            for row, column in pairs:
+                held = before.get(truths[column])
+                self._switches += held is not None and held.track != names[row]
+                before[truths[column]] = _Held(names[row], number)
             self._misses += len(truths) - len(pairs)
             self._false += len(names) - len(pairs)
             self._objects += len(truths)
@@ -106,13 +121,16 @@ class Tracking:
         self._agreeing += _most_agreeing(agreeing)
 
     def _matched(
-        self, close: NDArray[np.float64], names: list[int], truths: list[int], before: dict[int, int]
+        self, close: NDArray[np.float64], names: list[int], truths: list[int], before: dict[int, _Held]
     ) -> list[tuple[int, int]]:
-        """Pairs of a detection and an object of a frame."""
-        kept = []
-        for column, truth in enumerate(truths):
-            row = names.index(before[truth]) if before.get(truth) in names else None
-            if row is not None and close[row, column] >= self.overlap:
+        """Pairs of a detection and an object of a frame, none of which is there twice."""
+        kept: list[tuple[int, int]] = []
+        # Of objects that had the same track, the latest one keeps it.
+        columns = [column for column, truth in enumerate(truths) if truth in before]
+        for column in sorted(columns, key=lambda column: -before[truths[column]].frame):
+            track = before[truths[column]].track
+            row = names.index(track) if track in names else None
+            if row is not None and close[row, column] >= self.overlap and all(row != pair[0] for pair in kept):
                 kept.append((row, column))
         rows = [row for row in range(len(names)) if row not in {pair[0] for pair in kept}]
         columns = [column for column in range(len(truths)) if column not in {pair[1] for pair in kept}]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 
@@ -11,7 +12,8 @@ from torch.nn import functional as F
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
-from pyrostoch.models.detector import STRIDE, cell_boxes, cell_centers
+from pyrostoch.data.objects import check_pixel_units
+from pyrostoch.models.detector import LOG_DISTANCE, STRIDE, cell_boxes, cell_centers, full_precision
 
 __all__ = ["DetectionLoss"]
 
@@ -60,8 +62,11 @@ class DetectionLoss:
             output: The output of a `Detector`.
             targets: The targets by name.
         """
+        output = {name: full_precision(part) for name, part in output.items()}
         logits = output["classes"]
         labels = targets["labels"]
+        if len(labels) != len(logits):
+            raise ValueError(f"DetectionLoss: expected targets of {len(logits)} images, got those of {len(labels)}")
         there = labels >= 0
         boxes = torch.where(there[..., None], targets["boxes"].to(logits.dtype), 0.0)
         centers = cell_centers(logits.shape[-2], logits.shape[-1], logits)
@@ -119,10 +124,16 @@ class DetectionLoss:
         there = labels >= 0
         area = (boxes[..., 2:] - boxes[..., :2]).nan_to_num(0.0).clamp_min(0.0).prod(-1)
         size = boxes.new_tensor([width, height])
+        largest = STRIDE * math.exp(LOG_DISTANCE)
+        check_pixel_units(boxes[there], "DetectionLoss")
         known = (area > 0) & ((boxes[..., 2:] > 0) & (boxes[..., :2] < size)).all(-1) & boxes.isfinite().all(-1)
         for wrong, what in (
             ((labels < -1) | (labels >= classes), f"expected classes from 0 to {classes - 1}, and -1 as padding"),
             (there & ~known, f"expected left < right and top < bottom within {width} x {height} pixels"),
+            (
+                there & (boxes[..., 2:] - boxes[..., :2] > 2 * largest).any(-1),
+                f"expected objects up to {largest:.0f} pixels to each side of their center; make the images smaller",
+            ),
             (~there & (area > 0), "expected a class for each box; -1 is that of padding, whose boxes are NaN"),
         ):
             if bool(wrong.any()):

@@ -11,14 +11,25 @@ from torch.nn import functional as F
 
 from pyrostoch.metrics import box_overlaps
 
-__all__ = ["STRIDE", "Detections", "Detector", "cell_boxes", "cell_centers", "detect", "nms", "object_masks"]
+__all__ = [
+    "LOG_DISTANCE",
+    "STRIDE",
+    "Detections",
+    "Detector",
+    "cell_boxes",
+    "cell_centers",
+    "detect",
+    "full_precision",
+    "nms",
+    "object_masks",
+]
 
 #: Pixels of the image to a cell of the output, along each axis.
 STRIDE = 4
 # Logit of a cell without an object before training: a probability of 1 %, so that the many empty cells cost little.
 _EMPTY = -4.6
-# Limits of the logarithm of a distance, in cells.
-_LOG_DISTANCE = 5.0
+#: Limits of the logarithm of a distance, in cells.
+LOG_DISTANCE = 5.0
 
 
 class Detector(nn.Module):
@@ -78,10 +89,19 @@ class Detector(nn.Module):
         for number in range(1, self.depth + 1):
             x = getattr(self, f"norm{number}")(getattr(self, f"conv{number}")(x)).relu()
             early = x if number == 3 else early  # before the second stride
-        output = {"classes": self.classes(x), "edges": self.edges(x).clamp(-_LOG_DISTANCE, _LOG_DISTANCE)}
+        output = {"classes": self.classes(x), "edges": self.edges(x).clamp(-LOG_DISTANCE, LOG_DISTANCE)}
         if self.coarse is None or self.fine is None:
             return output
         return output | {"pixels": F.pixel_shuffle(self.coarse(x), STRIDE) + F.pixel_shuffle(self.fine(early), 2)}
+
+
+def full_precision(part: Tensor) -> Tensor:
+    """An output in single precision where it has less, in which neighboring cells of a large image are the same.
+
+    Args:
+        part: The output.
+    """
+    return part.float() if part.dtype in (torch.float16, torch.bfloat16) else part
 
 
 def cell_centers(height: int, width: int, like: Tensor) -> Tensor:
@@ -133,8 +153,8 @@ def detect(
 
     Args:
         output: The output, or the mean of several.
-        threshold: Smallest score.
-        most: Largest number of candidates in an image.
+        threshold: Smallest score, above 0.
+        most: Largest number of candidates of a class in an image.
         overlap: Largest intersection over union of two objects of a class.
 
     Example:
@@ -144,17 +164,20 @@ def detect(
         >>> found.boxes.tolist(), found.labels.tolist()
         ([[2.0, 6.0, 10.0, 14.0]], [1])
     """
-    scores, boxes = output["classes"].sigmoid(), cell_boxes(output["edges"])
+    if not 0.0 < threshold < 1.0:
+        raise ValueError(f"detect threshold: expected a number between 0 and 1, got {threshold}")
+    scores, boxes = full_precision(output["classes"]).sigmoid(), cell_boxes(full_precision(output["edges"]))
+    if not bool(scores.isfinite().all()) or not bool(boxes.isfinite().all()):
+        raise ValueError("detect: expected finite scores and boxes, got NaN or infinity; the training has diverged")
     peaks = scores * (F.max_pool2d(scores, 3, 1, 1) == scores)
     found = []
-    for each, places in zip(peaks, boxes.flatten(1, 2), strict=True):
-        flat = each.flatten()
-        order = flat.argsort(descending=True, stable=True)[:most]
-        order = order[flat[order] >= threshold]
-        cells = each.shape[-2] * each.shape[-1]
-        labels, own = order // cells, places[order % cells]
-        kept = nms(own, flat[order], labels, overlap)
-        found.append(Detections(own[kept], flat[order][kept], labels[kept]))
+    for each, places in zip(peaks.flatten(2), boxes.flatten(1, 2), strict=True):
+        values, cells = (part[:, :most].flatten() for part in each.sort(dim=1, descending=True, stable=True))
+        labels = torch.arange(len(each), device=each.device).repeat_interleave(len(values) // len(each))
+        is_peak = values >= threshold
+        labels, own, values = labels[is_peak], places[cells[is_peak]], values[is_peak]
+        kept = nms(own, values, labels, overlap)
+        found.append(Detections(own[kept], values[kept], labels[kept]))
     return found
 
 

@@ -9,7 +9,7 @@ import torch
 
 from pyrostoch._checks import check_count
 from pyrostoch.infer.batches import Batches
-from pyrostoch.infer.known_labels import GivenLabels, known_labels, marked
+from pyrostoch.infer.known_labels import GivenLabels, check_labels_around, known_labels, marked
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.comparison import Comparison, ComparisonRow
 from pyrostoch.prediction.head_averages import average_for
@@ -87,6 +87,7 @@ def compare(
     found: dict[str, tuple[int, HeadScores]] = {}
     with known_labels(model, labels):
         batches = batches_for(model, data, batch_size)
+        check_labels_around(model, batches.num_data)
         for mode, (name, draws) in parsed.items():
             sampler = PosteriorSampler(model, guide, name, draws)
             with seeded(seed, device), evaluating(model, guide):
@@ -156,7 +157,9 @@ def accuracy_by_samples(
     scores = {k: HeadScores(model) for k in wanted}
     with known_labels(model, labels), seeded(seed, device), evaluating(model, guide):
         sampler = PosteriorSampler(model, guide, "mc", wanted[-1])
-        for batch, targets in batches_on_device(batches_for(model, data, batch_size), device):
+        batches = batches_for(model, data, batch_size)
+        check_labels_around(model, batches.num_data)
+        for batch, targets in batches_on_device(batches, device):
             for found in scores.values():
                 found.labels = marked(model, batch)
             for x, examples in sampler.split_batch(batch, targets):

@@ -10,7 +10,7 @@ from pyro.poutine.messenger import Messenger
 from torch import Tensor
 
 from pyrostoch.effects.active import active_call
-from pyrostoch.infer.known_labels import GivenLabels, KnownLabels, known_labels, marked
+from pyrostoch.infer.known_labels import GivenLabels, KnownLabels, check_labels_around, known_labels, marked
 from pyrostoch.layers.stochastic import StochasticLayer
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.head_averages import average_for
@@ -188,7 +188,9 @@ def activation_noise(
     count, known = 0, None
     with known_labels(model, labels), seeded(seed, device), evaluating(model, guide):
         sampler = PosteriorSampler(model, guide, "mc", 1)
-        for x, y in batches_on_device(batches_for(model, data, batch_size), device):
+        batches = batches_for(model, data, batch_size)
+        check_labels_around(model, batches.num_data)
+        for x, y in batches_on_device(batches, device):
             sums.start(len(y))
             known = marked(model, x)
             with sums:

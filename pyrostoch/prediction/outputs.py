@@ -11,13 +11,13 @@ from torch.distributions import Distribution
 from torch.utils import _pytree as pytree
 
 from pyrostoch._checks import check_finite
-from pyrostoch._inputs import to_device
+from pyrostoch._inputs import count_examples, take_examples, to_device
 from pyrostoch._manual import see
 from pyrostoch._structure import flat_inputs, with_labels
 from pyrostoch.effects.trees import leaves_of
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.infer.items import check_known_classes
-from pyrostoch.infer.known_labels import known_labels
+from pyrostoch.infer.known_labels import check_labels_around, known_labels
 from pyrostoch.likelihoods.loss import LossDistribution
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
@@ -42,7 +42,8 @@ def outputs(
     r"""What a network returns, for a model whose likelihood is a `Loss`: of one draw, or the mean of several.
 
     A loss has no distribution of targets that `predict` could average. What is averaged here are the tensors that the
-    network returns, $\frac{1}{K} \sum_k f(x; w_k)$, in its own form.
+    network returns, $\frac{1}{K} \sum_k f(x; w_k)$, in its own form. All examples have the same weights in a draw, and
+    random activations of their own.
 
     Args:
         model: A model with the likelihood `likelihoods.Loss`.
@@ -80,31 +81,36 @@ def outputs(
         given = with_labels(given, check_known_classes(labels, None, "outputs labels"))
     target = compute_device(given, model, guide, device)
     check_finite("inputs x", given)
-    form = _Form()
-    found: list[list[Tensor]] = []
+    averages = _Averages()
     with known_labels(model, None if labels is None else "known"), seeded(seed, target), evaluating(model, guide):
-        sampler = PosteriorSampler(model, guide, name, draws)
-        for part in _pieces(model, given, batch_size, target, sampler):
-            total: list[Tensor] | None = None
-            for statistics in sampler.run(part, form.statistics):
-                own = [value / sampler.num_samples for value in statistics.values()]
-                total = own if total is None else [a + b for a, b in zip(total, own, strict=True)]
-            found.append(total or [])
-    return form.tree([torch.cat(parts) for parts in zip(*found, strict=True)])
+        check_labels_around(model, count_examples(given, model.in_dims))
+        sampler = PosteriorSampler(model, guide, name, draws, joint=name == "mc")
+
+        def pieces() -> Iterator[Any]:
+            for batch, _ in split(model, given, None, batch_size):
+                for piece, _ in sampler.split_batch(to_device(batch, target)):
+                    yield piece
+
+        first = next(pieces())
+        if sampler.joint:  # all pieces have the same weights in a draw, as in one pass
+            for chunk in sampler.draw_chunks(first):
+                for index, piece in enumerate(pieces()):
+                    averages.add(index, chunk.run(piece, averages.statistics))
+        else:
+            for index, piece in enumerate(pieces()):
+                averages.add(index, sampler.run(piece, averages.statistics))
+        size = count_examples(first, model.in_dims) or 0
+        if len(averages.totals) > 1 and size > 1:
+            # A tensor that belongs to all examples may happen to have as many entries as a piece has examples.
+            next(sampler.run(take_examples(first, slice(size - 1), model.in_dims), averages.statistics))
+    return averages.result(sampler.num_samples)
 
 
-def _pieces(
-    model: BayesianModel, x: Any, batch_size: int, device: torch.device, sampler: PosteriorSampler
-) -> Iterator[Any]:
-    for batch, _ in split(model, x, None, batch_size):
-        for piece, _ in sampler.split_batch(to_device(batch, device)):
-            yield piece
-
-
-class _Form:
-    """The form of a network's output, as it was in the latest pass."""
+class _Averages:
+    """Sums of what a network returns over draws, for each piece of a batch, and the form that it has."""
 
     def __init__(self) -> None:
+        self.totals: list[list[Tensor]] = []
         self._spec: pytree.TreeSpec | None = None
 
     def statistics(self, distribution: Distribution) -> dict[str, Tensor]:
@@ -123,9 +129,25 @@ class _Form:
                 raise TypeError(f"outputs: expected tensors with {count} examples from the network, got {got}")
         return {str(index): leaf for index, leaf in enumerate(leaves)}
 
-    def tree(self, leaves: list[Tensor]) -> Output:
-        """Tensors in the form of the output."""
+    def add(self, index: int, draws: Iterator[dict[str, Tensor]]) -> None:
+        """Add draws of a piece."""
+        for draw in draws:
+            values = list(draw.values())
+            if index == len(self.totals):
+                self.totals.append(values)
+                continue
+            for value in values:
+                if not value.is_floating_point() and not value.is_complex():
+                    raise TypeError(
+                        f"outputs: a tensor of {value.dtype} has no mean over several draws; use one draw, 'mc:1', or "
+                        "return what it was made of"
+                    )
+            self.totals[index] = [a + b for a, b in zip(self.totals[index], values, strict=True)]
+
+    def result(self, count: int) -> Output:
+        """The means over so many draws, in the form of the output."""
         if self._spec is None:
             raise ValueError("outputs: expected at least one example, got none")
-        result: Output = pytree.tree_unflatten(leaves, self._spec)
+        found = [torch.cat(parts) for parts in zip(*self.totals, strict=True)]
+        result: Output = pytree.tree_unflatten([part / count if count > 1 else part for part in found], self._spec)
         return result

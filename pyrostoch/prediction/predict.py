@@ -14,7 +14,7 @@ from pyrostoch._inputs import count_examples, to_device
 from pyrostoch._structure import flat_inputs, with_labels
 from pyrostoch._targets import Target
 from pyrostoch.infer.items import check_known_classes, reader_of
-from pyrostoch.infer.known_labels import KnownLabels, known_labels, marked
+from pyrostoch.infer.known_labels import KnownLabels, check_labels_around, known_labels, marked
 from pyrostoch.likelihoods.parts import is_loss
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
@@ -230,6 +230,7 @@ def predict(
         check_known_classes(labels, None, "predict labels")
         given = with_labels(given, labels)
     with known_labels(model, None if labels is None else "known"):
+        check_labels_around(model, count_examples(given, getattr(model, "in_dims", 0)))
         known = marked(model, given)
         sampler = PosteriorSampler(model, guide, name, draws, joint=joint and name == "mc")
         # First, since it may be refused.

@@ -9,8 +9,9 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from pyrostoch._checks import check_choice, check_count, name_list
+from pyrostoch._checks import as_mask, check_choice, check_count, name_list
 from pyrostoch._manual import see
+from pyrostoch.data.objects import check_pixel_units
 from pyrostoch.layers.conditional.hard import check_classes, covered
 
 __all__ = ["PixelClasses"]
@@ -84,6 +85,8 @@ class PixelClasses:
                 f"PixelClasses: expected {self.by!r} of shape (batch, most, {shape}) and {self.labels!r} of shape "
                 f"(batch, most), got {tuple(objects.shape)} and {tuple(labels.shape)}{see('how-to/detect_objects')}"
             )
+        if labels.is_floating_point() or labels.dtype == torch.bool:
+            raise ValueError(f"PixelClasses {self.labels!r}: expected whole numbers, got {labels.dtype}")
         there = labels >= 0
         check_classes(labels[labels != -1], self.num_classes, f"PixelClasses {self.labels!r}")
         inside = self._in_boxes(objects, there) if self.by == "boxes" else self._in_masks(objects)
@@ -95,14 +98,15 @@ class PixelClasses:
 
     def _in_masks(self, masks: Tensor) -> Tensor:
         """Which positions have a pixel of each mask."""
+        masks = as_mask(masks, "PixelClasses")
         if self.stride == 1:
-            return masks != 0
+            return masks
         if masks.shape[-1] % self.stride or masks.shape[-2] % self.stride:
             raise ValueError(
                 f"PixelClasses stride: expected a divisor of the masks' sizes {tuple(masks.shape[-2:])}, got "
                 f"{self.stride}"
             )
-        squares = (masks != 0).unflatten(-1, (-1, self.stride)).unflatten(-3, (-1, self.stride))
+        squares = masks.unflatten(-1, (-1, self.stride)).unflatten(-3, (-1, self.stride))
         return squares.any(-1).any(-2)
 
     def _in_boxes(self, boxes: Tensor, there: Tensor) -> Tensor:
@@ -111,6 +115,7 @@ class PixelClasses:
         given = boxes[there]
         left, top, right, bottom = given.unbind(-1)
         known = (left < right) & (top < bottom) & (right > 0) & (bottom > 0) & (left < width) & (top < height)
+        known = known & given.isfinite().all(-1)
         if not bool(known.all()):
             first = (~known).nonzero()[0, 0]
             image, number = there.nonzero()[first].tolist()
@@ -118,6 +123,7 @@ class PixelClasses:
                 f"boxes of image {image}: expected left < right and top < bottom within {width} x {height} pixels, got "
                 f"{given[first].tolist()} as box {number}{see('how-to/detect_objects')}"
             )
+        check_pixel_units(given, "PixelClasses")
         edges = torch.where(there[..., None], boxes, 0.0).to(torch.float64).flatten(0, 1)[:, :, None] / self.stride
         height, width = height // self.stride, width // self.stride
         columns, rows = covered(edges[:, 0], edges[:, 2], width), covered(edges[:, 1], edges[:, 3], height)
