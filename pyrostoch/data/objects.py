@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrostoch._checks import as_mask
 from pyrostoch._manual import see
 
-__all__ = ["check_pixel_units", "pad_objects", "pixel_labels"]
+__all__ = ["are_within", "check_pixel_units", "pad_objects", "pixel_labels"]
 
 
 def pad_objects(
@@ -70,9 +70,7 @@ def pad_objects(
                 f"{where}: it has {number} objects, and there is room for {room}; give most={largest}, which all of "
                 f"these images need{page}"
             )
-        left, top, right, bottom = own.unbind(1)
-        known = (left < right) & (top < bottom) & (right > 0) & (bottom > 0) & (left < width) & (top < height)
-        known = known & own.isfinite().all(1)
+        known = are_within(own, size)
         if not bool(known.all()):
             raise ValueError(
                 f"{where}: expected left < right and top < bottom within {width} x {height} pixels, got "
@@ -89,6 +87,23 @@ def pad_objects(
             found["masks"][image, :number] = as_mask(masks[image], where)
     check_pixel_units(torch.cat([each.to(torch.float32) for each in boxes]), "pad_objects")
     return found
+
+
+def are_within(boxes: Tensor, size: tuple[int, int]) -> Tensor:
+    """Which boxes are finite and have an area of which some lies within the image, (...).
+
+    Args:
+        boxes: Boxes, (..., 4), as left, top, right and bottom edge in pixels.
+        size: Height and width of the image.
+
+    Example:
+        >>> are_within(torch.tensor([[-1.0, 0.0, 2.0, 2.0], [3.0, 0.0, 3.0, 2.0], [9.0, 0.0, 12.0, 2.0]]), (4, 8))
+        tensor([ True, False, False])
+    """
+    height, width = size
+    left, top, right, bottom = boxes.unbind(-1)
+    inside = (left < right) & (top < bottom) & (right > 0) & (bottom > 0) & (left < width) & (top < height)
+    return inside & boxes.isfinite().all(-1)
 
 
 def check_pixel_units(boxes: Tensor, what: str) -> None:

@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
-from pyrostoch.data.objects import check_pixel_units
+from pyrostoch.data.objects import are_within, check_pixel_units
 from pyrostoch.models.detector import LOG_DISTANCE, STRIDE, cell_boxes, cell_centers, full_precision
 
 __all__ = ["DetectionLoss"]
@@ -123,10 +123,9 @@ class DetectionLoss:
             )
         there = labels >= 0
         area = (boxes[..., 2:] - boxes[..., :2]).nan_to_num(0.0).clamp_min(0.0).prod(-1)
-        size = boxes.new_tensor([width, height])
         largest = STRIDE * math.exp(LOG_DISTANCE)
         check_pixel_units(boxes[there], "DetectionLoss")
-        known = (area > 0) & ((boxes[..., 2:] > 0) & (boxes[..., :2] < size)).all(-1) & boxes.isfinite().all(-1)
+        known = are_within(boxes, (height, width))
         for wrong, what in (
             ((labels < -1) | (labels >= classes), f"expected classes from 0 to {classes - 1}, and -1 as padding"),
             (there & ~known, f"expected left < right and top < bottom within {width} x {height} pixels"),

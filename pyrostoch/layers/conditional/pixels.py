@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrostoch._checks import as_mask, check_choice, check_count, name_list
 from pyrostoch._manual import see
-from pyrostoch.data.objects import check_pixel_units
+from pyrostoch.data.objects import are_within, check_pixel_units
 from pyrostoch.layers.conditional.hard import check_classes, covered
 
 __all__ = ["PixelClasses"]
@@ -113,9 +113,7 @@ class PixelClasses:
         """Which pixels lie in each box, (batch, most, height, width)."""
         height, width = self.size or (0, 0)
         given = boxes[there]
-        left, top, right, bottom = given.unbind(-1)
-        known = (left < right) & (top < bottom) & (right > 0) & (bottom > 0) & (left < width) & (top < height)
-        known = known & given.isfinite().all(-1)
+        known = are_within(given, (height, width))
         if not bool(known.all()):
             first = (~known).nonzero()[0, 0]
             image, number = there.nonzero()[first].tolist()
