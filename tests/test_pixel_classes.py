@@ -74,6 +74,7 @@ def targets_with(box: list[float], label: int = 1) -> dict[str, Tensor]:
         (targets_with([3.0, 1.0, 3.0, 2.0]), r"boxes of image 1: .* got \[3.0, 1.0, 3.0, 2.0\] as box 1"),
         (targets_with([20.0, 1.0, 23.0, 2.0]), "within 12 x 9 pixels"),
         (targets_with([torch.nan, 1.0, 23.0, 2.0]), "boxes of image 1"),
+        (targets_with([1.0, 1.0, torch.inf, 2.0]), "boxes of image 1"),
         (targets_with([1.0, 1.0, 2.0, 2.0], 4), "classes from 0 to 3, got 4"),
         (targets_with([1.0, 1.0, 2.0, 2.0], -2), "classes from 0 to 3, got -2"),
         ({"boxes": torch.zeros(2, 2, 4)}, "no targets 'labels', but 'boxes'"),
@@ -83,6 +84,11 @@ def targets_with(box: list[float], label: int = 1) -> dict[str, Tensor]:
 def test_objects_that_are_none_are_refused_by_name(targets: dict[str, Tensor], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         PixelClasses(4, size=SIZE)(targets)
+
+
+def test_a_box_without_an_end_is_refused_in_lists_too() -> None:
+    with pytest.raises(ValueError, match="boxes of image 0: .* got .*inf"):
+        HardSelection.from_boxes([torch.tensor([[0.0, 0.0, torch.inf, 2.0]])], [torch.tensor([1])], 2, SIZE)
 
 
 def test_settings_that_do_not_fit_are_refused() -> None:

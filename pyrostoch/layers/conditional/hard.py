@@ -14,6 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from pyrostoch._checks import check_count
 from pyrostoch._manual import see
 from pyrostoch._structure import KnownClasses, Structure
+from pyrostoch.data.objects import are_within
 
 __all__ = [
     "HardSelection",
@@ -117,9 +118,9 @@ class HardSelection:
             if given.dim() != 2 or given.shape[1] != 4:
                 raise ValueError(f"boxes of image {index}: expected shape (number, 4), got {tuple(given.shape)}")
             left, top, right, bottom = (edge[:, None] for edge in given.to(torch.float64).unbind(1))
-            known = (left < right) & (top < bottom) & (right > 0) & (bottom > 0) & (left < width) & (top < height)
+            known = are_within(given, size)
             if not bool(known.all()):
-                wrong = given[~known[:, 0]][0].tolist()
+                wrong = given[~known][0].tolist()
                 raise ValueError(
                     f"boxes of image {index}: expected left < right and top < bottom within {width} x {height} pixels, "
                     f"got {wrong}"
