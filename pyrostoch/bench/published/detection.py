@@ -36,9 +36,9 @@ __all__ = ["DETECTION_CASES"]
 _TARGETS = ("boxes", "labels", "pixels")
 _PIXEL_WEIGHT = 100.0
 _NOISE_SCENES, _BATCH = 200, 16
-_DRAWN = ("detection/prepend", "detection/taught", "detection/noise/1.6")
+_DRAWN = ("detection/prepend", "detection/taught", "detection/noise/1.6", "detection/noise/6.4")
 # Where the noise starts, about the standard deviation of the images; and further ones, for the curve of scores.
-_SCALE, _CURVE = 0.4, (0.8, 1.6)
+_SCALE, _CURVE = 0.4, (0.8, 1.6, 3.2, 6.4)
 
 
 def _recipes(scale: float) -> dict[str, SceneRecipe]:
