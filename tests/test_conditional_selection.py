@@ -138,7 +138,7 @@ def test_pixels_are_an_input_of_every_verb() -> None:
 
 def test_bad_boxes_and_masks_are_refused() -> None:
     one = torch.tensor([0])
-    with pytest.raises(ValueError, match="left < right and top < bottom within 4 x 4 pixels"):
+    with pytest.raises(ValueError, match="left < right and top < bottom, and a part within 4 x 4 pixels"):
         HardSelection.from_boxes([torch.tensor([[2.0, 0.0, 2.0, 1.0]])], [one], 1, (4, 4))
     with pytest.raises(ValueError, match="left < right and top < bottom"):
         HardSelection.from_boxes([torch.tensor([[5.0, 0.0, 9.0, 1.0]])], [one], 1, (4, 4))

@@ -110,3 +110,12 @@ def test_soft_masks_are_refused_and_ink_is_not() -> None:
     ):
         with pytest.raises(ValueError, match="whole numbers"):
             refused()
+
+
+def test_other_things_than_tensors_and_sizes_are_named() -> None:
+    with pytest.raises(TypeError, match="a tensor for each image, got list"):
+        pad_objects([[[0.0, 0.0, 2.0, 2.0]]], [torch.tensor([0])], size=(8, 8))  # type: ignore[list-item]
+    with pytest.raises(TypeError, match="height, width"):
+        pad_objects([torch.zeros(0, 4)], [torch.zeros(0).long()], size=8)  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match=r"torch\.zeros\(0, 4\)"):
+        pad_objects([torch.tensor([])], [torch.tensor([])], size=(8, 8))

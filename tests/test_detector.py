@@ -300,3 +300,40 @@ def test_sizes_that_do_not_fit_are_refused() -> None:
         Detector(width=4)(torch.zeros(1, 1, 30, 32))
     with pytest.raises(ValueError, match="positive in_channels"):
         Detector(width=0)
+
+
+@pytest.mark.parametrize(
+    ("targets", "change", "message"),
+    [
+        (("boxes", "labels"), {}, "no targets 'pixels'"),
+        (("boxes", "labels", "pixels"), {"pixels": torch.zeros(4, 8, 8).long()}, r"pixels of shape \(4, 16, 16\)"),
+        (("boxes", "labels", "pixels"), {"pixels": torch.full((4, 16, 16), -1)}, "the background, got -1"),
+        (("boxes", "labels", "pixels"), {"pixels": torch.zeros(4, 16, 16).long()}, "the background is the last one, 2"),
+    ],
+)
+def test_fit_names_targets_of_pixels_that_do_not_fit(
+    targets: tuple[str, ...], change: dict[str, Tensor], message: str
+) -> None:
+    boxes = torch.tensor([[[2.0, 2.0, 8.0, 8.0]]]).expand(4, 1, 4).contiguous()
+    pixels = torch.full((4, 16, 16), 2)
+    pixels[:, 2:8, 2:8] = 1
+    y = {"boxes": boxes, "labels": torch.ones(4, 1).long(), "pixels": pixels, **change}
+    likelihood = ps.likelihoods.Loss(ps.models.DetectionLoss(), targets=targets)
+    net = ps.models.Detector(num_classes=2, width=2, pixels=True)
+    model = ps.BayesianModel(net, likelihood=likelihood, num_data=4)
+    data = torch.rand(4, 1, 16, 16), {name: y[name] for name in targets}
+    with pytest.raises(ValueError, match=message):
+        ps.fit(model, ps.guides.Additive(model), data, epochs=1, progress=False, compile=False)
+
+
+def test_predict_of_a_loss_names_outputs() -> None:
+    likelihood = ps.likelihoods.Loss(ps.models.DetectionLoss(), targets=("boxes", "labels"))
+    model = ps.BayesianModel(ps.models.Detector(num_classes=2, width=2), likelihood=likelihood, num_data=4)
+    with pytest.raises(ValueError, match=r"outputs\(\)"):
+        ps.predict(model, ps.guides.Additive(model), torch.rand(4, 1, 16, 16))
+
+
+def test_masks_of_an_output_without_pixels_are_refused() -> None:
+    output = ps.models.Detector(num_classes=2, width=2)(torch.rand(1, 1, 16, 16))
+    with pytest.raises(ValueError, match="Detector\\(pixels=True\\)"):
+        ps.models.object_masks(output, ps.models.detect(output))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pyrostoch.metrics import MeanIoU, Tracking
+from pyrostoch.metrics import MeanIoU, Tracking, box_overlaps, mask_overlaps
 
 
 def test_mean_overlap_is_that_of_sets_of_positions() -> None:
@@ -160,3 +160,13 @@ def test_clips_that_do_not_fit_are_refused() -> None:
         Tracking(0.0)
     with pytest.raises(ValueError, match="cannot merge"):
         Tracking(0.5).merge(Tracking(0.6))
+
+
+def test_overlaps_of_other_shapes_are_refused() -> None:
+    box, mask = torch.tensor([2.0, 2.0, 8.0, 8.0]), torch.zeros(8, 8, dtype=torch.bool)
+    for wrong in (box, box[None, None], torch.zeros(1, 5)):
+        with pytest.raises(ValueError, match=r"boxes \(number, 4\)"):
+            box_overlaps(wrong, box[None])
+    for wrong in (mask, torch.zeros(1, 4, 4, dtype=torch.bool)):
+        with pytest.raises(ValueError, match="of one size"):
+            mask_overlaps(mask[None], wrong)

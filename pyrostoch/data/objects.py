@@ -10,7 +10,7 @@ from torch import Tensor
 from pyrostoch._checks import as_mask
 from pyrostoch._manual import see
 
-__all__ = ["are_within", "check_pixel_units", "pad_objects", "pixel_labels"]
+__all__ = ["are_within", "check_pixel_units", "in_image", "pad_objects", "pixel_labels"]
 
 
 def pad_objects(
@@ -35,7 +35,8 @@ def pad_objects(
         `masks`, (images, most, height, width), where they are given.
 
     Raises:
-        ValueError: An image has more objects than there is room for; a box has no area or lies outside of its image; a
+        TypeError: An image has something else than tensors.
+        ValueError: An image has more objects than there is room for; a box has no area or no part in its image; a
             class is negative; or shapes do not fit.
 
     Example:
@@ -50,7 +51,14 @@ def pad_objects(
         raise ValueError(f"pad_objects: expected boxes, labels and masks of as many images, got {counts}{page}")
     largest = max(len(each) for each in boxes)
     room = max(largest, 1) if most is None else most
+    if not isinstance(size, (tuple, list)) or len(size) != 2:
+        raise TypeError(f"pad_objects size: expected (height, width), got {size!r}{page}")
     height, width = size
+    given = [*boxes, *labels, *(masks or ())]
+    if wrong := [type(each).__name__ for each in given if not isinstance(each, Tensor)]:
+        raise TypeError(
+            f"pad_objects: expected a tensor for each image, got {wrong[0]}; torch.as_tensor makes one{page}"
+        )
     found = {
         "boxes": torch.full((len(boxes), room, 4), torch.nan),
         "labels": torch.full((len(boxes), room), -1),
@@ -63,7 +71,8 @@ def pad_objects(
         if tuple(own.shape) != (number, 4) or tuple(classes.shape) != (number,) or classes.is_floating_point():
             raise ValueError(
                 f"{where}: expected boxes (number, 4) and a whole number for each as its class, got shapes "
-                f"{tuple(own.shape)} and {tuple(classes.shape)} of {classes.dtype}{page}"
+                f"{tuple(own.shape)} and {tuple(classes.shape)} of {classes.dtype}; an image without objects has "
+                f"torch.zeros(0, 4) and torch.zeros(0, dtype=torch.int64){page}"
             )
         if number > room:
             raise ValueError(
@@ -72,10 +81,7 @@ def pad_objects(
             )
         known = are_within(own, size)
         if not bool(known.all()):
-            raise ValueError(
-                f"{where}: expected left < right and top < bottom within {width} x {height} pixels, got "
-                f"{own[~known][0].tolist()}{page}"
-            )
+            raise ValueError(f"{where}: expected {in_image(size)}, got {own[~known][0].tolist()}{page}")
         if number and int(classes.min()) < 0:
             raise ValueError(f"{where}: expected classes from 0 up, got {int(classes.min())}{page}")
         found["boxes"][image, :number], found["labels"][image, :number] = own.to(found["boxes"].dtype), classes
@@ -104,6 +110,15 @@ def are_within(boxes: Tensor, size: tuple[int, int]) -> Tensor:
     left, top, right, bottom = boxes.unbind(-1)
     inside = (left < right) & (top < bottom) & (right > 0) & (bottom > 0) & (left < width) & (top < height)
     return inside & boxes.isfinite().all(-1)
+
+
+def in_image(size: tuple[int, int]) -> str:
+    """What is expected of boxes, in words.
+
+    Args:
+        size: Height and width of the image.
+    """
+    return f"left < right and top < bottom, and a part within {size[1]} x {size[0]} pixels"
 
 
 def check_pixel_units(boxes: Tensor, what: str) -> None:

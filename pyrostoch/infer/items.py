@@ -148,6 +148,11 @@ def check_known_classes(labels: object, count: int | None, what: str) -> Tensor:
         TypeError: They are no tensor.
         ValueError: They are not whole numbers, one for each example, nor booleans by class and position.
     """
+    if callable(labels) and not isinstance(labels, Tensor):
+        raise TypeError(
+            f"{what}: expected a tensor, got {type(labels).__name__}, which makes one of targets: call it, as in "
+            f"labels=classes(targets){see('how-to/conditional_layers')}"
+        )
     if not isinstance(labels, Tensor):
         several = isinstance(labels, Mapping)
         advice = "; of several targets a function makes classes, such as labels=PixelClasses(...)" if several else ""

@@ -85,10 +85,10 @@ def known_labels(model: object, labels: GivenLabels) -> Iterator[None]:
     if isinstance(labels, str):
         check_choice("labels", labels, ["known"])
     if not isinstance(model, BayesianModel):
-        raise TypeError(f"labels='known': expected a BayesianModel, got {type(model).__name__}")
+        raise TypeError(f"labels: expected a BayesianModel, got {type(model).__name__}")
     if not conditional_layers(model.net):
         raise ValueError(
-            f"labels='known': {type(model.net).__name__} has no Conditional layer that could use them; leave it out"
+            f"labels: {type(model.net).__name__} has no Conditional layer that could use them; leave it out"
             f"{see('how-to/conditional_layers')}"
         )
     before = model.labels_from

@@ -110,7 +110,8 @@ class StochasticConv2d(_FusedLayer):
     r"""A convolution whose outputs are drawn: $h \sim N(k_\mu * x,\ \mathrm{softplus}(k_\sigma * x)^2)$ everywhere.
 
     Inputs are `(batch, channels, height, width)`; arguments of `torch.nn.Conv2d` and of `StochasticLinear`. The two
-    kernels are one convolution with twice the channels.
+    kernels are one convolution with twice the channels: those of the mean, then those of the scale before the softplus
+    (with `groups`, both of each group in turn).
 
     Example:
         >>> import torch

@@ -67,6 +67,7 @@ def densities_meet(
         def density(output: Any, targets: Target) -> Tensor:
             distribution: Any = likelihood(full_precision(output), quantities)
             likelihood.check_shape(distribution, targets)
+            likelihood.check_target(distribution, targets)  # names what the density itself may stumble over
             found: Tensor = distribution.log_prob(targets)
             return found
 

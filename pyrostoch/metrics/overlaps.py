@@ -22,10 +22,16 @@ def box_overlaps(one: Tensor, other: Tensor) -> Tensor:
     Returns:
         Numbers from 0 to 1, (n, m).
 
+    Raises:
+        ValueError: Shapes do not fit.
+
     Example:
         >>> box_overlaps(torch.tensor([[0.0, 0.0, 2.0, 2.0]]), torch.tensor([[1.0, 0.0, 3.0, 2.0]])).tolist()
         [[0.3333333432674408]]
     """
+    for boxes in (one, other):
+        if boxes.dim() != 2 or boxes.shape[1] != 4:
+            raise ValueError(f"box_overlaps: expected boxes (number, 4), got shape {tuple(boxes.shape)}")
     # Whole numbers may be unsigned, and areas too large for half precision.
     one, other = (boxes if boxes.dtype == torch.float64 else boxes.to(torch.float32) for boxes in (one, other))
     lowest = torch.minimum(one[:, None, 2:], other[None, :, 2:])
@@ -46,12 +52,17 @@ def mask_overlaps(one: Tensor, other: Tensor) -> Tensor:
         Numbers from 0 to 1, (n, m).
 
     Raises:
-        ValueError: A mask has other values.
+        ValueError: A mask has other values, or shapes do not fit.
 
     Example:
         >>> mask_overlaps(torch.tensor([[[True, True]]]), torch.tensor([[[True, False]]])).tolist()
         [[0.5]]
     """
+    if one.dim() != 3 or other.dim() != 3 or one.shape[1:] != other.shape[1:]:
+        raise ValueError(
+            f"mask_overlaps: expected masks (number, height, width) of one size, got shapes {tuple(one.shape)} and "
+            f"{tuple(other.shape)}"
+        )
     first, second = (as_mask(masks, "mask_overlaps").flatten(1).double() for masks in (one, other))
     shared = first @ second.T
     return shared / (first.sum(1)[:, None] + second.sum(1)[None] - shared).clamp_min(1e-12)

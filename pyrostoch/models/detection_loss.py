@@ -12,7 +12,7 @@ from torch.nn import functional as F
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
-from pyrostoch.data.objects import are_within, check_pixel_units
+from pyrostoch.data.objects import are_within, check_pixel_units, in_image
 from pyrostoch.models.detector import LOG_DISTANCE, STRIDE, cell_boxes, cell_centers, full_precision
 
 __all__ = ["DetectionLoss"]
@@ -20,6 +20,8 @@ __all__ = ["DetectionLoss"]
 # Width of the bump around a center in which cells are not counted as empty, beside the size of the object.
 _BUMP = 1.0 / 6.0
 _TINY = 1e-6
+# Number of images whose pixels are compared with their boxes.
+_LOOKED_AT = 100
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,7 @@ class DetectionLoss:
         known = are_within(boxes, (height, width))
         for wrong, what in (
             ((labels < -1) | (labels >= classes), f"expected classes from 0 to {classes - 1}, and -1 as padding"),
-            (there & ~known, f"expected left < right and top < bottom within {width} x {height} pixels"),
+            (there & ~known, f"expected {in_image((height, width))}"),
             (
                 there & (boxes[..., 2:] - boxes[..., :2] > 2 * largest).any(-1),
                 f"expected objects up to {largest:.0f} pixels to each side of their center; make the images smaller",
@@ -143,6 +145,7 @@ class DetectionLoss:
                 )
         if "pixels" in output:
             self._check_pixels(targets["pixels"], (len(labels), height, width), classes)
+            _check_background(targets["pixels"][:_LOOKED_AT], boxes[:_LOOKED_AT], labels[:_LOOKED_AT], classes)
         elif "pixels" in targets:
             raise ValueError(
                 "DetectionLoss: there are targets 'pixels', and a detector without such a head; give "
@@ -160,6 +163,21 @@ class DetectionLoss:
                 f"DetectionLoss: expected pixels from 0 to {classes}, which is the background, got {int(wrong[0])}"
                 f"{see('how-to/detect_objects')}"
             )
+
+
+def _check_background(pixels: Tensor, boxes: Tensor, labels: Tensor, classes: int) -> None:
+    """Raise an error where most boxes have no pixel of their class, as with a background that is the first number."""
+    places = [torch.arange(size, device=boxes.device) + 0.5 for size in pixels.shape[-2:]]
+    left, top, right, bottom = (edge[..., None] for edge in boxes.unbind(-1))
+    rows, columns = (places[0] > top) & (places[0] < bottom), (places[1] > left) & (places[1] < right)
+    own = rows[..., :, None] & columns[..., None, :] & (pixels[:, None] == labels[..., None, None])
+    there = labels >= 0
+    with_pixels, count = int((own.flatten(2).any(2) & there).sum()), int(there.sum())
+    if 2 * with_pixels < count:
+        raise ValueError(
+            f"DetectionLoss: of {count} boxes {with_pixels} have a pixel of their class; classes of pixels are those "
+            f"of the boxes, from 0 up, and the background is the last one, {classes}{see('how-to/detect_objects')}"
+        )
 
 
 def _generalized_overlap(one: Tensor, other: Tensor) -> Tensor:

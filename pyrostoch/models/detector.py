@@ -9,6 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pyrostoch._checks import name_list
+from pyrostoch._manual import see
 from pyrostoch.metrics import box_overlaps
 
 __all__ = [
@@ -149,7 +151,10 @@ def detect(
     """The objects that an output of a `Detector` tells of, for each image.
 
     Of each class, cells whose score is the largest among its neighbors are candidates; of candidates of a class that
-    overlap, the one with the best score is kept.
+    overlap, the one with the best score is kept. Boxes may reach beyond the image.
+
+    An object whose class is uncertain may be found in several classes. For one detection of each object, as `track`
+    wants it: `nms(found.boxes, found.scores, torch.zeros_like(found.labels), 0.5)` says which to keep.
 
     Args:
         output: The output, or the mean of several.
@@ -219,6 +224,9 @@ def object_masks(output: Mapping[str, Tensor], found: Sequence[Detections]) -> l
     Returns:
         For each image booleans (found, height, width).
 
+    Raises:
+        ValueError: The output has no classes of pixels.
+
     Example:
         >>> output = {"classes": torch.full((1, 2, 4, 4), -9.0), "edges": torch.zeros(1, 4, 4, 4)}
         >>> output["classes"][0, 1, 2, 1] = 9.0
@@ -228,6 +236,11 @@ def object_masks(output: Mapping[str, Tensor], found: Sequence[Detections]) -> l
         >>> mask.shape, int(mask.sum())
         (torch.Size([1, 16, 16]), 24)
     """
+    if "pixels" not in output:
+        raise ValueError(
+            f"object_masks: there is no output 'pixels', but {name_list(output)}; use Detector(pixels=True)"
+            f"{see('how-to/detect_objects')}"
+        )
     classes = output["pixels"].argmax(1)
     masks = []
     for image, each in zip(classes, found, strict=True):

@@ -30,7 +30,8 @@ def track(frames: Sequence[Detections], *, overlap: float = 0.1, gap: int = 2) -
 
     The box of each object is expected where its last step leads to; detections are assigned to the expected boxes so
     that the sum of overlaps is largest. What is left begins a new track. Classes and scores are not looked at: leave
-    out detections with low scores before (`detect(threshold=0.3)`).
+    out detections with low scores before (`detect(threshold=0.3)`), and all but one of those that overlap, whatever
+    their class (`nms`).
 
     Args:
         frames: What was found in each frame.

@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.distributions import Bernoulli, Distribution
 
 from pyrostoch._targets import Target
+from pyrostoch.likelihoods.loss import LossDistribution
 from pyrostoch.likelihoods.pseudo import normalized
 from pyrostoch.likelihoods.several import without_weights
 from pyrostoch.metrics import MomentAverage, PredictiveAverage
@@ -80,9 +81,15 @@ class DrawAverage:
             return found | {"classes": log_probs}
         moments = mean_and_variance(distribution)
         if not moments and self.y is None:
+            kind = type(without_wrappers(distribution))
+            if issubclass(kind, LossDistribution):
+                raise ValueError(
+                    "likelihood: a Loss has no distribution of targets to report; outputs() gives what the network "
+                    "returns"
+                )
             raise ValueError(
-                f"likelihood: {type(without_wrappers(distribution)).__name__} has no known mean or variance, so there "
-                "is nothing to report without targets; give y= for its log density, or use a distribution with both"
+                f"likelihood: {kind.__name__} has no known mean or variance, so there is nothing to report without "
+                "targets; give y= for its log density, or use a distribution with both"
             )
         return found | moments
 

@@ -23,6 +23,7 @@ from pyrostoch.records import Record
 from pyrostoch.training.batch_checks import training_batches
 from pyrostoch.training.checks import check_data, move_modules
 from pyrostoch.training.fit import fit
+from pyrostoch.training.fixed import fixed, keeping_statistics, parameters_below
 from pyrostoch.training.history import Fit
 
 __all__ = ["TwoStepFit", "fit_two_steps"]
@@ -202,20 +203,8 @@ def _only_selections_train(
     free = {id(p) for layer in layers.values() if layer.selection is not None for p in layer.selection.parameters()}
     prefixes = tuple("" if name == "network" else f"{name}." for name in layers)
     normalizations = [part for layer in layers.values() for part in layer.classes.modules()]
-    fixed = [] if train_network else [*model.parameters(), *guide.parameters()]
-    fixed += [p for layer in layers.values() for p in layer.parameters()]
-    for site in getattr(model, "sites", {}):
-        if site.startswith(prefixes) and hasattr(guide, "parameters_for"):
-            fixed += guide.parameters_for(site).values()
-    before = [(p, p.requires_grad) for p in fixed if id(p) not in free]
-    try:
-        for parameter, _ in before:
-            parameter.requires_grad_(False)
-        for part in normalizations:
-            part.__dict__["_pyrostoch_keeps_statistics"] = True
+    parameters = [] if train_network else [*model.parameters(), *guide.parameters()]
+    parameters += [p for layer in layers.values() for p in layer.parameters()]
+    parameters += parameters_below(model, guide, prefixes)
+    with fixed(p for p in parameters if id(p) not in free), keeping_statistics(normalizations):
         yield
-    finally:
-        for part in normalizations:
-            part.__dict__.pop("_pyrostoch_keeps_statistics", None)
-        for parameter, trained in before:
-            parameter.requires_grad_(trained)

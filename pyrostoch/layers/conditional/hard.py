@@ -14,7 +14,7 @@ from torch.utils.hooks import RemovableHandle
 from pyrostoch._checks import check_count
 from pyrostoch._manual import see
 from pyrostoch._structure import KnownClasses, Structure
-from pyrostoch.data.objects import are_within
+from pyrostoch.data.objects import are_within, in_image
 
 __all__ = [
     "HardSelection",
@@ -121,10 +121,7 @@ class HardSelection:
             known = are_within(given, size)
             if not bool(known.all()):
                 wrong = given[~known][0].tolist()
-                raise ValueError(
-                    f"boxes of image {index}: expected left < right and top < bottom within {width} x {height} pixels, "
-                    f"got {wrong}"
-                )
+                raise ValueError(f"boxes of image {index}: expected {in_image(size)}, got {wrong}")
             columns, rows = covered(left, right, width), covered(top, bottom, height)
             masks.append(rows[:, :, None] & columns[:, None, :])
         return cls.from_masks(masks, labels, num_classes)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pyrostoch._checks import as_mask, check_choice, check_count, name_list
 from pyrostoch._manual import see
-from pyrostoch.data.objects import are_within, check_pixel_units
+from pyrostoch.data.objects import are_within, check_pixel_units, in_image
 from pyrostoch.layers.conditional.hard import check_classes, covered
 
 __all__ = ["PixelClasses"]
@@ -118,7 +118,7 @@ class PixelClasses:
             first = (~known).nonzero()[0, 0]
             image, number = there.nonzero()[first].tolist()
             raise ValueError(
-                f"boxes of image {image}: expected left < right and top < bottom within {width} x {height} pixels, got "
+                f"boxes of image {image}: expected {in_image((height, width))}, got "
                 f"{given[first].tolist()} as box {number}{see('how-to/detect_objects')}"
             )
         check_pixel_units(given, "PixelClasses")
