@@ -21,6 +21,7 @@ from pyrostoch import (
     metrics,
     models,
     moments,
+    obfuscate,
     priors,
     quantize,
 )
@@ -83,6 +84,7 @@ __all__ = [
     "moments",
     "moments_error",
     "noise_scaled",
+    "obfuscate",
     "outputs",
     "predict",
     "priors",

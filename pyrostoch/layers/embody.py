@@ -55,7 +55,12 @@ class Prepended(nn.Module):
         network: The network.
         stochastic: The stochastic layer.
         layers: Regular layers in front of it.
+
+    Attributes:
+        bypassed: Whether the network reads its input as it is; `obfuscate.bypassed` sets it.
     """
+
+    bypassed: bool = False
 
     def __init__(self, network: nn.Module, stochastic: nn.Module, layers: nn.Module | None) -> None:
         super().__init__()
@@ -69,8 +74,10 @@ class Prepended(nn.Module):
             *args: Its further inputs.
             **kwargs: The same by name.
         """
-        x = x if self.layers is None else _activation(self.layers(x))
-        return self.network(_activation(self.stochastic(x)), *args, **kwargs)
+        if not self.bypassed:
+            x = x if self.layers is None else _activation(self.layers(x))
+            x = _activation(self.stochastic(x))
+        return self.network(x, *args, **kwargs)
 
 
 def _activation(output: Any) -> Any:

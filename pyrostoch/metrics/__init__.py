@@ -10,6 +10,7 @@ from pyrostoch.metrics.brier import Brier
 from pyrostoch.metrics.calibration import Calibration, Reliability
 from pyrostoch.metrics.classification import Classification, ClassificationScores
 from pyrostoch.metrics.detection import AveragePrecision, DetectionScores
+from pyrostoch.metrics.images import psnr, ssim
 from pyrostoch.metrics.mean_iou import MeanIoU, SegmentationScores
 from pyrostoch.metrics.nll import NegativeLogLikelihood
 from pyrostoch.metrics.overlaps import box_overlaps, mask_overlaps
@@ -42,4 +43,6 @@ __all__ = [
     "box_overlaps",
     "decompose_entropy",
     "mask_overlaps",
+    "psnr",
+    "ssim",
 ]

@@ -1,0 +1,36 @@
+"""Examples that are obfuscated before they leave their owner: what is sent, what it tells, and how to learn from it.
+
+A `Client` is the part of a network that runs at the owner's; `audit` attacks what it sends, `rate_bound` and
+`fisher_bound` bound it. `progressive` trains a network on few clean examples and many obfuscated ones.
+"""
+
+from pyrostoch.obfuscate.audit import audit, multiplications
+from pyrostoch.obfuscate.audit_record import AttackResult, Audit, Strength
+from pyrostoch.obfuscate.bounds import RateBound, fisher_bound, rate_bound
+from pyrostoch.obfuscate.bypass import bypassed
+from pyrostoch.obfuscate.client import Client
+from pyrostoch.obfuscate.mechanism import gaussian_delta, gaussian_epsilon
+from pyrostoch.obfuscate.progressive import progressive
+from pyrostoch.obfuscate.screening import Screening
+from pyrostoch.obfuscate.sender import Sender
+from pyrostoch.obfuscate.stages import Progressive, ProgressiveStage
+
+__all__ = [
+    "AttackResult",
+    "Audit",
+    "Client",
+    "Progressive",
+    "ProgressiveStage",
+    "RateBound",
+    "Screening",
+    "Sender",
+    "Strength",
+    "audit",
+    "bypassed",
+    "fisher_bound",
+    "gaussian_delta",
+    "gaussian_epsilon",
+    "multiplications",
+    "progressive",
+    "rate_bound",
+]

@@ -1,0 +1,127 @@
+"""What an audit has found, as tables: what the task label allows, what attackers read, and what bounds say."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from pyrostoch.metrics.running import Estimate
+from pyrostoch.obfuscate.bounds import RateBound
+from pyrostoch.records import Record, number, table
+
+__all__ = ["AttackResult", "Audit", "Strength"]
+
+
+@dataclass(frozen=True)
+class Strength(Record):
+    """How good an attacker is on what would be sent without noise, and whether ten times the training helps it.
+
+    Args:
+        score: Its score with the audit's budget of epochs.
+        longer: Its score with ten times as many.
+        enough: Whether they are within one point of accuracy, or 5 % of the squared error.
+    """
+
+    score: float
+    longer: float
+    enough: bool
+
+
+@dataclass(frozen=True)
+class AttackResult(Record):
+    """What an attacker reads from what is sent, on test examples.
+
+    Args:
+        attack: What it wants to know.
+        unit: Unit of its score.
+        queries: Number of queries of each example whose mean it reads.
+        score: Its score on test examples, with the standard error over these.
+        label: The score of a guess from the task label alone.
+        blind: The score of a guess from nothing.
+        psnr: Peak signal-to-noise ratio of reconstructed images, in decibels; else `None`.
+        ssim: Their structural similarity; else `None`.
+        ssim_label: That of the mean image of the label.
+        strength: The attacker without noise; the same for all numbers of queries.
+        epochs: Number of epochs of its training on noise.
+        stopped: Whether its validation loss had stopped falling there.
+        information: For attributes, H(s) less the attacker's cross-entropy: a bound from below of what is told of the
+            attribute, in nats.
+    """
+
+    attack: str
+    unit: str
+    queries: int
+    score: Estimate
+    label: float
+    blind: float
+    psnr: float | None
+    ssim: float | None
+    ssim_label: float | None
+    strength: Strength
+    epochs: int
+    stopped: bool
+    information: Estimate | None
+
+    @property
+    def verdict(self) -> str:
+        """What the result says, or why it says nothing."""
+        if not self.strength.enough:
+            return "attacker too weak: ten times the training reads more without noise"
+        if not self.stopped:
+            return "attacker too weak: its loss on noise was still falling"
+        better = self.score.value - self.label if self.information is not None else self.label - self.score.value
+        if better <= 2 * self.score.stderr:
+            return "reads no more than the label tells"
+        return "reads more than the label tells"
+
+
+@dataclass(frozen=True)
+class Audit(Record):
+    """The audit of what a client sends.
+
+    Args:
+        at: The modules whose outputs are sent.
+        labels: Whether the client knew the classes, which the choice of noise may tell.
+        share: The client's share of all multiplications of the network.
+        task: Accuracy of the task from what was sent once, with its standard error.
+        attacks: What attackers read.
+        rate: The bound of mutual information from above; `None` where there is none.
+        reconstruction: The bound of the squared error of unbiased reconstructions for one query; `None` where there is
+            none.
+        no_bound: Why there is no bound.
+        examples: Number of test examples.
+    """
+
+    at: tuple[str, ...]
+    labels: bool
+    share: float
+    task: Estimate
+    attacks: tuple[AttackResult, ...]
+    rate: RateBound | None
+    reconstruction: Estimate | None
+    no_bound: str
+    examples: int
+
+    def __str__(self) -> str:
+        lines = []
+        if self.labels:
+            lines.append("The client knows the label and chooses the noise by it: which noise was chosen may tell it.")
+        lines.append(
+            f"sent at {', '.join(self.at)}; {self.examples} test examples; the client makes {100 * self.share:.1f} % "
+            "of all multiplications"
+        )
+        lines.append(f"task: right {100 * self.task.value:.2f} ± {100 * self.task.stderr:.2f} %")
+        head = ("attack", "queries", "score", "label alone", "blind", "without noise", "PSNR", "SSIM", "told, nats")
+        rows = []
+        for a in self.attacks:
+            told = "-" if a.information is None else str(a.information)
+            last = (number(a.strength.score), number(a.psnr, 2), number(a.ssim), told)
+            rows.append((f"{a.attack}, {a.unit}", a.queries, str(a.score), number(a.label), number(a.blind), *last))
+        lines.append(table(head, rows))
+        lines += [f"{a.attack}, {a.queries} queries: {a.verdict}" for a in self.attacks]
+        if self.rate is not None:
+            lines.append(str(self.rate))
+        if self.reconstruction is not None:
+            lines.append(f"unbiased reconstruction of one query: mean squared error of at least {self.reconstruction}")
+        if self.no_bound:
+            lines.append(f"no bound: {self.no_bound}")
+        return "\n".join(lines)

@@ -1,0 +1,109 @@
+"""Many draws of what a client sends for the same examples, without running the network for each of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.distributions import Normal
+
+from pyrostoch._inputs import count_examples, take_examples
+from pyrostoch._seeds import mixed_seed
+from pyrostoch.obfuscate.channel import DrawnActivations
+from pyrostoch.obfuscate.client import Client
+from pyrostoch.prediction.readouts import seeded
+from pyrostoch.prediction.validation import training_mode
+from pyrostoch.protocols import FlatInputs
+
+__all__ = ["Sender"]
+
+_PIECE = 1000
+#: Largest number of bytes that are kept of the distributions.
+_MOST_BYTES = 2**30
+
+
+class Sender:
+    """Sends the same examples again and again.
+
+    Where what is sent is the draw of one layer, whose inputs are not random, the parameters of its distribution are
+    computed once and each query draws from it; the mean of K draws of a normal distribution is one draw with its scale
+    divided by the root of K. Else the client runs for each query.
+
+    Args:
+        client: The client.
+        x: The examples.
+        labels: Classes known to its conditional layers.
+
+    Attributes:
+        draws_alone: Whether queries draw without running the network.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> net = torch.nn.Sequential(ps.layers.StochasticAdditive(3, scale=0.5), torch.nn.Linear(3, 2))
+        >>> model = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=4)
+        >>> sender = Sender(Client(model, ps.guides.Additive(model), at="0"), torch.zeros(4, 3))
+        >>> sender.draws_alone, sender.send(100, seed=0)[0].shape
+        (True, torch.Size([4, 3]))
+    """
+
+    def __init__(self, client: Client, x: FlatInputs, labels: Tensor | None = None) -> None:
+        self._client, self._x, self._labels = client, x, labels
+        self._kept: list[tuple[Any, Any]] = []  # layer and inputs of its activations, or location and scale
+        self.draws_alone = not getattr(client.model, "sites", None) and self._keep()
+
+    def _keep(self) -> bool:
+        """Keep the distributions of all examples; false if what is sent is something else."""
+        client, count = self._client, count_examples(self._x, self._client.model.in_dims) or 1
+        modules = [m for m in (client.model, client.guide) if isinstance(m, torch.nn.Module)]
+        total = 0
+        for rows in torch.arange(count).split(_PIECE):
+            part = take_examples(self._x, rows, client.model.in_dims)
+            labels = None if self._labels is None else self._labels[rows]
+            drawn = DrawnActivations(any_family=True)
+            with client.knowing(labels), training_mode(False, *modules), torch.no_grad(), seeded(0, None), drawn:
+                ((cut, _),) = client.run([client.read(part, labels)], "mc", done=drawn.close)
+            sent = list(cut.outputs.values())
+            alone = len(drawn.layers) == 1 and len(sent) == 1 and isinstance(sent[0], Tensor)
+            if not alone or sent[0].shape != drawn.values[0].shape or not torch.equal(sent[0], drawn.values[0]):
+                return False
+            layer, inputs = drawn.layers[0], drawn.inputs[0]
+            distribution: Any = layer._distribution(inputs)
+            if type(distribution) is Normal or type(distribution).__mro__[1] is Normal:
+                self._kept.append((distribution.loc, distribution.scale.expand_as(distribution.loc)))
+                total += 2 * sent[0].numel() * sent[0].element_size()
+            else:
+                self._kept.append((layer, inputs))
+                total += sum(each.numel() * each.element_size() for each in inputs)
+            if total * count / len(rows) > _MOST_BYTES * max(len(self._kept), 1):
+                self._kept.clear()
+                return False
+        return True
+
+    def send(self, queries: int = 1, *, seed: int) -> tuple[Tensor, ...]:
+        """The mean of some queries with fresh draws.
+
+        Args:
+            queries: Their number.
+            seed: Seed of the draws.
+        """
+        if not self.draws_alone:
+            return self._client.send(self._x, labels=self._labels, mode=f"mc:{queries}", seed=seed)
+        with torch.no_grad(), seeded(mixed_seed(seed), self._device):
+            return (torch.cat([_mean_draw(first, second, queries) for first, second in self._kept]),)
+
+    def noise_free(self) -> tuple[Tensor, ...]:
+        """What would be sent without noise."""
+        return self._client.send(self._x, labels=self._labels, mode="noise-free")
+
+    @property
+    def _device(self) -> torch.device | None:
+        return next((p.device for p in self._client.model.parameters()), None)
+
+
+def _mean_draw(first: Any, second: Any, queries: int) -> Tensor:
+    if isinstance(first, Tensor):
+        return torch.normal(first, second / queries**0.5)
+    draws: Sequence[Tensor] = [first.draw(second) for _ in range(queries)]
+    return draws[0] if queries == 1 else torch.stack(list(draws)).mean(0)

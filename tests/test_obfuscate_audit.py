@@ -1,0 +1,238 @@
+"""Attackers against the best that can be read, quick senders against whole networks, and what an audit says."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+import pyrostoch as ps
+from pyrostoch.layers import Conditional, GatedSelection, StochasticAdditive, StochasticLinear, embody
+from pyrostoch.metrics import psnr, ssim
+from pyrostoch.obfuscate import Client, Sender, audit, multiplications
+from pyrostoch.obfuscate.attackers import Attribute, Reconstruction, read_by, train_attacker
+
+PARTS = {"train": slice(3000), "validation": slice(3000, 4000), "test": slice(4000, 8000)}
+
+
+def client_of(net: nn.Module, at: str = "0") -> Client:
+    model = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=10)
+    return Client(model, ps.guides.Additive(model), at)
+
+
+def trained_on(x: Tensor, wanted: Tensor, attack: Any, queries: int, scale: float = 1.0) -> Tensor:
+    """The scores of an attacker on test examples under additive noise."""
+    sender = {part: x[rows] for part, rows in PARTS.items()}
+    generators: dict[int, Any] = {}
+
+    def send(part: str, seed: int) -> tuple[Tensor, ...]:
+        generators[seed] = torch.Generator().manual_seed(seed % 2**31)
+        noise = torch.randn(sender[part].shape, generator=generators[seed])
+        return (sender[part] + scale / queries**0.5 * noise,)
+
+    targets = {part: wanted[rows] for part, rows in PARTS.items()}
+    found = train_attacker(attack, send, targets, epochs=60, until_it_stops=True)
+    assert found.stopped
+    scores: Tensor = attack.score(read_by(found.network, send("test", 12345)), targets["test"])
+    return scores
+
+
+@pytest.mark.parametrize("queries", [1, 4])
+def test_an_attribute_is_read_as_well_as_can_be(queries: int) -> None:
+    s = torch.randint(2, (8000,))
+    x = (2.0 * s - 1.0)[:, None].repeat(1, 2)
+    scores = trained_on(x, s, Attribute(2), queries)
+    best = 100 * 0.5 * (1 + math.erf(math.sqrt(2.0 * queries) / math.sqrt(2.0)))
+    error = float(scores.std()) / 4000**0.5
+    assert best - 5 * error - 1.0 < float(scores.mean()) < best + 5 * error
+
+
+@pytest.mark.parametrize("queries", [1, 4])
+def test_a_reconstruction_comes_near_the_posterior_mean(queries: int) -> None:
+    x = torch.randn(8000, 2)
+    scores = trained_on(x, x, Reconstruction((2,)), queries)
+    best = (1 / queries) / (1 + 1 / queries)
+    error = float(scores.std()) / 4000**0.5
+    assert best - 5 * error < float(scores.mean()) < 1.1 * best + 5 * error
+
+
+def test_training_ends_when_nothing_more_is_learned_or_says_that_it_has_not() -> None:
+    x, s = torch.randn(600, 3), torch.randint(2, (600,))
+    parts = {"train": slice(400), "validation": slice(400, 600)}
+    targets = {part: s[rows] for part, rows in parts.items()}
+
+    def send(part: str, seed: int) -> tuple[Tensor, ...]:
+        return (x[parts[part]],)
+
+    short = train_attacker(Attribute(2), send, targets, epochs=2, until_it_stops=True)
+    assert (short.epochs, short.stopped) == (2, False)
+    long = train_attacker(Attribute(2), send, targets, epochs=200, until_it_stops=True)
+    assert long.stopped
+    assert long.epochs < 200
+    # The parameters are those of the best epoch.
+    now = Attribute(2).loss(read_by(long.network, send("validation", 0)), targets["validation"]).mean()
+    assert float(now) == pytest.approx(long.loss, rel=1e-5)
+
+
+@pytest.mark.parametrize("distribution", ["gaussian", "laplace", "bernoulli"])
+def test_a_sender_draws_what_the_network_would_send(distribution: str) -> None:
+    client = client_of(nn.Sequential(StochasticLinear(3, 2, distribution=distribution), nn.Linear(2, 2)))
+    x = torch.randn(1, 3).expand(4000, 3)
+    sender = Sender(client, x)
+    assert sender.draws_alone
+    for queries in (1, 5):
+        (quick,), (slow,) = sender.send(queries, seed=0), client.send(x, mode=f"mc:{queries}", seed=1)
+        error = (quick.var(0) / 4000 + slow.var(0) / 4000).sqrt()
+        assert bool(((quick.mean(0) - slow.mean(0)).abs() < 5 * error).all())
+        # The error of a variance is at most that of a law with a kurtosis of 6, for a Laplace.
+        assert bool((quick.var(0) / slow.var(0) - 1).abs().max() < 5 * (2 * 5 / 4000) ** 0.5)
+    assert torch.equal(sender.send(1, seed=3)[0], sender.send(1, seed=3)[0])
+    assert not torch.equal(sender.send(1, seed=3)[0], sender.send(1, seed=4)[0])
+    torch.testing.assert_close(sender.noise_free()[0], client.send(x, mode="noise-free")[0])
+
+
+def test_a_sender_runs_the_network_where_something_else_is_sent() -> None:
+    behind = client_of(nn.Sequential(StochasticAdditive(3, scale=0.5), nn.Tanh(), nn.Linear(3, 2)), "1")
+    sender = Sender(behind, torch.randn(10, 3))
+    assert not sender.draws_alone
+    assert sender.send(2, seed=0)[0].shape == (10, 3)
+    net = nn.Sequential(nn.Linear(3, 3), StochasticAdditive(3, scale=0.5), nn.Linear(3, 2))
+    model = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Categorical(), num_data=10)
+    random = Client(model, ps.guides.Additive(model), "1")
+    assert not Sender(random, torch.randn(10, 3)).draws_alone
+
+
+@pytest.mark.parametrize("combine", ["shared", "independent", "mixture"])
+def test_a_sender_combines_classes_as_the_layer_does(combine: str) -> None:
+    layer = Conditional(
+        lambda: StochasticAdditive(2, scale=0.3),
+        2,
+        GatedSelection(nn.Linear(2, 2)),
+        where="output",
+        combine=combine,  # type: ignore[arg-type]
+    )
+    with torch.no_grad():
+        layer.classes[1].get_parameter("loc").fill_(3.0)
+    client = client_of(nn.Sequential(layer, nn.Linear(2, 2)))
+    x = torch.randn(1, 2).expand(4000, 2)
+    sender = Sender(client, x)
+    assert sender.draws_alone
+    (quick,), (slow,) = sender.send(1, seed=0), client.send(x, seed=1)
+    error = (quick.var(0) / 4000 + slow.var(0) / 4000).sqrt()
+    assert bool(((quick.mean(0) - slow.mean(0)).abs() < 5 * error).all())
+    assert bool((quick.std(0) / slow.std(0) - 1).abs().max() < 0.1)
+
+
+def test_the_share_of_multiplications_is_that_counted_by_hand() -> None:
+    net = nn.Sequential(nn.Linear(10, 20), StochasticAdditive(20, scale=0.5), nn.Linear(20, 5), nn.Linear(5, 2))
+    client = client_of(net, "1")
+    assert multiplications(client, torch.randn(1, 10)) == pytest.approx(200 / (200 + 100 + 10))
+
+
+def images(count: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Images whose task label is their brightness, and whose private attribute is one bright corner of four."""
+    x = 0.2 * torch.rand(count, 1, 6, 6)
+    y, s = torch.randint(2, (count,)), torch.randint(4, (count,))
+    x[:, 0, 2:4, 2:4] += 0.8 * y[:, None, None]
+    x[torch.arange(count), 0, (s // 2) * 5, (s % 2) * 5] += 0.8
+    return x, y, s
+
+
+def audited(scale: float, **settings: Any) -> Any:
+    (x, y, s), (x_test, y_test, s_test) = images(1000), images(400)
+    net = nn.Sequential(StochasticAdditive((1, 6, 6), scale=scale), nn.Flatten(), nn.Linear(36, 2))
+    model = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=1000)
+    guide = ps.guides.Additive(model)
+    ps.fit(model, guide, (x, y), epochs=20, lr=0.02, progress=False, compile=False, seed=0)
+    given: dict[str, Any] = {"queries": (1,), "epochs": 15, "most_epochs": 150, "private": {"corner": (s, s_test)}}
+    found = audit(Client(model, guide, "0"), (x, y), (x_test, y_test), **{**given, **settings})
+    if found.reconstruction is not None:
+        with torch.no_grad():
+            noise: Any = net[0].activation_distribution(x[:1])  # type: ignore[operator]
+        assert found.reconstruction.value == pytest.approx(36 / float(noise.stddev.pow(-2).sum()), rel=1e-4)
+    return found
+
+
+def test_an_audit_tells_small_noise_from_large() -> None:
+    small, large = audited(0.05), audited(5.0)
+    by_name = {row.attack: row for row in small.attacks}
+    assert by_name["corner"].score.value > 95.0
+    assert by_name["corner"].verdict == "reads more than the label tells"
+    assert by_name["corner"].label < 40.0
+    assert by_name["corner"].information.value > 1.0
+    assert by_name["reconstruction"].score.value < by_name["reconstruction"].label
+    assert by_name["reconstruction"].ssim > by_name["reconstruction"].ssim_label
+    by_name = {row.attack: row for row in large.attacks}
+    assert by_name["corner"].score.value < 45.0
+    assert by_name["corner"].information.value < small.rate.rate.value
+    assert large.rate.rate.value < small.rate.rate.value
+    assert large.reconstruction.value > 10 * small.reconstruction.value
+    text = str(small)
+    assert "sent at 0; 400 test examples" in text
+    assert "corner, 1 queries: reads more" in text
+    assert small.to_dict()["attacks"][1]["attack"] == "corner"
+
+
+def test_an_attacker_that_ten_times_the_training_improves_is_too_weak() -> None:
+    found = audited(0.05, epochs=1, most_epochs=3, bounds=False)
+    assert any("too weak" in row.verdict for row in found.attacks)
+    assert found.rate is None
+    assert "no bound: not asked for" in str(found)
+
+
+def test_known_labels_are_said_first() -> None:
+    (x, y, _), (x_test, y_test, _) = images(60), images(40)
+    layer = Conditional(lambda: StochasticAdditive((1, 6, 6), scale=0.5), 2, where="output")
+    net = embody.prepend(nn.Sequential(nn.Flatten(), nn.Linear(36, 2)), layer)
+    client = client_of(net, "stochastic")
+    found = audit(client, (x, y), (x_test, y_test), labels=True, queries=(1,), epochs=1, most_epochs=1, bounds=True)
+    assert str(found).startswith("The client knows the label")
+    assert found.rate.with_labels
+
+
+def test_data_that_do_not_fit_are_named() -> None:
+    client = client_of(nn.Sequential(StochasticAdditive(3, scale=0.5), nn.Linear(3, 2)))
+    x, y = torch.randn(10, 3), torch.zeros(10).long()
+    with pytest.raises(TypeError, match=r"audit data: expected tensors \(x, y\)"):
+        audit(client, x, (x, y))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="audit test"):
+        audit(client, (x, y), (x, y[1:]))
+    with pytest.raises(ValueError, match="private='s'"):
+        audit(client, (x, y), (x, y), private={"s": (y, y - 1)})
+    with pytest.raises(ValueError, match="queries"):
+        audit(client, (x, y), (x, y), queries=(0,))
+
+
+def naive_ssim(x: Tensor, y: Tensor, size: int) -> float:
+    """Place by place, with explicit weights."""
+    places = [i - size // 2 for i in range(size)]
+    weights = torch.tensor([[math.exp(-(a * a + b * b) / (2 * 1.5**2)) for b in places] for a in places]).double()
+    weights /= weights.sum()
+    found = []
+    for i in range(x.shape[0] - size + 1):
+        for j in range(x.shape[1] - size + 1):
+            p, q = x[i : i + size, j : j + size], y[i : i + size, j : j + size]
+            mx, my = (weights * p).sum(), (weights * q).sum()
+            vx, vy = (weights * (p - mx) ** 2).sum(), (weights * (q - my) ** 2).sum()
+            cov = (weights * (p - mx) * (q - my)).sum()
+            found.append((2 * mx * my + 1e-4) * (2 * cov + 9e-4) / ((mx**2 + my**2 + 1e-4) * (vx + vy + 9e-4)))
+    return float(torch.stack(found).mean())
+
+
+@pytest.mark.parametrize(("height", "width", "size"), [(13, 15, 11), (8, 9, 7), (12, 6, 5)])
+def test_structural_similarity_agrees_with_a_loop(height: int, width: int, size: int) -> None:
+    x, y = torch.rand(2, 2, height, width).double(), torch.rand(2, 2, height, width).double()
+    expected = [sum(naive_ssim(x[n, c], y[n, c], size) for c in range(2)) / 2 for n in range(2)]
+    assert ssim(x, y).tolist() == pytest.approx(expected, abs=1e-6)
+    assert ssim(x, x).tolist() == pytest.approx([1.0, 1.0])
+
+
+def test_peaks_are_in_decibels_and_other_shapes_are_refused() -> None:
+    assert psnr(1e-3) == pytest.approx(30.0)
+    assert psnr(255.0**2, value_range=255.0) == pytest.approx(0.0)
+    assert psnr(0.0) == math.inf
+    with pytest.raises(ValueError, match="of one shape"):
+        ssim(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 9))
