@@ -4,21 +4,26 @@ A `Client` is the part of a network that runs at the owner's; `audit` attacks wh
 `fisher_bound` bound it. `progressive` trains a network on few clean examples and many obfuscated ones.
 """
 
-from pyrostoch.obfuscate.audit import audit, multiplications
+from pyrostoch.obfuscate.audit import audit
 from pyrostoch.obfuscate.audit_record import AttackResult, Audit, Strength
 from pyrostoch.obfuscate.bounds import RateBound, fisher_bound, rate_bound
 from pyrostoch.obfuscate.bypass import bypassed
 from pyrostoch.obfuscate.client import Client
+from pyrostoch.obfuscate.image_priors import GaussianPrior, GenerativePrior
+from pyrostoch.obfuscate.inversion import invert
 from pyrostoch.obfuscate.mechanism import gaussian_delta, gaussian_epsilon
 from pyrostoch.obfuscate.progressive import progressive
 from pyrostoch.obfuscate.screening import Screening
 from pyrostoch.obfuscate.sender import Sender
 from pyrostoch.obfuscate.stages import Progressive, ProgressiveStage
+from pyrostoch.obfuscate.work import multiplications
 
 __all__ = [
     "AttackResult",
     "Audit",
     "Client",
+    "GaussianPrior",
+    "GenerativePrior",
     "Progressive",
     "ProgressiveStage",
     "RateBound",
@@ -30,6 +35,7 @@ __all__ = [
     "fisher_bound",
     "gaussian_delta",
     "gaussian_epsilon",
+    "invert",
     "multiplications",
     "progressive",
     "rate_bound",

@@ -22,6 +22,8 @@ Sent = tuple[Tensor, ...]
 _BATCH, _RATE = 100, 1e-3
 # The rate of learning is lowered after so many epochs without a better loss, and training ends after some more.
 _PATIENCE, _LOWER, _LEAST_RATE = 3, 0.3, 2e-5
+# A loss that falls by less than this share has stopped falling.
+_LEAST_GAIN = 1e-3
 _WIDTH, _HIDDEN = 32, 256
 
 
@@ -197,7 +199,7 @@ def train_attacker(
         network = copy.deepcopy(start) if start is not None else attack.network(send("train", mixed_seed(seed, 2)))
         network.to(device)
         optimizer = torch.optim.Adam(network.parameters(), lr=_RATE)
-        best, state, waited, epoch, rate = float("inf"), copy.deepcopy(network.state_dict()), 0, 0, _RATE
+        best, state, waited, epoch, rate = 1e30, copy.deepcopy(network.state_dict()), 0, 0, _RATE
         while epoch < epochs and not (until_it_stops and rate < _LEAST_RATE):
             sent = send("train", mixed_seed(seed, 3, epoch))
             network.train()
@@ -208,10 +210,10 @@ def train_attacker(
                 optimizer.step()
             now = float(attack.loss(read_by(network, held_out), targets["validation"].cpu()).mean())
             epoch += 1
-            waited = 0 if now < best else waited + 1
+            waited = 0 if now < best - _LEAST_GAIN * abs(best) else waited + 1
             if now < best:
                 best, state = now, copy.deepcopy(network.state_dict())
-            elif waited >= _PATIENCE:
+            if waited >= _PATIENCE:
                 waited, rate = 0, _LOWER * rate
                 network.load_state_dict(state)
                 for group in optimizer.param_groups:

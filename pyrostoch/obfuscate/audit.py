@@ -7,29 +7,25 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from pyrostoch._checks import check_count
 from pyrostoch._manual import see
 from pyrostoch._seeds import mixed_seed
-from pyrostoch.metrics import psnr, ssim
-from pyrostoch.metrics.running import Estimate, RunningMean
+from pyrostoch.metrics.running import Estimate
 from pyrostoch.obfuscate.attackers import Attribute, Reconstruction, Sent, Trained, read_by, train_attacker
-from pyrostoch.obfuscate.audit_record import AttackResult, Audit, Strength
+from pyrostoch.obfuscate.audit_record import Audit, Strength
 from pyrostoch.obfuscate.bounds import RateBound, fisher_bound, rate_bound
 from pyrostoch.obfuscate.client import Client
+from pyrostoch.obfuscate.inversion import inversions
+from pyrostoch.obfuscate.scores import LONGER, attack_result, estimate, judged
 from pyrostoch.obfuscate.sender import Sender
+from pyrostoch.obfuscate.work import multiplications
 from pyrostoch.prediction.predict import predict
-from pyrostoch.prediction.validation import training_mode
-from pyrostoch.protocols import FlatInputs
 
 __all__ = ["audit"]
 
 # Share of the attacker's examples by which it tells when to stop.
 _HELD_OUT = 0.1
-# How much better ten times the training may be without noise: points of accuracy, or a share of the squared error.
-_POINTS, _SHARE = 1.0, 0.05
-_LONGER = 10
 
 Pair = tuple[Tensor, Tensor]
 
@@ -44,6 +40,8 @@ def audit(
     queries: Sequence[int] = (1, 10, 100),
     epochs: int = 10,
     most_epochs: int = 100,
+    inverted: int = 100,
+    steps: int = 50,
     bounds: bool = True,
     value_range: float = 1.0,
     seed: int = 0,
@@ -51,8 +49,10 @@ def audit(
     r"""Attack what a client sends, and bound what it tells.
 
     The attackers know the client and its guide, though not its draws, and are trained on fresh draws of its noise, for
-    the mean of 1, 10 and 100 queries of each example. One reconstructs the input; others read private attributes. Each
-    is beside what the task label alone allows: the client might send nothing but its answer.
+    the mean of 1, 10 and 100 queries of each example. One reconstructs the input; others read private attributes. Two
+    more search for the most probable input of what was sent, with a normal prior and with that of a small generative
+    network, both learned from the attacker's examples; they need a client that sends the draws of one layer of normal
+    activations. Each is beside what the task label alone allows: the client might send nothing but its answer.
 
     An attacker counts only if it is strong enough: on what would be sent without noise, ten times its budget of epochs
     must not read more, by one point of accuracy or 5 % of the squared error; and on noise it is trained until its
@@ -68,6 +68,8 @@ def audit(
         queries: Numbers of queries whose mean an attacker reads.
         epochs: The attackers' budget where there is no noise.
         most_epochs: The largest number of epochs on noise.
+        inverted: Number of test examples that are attacked by optimization, too; 0 for none.
+        steps: The largest number of its steps.
         bounds: Whether to take bounds, where the client's draws have densities.
         value_range: The largest value of an image less the smallest one.
         seed: Seed of everything that is random.
@@ -87,7 +89,7 @@ def audit(
         >>> model = ps.BayesianModel(net, likelihood=ps.likelihoods.Categorical(), num_data=300)
         >>> client = Client(model, ps.guides.Additive(model), at="0")
         >>> found = audit(client, (x[:200], y[:200]), (x[200:], y[200:]), private={"corner": (s[:200], s[200:])},
-        ...               queries=(1,), epochs=1, most_epochs=2)
+        ...               queries=(1,), epochs=1, most_epochs=2, inverted=0)
         >>> [(row.attack, row.queries) for row in found.attacks]
         [('reconstruction', 1), ('corner', 1)]
 
@@ -101,14 +103,15 @@ def audit(
     for name, (own, own_test) in (private or {}).items():
         classes = _attribute(name, own, own_test, len(x), len(x_test))
         targets[name] = (Attribute(classes), own, own_test)
+    known = y_test if labels else None
     counts = [check_count("audit queries", count) for count in queries]
     parts = _Parts(client, x, x_test, y if labels else None, y_test if labels else None, seed)
     answer, answer_test = (_answers(client, part, own if labels else None, seed) for part, own in (data, test))
-    task = _estimate((answer_test == y_test.cpu()).double())
+    task = estimate((answer_test == y_test.cpu()).double())
     results = []
     for number, (name, (attack, own, own_test)) in enumerate(targets.items()):
         training = {part: own[rows] for part, rows in parts.rows.items()}
-        strength, _ = _strength(attack, parts, training, own_test, epochs, mixed_seed(seed, number))
+        strength = _strength(attack, parts, training, own_test, epochs, mixed_seed(seed, number))
         start: Trained | None = None
         for count in counts:
             send = parts.sender(count)
@@ -121,36 +124,22 @@ def audit(
                 start=None if start is None else start.network,
                 seed=mixed_seed(seed, number, count),
             )
-            sent = send("test", mixed_seed(seed, number, count, 1))
-            results.append(
-                _result(name, attack, count, start, sent, (own, own_test), (answer, answer_test), strength, value_range)
-            )
+            output = read_by(start.network, send("test", mixed_seed(seed, number, count, 1)))
+            how: dict[str, Any] = {"strength": strength, "epochs": start.epochs, "stopped": start.stopped}
+            how |= {"queries": count, "value_range": value_range}
+            results.append(attack_result(name, attack, output, (own, own_test), (answer, answer_test), **how))
+    if not inverted:
+        skipped = ["attacks by optimization: not asked for"]
+    else:
+        few = slice(min(inverted, len(x_test)))
+        pair, answers = (x, x_test[few]), (answer, answer_test[few])
+        found, skipped = inversions(
+            client, pair, answers, None if known is None else known[few], counts, steps, value_range, seed
+        )
+        results += found
     rate, fisher, reason = _bounds(client, x, x_test, y, y_test, labels, bounds, seed)
     share = multiplications(client, x[:1], None if not labels else y[:1])
-    return Audit(client.at, labels, share, task, tuple(results), rate, fisher, reason, len(x_test))
-
-
-def multiplications(client: Client, x: Tensor, labels: Tensor | None = None) -> float:
-    """The client's share of a network's multiplications: those made before all that is sent has been computed.
-
-    Args:
-        client: The client.
-        x: An example.
-        labels: Its class, if the client's conditional layers are given it.
-
-    Returns:
-        A number from 0 to 1, of matrix products and convolutions.
-    """
-    modules = [m for m in (client.model, client.guide) if isinstance(m, torch.nn.Module)]
-    with training_mode(False, *modules), torch.no_grad(), torch.random.fork_rng():
-        given: FlatInputs = client.read(x, labels)
-        with client.knowing(labels):
-            list(client.run([given], "mc"))  # how weights are used is then known
-            counter, at_cut = FlopCounterMode(display=False), list[int]()
-            with counter:
-                list(client.run([given], "mc", done=lambda: at_cut.append(counter.get_total_flops())))
-    total = counter.get_total_flops()
-    return at_cut[-1] / total if total else 0.0
+    return Audit(client.at, labels, share, task, tuple(results), rate, fisher, reason, len(x_test), tuple(skipped))
 
 
 class _Parts:
@@ -183,69 +172,14 @@ def _answers(client: Client, x: Tensor, labels: Tensor | None, seed: int) -> Ten
 
 def _strength(
     attack: Any, parts: _Parts, targets: dict[str, Tensor], target: Tensor, epochs: int, seed: int
-) -> tuple[Strength, Trained]:
+) -> Strength:
     """The attacker without noise, with its budget and with ten times as much."""
     send = parts.sender(None)
     sent, scores = send("test", 0), []
-    for budget in (epochs, _LONGER * epochs):
+    for budget in (epochs, LONGER * epochs):
         found = train_attacker(attack, send, targets, epochs=budget, until_it_stops=False, seed=seed)
         scores.append(float(attack.score(read_by(found.network, sent), target).mean()))
-    one, longer = scores
-    enough = longer - one <= _POINTS if isinstance(attack, Attribute) else one - longer <= _SHARE * one
-    return Strength(one, longer, enough), found
-
-
-def _result(
-    name: str,
-    attack: Any,
-    count: int,
-    trained: Trained,
-    sent: Sent,
-    own: Pair,
-    labels: Pair,
-    strength: Strength,
-    value_range: float,
-) -> AttackResult:
-    target, y, y_test = own[1], labels[0], labels[1]
-    output = read_by(trained.network, sent)
-    score = _estimate(attack.score(output, target))
-    by_label = _guess(attack, own[0], y, y_test)
-    blind = _guess(attack, own[0], torch.zeros_like(y), torch.zeros_like(y_test))
-    label = float(attack.score(by_label, target).mean())
-    values: dict[str, Any] = {"psnr": None, "ssim": None, "ssim_label": None, "information": None}
-    if isinstance(attack, Attribute):
-        frequencies = torch.bincount(target, minlength=attack.num_classes).double() / len(target)
-        entropy = float(torch.special.entr(frequencies).sum())
-        told = _estimate(entropy - attack.loss(output.double(), target))
-        values["information"] = told
-    elif target.dim() == 4:
-        values["psnr"] = psnr(score.value, value_range)
-        values["ssim"] = float(ssim(output, target, value_range).mean())
-        values["ssim_label"] = float(ssim(by_label, target, value_range).mean())
-    return AttackResult(
-        attack=name,
-        unit=attack.unit,
-        queries=count,
-        score=score,
-        label=label,
-        blind=float(attack.score(blind, target).mean()),
-        strength=strength,
-        epochs=trained.epochs,
-        stopped=trained.stopped,
-        **values,
-    )
-
-
-def _guess(attack: Any, own: Tensor, y: Tensor, y_test: Tensor) -> Tensor:
-    """The best guess from a label alone: the mean input of its class, or the most frequent attribute."""
-    found = []
-    for c in range(int(torch.cat([y, y_test]).max()) + 1):
-        chosen = own[y == c] if bool((y == c).any()) else own
-        if isinstance(attack, Attribute):
-            found.append(torch.bincount(chosen, minlength=attack.num_classes).double())
-        else:
-            found.append(chosen.mean(0))
-    return torch.stack(found)[y_test]
+    return judged(attack, *scores)
 
 
 def _bounds(
@@ -263,12 +197,6 @@ def _bounds(
     except ValueError as error:
         return rate, None, str(error)
     return rate, fisher, ""
-
-
-def _estimate(values: Tensor) -> Estimate:
-    mean = RunningMean()
-    mean.update(values)
-    return mean.compute()
 
 
 def _checked(pair: Any, what: str) -> Pair:

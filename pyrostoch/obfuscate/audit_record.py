@@ -41,7 +41,7 @@ class AttackResult(Record):
         ssim: Their structural similarity; else `None`.
         ssim_label: That of the mean image of the label.
         strength: The attacker without noise; the same for all numbers of queries.
-        epochs: Number of epochs of its training on noise.
+        epochs: Number of epochs of its training on noise; of steps, for an attack by optimization.
         stopped: Whether its validation loss had stopped falling there.
         information: For attributes, H(s) less the attacker's cross-entropy: a bound from below of what is told of the
             attribute, in nats.
@@ -89,6 +89,7 @@ class Audit(Record):
             none.
         no_bound: Why there is no bound.
         examples: Number of test examples.
+        skipped: Attacks that were not made, and why.
     """
 
     at: tuple[str, ...]
@@ -100,6 +101,7 @@ class Audit(Record):
     reconstruction: Estimate | None
     no_bound: str
     examples: int
+    skipped: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         lines = []
@@ -124,4 +126,5 @@ class Audit(Record):
             lines.append(f"unbiased reconstruction of one query: mean squared error of at least {self.reconstruction}")
         if self.no_bound:
             lines.append(f"no bound: {self.no_bound}")
+        lines += [f"not made: {reason}" for reason in self.skipped]
         return "\n".join(lines)
