@@ -11,6 +11,7 @@ from pyrostoch.obfuscate.bypass import bypassed
 from pyrostoch.obfuscate.client import Client
 from pyrostoch.obfuscate.image_priors import GaussianPrior, GenerativePrior
 from pyrostoch.obfuscate.inversion import invert
+from pyrostoch.obfuscate.keyed import KeyedClient
 from pyrostoch.obfuscate.mechanism import gaussian_delta, gaussian_epsilon
 from pyrostoch.obfuscate.progressive import progressive
 from pyrostoch.obfuscate.screening import Screening
@@ -24,6 +25,7 @@ __all__ = [
     "Client",
     "GaussianPrior",
     "GenerativePrior",
+    "KeyedClient",
     "Progressive",
     "ProgressiveStage",
     "RateBound",

@@ -17,6 +17,7 @@ from pyrostoch.obfuscate.audit_record import Audit, Strength
 from pyrostoch.obfuscate.bounds import RateBound, fisher_bound, rate_bound
 from pyrostoch.obfuscate.client import Client
 from pyrostoch.obfuscate.inversion import inversions
+from pyrostoch.obfuscate.keyed import KeyedClient
 from pyrostoch.obfuscate.scores import LONGER, attack_result, estimate, judged
 from pyrostoch.obfuscate.sender import Sender
 from pyrostoch.obfuscate.work import multiplications
@@ -43,6 +44,7 @@ def audit(
     inverted: int = 100,
     steps: int = 50,
     bounds: bool = True,
+    key: bytes | None = None,
     value_range: float = 1.0,
     seed: int = 0,
 ) -> Audit:
@@ -71,6 +73,8 @@ def audit(
         inverted: Number of test examples that are attacked by optimization, too; 0 for none.
         steps: The largest number of its steps.
         bounds: Whether to take bounds, where the client's draws have densities.
+        key: A secret by which the noise of the test examples is fixed (`KeyedClient`). Queries after the first one are
+            then of inputs near each example. Attackers do not know it, and train on draws with other keys: fresh ones.
         value_range: The largest value of an image less the smallest one.
         seed: Seed of everything that is random.
 
@@ -105,7 +109,7 @@ def audit(
         targets[name] = (Attribute(classes), own, own_test)
     known = y_test if labels else None
     counts = [check_count("audit queries", count) for count in queries]
-    parts = _Parts(client, x, x_test, y if labels else None, y_test if labels else None, seed)
+    parts = _Parts(client, x, x_test, y if labels else None, y_test if labels else None, seed, key)
     answer, answer_test = (_answers(client, part, own if labels else None, seed) for part, own in (data, test))
     task = estimate((answer_test == y_test.cpu()).double())
     results = []
@@ -133,19 +137,42 @@ def audit(
     else:
         few = slice(min(inverted, len(x_test)))
         pair, answers = (x, x_test[few]), (answer, answer_test[few])
-        found, skipped = inversions(
-            client, pair, answers, None if known is None else known[few], counts, steps, value_range, seed
-        )
+        own_labels = None if known is None else known[few]
+        sent = {count: tuple(z[few] for z in parts.send("test", count, mixed_seed(seed, 8, count))) for count in counts}
+        found, skipped = inversions(client, pair, answers, own_labels, sent, steps, value_range, seed)
         results += found
-    rate, fisher, reason = _bounds(client, x, x_test, y, y_test, labels, bounds, seed)
+    rate, fisher, reason = None, None, "there is none for noise that is fixed by a key"
+    if key is None:
+        rate, fisher, reason = _bounds(client, x, x_test, y, y_test, labels, bounds, seed)
     share = multiplications(client, x[:1], None if not labels else y[:1])
-    return Audit(client.at, labels, share, task, tuple(results), rate, fisher, reason, len(x_test), tuple(skipped))
+    return Audit(
+        client.at,
+        labels,
+        share,
+        task,
+        tuple(results),
+        rate,
+        fisher,
+        reason,
+        len(x_test),
+        tuple(skipped),
+        key is not None,
+    )
 
 
 class _Parts:
     """The attacker's examples, in two parts, and those that are attacked."""
 
-    def __init__(self, client: Client, x: Tensor, x_test: Tensor, y: Tensor | None, y_test: Tensor | None, seed: int):
+    def __init__(
+        self,
+        client: Client,
+        x: Tensor,
+        x_test: Tensor,
+        y: Tensor | None,
+        y_test: Tensor | None,
+        seed: int,
+        key: bytes | None,
+    ) -> None:
         held = max(1, int(_HELD_OUT * len(x)))
         order = torch.randperm(len(x), generator=torch.Generator().manual_seed(mixed_seed(seed, 7)))
         self.rows = {"validation": order[:held], "train": order[held:]}
@@ -153,11 +180,19 @@ class _Parts:
             part: Sender(client, x[rows], None if y is None else y[rows]) for part, rows in self.rows.items()
         }
         self._senders["test"] = Sender(client, x_test, y_test)
+        self._test = x_test, y_test
+        self._keyed = None if key is None else KeyedClient(client, key)
+
+    def send(self, part: str, queries: int, seed: int) -> Sent:
+        """The mean of some queries of a part."""
+        if part == "test" and self._keyed is not None:
+            return self._keyed.send_near(self._test[0], queries, labels=self._test[1], seed=seed)
+        return self._senders[part].send(queries, seed=seed)
 
     def sender(self, queries: int | None) -> Callable[[str, int], Sent]:
         """Sends a part with the draws of a seed: the mean of some queries; `None`, without noise."""
         if queries is not None:
-            return lambda part, seed: self._senders[part].send(queries, seed=seed)
+            return lambda part, seed: self.send(part, queries, seed)
         kept = {part: sender.noise_free() for part, sender in self._senders.items()}
         return lambda part, seed: kept[part]
 

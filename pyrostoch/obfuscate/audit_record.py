@@ -90,6 +90,7 @@ class Audit(Record):
         no_bound: Why there is no bound.
         examples: Number of test examples.
         skipped: Attacks that were not made, and why.
+        keyed: Whether the noise of an input was fixed by a secret key.
     """
 
     at: tuple[str, ...]
@@ -102,11 +103,14 @@ class Audit(Record):
     no_bound: str
     examples: int
     skipped: tuple[str, ...] = ()
+    keyed: bool = False
 
     def __str__(self) -> str:
         lines = []
         if self.labels:
             lines.append("The client knows the label and chooses the noise by it: which noise was chosen may tell it.")
+        if self.keyed:
+            lines.append("Noise is fixed by a secret key: queries after the first one are of inputs near each example.")
         lines.append(
             f"sent at {', '.join(self.at)}; {self.examples} test examples; the client makes {100 * self.share:.1f} % "
             "of all multiplications"

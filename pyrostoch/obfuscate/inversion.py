@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -10,14 +10,12 @@ from torch import Tensor
 from torch.distributions import Normal
 
 from pyrostoch._manual import see
-from pyrostoch._seeds import mixed_seed
 from pyrostoch.obfuscate.attackers import Reconstruction
 from pyrostoch.obfuscate.audit_record import AttackResult
 from pyrostoch.obfuscate.channel import DrawnActivations
 from pyrostoch.obfuscate.client import Client
 from pyrostoch.obfuscate.image_priors import GaussianPrior, GenerativePrior, InputPrior
 from pyrostoch.obfuscate.scores import LONGER, attack_result, judged
-from pyrostoch.obfuscate.sender import Sender
 from pyrostoch.prediction.validation import training_mode
 
 __all__ = ["inversions", "invert"]
@@ -97,7 +95,7 @@ def inversions(
     inputs: tuple[Tensor, Tensor],
     answers: tuple[Tensor, Tensor],
     labels: Tensor | None,
-    queries: Sequence[int],
+    sent: Mapping[int, tuple[Tensor, ...]],
     steps: int,
     value_range: float,
     seed: int,
@@ -109,28 +107,27 @@ def inversions(
         inputs: The attacker's inputs, and those that are attacked.
         answers: Task labels of both.
         labels: Classes known to the client for those that are attacked.
-        queries: Numbers of queries.
+        sent: What was sent for them, the mean of some queries by their number.
         steps: The largest number of steps.
         value_range: The largest value of an image less the smallest one.
-        seed: Seed of draws and of the generative prior.
+        seed: Seed of the generative prior.
 
     Returns:
         Their results, or why there is none.
     """
     x, x_test = inputs
-    attack, sender = Reconstruction(x.shape[1:]), Sender(client, x_test, labels)
-    results, without = [], sender.noise_free()
+    attack, results = Reconstruction(x.shape[1:]), []
+    without = client.send(x_test, labels=labels, mode="noise-free")
     priors: tuple[InputPrior, ...] = (GaussianPrior(x), GenerativePrior(x, seed=seed))
     try:
-        for number, prior in enumerate(priors):
+        for prior in priors:
             budgets = (
                 invert(client, without, prior, queries=None, labels=labels, steps=count).cpu()
                 for count in (steps, LONGER * steps)
             )
             strength = judged(attack, *(float(attack.score(found, x_test).mean()) for found in budgets))
-            for count in queries:
-                sent = sender.send(count, seed=mixed_seed(seed, number, count))
-                output = invert(client, sent, prior, queries=count, labels=labels, steps=steps).cpu()
+            for count, given in sent.items():
+                output = invert(client, given, prior, queries=count, labels=labels, steps=steps).cpu()
                 how: dict[str, Any] = {"queries": count, "strength": strength, "epochs": steps, "stopped": True}
                 name = f"optimization, {prior.name}"
                 results.append(attack_result(name, attack, output, inputs, answers, value_range=value_range, **how))

@@ -93,6 +93,12 @@ class Sender:
         with torch.no_grad(), seeded(mixed_seed(seed), self._device):
             return (torch.cat([_mean_draw(first, second, queries) for first, second in self._kept]),)
 
+    def normal_parameters(self) -> tuple[Tensor, Tensor] | None:
+        """Mean and standard deviation of what is sent; `None` where it is no draw of normal activations alone."""
+        if not self.draws_alone or not isinstance(self._kept[0][0], Tensor):
+            return None
+        return torch.cat([first for first, _ in self._kept]), torch.cat([second for _, second in self._kept])
+
     def noise_free(self) -> tuple[Tensor, ...]:
         """What would be sent without noise."""
         return self._client.send(self._x, labels=self._labels, mode="noise-free")
