@@ -278,3 +278,43 @@ def test_peaks_are_in_decibels_and_other_shapes_are_refused() -> None:
     assert psnr(0.0) == math.inf
     with pytest.raises(ValueError, match="of one shape"):
         ssim(torch.rand(2, 1, 8, 8), torch.rand(2, 1, 8, 9))
+
+
+@pytest.mark.parametrize("kind", ["dropout", "noise", "batch", "clamp"])
+def test_a_sender_draws_alone_only_where_nothing_else_is_random(kind: str) -> None:
+    class Front(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            if kind == "dropout":
+                return nn.functional.dropout(x, 0.5, training=True)
+            return x + torch.randn_like(x) if kind == "noise" else x
+
+    front = nn.BatchNorm1d(3, track_running_stats=False) if kind == "batch" else Front()
+    layer: nn.Module = StochasticAdditive(3, scale=0.1)
+    layer = nn.Sequential(layer, nn.Hardtanh(-50.0, 50.0)) if kind == "clamp" else layer
+    client = client_of(nn.Sequential(front, layer, nn.Linear(3, 2)), "1")
+    assert not Sender(client, torch.randn(1500, 3)).draws_alone
+
+
+def test_units_of_very_different_size_are_read() -> None:
+    x = torch.randn(8000, 2)
+    s = (x[:, 1] > 0).long()
+    scores = trained_on(x * torch.tensor([1e4, 1.0]), s, Attribute(2), 1, scale=0.01)
+    assert float(scores.mean()) > 95.0
+
+
+def test_what_is_read_of_a_rare_attribute_counts_though_no_guess_changes() -> None:
+    from pyrostoch.obfuscate.audit_record import Strength
+    from pyrostoch.obfuscate.scores import attack_result
+
+    hint = torch.randint(2, (4000,))
+    s = (torch.rand(4000) < torch.where(hint == 1, 0.3, 0.02)).long()
+    p = torch.where(hint == 1, 0.3, 0.02)
+    output = torch.stack([(1 - p).log(), p.log()], 1)
+    y = torch.zeros(4000).long()
+    how: dict[str, Any] = {"queries": 1, "strength": Strength(99.0, 99.0, True), "epochs": 1, "stopped": True}
+    found = attack_result("rare", Attribute(2), output, (s, s), (y, y), value_range=1.0, **how)
+    assert found.score.value == pytest.approx(found.label)
+    assert found.verdict == "reads more than the label tells"
+    blind = torch.tensor([[0.84, 0.16]]).log().expand(4000, 2)
+    none = attack_result("rare", Attribute(2), blind, (s, s), (y, y), value_range=1.0, **how)
+    assert none.verdict == "reads no more than the label tells"

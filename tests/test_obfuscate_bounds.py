@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 import pyrostoch as ps
-from pyrostoch.layers import Conditional, StochasticAdditive, StochasticLinear, embody
-from pyrostoch.obfuscate import Client, fisher_bound, gaussian_delta, gaussian_epsilon, rate_bound
+from pyrostoch.layers import Conditional, GatedSelection, StochasticAdditive, StochasticLinear, embody
+from pyrostoch.obfuscate import Client, contrast_bound, fisher_bound, gaussian_delta, gaussian_epsilon, rate_bound
 
 INPUTS, UNITS = 4, 3
 NOISE = torch.tensor([0.5, 0.8, 1.0], dtype=torch.float64)
@@ -44,6 +44,16 @@ def test_the_information_of_a_linear_gaussian_channel_is_met_from_above() -> Non
     # Above it but for the error of the mean, and not far above, as the marginal is of the right form.
     assert found.rate.value > exact - 5 * found.rate.stderr
     assert found.rate.value < exact + 5 * found.rate.stderr + 0.05
+
+
+def test_the_information_of_that_channel_is_bounded_from_below_by_contrast() -> None:
+    client, a = linear_channel()
+    x = {part: torch.randn(count, INPUTS) for part, count in (("train", 1000), ("validation", 300), ("test", 1000))}
+    exact = 0.5 * torch.logdet(torch.eye(UNITS) + torch.diag(NOISE**-2) @ a @ a.T)
+    found = contrast_bound(lambda part, seed: client.send(x[part], seed=seed), x, epochs=8)
+    assert 0.3 * float(exact) < found.value < float(exact) + 5 * found.stderr
+    with pytest.raises(ValueError, match="at least 200 test examples"):
+        contrast_bound(lambda part, seed: (x[part],), {**x, "test": x["test"][:150]}, epochs=1)
 
 
 def test_what_an_attacker_reads_of_that_channel_is_below() -> None:
@@ -92,7 +102,7 @@ def test_fisher_information_counts_noise_that_depends_on_the_input() -> None:
         mean, scale = torch.func.jacrev(parameters)(one).detach()
         sigma = parameters(one)[1].detach()
         traces.append(float(((mean.square() + 2 * scale.square()).sum(1) / sigma**2).sum()))
-    expected = 3 * sum(1 / trace for trace in traces) / len(traces)
+    expected = 3 * len(traces) / sum(traces)
     found = fisher_bound(client, x, probes=4000)
     assert found.value == pytest.approx(expected, rel=0.03)
 
@@ -192,3 +202,89 @@ def test_epsilon_is_that_of_its_delta() -> None:
         gaussian_epsilon(1.0, 1.0, 0.0)
     with pytest.raises(ValueError, match="scale"):
         gaussian_epsilon(0.0, 1.0)
+
+
+def test_draws_that_the_network_overwrites_are_counted_as_they_were_drawn() -> None:
+    x = torch.randn(300, 3)
+    found = [
+        rate_bound(client_of(nn.Sequential(StochasticAdditive(3, scale=0.5), last, nn.Linear(3, 2))), x, x, draws=3)
+        for last in (nn.ReLU(inplace=True), nn.ReLU())
+    ]
+    assert found[0].rate.value == pytest.approx(found[1].rate.value, abs=1e-5)
+
+
+def test_small_copies_of_the_input_beside_the_draws_are_found() -> None:
+    class Copy(Around):
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.join(torch.cat([self.noise(x), 1e-5 * x[:, :1]], 1)))
+
+    x = torch.randn(50, 3)
+    with pytest.raises(ValueError, match="path around"):
+        rate_bound(client_of(Copy(), "join"), x, x)
+
+
+def test_what_a_class_alone_sends_is_found_though_labels_are_sorted() -> None:
+    class Telling(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise = StochasticAdditive(3, scale=0.5)
+            self.tell, self.last = Conditional(lambda: nn.Linear(3, 3), 2, where="output"), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.tell(self.noise(x)))
+
+    x, y = torch.randn(100, 3), (torch.arange(100) >= 50).long()
+    with pytest.raises(ValueError, match="path around"):
+        rate_bound(client_of(Telling(), "tell"), x, x, y=y, labels=y, labels_test=y)
+
+
+def test_absent_activations_mixtures_and_random_weights_have_no_such_bound() -> None:
+    x = torch.randn(20, 3)
+    layer = Conditional(lambda: StochasticAdditive(3, scale=0.5), 2, where="output", background="zero")
+    mask = torch.zeros(20, 3, 3)
+    mask[:, 0, 0] = mask[:, 2, 1:] = 1.0
+
+    class Fixed(nn.Module):
+        def forward(self, x: Tensor) -> Tensor:
+            return mask[:1].expand(len(x), 3, 3)
+
+    layer.selection = Fixed()
+    try:
+        rate_bound(client_of(embody.prepend(nn.Linear(3, 2), layer), "stochastic"), x, x)
+    except ValueError as error:
+        assert "absent" in str(error) or "below 0" in str(error)
+    mixed = Conditional(
+        lambda: StochasticAdditive(3, scale=0.5), 2, GatedSelection(nn.Linear(3, 2)), where="output", combine="mixture"
+    )
+    with pytest.raises(ValueError, match="mixtures"):
+        fisher_bound(client_of(embody.prepend(nn.Linear(3, 2), mixed), "stochastic"), x)
+    net = nn.Sequential(nn.Linear(3, 4), StochasticAdditive(4, scale=0.5), nn.Linear(4, 2))
+    with pytest.raises(ValueError, match="random weights"):
+        fisher_bound(client_of(net, "1", ps.priors.Normal()), x)
+
+    class Detached(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.noise, self.last = StochasticAdditive(3, scale=0.5), nn.Linear(3, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.last(self.noise(x.detach()))
+
+    with pytest.raises(ValueError, match="no gradient"):
+        fisher_bound(client_of(Detached(), "noise"), x)
+
+
+@pytest.mark.parametrize("combine", ["mixture", "mixture-by-example"])
+def test_mixtures_have_a_rate(combine: Any) -> None:
+    mixed = Conditional(
+        lambda: StochasticAdditive(3, scale=0.5), 2, GatedSelection(nn.Linear(3, 2)), where="output", combine=combine
+    )
+    x = torch.randn(200, 3)
+    assert rate_bound(client_of(embody.prepend(nn.Linear(3, 2), mixed), "stochastic"), x, x).rate.value > 0.0
+
+
+def test_extreme_arguments_of_the_mechanism_are_refused() -> None:
+    with pytest.raises(ValueError, match="finite"):
+        gaussian_delta(float("nan"), 1.0, 1.0)
+    with pytest.raises(ValueError, match="hides nothing"):
+        gaussian_epsilon(1e-9, 1.0)

@@ -171,3 +171,68 @@ def test_modules_that_cannot_be_cut_at_are_named() -> None:
         Client(model, guide, [])
     with pytest.raises(ValueError, match="inputs x"):
         Client(model, guide, "last").send(torch.full((2, 3), float("nan")))
+
+
+@pytest.mark.parametrize("last", [nn.ReLU(inplace=True), nn.Identity()])
+def test_what_is_sent_is_not_what_the_network_makes_of_it_in_place(last: nn.Module) -> None:
+    client = Client(*model_of(nn.Sequential(StochasticAdditive(3, scale=0.5), last, nn.Linear(3, 2))), at="0")
+    x = torch.randn(500, 3)
+    (sent,) = client.send(x)
+    assert float(sent.min()) < -0.5
+    client.check(x)
+
+
+class Hidden:
+    """Holds a tensor where no one looks for it."""
+
+    def __init__(self, x: Tensor) -> None:
+        self.x = x
+
+
+class Wrapped(nn.Module):
+    """Sends an object of the user's own."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.last = WithObject(), nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x).x)
+
+
+class WithObject(nn.Module):
+    def forward(self, x: Tensor) -> Any:
+        return Hidden(x)
+
+
+def test_objects_that_cannot_be_compared_are_refused() -> None:
+    with pytest.raises(TypeError, match="Hidden"):
+        Client(*model_of(Wrapped()), at="first").check(torch.randn(5, 3))
+
+
+class Small(nn.Module):
+    """A branch beside the cut whose values are small, and that only few examples use."""
+
+    def __init__(self, size: float, threshold: float) -> None:
+        super().__init__()
+        self.first, self.last, self.size = StochasticAdditive(3, scale=0.5), nn.Linear(3, 2), size
+        self.threshold = threshold
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.last(self.first(x)) + self.size * (x[:, :2] - self.threshold).relu()
+
+
+def test_small_and_rarely_used_branches_are_found() -> None:
+    x = torch.randn(200, 3).sort(0).values
+    for size, threshold in ((1e-5, 0.0), (1.0, 1.0)):
+        with pytest.raises(ValueError, match="beside this cut"):
+            Client(*model_of(Small(size, threshold)), at="first").check(x)
+
+
+def test_examples_on_another_axis_and_moments_are_refused() -> None:
+    net = nn.Linear(3, 2)
+    model = ps.BayesianModel(net, likelihood=CATEGORICAL, num_data=5, in_dims=1)
+    with pytest.raises(ValueError, match="first axis"):
+        Client(model, ps.guides.Additive(model), at="")
+    with pytest.raises(ValueError, match="moments are not sent"):
+        Client(*noisy(), at="0").send(torch.zeros(2, 3), mode="moments")

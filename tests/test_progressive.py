@@ -258,3 +258,31 @@ def test_settings_that_do_not_fit_are_named(wrong: dict[str, Any], message: str)
     with pytest.raises(ValueError, match=message):
         setting.train(**wrong)
     assert all(torch.equal(value, before[name]) for name, value in setting.state().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "other"),
+    [
+        ("screening", {"screening": None}),
+        ("screening", {"screening": Screening(0.3, patch=2)}),
+        ("obfuscate_by", {"obfuscate_by": "selection"}),
+        ("order", {"order": torch.arange(60)}),
+        ("from_scratch", {"from_scratch": True}),
+        ("shares", {"shares": (0.3, 0.5)}),
+    ],
+)
+def test_it_is_not_resumed_with_something_else(tmp_path: Path, name: str, other: dict[str, Any]) -> None:
+    Setting().train(checkpoint=tmp_path, shares=(0.2,))
+    with pytest.raises(ValueError, match=f"begun with another {name}"):
+        Setting().train(checkpoint=tmp_path, resume=True, **{"shares": (0.2,), **other})
+    again = Setting()
+    again.x = again.x + 1.0
+    with pytest.raises(ValueError, match="begun with another data"):
+        again.train(checkpoint=tmp_path, resume=True, shares=(0.2,))
+    more = Setting().train(checkpoint=tmp_path, resume=True, shares=(0.2, 0.5))
+    assert len(more.stages) == 2
+
+
+def test_resuming_needs_a_folder() -> None:
+    with pytest.raises(ValueError, match="give checkpoint="):
+        Setting().train(resume=True)

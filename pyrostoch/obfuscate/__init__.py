@@ -9,6 +9,7 @@ from pyrostoch.obfuscate.audit_record import AttackResult, Audit, Strength
 from pyrostoch.obfuscate.bounds import RateBound, fisher_bound, rate_bound
 from pyrostoch.obfuscate.bypass import bypassed
 from pyrostoch.obfuscate.client import Client
+from pyrostoch.obfuscate.contrast import contrast_bound
 from pyrostoch.obfuscate.image_priors import GaussianPrior, GenerativePrior
 from pyrostoch.obfuscate.inversion import invert
 from pyrostoch.obfuscate.keyed import KeyedClient
@@ -34,6 +35,7 @@ __all__ = [
     "Strength",
     "audit",
     "bypassed",
+    "contrast_bound",
     "fisher_bound",
     "gaussian_delta",
     "gaussian_epsilon",

@@ -14,7 +14,7 @@ from torch.nn import functional as F
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.prediction.readouts import seeded
 
-__all__ = ["Attribute", "Reconstruction", "Sent", "Trained", "read_by", "train_attacker"]
+__all__ = ["Attribute", "Encoder", "Reconstruction", "Sent", "Trained", "read_by", "train_attacker"]
 
 #: What an attacker sees of some examples: the tensors that were sent.
 Sent = tuple[Tensor, ...]
@@ -27,8 +27,15 @@ _LEAST_GAIN = 1e-3
 _WIDTH, _HIDDEN = 32, 256
 
 
-class _Encoder(nn.Module):
-    """Reads tensors of any shapes: images by convolutions, all others flat."""
+class Encoder(nn.Module):
+    """Reads tensors of any shapes: images by convolutions, all others flat.
+
+    Args:
+        sent: What was sent for some examples, whose mean and size are those that it expects.
+    """
+
+    #: Number of features that it returns.
+    size = _HIDDEN
 
     def __init__(self, sent: Sent) -> None:
         super().__init__()
@@ -36,8 +43,13 @@ class _Encoder(nn.Module):
         size = 0
         for index, tensor in enumerate(sent):
             tensor = tensor.cpu()
+            # Entries of images have one size in each channel; others each their own, however different these are.
+            variance = tensor.var(0)
+            if tensor.dim() == 4:
+                variance = variance.mean((1, 2), keepdim=True)
+            scale = variance.sqrt()
             self.register_buffer(f"mean{index}", tensor.mean(0))
-            self.register_buffer(f"scale{index}", tensor.std(0).square().mean().sqrt().clamp_min(1e-12))
+            self.register_buffer(f"scale{index}", torch.where(scale > 0, scale, 1.0))
             if tensor.dim() == 4 and min(tensor.shape[2:]) >= 4:
                 part = nn.Sequential(
                     nn.Conv2d(tensor.shape[1], _WIDTH, 3, padding=1),
@@ -55,6 +67,11 @@ class _Encoder(nn.Module):
         self.last = nn.Sequential(nn.Linear(size, _HIDDEN), nn.ReLU())
 
     def forward(self, sent: Sent) -> Tensor:
+        """Features, (batch, features).
+
+        Args:
+            sent: What was sent.
+        """
         found = [
             part((tensor - self.get_buffer(f"mean{index}")) / self.get_buffer(f"scale{index}"))
             for index, (part, tensor) in enumerate(zip(self.parts, sent, strict=True))
@@ -86,7 +103,7 @@ class Attribute:
         Args:
             sent: What was sent for some examples.
         """
-        return nn.Sequential(_Encoder(sent), nn.Linear(_HIDDEN, self.num_classes))
+        return nn.Sequential(Encoder(sent), nn.Linear(_HIDDEN, self.num_classes))
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The negative log probability of each attribute, in nats, (batch,)."""
@@ -121,7 +138,7 @@ class Reconstruction:
             sent: What was sent for some examples.
         """
         size = torch.Size(self.shape).numel()
-        return nn.Sequential(_Encoder(sent), nn.Linear(_HIDDEN, 2 * _HIDDEN), nn.ReLU(), _Out(size, self.shape))
+        return nn.Sequential(Encoder(sent), nn.Linear(_HIDDEN, 2 * _HIDDEN), nn.ReLU(), _Out(size, self.shape))
 
     def loss(self, output: Tensor, target: Tensor) -> Tensor:
         """The mean squared error of each input, (batch,)."""
@@ -208,7 +225,8 @@ def train_attacker(
                 loss = attack.loss(network(tuple(part[rows] for part in sent)), targets["train"][rows]).mean()
                 loss.backward()
                 optimizer.step()
-            now = float(attack.loss(read_by(network, held_out), targets["validation"].cpu()).mean())
+            with torch.no_grad():
+                now = float(attack.loss(read_by(network, held_out), targets["validation"]).mean())
             epoch += 1
             waited = 0 if now < best - _LEAST_GAIN * abs(best) else waited + 1
             if now < best:
@@ -232,4 +250,4 @@ def read_by(network: nn.Module, sent: Sent) -> Tensor:
     """
     network.eval()
     pieces = torch.arange(len(sent[0])).split(1000)
-    return torch.cat([network(tuple(part[rows.to(part.device)] for part in sent)) for rows in pieces]).cpu()
+    return torch.cat([network(tuple(part[rows.to(part.device)] for part in sent)) for rows in pieces])

@@ -16,6 +16,7 @@ from pyrostoch.obfuscate.attackers import Attribute, Reconstruction, Sent, Train
 from pyrostoch.obfuscate.audit_record import Audit, Strength
 from pyrostoch.obfuscate.bounds import RateBound, fisher_bound, rate_bound
 from pyrostoch.obfuscate.client import Client
+from pyrostoch.obfuscate.contrast import CHOICES, contrast_bound
 from pyrostoch.obfuscate.inversion import inversions
 from pyrostoch.obfuscate.keyed import KeyedClient
 from pyrostoch.obfuscate.scores import LONGER, attack_result, estimate, judged
@@ -128,7 +129,7 @@ def audit(
                 start=None if start is None else start.network,
                 seed=mixed_seed(seed, number, count),
             )
-            output = read_by(start.network, send("test", mixed_seed(seed, number, count, 1)))
+            output = read_by(start.network, send("test", mixed_seed(seed, number, count, 1))).cpu()
             how: dict[str, Any] = {"strength": strength, "epochs": start.epochs, "stopped": start.stopped}
             how |= {"queries": count, "value_range": value_range}
             results.append(attack_result(name, attack, output, (own, own_test), (answer, answer_test), **how))
@@ -144,6 +145,10 @@ def audit(
     rate, fisher, reason = None, None, "there is none for noise that is fixed by a key"
     if key is None:
         rate, fisher, reason = _bounds(client, x, x_test, y, y_test, labels, bounds, seed)
+    least = None
+    if bounds and len(x_test) >= 2 * CHOICES:
+        every = {**{part: x[rows] for part, rows in parts.rows.items()}, "test": x_test}
+        least = contrast_bound(parts.sender(1), every, epochs=most_epochs, seed=mixed_seed(seed, 9))
     share = multiplications(client, x[:1], None if not labels else y[:1])
     return Audit(
         client.at,
@@ -157,6 +162,7 @@ def audit(
         len(x_test),
         tuple(skipped),
         key is not None,
+        least,
     )
 
 
@@ -213,7 +219,7 @@ def _strength(
     sent, scores = send("test", 0), []
     for budget in (epochs, LONGER * epochs):
         found = train_attacker(attack, send, targets, epochs=budget, until_it_stops=False, seed=seed)
-        scores.append(float(attack.score(read_by(found.network, sent), target).mean()))
+        scores.append(float(attack.score(read_by(found.network, sent).cpu(), target).mean()))
     return judged(attack, *scores)
 
 

@@ -37,6 +37,9 @@ class AttackResult(Record):
         score: Its score on test examples, with the standard error over these.
         label: The score of a guess from the task label alone.
         blind: The score of a guess from nothing.
+        beyond: How much better the score is than that of the label alone, paired over examples.
+        beyond_nats: For attributes, the cross-entropy of a guess by the label less the attacker's, paired over
+            examples: what is read of them that no hard guess shows, such as that a rare one is likely.
         psnr: Peak signal-to-noise ratio of reconstructed images, in decibels; else `None`.
         ssim: Their structural similarity; else `None`.
         ssim_label: That of the mean image of the label.
@@ -53,6 +56,8 @@ class AttackResult(Record):
     score: Estimate
     label: float
     blind: float
+    beyond: Estimate
+    beyond_nats: Estimate | None
     psnr: float | None
     ssim: float | None
     ssim_label: float | None
@@ -68,10 +73,10 @@ class AttackResult(Record):
             return "attacker too weak: ten times the training reads more without noise"
         if not self.stopped:
             return "attacker too weak: its loss on noise was still falling"
-        better = self.score.value - self.label if self.information is not None else self.label - self.score.value
-        if better <= 2 * self.score.stderr:
-            return "reads no more than the label tells"
-        return "reads more than the label tells"
+        gains = [gain for gain in (self.beyond, self.beyond_nats) if gain is not None]
+        if any(gain.value > 2 * gain.stderr for gain in gains):
+            return "reads more than the label tells"
+        return "reads no more than the label tells"
 
 
 @dataclass(frozen=True)
@@ -91,6 +96,8 @@ class Audit(Record):
         examples: Number of test examples.
         skipped: Attacks that were not made, and why.
         keyed: Whether the noise of an input was fixed by a secret key.
+        least: What one query tells of an example at least, in nats, by InfoNCE among 100 examples; `None` where it was
+            not taken.
     """
 
     at: tuple[str, ...]
@@ -104,6 +111,7 @@ class Audit(Record):
     examples: int
     skipped: tuple[str, ...] = ()
     keyed: bool = False
+    least: Estimate | None = None
 
     def __str__(self) -> str:
         lines = []
@@ -124,6 +132,8 @@ class Audit(Record):
             rows.append((f"{a.attack}, {a.unit}", a.queries, str(a.score), number(a.label), number(a.blind), *last))
         lines.append(table(head, rows))
         lines += [f"{a.attack}, {a.queries} queries: {a.verdict}" for a in self.attacks]
+        if self.least is not None:
+            lines.append(f"I(x; z) >= {self.least} nats for each query (InfoNCE, which is never above log 100 = 4.6)")
         if self.rate is not None:
             lines.append(str(self.rate))
         if self.reconstruction is not None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,8 +15,8 @@ from pyrostoch._manual import see
 from pyrostoch.infer.known_labels import known_labels
 from pyrostoch.layers.activations import Gaussian
 from pyrostoch.metrics.running import Estimate, RunningMean
-from pyrostoch.obfuscate.channel import DrawnActivations, family_of
-from pyrostoch.obfuscate.client import Client, alike, rolled
+from pyrostoch.obfuscate.channel import DrawnActivations, family_of, is_normal
+from pyrostoch.obfuscate.client import Client, alike, chosen_rows, on_rows
 from pyrostoch.obfuscate.marginals import Marginal, fitted_marginals
 from pyrostoch.prediction.readouts import seeded
 from pyrostoch.prediction.validation import training_mode
@@ -25,9 +25,10 @@ from pyrostoch.records import Record
 
 __all__ = ["RateBound", "fisher_bound", "rate_bound"]
 
-_PIECE, _TRIED = 500, 16
+_PIECE = 500
 # Share of the examples on which marginals are compared.
 _HELD_OUT = 0.2
+_ROUNDING = 1e-3
 
 
 @dataclass(frozen=True)
@@ -92,16 +93,16 @@ def rate_bound(
         Alemi, Tucker, "On variational bounds of mutual information", 2019.
     """
     _check_paths(client, x_test, labels_test)
-    check_count("rate_bound draws", draws)
+    check_count("rate_bound draws", draws, 2 if client.model.sites else 1)
     kept: list[list[Tensor]] = []
-    with _passes(client, labels is not None), seeded(seed, None):
+    with _passes(client, labels is not None), seeded(seed, _device(client)):
         for drawn in _drawn(client, x, labels):
             kept.append([h.double().flatten(1).cpu() for h in drawn.values])
             families = [family_of(layer) for layer in drawn.layers]
     layers = [torch.cat(parts) for parts in zip(*kept, strict=True)]
     marginals = [_best(fam, h, y, seed) for fam, h in zip(families, layers, strict=True)]
     mean = RunningMean()
-    with _passes(client, labels_test is not None), seeded(seed + 1, None):
+    with _passes(client, labels_test is not None), seeded(seed + 1, _device(client)):
         rates: list[Tensor] = []
         for _ in range(draws):
             pieces = []
@@ -109,8 +110,18 @@ def rate_bound(
                 parts = zip(drawn.log_densities(), drawn.values, marginals, strict=True)
                 pieces.append(sum(q.cpu() - m.log_prob(h.double().flatten(1).cpu()) for q, h, m in parts))
             rates.append(torch.cat(pieces))  # type: ignore[arg-type]
-    mean.update(torch.stack(rates).mean(0))
-    return RateBound(mean.compute(), tuple(m.name for m in marginals), labels_test is not None)
+    each = torch.stack(rates)
+    mean.update(each.mean(0))
+    rate = mean.compute()
+    if client.model.sites and draws > 1:  # weights differ between draws, and are the same for all examples of a piece
+        between = float(each.mean(1).var()) / draws
+        rate = replace(rate, stderr=(rate.stderr**2 + between) ** 0.5)
+    if rate.value < -5 * rate.stderr - _ROUNDING:
+        raise ValueError(
+            f"audit: the bound came out as {rate}, below 0: the draws are not those of their distributions"
+            f"{see('how-to/audit_a_layer')}"
+        )
+    return RateBound(rate, tuple(m.name for m in marginals), labels_test is not None)
 
 
 def _best(family: object, h: Tensor, y: Tensor | None, seed: int) -> Marginal:
@@ -131,11 +142,12 @@ def fisher_bound(
     probes: int = 20,
     seed: int = 0,
 ) -> Estimate:
-    r"""A bound from below of the mean squared error of every unbiased reconstruction: $d / \mathrm{tr}\,I(x)$.
+    r"""A bound from below of the mean squared error of every unbiased reconstruction: $d / E\,\mathrm{tr}\,I(x)$.
 
     For Gaussian activations, with mean $\mu(x)$ and standard deviation $\sigma(x)$ of each, the Fisher information of
     the input is $I = \sum_j (\nabla \mu_j \nabla \mu_j^T + 2 \nabla \sigma_j \nabla \sigma_j^T) / \sigma_j^2$; its
-    trace is estimated by random signs. Reconstructions that know what images look like are biased, and may be better.
+    trace is estimated by random signs, and its mean over examples is taken: by Jensen's inequality the bound is below
+    the mean of $d / \mathrm{tr}\,I(x)$. Reconstructions that know what images look like are biased, and may be better.
 
     Args:
         client: The client, which draws in one layer of Gaussian activations.
@@ -146,7 +158,7 @@ def fisher_bound(
         seed: Seed of these and of the draws.
 
     Returns:
-        Mean over examples of the squared error for each entry of an input, and its standard error.
+        The squared error for each entry of an input, and its standard error over examples.
 
     Raises:
         ValueError: The client draws otherwise, or a path leads around the draws.
@@ -156,10 +168,15 @@ def fisher_bound(
         2022; Maeng, Guo, Kariyappa, Suh, "Measuring and controlling split layer privacy leakage using Fisher
         information", 2022.
     """
+    if client.model.sites:
+        raise ValueError(
+            "fisher_bound: the network has random weights, of which one draw gives no bound; give point estimates"
+            f"{see('how-to/audit_a_layer')}"
+        )
     _check_paths(client, x, labels)
     check_count("fisher_bound queries", queries)
     traces = []
-    with _passes(client, labels is not None), seeded(seed, None):
+    with _passes(client, labels is not None), seeded(seed, _device(client)):
         for rows in torch.arange(len(x)).split(_PIECE):
             part = x[rows].detach().clone().requires_grad_()
             known = None if labels is None else labels[rows]
@@ -172,6 +189,11 @@ def fisher_bound(
                         f"{see('how-to/audit_a_layer')}"
                     )
                 q = drawn.distributions[0]
+                if not is_normal(q):
+                    raise ValueError(
+                        "fisher_bound: the activations are mixtures of normal ones, whose information has no closed "
+                        f"form{see('how-to/audit_a_layer')}"
+                    )
                 mean, scale = q.mean, q.stddev
                 terms = ((mean / scale.detach(), 1.0), (scale.log(), 2.0))
                 total = torch.zeros(len(part), dtype=torch.float64)
@@ -179,9 +201,16 @@ def fisher_bound(
                     for values, weight in terms:
                         total += weight * _squared(values, part) / probes
             traces.append(total)
-    mean_error = RunningMean()
-    mean_error.update(x[0].numel() / (queries * torch.cat(traces)))
-    return mean_error.compute()
+    running = RunningMean()
+    running.update(torch.cat(traces))
+    trace = running.compute()
+    if trace.value <= 0:
+        raise ValueError(
+            "fisher_bound: no gradient of the activations' distribution reaches the input, as where the network "
+            f"detaches it, so there is no bound{see('how-to/audit_a_layer')}"
+        )
+    error = x[0].numel() / (queries * trace.value)
+    return Estimate(error, error * trace.stderr / trace.value, trace.count)
 
 
 def _squared(values: Tensor, x: Tensor) -> Tensor:
@@ -223,25 +252,30 @@ def _drawn(client: Client, x: FlatInputs, labels: Tensor | None) -> Iterator[Dra
 
 def _check_paths(client: Client, x: FlatInputs, labels: Tensor | None) -> None:
     """Raise an error if what is sent depends on the input otherwise than through the draws."""
-    total = count_examples(x, client.model.in_dims) or 1
-    few = take_examples(x, slice(min(total, _TRIED)), client.model.in_dims)
-    known = None if labels is None else labels[: min(total, _TRIED)]
-    other = rolled(few, client.model.in_dims)
-    other_known = None if known is None else known.roll(1)
+    rows, orders = chosen_rows(count_examples(x, 0) or 1, labels)
+    few, known = on_rows(x, rows, None), None if labels is None else labels[rows]
+    device = _device(client)
     with _passes(client, known is not None):
         drawn = DrawnActivations()
-        with seeded(0, None), drawn:
+        with seeded(0, device), drawn:
             ((cut, _),) = client.run([client.read(few, known)], "mc", done=drawn.close)
-        again = DrawnActivations([value for value in drawn.values])
-        with seeded(0, None), again:
-            ((other_cut, _),) = client.run([client.read(other, other_known)], "mc", done=again.close)
-    if not drawn.layers:
-        raise ValueError(
-            f"audit: the client draws no activations on the way to {', '.join(client.at)}, so there is no bound from "
-            f"above{see('how-to/audit_a_layer')}"
-        )
-    if not alike(cut.outputs, other_cut.outputs):
-        raise ValueError(
-            f"audit: what is sent at {', '.join(client.at)} depends on the input by a path around the activations that "
-            f"are drawn, so that there is no bound from above{see('how-to/audit_a_layer')}"
-        )
+        if not drawn.layers:
+            raise ValueError(
+                f"audit: the client draws no activations on the way to {', '.join(client.at)}, so there is no bound "
+                f"from above{see('how-to/audit_a_layer')}"
+            )
+        for order in orders:
+            again = DrawnActivations(list(drawn.values))
+            other = client.read(on_rows(few, order, None), None if known is None else known[order])
+            with seeded(0, device), again:
+                ((other_cut, _),) = client.run([other], "mc", done=again.close)
+            if not alike(cut.outputs, other_cut.outputs):
+                raise ValueError(
+                    f"audit: what is sent at {', '.join(client.at)} depends on the input by a path around the "
+                    "activations that are drawn, so that there is no bound from above"
+                    f"{see('how-to/audit_a_layer')}"
+                )
+
+
+def _device(client: Client) -> torch.device | None:
+    return next((p.device for p in client.model.parameters()), None)

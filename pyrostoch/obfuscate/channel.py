@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import pyro
 import torch
 from pyro.poutine.messenger import Messenger
 from torch import Tensor
@@ -13,7 +14,7 @@ from pyrostoch._manual import see
 from pyrostoch.effects.active import active_call
 from pyrostoch.layers.stochastic import StochasticLayer
 
-__all__ = ["DrawnActivations", "family_of"]
+__all__ = ["DrawnActivations", "family_of", "is_normal"]
 
 
 class DrawnActivations(Messenger):
@@ -46,6 +47,11 @@ class DrawnActivations(Messenger):
         if self._closed or active_call() is None:
             return
         layer, x = msg["kwargs"]["layer"], msg["args"][0]
+        if getattr(x, "absent", None) is not None and not self._any_family:
+            raise ValueError(
+                "audit: some activations are absent, as where a background is left out, and which ones they are may "
+                f"tell of the input, too; there is no bound, give bounds=False{see('how-to/audit_a_layer')}"
+            )
         if self._any_family:
             self.layers.append(layer)
             self.inputs.append(x)
@@ -60,16 +66,17 @@ class DrawnActivations(Messenger):
         self.layers.append(layer)
         self.distributions.append(layer._distribution(x))
         if self._given is not None:
-            msg["value"], msg["done"] = self._given[len(self.layers) - 1], True
+            msg["value"], msg["done"] = self._given[len(self.layers) - 1].clone(), True
 
     def _pyro_post_activation(self, msg: Any) -> None:
         if not self._closed and active_call() is not None:
-            self.values.append(msg["value"])
+            self.values.append(msg["value"].clone())  # the network may write into it
 
     def log_densities(self) -> list[Tensor]:
         """The log density q(h | x) of each draw, summed over units, (batch,)."""
         pairs = zip(self.distributions, self.values, strict=True)
-        return [q.log_prob(h.to(_mean_dtype(q))).double().flatten(1).sum(1) for q, h in pairs]
+        found = [q.log_prob(h.to(_mean_dtype(q))).double() for q, h in pairs]
+        return [density.reshape(len(density), -1).sum(1) for density in found]
 
 
 def family_of(layer: StochasticLayer) -> Any:
@@ -79,6 +86,15 @@ def family_of(layer: StochasticLayer) -> Any:
         layer: The layer.
     """
     return getattr(layer.family, "family", layer.family)
+
+
+def is_normal(distribution: Distribution) -> bool:
+    """Whether a distribution has independent normal entries, and is no mixture of such.
+
+    Args:
+        distribution: The distribution.
+    """
+    return type(distribution) in (torch.distributions.Normal, pyro.distributions.Normal)
 
 
 def _mean_dtype(distribution: Any) -> torch.dtype:

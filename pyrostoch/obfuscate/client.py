@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.utils import _pytree as pytree
 
 from pyrostoch._checks import check_finite, name_list
 from pyrostoch._inputs import count_examples, take_examples, to_device
@@ -17,6 +16,7 @@ from pyrostoch._manual import see
 from pyrostoch._seeds import mixed_seed
 from pyrostoch._structure import flat_inputs, with_labels
 from pyrostoch.effects.trees import leaves_of
+from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.infer.items import check_known_classes
 from pyrostoch.infer.known_labels import check_labels_around, known_labels
 from pyrostoch.model import BayesianModel
@@ -26,11 +26,10 @@ from pyrostoch.prediction.inputs import compute_device, split
 from pyrostoch.prediction.readouts import check_guide, evaluating, parse_mode, seeded
 from pyrostoch.protocols import FlatInputs, Guide, Inputs
 
-__all__ = ["Client", "alike", "rolled"]
+__all__ = ["Client", "alike", "chosen_rows", "on_rows"]
 
 # Examples on which it is tried whether an input reaches the output beside the cut.
-_TRIED = 16
-_CLOSE = 1e-4
+_TRIED = 64
 
 
 class Client:
@@ -46,7 +45,7 @@ class Client:
         at: Name of the module whose output is sent, or the names of several.
 
     Raises:
-        ValueError: There is no such module.
+        ValueError: There is no such module, or inputs count the examples on another axis.
 
     Example:
         >>> import pyrostoch as ps
@@ -60,6 +59,11 @@ class Client:
 
     def __init__(self, model: BayesianModel, guide: Guide, at: str | Sequence[str]) -> None:
         check_guide(guide)
+        if model.in_dims != 0:
+            raise ValueError(
+                f"Client: expected a model whose inputs count the examples on their first axis, got in_dims="
+                f"{model.in_dims}; what is sent belongs to single examples{see('how-to/audit_a_layer')}"
+            )
         self.model, self.guide = model, guide
         self.at = (at,) if isinstance(at, str) else tuple(at)
         if not self.at:
@@ -94,6 +98,8 @@ class Client:
             ValueError: A module is not called exactly once, or the mode is unknown.
         """
         name, count = parse_mode(mode)
+        if name in MOMENTS:
+            raise ValueError(f"Client mode={mode!r}: moments are not sent; use 'mc:K', 'noise-free' or 'mean'")
         given = self.read(x, labels)
         target = compute_device(given, self.model, self.guide, device)
         totals: list[Tensor] = []
@@ -128,25 +134,28 @@ class Client:
         """
         given = self.read(x, labels)
         target = compute_device(given, self.model, self.guide, device)
-        total = count_examples(given, self.model.in_dims) or 1
-        few = to_device(take_examples(given, slice(min(total, _TRIED)), self.model.in_dims), target)
-        others = rolled(few, self.model.in_dims)
+        rows, orders = chosen_rows(count_examples(given, 0) or 1, labels)
+        few = on_rows(given, rows, target)
+        differ = False
         with self.knowing(labels), evaluating(self.model, self.guide):
             with seeded(0, target):
                 ((cut, output),) = self.run([few], "mc")
-            with seeded(0, target):
-                ((other_cut, free),) = self.run([others], "mc")
-            with seeded(0, target):
-                ((_, bound),) = self.run([others], "mc", given=cut.outputs)
-        self._tensors(cut, None)
-        if alike(output, free) and alike(cut.outputs, other_cut.outputs):
+            self._tensors(cut, len(rows))
+            for order in orders:
+                others = on_rows(few, order, target)
+                with seeded(0, target):
+                    ((other_cut, free),) = self.run([others], "mc")
+                with seeded(0, target):
+                    ((_, bound),) = self.run([others], "mc", given=cut.outputs)
+                differ = differ or not alike(output, free) or not alike(cut.outputs, other_cut.outputs)
+                if not alike(output, bound):
+                    raise ValueError(
+                        f"Client at={name_list(self.at)}: the input reaches the output of "
+                        f"{type(self.model.net).__name__} beside this cut, by a branch whose tensors leave the client, "
+                        f"too; name its last module in at= as well{see('how-to/audit_a_layer')}"
+                    )
+        if not differ:
             raise ValueError("Client check: expected examples that differ in what the network makes of them, got none")
-        if not alike(output, bound):
-            raise ValueError(
-                f"Client at={name_list(self.at)}: the input reaches the output of {type(self.model.net).__name__} "
-                "beside this cut, by a branch whose tensors leave the client, too; name its last module in at= as well"
-                f"{see('how-to/audit_a_layer')}"
-            )
 
     def read(self, x: Inputs, labels: Tensor | None) -> FlatInputs:
         """Inputs as this library hands them on, with the known classes among them.
@@ -230,13 +239,58 @@ def rolled(x: FlatInputs, in_dims: Any) -> FlatInputs:
 
 
 def alike(one: Any, other: Any) -> bool:
-    """Whether nested tensors are equal up to rounding.
+    """Whether nested tensors are equal.
 
     Args:
         one: Tensors.
         other: Tensors of the same form.
+
+    Raises:
+        TypeError: They hold something else, whose values cannot be compared.
     """
-    pairs = zip(pytree.tree_leaves(one), pytree.tree_leaves(other), strict=True)
-    return all(
-        torch.allclose(a.double(), b.double(), rtol=_CLOSE, atol=_CLOSE) for a, b in pairs if isinstance(a, Tensor)
-    )
+    for a, b in zip(leaves_of(one), leaves_of(other), strict=True):
+        if isinstance(a, Tensor) and isinstance(b, Tensor):
+            if a.shape != b.shape or not torch.equal(a, b):
+                return False
+        elif a is not None and not isinstance(a, (bool, int, float, str)):
+            raise TypeError(
+                f"Client: a {type(a).__name__} among what is sent or returned cannot be compared; return tensors, in "
+                f"tuples, lists, dictionaries or dataclasses{see('how-to/audit_a_layer')}"
+            )
+        elif a != b:
+            return False
+    return True
+
+
+def chosen_rows(count: int, labels: Tensor | None) -> tuple[Tensor, list[Tensor]]:
+    """Some examples from all over the data, those of all classes among them, and several other orders of them.
+
+    Args:
+        count: Number of examples.
+        labels: Their classes, if they are known.
+
+    Returns:
+        Their indices, and the orders in which they are tried in place of each other.
+    """
+    generator = torch.Generator().manual_seed(count)
+    order = torch.randperm(count, generator=generator)
+    if labels is not None and labels.dim() == 1:  # one of each class first
+        _, first = torch.unique(labels.cpu()[order], return_inverse=True)
+        seen = torch.stack([(first == c).nonzero()[0, 0] for c in range(int(first.max()) + 1)])
+        rest = torch.ones(count, dtype=torch.bool)
+        rest[seen] = False
+        order = torch.cat([order[seen], order[rest]])
+    rows = order[: max(_TRIED, 1)]
+    return rows, [torch.arange(len(rows)).roll(step) for step in (1, 5, 11)]
+
+
+def on_rows(x: FlatInputs, rows: Tensor, device: torch.device | None) -> FlatInputs:
+    """Some examples, on a device.
+
+    Args:
+        x: Inputs whose first axis counts the examples.
+        rows: Their indices.
+        device: The device; `None` leaves them where they are.
+    """
+    taken = take_examples(x, rows, 0)
+    return taken if device is None else to_device(taken, device)

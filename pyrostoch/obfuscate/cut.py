@@ -7,12 +7,14 @@ from functools import partial
 from types import TracebackType
 from typing import Any
 
+import torch
 from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from pyrostoch._checks import name_list, suggest
 from pyrostoch._manual import see
 from pyrostoch.effects.checkpointing import inside_torch_checkpoint
+from pyrostoch.effects.trees import map_tensors
 
 __all__ = ["Cut"]
 
@@ -87,10 +89,11 @@ class Cut:
 
     def _take(self, name: str, handles: list[RemovableHandle], module: nn.Module, args: Any, output: Any) -> Any:
         handles.pop().remove()
-        self.outputs[name] = output if self._given is None else self._given[name]
+        # Copies, since the network may write into what it is given.
+        self.outputs[name] = map_tensors(torch.clone, output if self._given is None else self._given[name])
         if self._done is not None and len(self.outputs) == len(self._modules):
             self._done()
-        return self.outputs[name]
+        return output if self._given is None else map_tensors(torch.clone, self.outputs[name])
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None

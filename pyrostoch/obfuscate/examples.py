@@ -9,10 +9,11 @@ from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from pyrostoch._manual import see
+from pyrostoch.effects.trees import tensors_in
 from pyrostoch.obfuscate.screening import Screening
 from pyrostoch.protocols import Data
 
-__all__ = ["MixedExamples", "indexed"]
+__all__ = ["MixedExamples", "indexed", "tensors_of"]
 
 
 class _Pairs(Dataset[tuple[Tensor, Any]]):
@@ -73,6 +74,15 @@ def indexed(data: Data, what: str) -> Any:
         f"{what}: expected tensors (x, y) or a map-style data set of pairs (x, y), whose input x is one tensor, got "
         f"{got}{see('how-to/progressive_training')}"
     )
+
+
+def tensors_of(data: Any) -> list[Tensor]:
+    """The tensors of data that are held in memory; none of a data set of the user's own.
+
+    Args:
+        data: As `indexed` returns it.
+    """
+    return list(tensors_in((data.x, data.y))) if isinstance(data, _Pairs) else []
 
 
 class MixedExamples(Dataset[tuple[Tensor, Any]]):

@@ -12,7 +12,7 @@ from torch.distributions import Normal
 from pyrostoch._manual import see
 from pyrostoch.obfuscate.attackers import Reconstruction
 from pyrostoch.obfuscate.audit_record import AttackResult
-from pyrostoch.obfuscate.channel import DrawnActivations
+from pyrostoch.obfuscate.channel import DrawnActivations, is_normal
 from pyrostoch.obfuscate.client import Client
 from pyrostoch.obfuscate.image_priors import GaussianPrior, GenerativePrior, InputPrior
 from pyrostoch.obfuscate.scores import LONGER, attack_result, judged
@@ -82,7 +82,7 @@ def _sent_distribution(client: Client, x: Tensor, labels: Tensor | None, sent: t
         ((cut, _),) = client.run([client.read(x, labels)], "mc", done=drawn.close)
     found = list(cut.outputs.values())
     alone = len(drawn.layers) == 1 and len(found) == 1 and isinstance(found[0], Tensor)
-    if not alone or not torch.equal(found[0], drawn.values[0]) or not isinstance(drawn.distributions[0], Normal):
+    if not alone or not torch.equal(found[0], drawn.values[0]) or not is_normal(drawn.distributions[0]):
         raise ValueError(
             "invert: expected a client that sends the draws of one layer of normal activations, whose density is known"
             f"{see('how-to/audit_a_layer')}"

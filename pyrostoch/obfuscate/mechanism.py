@@ -11,6 +11,8 @@ from pyrostoch._checks import check_count, check_positive
 __all__ = ["gaussian_delta", "gaussian_epsilon"]
 
 _STEPS = 200
+# Beyond that the formula loses its digits.
+_LARGEST = 1e4
 
 
 def gaussian_delta(epsilon: float, scale: float, sensitivity: float, queries: int = 1) -> float:
@@ -30,6 +32,9 @@ def gaussian_delta(epsilon: float, scale: float, sensitivity: float, queries: in
     Returns:
         A probability.
 
+    Raises:
+        ValueError: A number is out of range, or the noise is ten thousand times smaller than what it is to hide.
+
     Example:
         >>> round(gaussian_delta(1.0, scale=1.0, sensitivity=1.0), 4)
         0.1269
@@ -38,8 +43,14 @@ def gaussian_delta(epsilon: float, scale: float, sensitivity: float, queries: in
         Balle, Wang, "Improving the Gaussian mechanism for differential privacy", 2018, theorem 8; Dong, Roth, Su,
         "Gaussian differential privacy", 2022, for the composition.
     """
+    if not math.isfinite(epsilon):
+        raise ValueError(f"gaussian_delta epsilon: expected a finite number, got {epsilon!r}")
     size = check_positive("sensitivity", sensitivity) * math.sqrt(check_count("queries", queries))
     size /= check_positive("scale", scale)
+    if size > _LARGEST:
+        raise ValueError(
+            f"gaussian_delta: the noise is {size:.3g} times smaller than the sensitivity, which hides nothing"
+        )
     arguments = torch.tensor([size / 2 - epsilon / size, -size / 2 - epsilon / size], dtype=torch.float64)
     first, second = torch.special.log_ndtr(arguments).tolist()
     return max(0.0, math.exp(first) * -math.expm1(min(epsilon + second - first, 0.0)))

@@ -19,7 +19,8 @@ from pyrostoch.infer.known_labels import GivenLabels, conditional_layers, known_
 from pyrostoch.model import BayesianModel
 from pyrostoch.obfuscate.bypass import bypassed, check_prepended
 from pyrostoch.obfuscate.client import Client
-from pyrostoch.obfuscate.examples import MixedExamples, indexed
+from pyrostoch.obfuscate.examples import MixedExamples, indexed, tensors_of
+from pyrostoch.obfuscate.manifest import check_manifest, fingerprint
 from pyrostoch.obfuscate.screening import Screening
 from pyrostoch.obfuscate.stages import Progressive, ProgressiveStage
 from pyrostoch.prediction.compare import compare
@@ -74,7 +75,7 @@ def progressive(
     1. `"clean"`: N is trained on the clean examples, without S.
     2. `"classes"` and `"selection"`: S is trained in front of the fixed N on the clean examples, as in `fit_two_steps`:
        with known labels, then a selection for unknown ones.
-    3. The rest of the examples is obfuscated by S, once each; their clean inputs are not used any more.
+    3. The rest of the examples is obfuscated by S, once each in a stage; their clean inputs are not used any more.
     4. `"mixed"`: N is trained further on both, without S, while parts of the obfuscated examples are hidden at random
        in every iteration.
 
@@ -103,7 +104,8 @@ def progressive(
         steps: Settings of `fit` for single steps, by their names, such as `{"classes": {"noise_weight": 0.1}}`.
         seed: Seed of everything that is random.
         checkpoint: A folder for the checkpoints of all steps of all stages.
-        resume: Go on from them: with the same settings, an interrupted training comes to the same result.
+        resume: Go on from them: an interrupted training comes to the same result. Settings and data in memory must be
+            the same; there may be more or fewer shares.
         **settings: Settings of `fit` for all steps.
 
     Returns:
@@ -143,6 +145,20 @@ def progressive(
     folder = None if checkpoint is None else Path(checkpoint)
     modules = [module for module in (model, guide, selection) if module is not None]
     start = [(value, value.clone()) for module in modules for value in module.state_dict().values()]
+    if resume and folder is None:
+        raise ValueError("progressive resume=True needs the folder to resume from: give checkpoint=")
+    if folder is not None:
+        check_manifest(
+            folder,
+            resume=resume,
+            shares=[float(share) for share in shares],
+            screening=screening,
+            obfuscate_by=obfuscate_by,
+            from_scratch=from_scratch,
+            order=fingerprint(chosen),
+            data=[len(pairs), fingerprint(*tensors_of(pairs))],
+            start=fingerprint(*(value for _, value in start)) if from_scratch else None,
+        )
     training = _Training(model, guide, folder, {"seed": seed, "resume": resume, **settings}, lengths, own)
     stages: list[ProgressiveStage] = []
     for share, count in zip(shares, counts, strict=True):

@@ -50,16 +50,22 @@ def attack_result(
         value_range: The largest value of an image less the smallest one.
     """
     target, y, y_test = own[1], labels[0], labels[1]
-    score = estimate(attack.score(output, target))
+    scores = attack.score(output, target)
     by_label = _guess(attack, own[0], y, y_test)
     blind = _guess(attack, own[0], torch.zeros_like(y), torch.zeros_like(y_test))
-    label = float(attack.score(by_label, target).mean())
-    values: dict[str, Any] = {"psnr": None, "ssim": None, "ssim_label": None, "information": None}
+    labeled = attack.score(by_label, target)
+    score, label = estimate(scores), float(labeled.mean())
+    values: dict[str, Any] = dict.fromkeys(("psnr", "ssim", "ssim_label", "information", "beyond_nats"))
+    values["beyond"] = estimate(scores - labeled if isinstance(attack, Attribute) else labeled - scores)
     if isinstance(attack, Attribute):
         frequencies = torch.bincount(target, minlength=attack.num_classes).double() / len(target)
         entropy = float(torch.special.entr(frequencies).sum())
         told = estimate(entropy - attack.loss(output.double(), target))
         values["information"] = told
+        # Half a count for every attribute, so that one that was never seen has a probability.
+        guess = ((by_label + 0.5) / (by_label + 0.5).sum(1, keepdim=True)).log()
+        of_label = torch.nn.functional.nll_loss(guess, target, reduction="none")
+        values["beyond_nats"] = estimate(of_label - attack.loss(output.double(), target))
     elif target.dim() == 4:
         values["psnr"] = psnr(score.value, value_range)
         values["ssim"] = float(ssim(output, target, value_range).mean())

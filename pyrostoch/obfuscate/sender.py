@@ -7,11 +7,10 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributions import Normal
 
 from pyrostoch._inputs import count_examples, take_examples
 from pyrostoch._seeds import mixed_seed
-from pyrostoch.obfuscate.channel import DrawnActivations
+from pyrostoch.obfuscate.channel import DrawnActivations, is_normal
 from pyrostoch.obfuscate.client import Client
 from pyrostoch.prediction.readouts import seeded
 from pyrostoch.prediction.validation import training_mode
@@ -51,7 +50,8 @@ class Sender:
     def __init__(self, client: Client, x: FlatInputs, labels: Tensor | None = None) -> None:
         self._client, self._x, self._labels = client, x, labels
         self._kept: list[tuple[Any, Any]] = []  # layer and inputs of its activations, or location and scale
-        self.draws_alone = not getattr(client.model, "sites", None) and self._keep()
+        whole = client.model.examples_meet(client.read(x, labels))
+        self.draws_alone = not client.model.sites and not whole and self._keep()
 
     def _keep(self) -> bool:
         """Keep the distributions of all examples; false if what is sent is something else."""
@@ -61,18 +61,15 @@ class Sender:
         for rows in torch.arange(count).split(_PIECE):
             part = take_examples(self._x, rows, client.model.in_dims)
             labels = None if self._labels is None else self._labels[rows]
-            drawn = DrawnActivations(any_family=True)
-            with client.knowing(labels), training_mode(False, *modules), torch.no_grad(), seeded(0, None), drawn:
-                ((cut, _),) = client.run([client.read(part, labels)], "mc", done=drawn.close)
-            sent = list(cut.outputs.values())
-            alone = len(drawn.layers) == 1 and len(sent) == 1 and isinstance(sent[0], Tensor)
-            if not alone or sent[0].shape != drawn.values[0].shape or not torch.equal(sent[0], drawn.values[0]):
+            first, second = (self._drawn(part, labels, number, modules) for number in (0, 1))
+            if first is None or second is None or not all(map(torch.equal, first.inputs[0], second.inputs[0])):
                 return False
+            drawn = first
             layer, inputs = drawn.layers[0], drawn.inputs[0]
             distribution: Any = layer._distribution(inputs)
-            if type(distribution) is Normal or type(distribution).__mro__[1] is Normal:
+            if is_normal(distribution):
                 self._kept.append((distribution.loc, distribution.scale.expand_as(distribution.loc)))
-                total += 2 * sent[0].numel() * sent[0].element_size()
+                total += 2 * distribution.loc.numel() * distribution.loc.element_size()
             else:
                 self._kept.append((layer, inputs))
                 total += sum(each.numel() * each.element_size() for each in inputs)
@@ -80,6 +77,22 @@ class Sender:
                 self._kept.clear()
                 return False
         return True
+
+    def _drawn(
+        self, part: FlatInputs, labels: Tensor | None, seed: int, modules: list[torch.nn.Module]
+    ) -> DrawnActivations | None:
+        """What is drawn of a part; `None` if it is not the very output of the module at the cut."""
+        client, drawn = self._client, DrawnActivations(any_family=True)
+        with client.knowing(labels), training_mode(False, *modules), torch.no_grad(), seeded(seed, self._device), drawn:
+            ((cut, _),) = client.run([client.read(part, labels)], "mc", done=drawn.close)
+        sent = list(cut.outputs.values())
+        if len(drawn.layers) != 1 or len(sent) != 1 or not isinstance(sent[0], Tensor):
+            return None
+        module: Any = client.model.net.get_submodule(client.at[0])
+        layer, value = drawn.layers[0], drawn.values[0]
+        is_layer = module is layer or getattr(module, "activation", None) is layer
+        absent = getattr(drawn.inputs[0], "absent", None) is not None
+        return drawn if is_layer and not absent and torch.equal(sent[0], value) else None
 
     def send(self, queries: int = 1, *, seed: int) -> tuple[Tensor, ...]:
         """The mean of some queries with fresh draws.
