@@ -21,6 +21,7 @@ _NAMES = (
     "information_bottleneck",
     "conditional_classification",
     "detect_hidden_digits",
+    "attack_hidden_digits",
     "homeostasis_of_noise",
     "lightning_mnist",
 )

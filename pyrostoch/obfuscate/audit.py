@@ -59,8 +59,8 @@ def audit(
 
     An attacker counts only if it is strong enough: on what would be sent without noise, ten times its budget of epochs
     must not read more, by one point of accuracy or 5 % of the squared error; and on noise it is trained until its
-    validation loss stops falling. Else the verdict is "attacker too weak". No audit shows that a stronger attacker
-    would read no more; only bounds do.
+    validation loss stops falling. Else the verdict is "attacker too weak", unless even this one reads more than the
+    label tells. No audit shows that a stronger attacker would read no more; only bounds do.
 
     Args:
         client: The client; what it sends is checked to be all that leaves it.

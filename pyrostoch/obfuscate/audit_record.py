@@ -68,15 +68,17 @@ class AttackResult(Record):
 
     @property
     def verdict(self) -> str:
-        """What the result says, or why it says nothing."""
-        if not self.strength.enough:
-            return "attacker too weak: ten times the training reads more without noise"
-        if not self.stopped:
-            return "attacker too weak: its loss on noise was still falling"
+        """What the result says, or why it says nothing: a weak attacker that reads little shows nothing."""
         gains = [gain for gain in (self.beyond, self.beyond_nats) if gain is not None]
-        if any(gain.value > 2 * gain.stderr for gain in gains):
-            return "reads more than the label tells"
-        return "reads no more than the label tells"
+        reads_more = any(gain.value > 2 * gain.stderr for gain in gains)
+        weak = ""
+        if not self.strength.enough:
+            weak = "ten times the training reads more without noise"
+        elif not self.stopped:
+            weak = "its loss on noise was still falling"
+        if reads_more:
+            return "reads more than the label tells" + (f"; a stronger one may read still more: {weak}" if weak else "")
+        return f"attacker too weak: {weak}" if weak else "reads no more than the label tells"
 
 
 @dataclass(frozen=True)
