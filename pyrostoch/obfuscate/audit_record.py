@@ -68,7 +68,7 @@ class AttackResult(Record):
 
     @property
     def verdict(self) -> str:
-        """What the result says, or why it says nothing: a weak attacker that reads little shows nothing."""
+        """What the result says, or why it says nothing, as where a weak attacker reads little."""
         gains = [gain for gain in (self.beyond, self.beyond_nats) if gain is not None]
         reads_more = any(gain.value > 2 * gain.stderr for gain in gains)
         weak = ""
