@@ -207,7 +207,10 @@ def _answers(client: Client, x: Tensor, labels: Tensor | None, seed: int) -> Ten
     """The task labels that the whole network finds from what is sent once, which the client might send instead."""
     found = predict(client.model, client.guide, x, mode="mc:1", seed=seed, labels=labels)
     if found.probs is None:
-        raise ValueError("audit: expected a model of classes, whose label is what the client might send instead")
+        raise ValueError(
+            "audit: expected a model of classes, whose label is what the client might send instead"
+            f"{see('how-to/should_i_obfuscate')}"
+        )
     return found.probs.argmax(-1).cpu()
 
 
