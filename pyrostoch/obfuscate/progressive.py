@@ -144,7 +144,7 @@ def progressive(
     measure = _score(score, validation)
     folder = None if checkpoint is None else Path(checkpoint)
     modules = [module for module in (model, guide, selection) if module is not None]
-    start = [(value, value.clone()) for module in modules for value in module.state_dict().values()]
+    start = [(module, {name: value.clone() for name, value in module.state_dict().items()}) for module in modules]
     if resume and folder is None:
         raise ValueError("progressive resume=True needs the folder to resume from: give checkpoint=")
     if folder is not None:
@@ -157,15 +157,15 @@ def progressive(
             from_scratch=from_scratch,
             order=fingerprint(chosen),
             data=[len(pairs), fingerprint(*tensors_of(pairs))],
-            start=fingerprint(*(value for _, value in start)) if from_scratch else None,
+            start=fingerprint(*(value for _, state in start for value in state.values())) if from_scratch else None,
         )
     training = _Training(model, guide, folder, {"seed": seed, "resume": resume, **settings}, lengths, own)
     stages: list[ProgressiveStage] = []
     for share, count in zip(shares, counts, strict=True):
         began = time.perf_counter()
         if from_scratch:
-            for value, first_value in start:
-                value.copy_(first_value)
+            for module, state in start:
+                module.load_state_dict(state, strict=False)  # the selection has joined the model since
         clean, rest = Subset(pairs, chosen[:count].tolist()), Subset(pairs, chosen[count:].tolist())
         name = f"{100 * share:g}"
         with bypassed(model):
