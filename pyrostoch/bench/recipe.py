@@ -10,9 +10,20 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch.infer.elbo import ESTIMATORS, Estimator
 from pyrostoch.training.schedule import SCHEDULES, Schedule
 
-__all__ = ["Recipe", "SceneRecipe", "Timing"]
+__all__ = ["ProgressiveRecipe", "Recipe", "SceneRecipe", "Timing"]
 
-_INTEGERS = ("epochs", "batch_size", "examples", "second_epochs", "scenes", "clips", "width", "size")
+_INTEGERS = (
+    "epochs",
+    "batch_size",
+    "examples",
+    "second_epochs",
+    "scenes",
+    "clips",
+    "width",
+    "size",
+    "clean_epochs",
+    "layer_epochs",
+)
 _CHOICES: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "estimator": ESTIMATORS}
 
 
@@ -114,3 +125,18 @@ class SceneRecipe(Recipe):
     width: int = 16
     size: int = 96
     digits: tuple[int, int] = (2, 5)
+
+
+@dataclass(frozen=True)
+class ProgressiveRecipe(Recipe):
+    """A recipe for progressive training: `epochs` on clean and obfuscated examples in each stage.
+
+    Args:
+        clean_epochs: Epochs on the clean part.
+        layer_epochs: Epochs of the layer of noise, and as many of its selection.
+        layer_scale: Standard deviation at which the noise starts.
+    """
+
+    clean_epochs: int = 1
+    layer_epochs: int = 1
+    layer_scale: float = 0.3

@@ -18,7 +18,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="variance, elbo, pruning, speed, moments, homeostasis, trident, layers or conditional.", metavar="NAME"
+            help="variance, elbo, pruning, speed, moments, homeostasis, trident, layers, conditional or privacy.",
+            metavar="NAME",
         ),
     ],
     preset: Annotated[

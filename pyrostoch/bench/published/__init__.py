@@ -11,6 +11,7 @@
 | `trident` | ternary neurons, gradients and weights; gradient estimators | `ternary`, `discrete` |
 | `layers` | stochastic layers by architecture, embodiment and distribution | `layers_networks` |
 | `conditional` | noise for each class, under selections by the input, static, or by label | `conditional_networks` |
+| `privacy` | training on few clean and many obfuscated examples | `conditional_networks` |
 
 `binary` has the networks of binary neurons of `moments` and `homeostasis`.
 """
@@ -23,6 +24,7 @@ from pyrostoch.bench.published.elbo import ELBO_TABLE
 from pyrostoch.bench.published.homeostasis import HOMEOSTASIS
 from pyrostoch.bench.published.layers import LAYERS
 from pyrostoch.bench.published.moments import MOMENTS
+from pyrostoch.bench.published.privacy import PRIVACY
 from pyrostoch.bench.published.pruning import PRUNING
 from pyrostoch.bench.published.trident import TRIDENT
 from pyrostoch.bench.published.variance import VARIANCE
@@ -33,5 +35,5 @@ __all__ = ["BENCHES"]
 #: The benches by name, in the order of the results page.
 BENCHES: dict[str, Bench] = {
     bench.name: bench
-    for bench in (VARIANCE, ELBO_TABLE, PRUNING, SPEED, MOMENTS, HOMEOSTASIS, TRIDENT, LAYERS, CONDITIONAL)
+    for bench in (VARIANCE, ELBO_TABLE, PRUNING, SPEED, MOMENTS, HOMEOSTASIS, TRIDENT, LAYERS, CONDITIONAL, PRIVACY)
 }
