@@ -11,7 +11,15 @@ from torch import Tensor, nn
 
 import pyrostoch as ps
 from pyrostoch.layers import Conditional, GatedSelection, StochasticAdditive, StochasticLinear, embody
-from pyrostoch.obfuscate import Client, contrast_bound, fisher_bound, gaussian_delta, gaussian_epsilon, rate_bound
+from pyrostoch.obfuscate import (
+    Client,
+    Sender,
+    contrast_bound,
+    fisher_bound,
+    gaussian_delta,
+    gaussian_epsilon,
+    rate_bound,
+)
 
 INPUTS, UNITS = 4, 3
 NOISE = torch.tensor([0.5, 0.8, 1.0], dtype=torch.float64)
@@ -249,10 +257,12 @@ def test_absent_activations_mixtures_and_random_weights_have_no_such_bound() -> 
             return mask[:1].expand(len(x), 3, 3)
 
     layer.selection = Fixed()
-    try:
-        rate_bound(client_of(embody.prepend(nn.Linear(3, 2), layer), "stochastic"), x, x)
-    except ValueError as error:
-        assert "absent" in str(error) or "below 0" in str(error)
+    client = client_of(embody.prepend(nn.Linear(3, 2), layer), "stochastic")
+    with pytest.raises(ValueError, match="absent"):
+        rate_bound(client, x, x)
+    sender = Sender(client, x)
+    assert not sender.draws_alone
+    assert bool((sender.send(1, seed=0)[0][:, 1:] == 0).all())
     mixed = Conditional(
         lambda: StochasticAdditive(3, scale=0.5), 2, GatedSelection(nn.Linear(3, 2)), where="output", combine="mixture"
     )

@@ -95,14 +95,14 @@ def rate_bound(
     _check_paths(client, x_test, labels_test)
     check_count("rate_bound draws", draws, 2 if client.model.sites else 1)
     kept: list[list[Tensor]] = []
-    with _passes(client, labels is not None), seeded(seed, _device(client)):
+    with _passes(client, labels is not None), seeded(seed, client.device):
         for drawn in _drawn(client, x, labels):
             kept.append([h.double().flatten(1).cpu() for h in drawn.values])
             families = [family_of(layer) for layer in drawn.layers]
     layers = [torch.cat(parts) for parts in zip(*kept, strict=True)]
     marginals = [_best(fam, h, y, seed) for fam, h in zip(families, layers, strict=True)]
     mean = RunningMean()
-    with _passes(client, labels_test is not None), seeded(seed + 1, _device(client)):
+    with _passes(client, labels_test is not None), seeded(seed + 1, client.device):
         rates: list[Tensor] = []
         for _ in range(draws):
             pieces = []
@@ -176,7 +176,7 @@ def fisher_bound(
     _check_paths(client, x, labels)
     check_count("fisher_bound queries", queries)
     traces = []
-    with _passes(client, labels is not None), seeded(seed, _device(client)):
+    with _passes(client, labels is not None), seeded(seed, client.device):
         for rows in torch.arange(len(x)).split(_PIECE):
             part = x[rows].detach().clone().requires_grad_()
             known = None if labels is None else labels[rows]
@@ -227,8 +227,11 @@ def _squared(values: Tensor, x: Tensor) -> Tensor:
 
 @contextmanager
 def _passes(client: Client, with_labels: bool) -> Iterator[None]:
-    modules = [m for m in (client.model, client.guide) if isinstance(m, torch.nn.Module)]
-    with known_labels(client.model, "known" if with_labels else None), training_mode(False, *modules), torch.no_grad():
+    with (
+        known_labels(client.model, "known" if with_labels else None),
+        training_mode(False, *client.modules),
+        torch.no_grad(),
+    ):
         yield
 
 
@@ -254,10 +257,9 @@ def _check_paths(client: Client, x: FlatInputs, labels: Tensor | None) -> None:
     """Raise an error if what is sent depends on the input otherwise than through the draws."""
     rows, orders = chosen_rows(count_examples(x, 0) or 1, labels)
     few, known = on_rows(x, rows, None), None if labels is None else labels[rows]
-    device = _device(client)
     with _passes(client, known is not None):
         drawn = DrawnActivations()
-        with seeded(0, device), drawn:
+        with seeded(0, client.device), drawn:
             ((cut, _),) = client.run([client.read(few, known)], "mc", done=drawn.close)
         if not drawn.layers:
             raise ValueError(
@@ -267,7 +269,7 @@ def _check_paths(client: Client, x: FlatInputs, labels: Tensor | None) -> None:
         for order in orders:
             again = DrawnActivations(list(drawn.values))
             other = client.read(on_rows(few, order, None), None if known is None else known[order])
-            with seeded(0, device), again:
+            with seeded(0, client.device), again:
                 ((other_cut, _),) = client.run([other], "mc", done=again.close)
             if not alike(cut.outputs, other_cut.outputs):
                 raise ValueError(
@@ -275,7 +277,3 @@ def _check_paths(client: Client, x: FlatInputs, labels: Tensor | None) -> None:
                     "activations that are drawn, so that there is no bound from above"
                     f"{see('how-to/audit_a_layer')}"
                 )
-
-
-def _device(client: Client) -> torch.device | None:
-    return next((p.device for p in client.model.parameters()), None)

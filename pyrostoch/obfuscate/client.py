@@ -23,7 +23,7 @@ from pyrostoch.model import BayesianModel
 from pyrostoch.obfuscate.cut import Cut
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.inputs import compute_device, split
-from pyrostoch.prediction.readouts import check_guide, evaluating, parse_mode, seeded
+from pyrostoch.prediction.readouts import check_guide, device_of, evaluating, parse_mode, seeded
 from pyrostoch.protocols import FlatInputs, Guide, Inputs
 
 __all__ = ["Client", "alike", "chosen_rows", "on_rows"]
@@ -169,6 +169,16 @@ class Client:
         if labels is None:
             return given
         return with_labels(given, check_known_classes(labels, None, "Client labels"))
+
+    @property
+    def modules(self) -> list[nn.Module]:
+        """Model and guide, as far as they are modules."""
+        return [part for part in (self.model, self.guide) if isinstance(part, nn.Module)]
+
+    @property
+    def device(self) -> torch.device | None:
+        """Their device, `None` where they hold no tensor."""
+        return device_of(self.model, self.guide)
 
     def knowing(self, labels: Tensor | None) -> AbstractContextManager[None]:
         """A context in which classes among the inputs reach the client's conditional layers.

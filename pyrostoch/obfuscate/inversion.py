@@ -76,9 +76,8 @@ _MANY = 10_000
 
 
 def _sent_distribution(client: Client, x: Tensor, labels: Tensor | None, sent: tuple[Tensor, ...]) -> Any:
-    modules = [m for m in (client.model, client.guide) if isinstance(m, torch.nn.Module)]
     drawn = DrawnActivations()
-    with client.knowing(labels), training_mode(False, *modules), drawn:
+    with client.knowing(labels), training_mode(False, *client.modules), drawn:
         ((cut, _),) = client.run([client.read(x, labels)], "mc", done=drawn.close)
     found = list(cut.outputs.values())
     alone = len(drawn.layers) == 1 and len(found) == 1 and isinstance(found[0], Tensor)

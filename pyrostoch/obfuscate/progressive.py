@@ -266,12 +266,8 @@ def _obfuscated(
     with known_labels(model, labels):
         batches = batches_for(model, Subset(items, range(len(items))), 500)  # type: ignore[arg-type]
         for number, (x, _) in enumerate(batches.epoch(None, 0)):
-            sent += client.send(x, seed=mixed_seed(seed, number), device=_device(model))
+            sent += client.send(x, seed=mixed_seed(seed, number), device=client.device)
     return torch.cat([part.cpu() for part in sent]), [y for _, y in items]
-
-
-def _device(model: nn.Module) -> torch.device | None:
-    return next((p.device for p in model.parameters()), None)
 
 
 def _score(score: Score | None, validation: Data | None) -> Score:

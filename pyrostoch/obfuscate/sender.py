@@ -56,12 +56,11 @@ class Sender:
     def _keep(self) -> bool:
         """Keep the distributions of all examples; false if what is sent is something else."""
         client, count = self._client, count_examples(self._x, self._client.model.in_dims) or 1
-        modules = [m for m in (client.model, client.guide) if isinstance(m, torch.nn.Module)]
         total = 0
         for rows in torch.arange(count).split(_PIECE):
             part = take_examples(self._x, rows, client.model.in_dims)
             labels = None if self._labels is None else self._labels[rows]
-            first, second = (self._drawn(part, labels, number, modules) for number in (0, 1))
+            first, second = (self._drawn(part, labels, number) for number in (0, 1))
             if first is None or second is None or not all(map(torch.equal, first.inputs[0], second.inputs[0])):
                 return False
             drawn = first
@@ -78,12 +77,16 @@ class Sender:
                 return False
         return True
 
-    def _drawn(
-        self, part: FlatInputs, labels: Tensor | None, seed: int, modules: list[torch.nn.Module]
-    ) -> DrawnActivations | None:
+    def _drawn(self, part: FlatInputs, labels: Tensor | None, seed: int) -> DrawnActivations | None:
         """What is drawn of a part; `None` if it is not the very output of the module at the cut."""
         client, drawn = self._client, DrawnActivations(any_family=True)
-        with client.knowing(labels), training_mode(False, *modules), torch.no_grad(), seeded(seed, self._device), drawn:
+        with (
+            client.knowing(labels),
+            training_mode(False, *client.modules),
+            torch.no_grad(),
+            seeded(seed, client.device),
+            drawn,
+        ):
             ((cut, _),) = client.run([client.read(part, labels)], "mc", done=drawn.close)
         sent = list(cut.outputs.values())
         if len(drawn.layers) != 1 or len(sent) != 1 or not isinstance(sent[0], Tensor):
@@ -103,7 +106,7 @@ class Sender:
         """
         if not self.draws_alone:
             return self._client.send(self._x, labels=self._labels, mode=f"mc:{queries}", seed=seed)
-        with torch.no_grad(), seeded(mixed_seed(seed), self._device):
+        with torch.no_grad(), seeded(mixed_seed(seed), self._client.device):
             return (torch.cat([_mean_draw(first, second, queries) for first, second in self._kept]),)
 
     def normal_parameters(self) -> tuple[Tensor, Tensor] | None:
@@ -115,10 +118,6 @@ class Sender:
     def noise_free(self) -> tuple[Tensor, ...]:
         """What would be sent without noise."""
         return self._client.send(self._x, labels=self._labels, mode="noise-free")
-
-    @property
-    def _device(self) -> torch.device | None:
-        return next((p.device for p in self._client.model.parameters()), None)
 
 
 def _mean_draw(first: Any, second: Any, queries: int) -> Tensor:

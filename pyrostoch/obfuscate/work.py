@@ -24,8 +24,7 @@ def multiplications(client: Client, x: Tensor, labels: Tensor | None = None) -> 
     Returns:
         A number from 0 to 1, of matrix products and convolutions.
     """
-    modules = [m for m in (client.model, client.guide) if isinstance(m, torch.nn.Module)]
-    with training_mode(False, *modules), torch.no_grad(), torch.random.fork_rng():
+    with training_mode(False, *client.modules), torch.no_grad(), torch.random.fork_rng():
         given: FlatInputs = client.read(x, labels)
         with client.knowing(labels):
             list(client.run([given], "mc"))  # how weights are used is then known
