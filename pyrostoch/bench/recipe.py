@@ -10,7 +10,7 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch.infer.elbo import ESTIMATORS, Estimator
 from pyrostoch.training.schedule import SCHEDULES, Schedule
 
-__all__ = ["ProgressiveRecipe", "Recipe", "SceneRecipe", "Timing"]
+__all__ = ["AuditRecipe", "ProgressiveRecipe", "Recipe", "SceneAuditRecipe", "SceneRecipe", "Timing"]
 
 _INTEGERS = (
     "epochs",
@@ -23,6 +23,10 @@ _INTEGERS = (
     "size",
     "clean_epochs",
     "layer_epochs",
+    "attackers",
+    "attack_epochs",
+    "most_epochs",
+    "inverted",
 )
 _CHOICES: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "estimator": ESTIMATORS}
 
@@ -140,3 +144,39 @@ class ProgressiveRecipe(Recipe):
     clean_epochs: int = 1
     layer_epochs: int = 1
     layer_scale: float = 0.3
+
+
+@dataclass(frozen=True)
+class AuditRecipe(Recipe):
+    """A recipe for an audit: `clean_epochs` without noise, then `epochs` under noise of each strength.
+
+    Args:
+        clean_epochs: Epochs of the network without noise.
+        attackers: Number of the attackers' examples.
+        attack_epochs: The attackers' budget of epochs where there is no noise.
+        most_epochs: The largest number of their epochs on noise.
+        inverted: Number of test examples that are attacked by optimization.
+    """
+
+    clean_epochs: int = 1
+    attackers: int = 1000
+    attack_epochs: int = 1
+    most_epochs: int = 1
+    inverted: int = 0
+
+
+@dataclass(frozen=True)
+class SceneAuditRecipe(SceneRecipe):
+    """A recipe for an attack on scenes: `epochs` of the clean detector, then both steps under noise.
+
+    Args:
+        layer_epochs: Epochs of the first step under noise; `second_epochs` are those of the second one.
+        attackers: Number of the attackers' scenes.
+        attack_epochs: Their budget of epochs where there is no noise.
+        most_epochs: The largest number of their epochs on noise.
+    """
+
+    layer_epochs: int = 1
+    attackers: int = 100
+    attack_epochs: int = 1
+    most_epochs: int = 1

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from pyrostoch.layers import Conditional, StochasticConv2d, embody
 from pyrostoch.models import Detector
 
-__all__ = ["ObjectNetwork", "PixelGate", "object_network"]
+__all__ = ["ObjectNetwork", "PixelGate", "noise_kernels", "object_network"]
 
 
 class PixelGate(nn.Module):
@@ -62,8 +62,13 @@ class ObjectNetwork:
     stride: int = 1
 
 
-def _noise(channels: int, scale: float) -> StochasticConv2d:
-    """Kernels that start near the identity, under noise of one standard deviation."""
+def noise_kernels(channels: int, scale: float) -> StochasticConv2d:
+    """Kernels that start near the identity, under noise of one standard deviation: 5 x 5 for one channel, else 1 x 1.
+
+    Args:
+        channels: Number of channels.
+        scale: The standard deviation.
+    """
     size = 5 if channels == 1 else 1
     layer = StochasticConv2d(channels, channels, size, padding=size // 2)
     with torch.no_grad():
@@ -95,7 +100,7 @@ def object_network(
     if embodiment is None:
         return ObjectNetwork(detector, None, 1)
     channels = 1 if embodiment == "prepend" else 2 * width
-    layer = Conditional(lambda: _noise(channels, scale), num_classes, where=where, background="class")  # type: ignore[arg-type]
+    layer = Conditional(lambda: noise_kernels(channels, scale), num_classes, where=where, background="class")  # type: ignore[arg-type]
     if embodiment == "prepend":
         return ObjectNetwork(embody.prepend(detector, layer), layer, channels)
     branch = nn.Conv2d(1, channels, 3, 2, padding=1)

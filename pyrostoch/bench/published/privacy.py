@@ -1,4 +1,4 @@
-"""The bench `privacy`: what is learned from few clean examples and many obfuscated ones, beside its rivals."""
+"""The bench `privacy`: what is learned from obfuscated examples, and what attackers read of them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from torch.utils.data import Subset, TensorDataset
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.bench.case import Bench, Case, TrialContext
 from pyrostoch.bench.published.conditional_networks import classifier, gate
+from pyrostoch.bench.published.privacy_audit import AUDIT_CASES
+from pyrostoch.bench.published.privacy_picture import draw_curves
+from pyrostoch.bench.published.privacy_scenes import SCENE_CASES
 from pyrostoch.bench.recipe import ProgressiveRecipe
 from pyrostoch.bench.trial import train_test_data
 from pyrostoch.guides import Additive
@@ -208,6 +211,8 @@ PRIVACY = Bench(
         _case("clean-part", "the clean part alone, as many steps", _plain("clean-part")),
         _case("pseudo-labels", "clean rest with pseudo-labels", _plain("pseudo-labels")),
         _case("all-clean", "all data clean", _plain("all-clean")),
+        *AUDIT_CASES,
+        *SCENE_CASES,
     ),
     columns=(
         ("accuracy/alone-5", "after 5 % clean, %"),
@@ -217,6 +222,24 @@ PRIVACY = Bench(
         ("noise/ratio-5", "noise / signal at 5 %"),
         ("noise/ratio-25", "noise / signal at 25 %"),
         ("accuracy/obfuscated", "of obfuscated images, one draw, %"),
+        ("scenes/ap50", "AP50, %"),
+        ("accuracy/clean", "task without noise, %"),
+        ("probe", "linear probe at the cut, %"),
+        ("client/share", "client's multiplications, %"),
+        ("accuracy/sent", "task from one query, %"),
+        *((f"digit/{count}", f"digit read from {count}, %") for count in ("label", "noise-free", 1, 10, 100)),
+        *((f"mse/{count}", f"squared error from {count}") for count in ("label", "noise-free", 1, 10, 100)),
+        ("mse/ssim/1", "SSIM from 1"),
+        ("searched/normal/1", "squared error, search, normal prior"),
+        ("searched/generative/1", "squared error, search, generative prior"),
+        ("bound/rate", "told at most, nats"),
+        ("bound/least", "told at least, nats"),
+        ("epsilon/1", "epsilon, 1 query"),
+        ("epsilon/100", "epsilon, 100 queries"),
+        ("strength", "strength"),
+        ("strength/reached", "at most half read"),
+        ("digit/counts/1", "verdict on the digit counts"),
+        ("mse/counts/1", "verdict on the image counts"),
     ),
     published={},
     notes=(
@@ -227,6 +250,24 @@ PRIVACY = Bench(
         "Pseudo-labels are those that the network of the first step gives the clean images of the rest, whose labels "
         "are then not used. BALD chooses the 5 % in five rounds, each among 10,000 images, by the mutual information "
         "of 20 draws of dropout. The clean part alone is trained for as many steps as both parts together.",
+        "Audits: a client sends the noisy activations of a layer of LeNet5 (6 and 16 convolutions, 120 neurons) that "
+        "tells whether a digit is greater than 5; attackers want the digit and the image. Noise by class has a learned "
+        "mean and standard deviation for each unit and each of the two classes, under a weight of its rate; its soft "
+        "selection is a gate that is linear in what the client computes. The layers up to the cut are those of the "
+        "network without noise, except in the bottleneck, which trains them, too. The weight is the least of .001, "
+        ".003, .01, .03, .1, .3 with which an attacker reads at most half of the digits of held-out training images. "
+        "The other kinds of noise have the strength with which the task is as accurate on these, found by bisection.",
+        "Isotropic noise is a Gaussian mechanism: activations are clipped to the median of their norms; epsilon is for "
+        "delta = 1e-5. The predicted class is the choice of a gate that was trained by itself.",
+        "A squared error is that of reconstructed images; the column of the label is a guess from the task's answer "
+        "alone: the client might compute the answer itself and send nothing else. Where a linear probe of the clean "
+        "activations is as good as the network, it could. Attackers train on fresh draws; a verdict counts (1) where "
+        "the attacker was strong enough. The search attacks 100 images.",
+        "Objects: a detector tells digits greater than 5 from others on scenes of 2 to 5 digits, under noise in front "
+        "of it: kernels of 5 x 5 for both classes and the background, with a gate for the classes of pixels, or "
+        "isotropic noise on the pixels. It goes on from the clean detector. Attackers see what was sent of 32 x 32 "
+        "pixels around each true box.",
     ),
     source="",
+    figure=draw_curves,
 )
