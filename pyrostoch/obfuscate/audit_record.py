@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from pyrostoch.metrics.running import Estimate
 from pyrostoch.obfuscate.bounds import RateBound
+from pyrostoch.obfuscate.pictures import Pictures
 from pyrostoch.records import Record, number, table
 
 __all__ = ["AttackResult", "Audit", "Strength"]
@@ -100,6 +101,8 @@ class Audit(Record):
         keyed: Whether the noise of an input was fixed by a secret key.
         least: What one query tells of an example at least, in nats, by InfoNCE among 100 examples; `None` where it was
             not taken.
+        noisy: Whether two queries of the same examples sent something else.
+        pictures: Some images, what was sent of them, and what attackers found; `None` where inputs are no images.
     """
 
     at: tuple[str, ...]
@@ -114,6 +117,8 @@ class Audit(Record):
     skipped: tuple[str, ...] = ()
     keyed: bool = False
     least: Estimate | None = None
+    noisy: bool = True
+    pictures: Pictures | None = None
 
     def __str__(self) -> str:
         lines = []
@@ -121,6 +126,8 @@ class Audit(Record):
             lines.append("The client knows the label and chooses the noise by it: which noise was chosen may tell it.")
         if self.keyed:
             lines.append("Noise is fixed by a secret key: queries after the first one are of inputs near each example.")
+        if not self.noisy:
+            lines.append("Two queries of the same examples sent the same: what is sent has no noise.")
         lines.append(
             f"sent at {', '.join(self.at)}; {self.examples} test examples; the client makes {100 * self.share:.1f} % "
             "of all multiplications"
