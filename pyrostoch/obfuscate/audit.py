@@ -15,13 +15,14 @@ from pyrostoch.metrics.running import Estimate
 from pyrostoch.obfuscate.attackers import Attribute, Reconstruction, Sent, Trained, read_by, train_attacker
 from pyrostoch.obfuscate.audit_record import Audit, Strength
 from pyrostoch.obfuscate.bounds import RateBound, fisher_bound, rate_bound
-from pyrostoch.obfuscate.client import Client, alike
+from pyrostoch.obfuscate.client import Client, alike, on_rows
 from pyrostoch.obfuscate.contrast import CHOICES, contrast_bound
 from pyrostoch.obfuscate.inversion import inversions
 from pyrostoch.obfuscate.keyed import KeyedClient
 from pyrostoch.obfuscate.pictures import Pictures, rounded
 from pyrostoch.obfuscate.scores import LONGER, attack_result, estimate, judged
 from pyrostoch.obfuscate.sender import Sender
+from pyrostoch.obfuscate.weights import weights_before
 from pyrostoch.obfuscate.work import multiplications
 from pyrostoch.prediction.predict import predict
 
@@ -124,7 +125,7 @@ def audit(
     # Examples are often sorted by class: the few that are searched for, and shown, are from all over the test part.
     order = torch.randperm(len(x_test), generator=torch.Generator().manual_seed(mixed_seed(seed, 10)))
     few, shown = order[:inverted], order[:_SHOWN]
-    pictures = _pictures(x, x_test[shown], value_range)
+    pictures = _pictures(x, x_test[shown])
     results, seen = [], dict[int, Sent]()
     for number, (name, (attack, own, own_test)) in enumerate(targets.items()):
         training = {part: own[rows] for part, rows in parts.rows.items()}
@@ -178,6 +179,8 @@ def audit(
         least = contrast_bound(parts.sender(1), every, epochs=most_epochs, seed=mixed_seed(seed, 9))
     share = multiplications(client, x[:1], None if not labels else y[:1])
     tried = {"x": x_test[:_TRIED], "labels": None if known is None else known[:_TRIED]}
+    with client.knowing(tried["labels"]):
+        weights = weights_before(client, on_rows(client.read(**tried), torch.arange(1), client.device))
     return Audit(
         client.at,
         labels,
@@ -192,6 +195,7 @@ def audit(
         key is not None,
         least,
         not alike(client.send(**tried, seed=0), client.send(**tried, seed=1)),
+        tuple(weights),
         pictures,
     )
 
@@ -209,12 +213,11 @@ def _beginnings(callback: Callable[[str, int, int], None] | None, total: int) ->
     return begin
 
 
-def _pictures(x: Tensor, shown: Tensor, value_range: float) -> Pictures | None:
+def _pictures(x: Tensor, shown: Tensor) -> Pictures | None:
     """Some images to show; `None` where inputs are no images of one channel or three."""
     if x.dim() != 4 or x.shape[1] not in (1, 3):
         return None
-    low = float(x.min())
-    return Pictures(low, low + value_range, rounded(shown))
+    return Pictures(float(x.min()), float(x.max()), rounded(shown))
 
 
 class _Parts:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pyrostoch.metrics.running import Estimate
 from pyrostoch.obfuscate.bounds import RateBound
@@ -67,6 +68,10 @@ class AttackResult(Record):
     stopped: bool
     information: Estimate | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, with its verdict."""
+        return {**super().to_dict(), "verdict": self.verdict}
+
     @property
     def verdict(self) -> str:
         """What the result says, or why it says nothing, as where a weak attacker reads little."""
@@ -102,6 +107,7 @@ class Audit(Record):
         least: What one query tells of an example at least, in nats, by InfoNCE among 100 examples; `None` where it was
             not taken.
         noisy: Whether two queries of the same examples sent something else.
+        weights: Random weights that what is sent may depend on.
         pictures: Some images, what was sent of them, and what attackers found; `None` where inputs are no images.
     """
 
@@ -118,6 +124,7 @@ class Audit(Record):
     keyed: bool = False
     least: Estimate | None = None
     noisy: bool = True
+    weights: tuple[str, ...] = ()
     pictures: Pictures | None = None
 
     def __str__(self) -> str:
@@ -128,6 +135,11 @@ class Audit(Record):
             lines.append("Noise is fixed by a secret key: queries after the first one are of inputs near each example.")
         if not self.noisy:
             lines.append("Two queries of the same examples sent the same: what is sent has no noise.")
+        if self.weights:
+            lines.append(
+                f"Weights are random ({', '.join(self.weights)}): a query draws them once for all examples, and "
+                "standard errors are those over examples alone."
+            )
         lines.append(
             f"sent at {', '.join(self.at)}; {self.examples} test examples; the client makes {100 * self.share:.1f} % "
             "of all multiplications"

@@ -22,7 +22,7 @@ class Pictures(Record):
     """A few images of an audit, as tensors.
 
     Args:
-        low: The smallest value of an image.
+        low: The smallest value of the attacker's images.
         high: The largest one.
         originals: The images, (examples, channels, height, width).
         sent: What was sent of them, the mean of some queries by their number, (examples, channels, height, width), at
@@ -30,6 +30,7 @@ class Pictures(Record):
         found: Reconstructions by the name of the attack, and the number of queries.
 
     Example:
+        >>> import torch
         >>> pictures = Pictures(0.0, 1.0, torch.rand(2, 1, 4, 4))
         >>> pictures.keep_sent(1, (torch.rand(2, 40, 3, 3), torch.rand(2, 5)))
         >>> pictures.keep_found("reconstruction", 1, torch.rand(2, 1, 4, 4))
@@ -72,6 +73,7 @@ def rounded(images: Tensor) -> Tensor:
         images: The images.
 
     Example:
+        >>> import torch
         >>> rounded(torch.tensor([0.0, 100.0, 33.333333])).tolist()
         [0.0, 100.0, 33.3]
     """
