@@ -25,7 +25,7 @@ _QUANTILES = (0.01, 0.99)
 Images = NDArray[np.float64]
 
 
-def audit_pictures(found: Record | Mapping[str, Any]) -> Figure:
+def audit_pictures(found: Record | Mapping[str, Any], figure: Figure | None = None) -> Figure:
     """Draw a few images, what was sent of them, and reconstructions, for the fewest and for the most queries.
 
     What was sent has a gray scale of its own; of more channels than an image has they are tiles. Images have that of
@@ -33,6 +33,7 @@ def audit_pictures(found: Record | Mapping[str, Any]) -> Figure:
 
     Args:
         found: What `obfuscate.audit` returns, or its `to_dict()`.
+        figure: An empty figure to draw in, such as one of pyplot; a new one by default.
 
     Returns:
         A figure with one axes for each row and number of queries.
@@ -64,7 +65,9 @@ def audit_pictures(found: Record | Mapping[str, Any]) -> Figure:
     rows |= {name.replace(", ", ",\n"): [images.get(count) for count in counts] for name, images in attacks.items()}
     width = _SIZE * len(originals) * (1 + _SPACE)
     size = (_LABELS + width * len(counts), 0.3 + _SIZE * (1 + _SPACE) * len(rows))
-    figure = Figure(figsize=size, layout="constrained")
+    figure = figure or Figure()
+    figure.set_size_inches(*size)
+    figure.set_layout_engine("constrained")
     grid = figure.subplots(len(rows), len(counts), squeeze=False)
     for line, (title, blocks) in zip(grid, rows.items(), strict=True):
         for axes, images in zip(line, blocks, strict=True):
@@ -91,9 +94,15 @@ def _sent(sent: Images, originals: Images) -> Images:
     count, channels, height, width = sent.shape
     side = math.ceil(math.sqrt(channels))
     lines = math.ceil(channels / side)
-    tiles = np.full((count, lines * side, height, width), sent.min())
-    tiles[:, :channels] = sent
-    return tiles.reshape(count, lines, side, height, width).swapaxes(2, 3).reshape(count, 1, lines * height, -1)
+    # With a line of nothing between tiles; all else that is not finite has been replaced.
+    tiles = np.full((count, lines * side, height + 1, width + 1), np.nan)
+    tiles[:, :channels, :height, :width] = sent
+    whole = (
+        tiles.reshape(count, lines, side, height + 1, width + 1)
+        .swapaxes(2, 3)
+        .reshape(count, 1, -1, side * (width + 1))
+    )
+    return whole[:, :, :-1, :-1]
 
 
 def _show(axes: Axes, images: Images | None, scale: tuple[float, float] | None) -> None:
@@ -104,11 +113,12 @@ def _show(axes: Axes, images: Images | None, scale: tuple[float, float] | None) 
         spine.set_visible(False)
     if images is None:
         return
-    low, high = scale or tuple(np.quantile(images, _QUANTILES).tolist())
-    gray = ((images - low) / (high - low or 1.0)).clip(0.0, 1.0)
+    low, high = scale or tuple(np.nanquantile(images, _QUANTILES).tolist())
+    there = np.isfinite(images[:, :1])
+    gray = np.nan_to_num((images - low) / (high - low or 1.0)).clip(0.0, 1.0)
     count, channels, height, width = gray.shape
     colors = np.broadcast_to(gray, (count, 3, height, width)) if channels == 1 else gray
-    opaque = np.concatenate([colors, np.ones((count, 1, height, width))], 1)
+    opaque = np.concatenate([colors, there], 1)
     space = np.zeros((count, 4, height, max(1, round(_SPACE * width))))
     strip = np.concatenate([opaque, space], 3).transpose(2, 0, 3, 1).reshape(height, -1, 4)
     axes.imshow((255 * strip).round().astype(np.uint8), interpolation="none")

@@ -95,15 +95,16 @@ def _answer(found: Mapping[str, Any], attacks: Sequence[Mapping[str, Any]]) -> s
     rows = {str(a.get("attack")): a for a in attacks}
     body = [
         f'<th scope="row">{escape(name)}, {escape(str(a.get("unit")))}</th>'
-        + "".join(f"<td>{format_number(a.get(guess), _digits(a))}</td>" for guess in ("label", "blind"))
+        + "".join(f"<td>{_score(a, a.get(guess))}</td>" for guess in ("label", "blind"))
         for name, a in rows.items()
     ]
     table = data_table(["Attack", "Guess by the answer", "Guess by nothing"], body, "baseline") if body else ""
     return f"<h3>The answer alone</h3><p>{text}</p>{table}"
 
 
-def _digits(attack: Mapping[str, Any]) -> int:
-    return 2 if "%" in str(attack.get("unit")) else 4
+def _score(attack: Mapping[str, Any], value: Any) -> str:
+    """A score in the unit of an attack; squared errors may be tiny."""
+    return format_number(value, 2) if "%" in str(attack.get("unit")) else text_of(number(value))
 
 
 def _attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:
@@ -112,9 +113,9 @@ def _attack_table(attacks: Sequence[Mapping[str, Any]]) -> str:
         score, told = a.get("score") or {}, a.get("information") or {}
         cells = [
             format_number(a.get("queries"), 0),
-            with_error(score.get("value"), score.get("stderr"), _digits(a)),
-            format_number(a.get("label"), _digits(a)),
-            format_number((a.get("strength") or {}).get("score"), _digits(a)),
+            f'{_score(a, score.get("value"))}<span class="err">± {_score(a, score.get("stderr"))}</span>',
+            _score(a, a.get("label")),
+            _score(a, (a.get("strength") or {}).get("score")),
             format_number(a.get("psnr"), 2),
             format_number(a.get("ssim"), 4),
             with_error(told.get("value"), told.get("stderr"), 4),

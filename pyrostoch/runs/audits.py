@@ -185,7 +185,7 @@ def _only_layer(net: nn.Module) -> str:
             f"sent, or several{see('how-to/audit_a_layer')}"
         )
     raise ValueError(
-        f"at: {type(net).__name__} has no stochastic layer, so that nothing hides what it sends; name the module whose "
+        f"at: {type(net).__name__} has no stochastic layer, behind which it would be cut; name the module whose "
         f"output is sent, of {name_list([name for name, _ in net.named_modules() if name])}"
         f"{see('how-to/audit_a_layer')}"
     )
