@@ -69,9 +69,10 @@ def audit_pictures(found: Record | Mapping[str, Any], figure: Figure | None = No
     figure.set_size_inches(*size)
     figure.set_layout_engine("constrained")
     grid = figure.subplots(len(rows), len(counts), squeeze=False)
-    for line, (title, blocks) in zip(grid, rows.items(), strict=True):
-        for axes, images in zip(line, blocks, strict=True):
-            _show(axes, images, None if title.startswith("sent") else scale)
+    for row, (title, blocks) in enumerate(rows.items()):
+        line = grid[row]
+        for column, images in enumerate(blocks):
+            _show(line[column], images, None if title.startswith("sent") else scale, f"row-{row}-{column}")
         line[0].set_ylabel(title, rotation=0, ha="right", va="center", fontsize=9, parse_math=False)
     for axes, count in zip(grid[0], counts, strict=True):
         axes.set_title("one query" if count == 1 else f"mean of {count} queries", fontsize=10)
@@ -105,7 +106,7 @@ def _sent(sent: Images, originals: Images) -> Images:
     return whole[:, :, :-1, :-1]
 
 
-def _show(axes: Axes, images: Images | None, scale: tuple[float, float] | None) -> None:
+def _show(axes: Axes, images: Images | None, scale: tuple[float, float] | None, name: str) -> None:
     """Show images side by side, without ticks; nothing where there are none."""
     axes.set_xticks([])
     axes.set_yticks([])
@@ -121,4 +122,5 @@ def _show(axes: Axes, images: Images | None, scale: tuple[float, float] | None) 
     opaque = np.concatenate([colors, there], 1)
     space = np.zeros((count, 4, height, max(1, round(_SPACE * width))))
     strip = np.concatenate([opaque, space], 3).transpose(2, 0, 3, 1).reshape(height, -1, 4)
-    axes.imshow((255 * strip).round().astype(np.uint8), interpolation="none")
+    # An SVG names an image by its content, unless told otherwise, and originals are shown twice.
+    axes.imshow((255 * strip).round().astype(np.uint8), interpolation="none", gid=name)

@@ -158,11 +158,11 @@ def _head(results: Mapping[str, Any], title: str) -> str:
     joined = ((name, ", ".join(part for part in values if part)) for name, values in rows.items())
     listing = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in joined if value)
     command = f'<p class="command"><code>{escape(str(results["command"]))}</code></p>' if results.get("command") else ""
-    links = "".join(
-        f'<a href="#guide-{i}">{escape(str(guide.get("title") or guide["name"]))}</a>'
-        for i, guide in enumerate(results["guides"])
-    )
-    nav = f"<nav>{links}</nav>" if len(results["guides"]) > 1 else ""
+    guides = [str(guide.get("title") or guide["name"]) for guide in results["guides"]]
+    targets = {f"guide-{i}": name for i, name in enumerate(guides)} if len(guides) > 1 else {}
+    targets |= {f"audit-{i}": audit_title(saved) for i, saved in enumerate(results.get("audits") or [])}
+    links = "".join(f'<a href="#{key}">{escape(name)}</a>' for key, name in targets.items())
+    nav = f"<nav>{links}</nav>" if links else ""
     return f"<header><h1>{escape(title)}</h1>{command}<dl>{listing}</dl>{nav}</header>"
 
 

@@ -52,7 +52,7 @@ def read_private(files: Sequence[Path]) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _arrays(file: Path) -> list[Any]:
     try:
-        with np.load(file.expanduser(), allow_pickle=False) as content:
+        with file.expanduser().open("rb") as opened, np.load(opened, allow_pickle=False) as content:
             return [content[part] for part in _PARTS]
     except FileNotFoundError:
         raise FileNotFoundError(f"private {file}: there is no such file") from None
