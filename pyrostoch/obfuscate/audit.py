@@ -178,9 +178,10 @@ def audit(
         every = {**{part: x[rows] for part, rows in parts.rows.items()}, "test": x_test}
         least = contrast_bound(parts.sender(1), every, epochs=most_epochs, seed=mixed_seed(seed, 9))
     share = multiplications(client, x[:1], None if not labels else y[:1])
-    tried = {"x": x_test[:_TRIED], "labels": None if known is None else known[:_TRIED]}
-    with client.knowing(tried["labels"]):
-        weights = weights_before(client, on_rows(client.read(**tried), torch.arange(1), client.device))
+    tried, tried_labels = x_test[:_TRIED], None if known is None else known[:_TRIED]
+    once, again = (client.send(tried, labels=tried_labels, seed=number) for number in (0, 1))
+    with client.knowing(tried_labels):
+        weights = weights_before(client, on_rows(client.read(tried, tried_labels), torch.arange(1), client.device))
     return Audit(
         client.at,
         labels,
@@ -194,7 +195,7 @@ def audit(
         tuple(skipped),
         key is not None,
         least,
-        not alike(client.send(**tried, seed=0), client.send(**tried, seed=1)),
+        not alike(once, again),
         tuple(weights),
         pictures,
     )
