@@ -44,7 +44,7 @@ def test_pictures_are_of_test_images_from_all_over() -> None:
     torch.testing.assert_close(pictures.originals, x_test[rows].double(), atol=1e-3, rtol=0)
     assert set(y_test[rows].tolist()) == {0, 1}
     assert pictures.low >= 0 and 0.5 < pictures.high <= 1
-    # One query has the layer's noise, the mean of three less of it, by the very draws that attackers have read.
+    # One query has the layer's noise, the mean of three less of it.
     noise = {count: float((sent - pictures.originals).std()) for count, sent in pictures.sent.items()}
     assert noise[1] == pytest.approx(0.3, rel=0.3)
     assert noise[3] == pytest.approx(0.3 / 3**0.5, rel=0.3)
