@@ -13,7 +13,8 @@ from matplotlib import pyplot as plt
 from torch import nn
 
 import pyrostoch as ps
-from pyrostoch.obfuscate import Client, GaussianPrior, GenerativePrior, audit, invert
+from pyrostoch.obfuscate import Client, audit
+from pyrostoch.report import audit_pictures
 
 torch.manual_seed(0)
 data = ps.data.load("digits")
@@ -61,26 +62,11 @@ found = audit(
 print(found)
 
 # %%
-# Pictures of the attack by search: the most probable digits, given what was sent and what digits look like. Fresh noise
-# for every query averages out.
+# Pictures: some digits, what was sent of them, and what attackers take for the originals. A network that has learned to
+# reconstruct, and a search for the most probable digits given what was sent and what digits look like, see through much
+# of the noise of one query. Fresh noise for every query averages out.
 
-few = x_test[:8]
-priors = (GaussianPrior(x), GenerativePrior(x, latents=10, epochs=60))
-rows = {"digit": few}
-for queries in (1, 100):
-    sent = client.send(few, mode=f"mc:{queries}")
-    rows[f"sent, mean of {queries}" if queries > 1 else "sent once"] = sent[0]
-    for prior in priors:
-        rows[f"found, {prior.name}" + (f", {queries} queries" if queries > 1 else "")] = invert(
-            client, sent, prior, queries=queries, steps=30
-        )
-figure, axes = plt.subplots(len(rows), len(few), figsize=(7.0, 6.4), layout="constrained")
-for line, (title, images) in zip(axes, rows.items(), strict=True):
-    for axis, image in zip(line, images, strict=True):
-        axis.imshow(image[0].numpy(), cmap="gray", vmin=-0.2, vmax=1.2)
-        axis.set_xticks([])
-        axis.set_yticks([])
-    line[0].set_ylabel(title, rotation=0, ha="right", va="center")
+audit_pictures(found, plt.figure())
 plt.show()
 
 # %%

@@ -9,6 +9,7 @@ from typing import Annotated, Any
 import typer
 
 from pyrostoch.cli import options as opt
+from pyrostoch.cli.audit import audit
 from pyrostoch.cli.bench import bench
 from pyrostoch.cli.errors import DEBUG, guarded
 
@@ -188,8 +189,7 @@ def predict(
     from pyrostoch.runs.threads import limit_threads
 
     saved = SavedRun.open(run)
-    names = saved.finished_guides([guide] if guide else ())
-    chosen = saved.record["posterior_of"] if saved.record["posterior_of"] in names else names[0]
+    chosen = saved.chosen_guide(guide)
     experiment, schema = saved.load_for_rows(chosen, device)
     with limit_threads(experiment.model.net):
         draw_seed = saved.config.seed if seed is None else seed
@@ -243,10 +243,11 @@ def report(run: opt.RunName) -> None:
     """Write the HTML report of a run again."""
     from pyrostoch.report import write
     from pyrostoch.runs import SavedRun
+    from pyrostoch.runs.audits import with_audits
 
     saved = SavedRun.open(run)
     saved.finished_guides()  # raises an error if there are none
-    typer.echo(f"wrote {write(saved.record, saved.folder / 'report.html')}")
+    typer.echo(f"wrote {write(with_audits(saved.folder, saved.record), saved.folder / 'report.html')}")
 
 
 @app.command()
@@ -281,6 +282,7 @@ def download(
     typer.echo(f"{name} is in {download_files(name, root, progress=not quiet)}")
 
 
+app.command()(audit)
 app.command()(bench)
 
 
@@ -289,6 +291,7 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
     from pyrostoch.cli.screen import RunScreen, comparison_table, console, print_whole
     from pyrostoch.report import write
     from pyrostoch.runs import execute
+    from pyrostoch.runs.audits import with_audits
     from pyrostoch.runs.scores import result_notes
     from pyrostoch.runs.settings_file import read_settings
     from pyrostoch.training.trainer import NonFiniteLossError
@@ -323,7 +326,7 @@ def _train_guides(kind: str, params: dict[str, Any]) -> None:
         raise
     finally:
         screen.close()
-    write(record, folder / "report.html")
+    write(with_audits(folder, record), folder / "report.html")
     output = console()
     print_whole(output, comparison_table(record))
     if not params["quiet"]:

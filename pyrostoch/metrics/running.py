@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from pyrostoch.records import Record
 
 __all__ = ["Estimate", "RunningMean"]
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Estimate(Record):
     """A mean over examples and its standard error.
 
     Args:
@@ -25,10 +26,6 @@ class Estimate:
     value: float
     stderr: float
     count: int
-
-    def to_dict(self) -> dict[str, Any]:
-        """The fields as a plain dictionary."""
-        return asdict(self)
 
     def __str__(self) -> str:
         return f"{self.value:.4f} ± {self.stderr:.4f}"

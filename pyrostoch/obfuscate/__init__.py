@@ -14,6 +14,7 @@ from pyrostoch.obfuscate.image_priors import GaussianPrior, GenerativePrior
 from pyrostoch.obfuscate.inversion import invert
 from pyrostoch.obfuscate.keyed import KeyedClient
 from pyrostoch.obfuscate.mechanism import gaussian_delta, gaussian_epsilon
+from pyrostoch.obfuscate.pictures import Pictures
 from pyrostoch.obfuscate.progressive import progressive
 from pyrostoch.obfuscate.screening import Screening
 from pyrostoch.obfuscate.sender import Sender
@@ -27,6 +28,7 @@ __all__ = [
     "GaussianPrior",
     "GenerativePrior",
     "KeyedClient",
+    "Pictures",
     "Progressive",
     "ProgressiveStage",
     "RateBound",

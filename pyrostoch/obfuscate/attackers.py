@@ -42,7 +42,7 @@ class Encoder(nn.Module):
         self.parts = nn.ModuleList()
         size = 0
         for index, tensor in enumerate(sent):
-            tensor = tensor.cpu()
+            tensor = tensor.cpu().to(torch.get_default_dtype())  # what is sent may be double
             # Entries of images have one size in each channel; others each their own, however different these are.
             variance = tensor.var(0)
             if tensor.dim() == 4:
@@ -72,10 +72,10 @@ class Encoder(nn.Module):
         Args:
             sent: What was sent.
         """
-        found = [
-            part((tensor - self.get_buffer(f"mean{index}")) / self.get_buffer(f"scale{index}"))
-            for index, (part, tensor) in enumerate(zip(self.parts, sent, strict=True))
-        ]
+        found = []
+        for index, (part, tensor) in enumerate(zip(self.parts, sent, strict=True)):
+            mean, scale = self.get_buffer(f"mean{index}"), self.get_buffer(f"scale{index}")
+            found.append(part((tensor.to(mean.dtype) - mean) / scale))
         result: Tensor = self.last(torch.cat(found, 1))
         return result
 

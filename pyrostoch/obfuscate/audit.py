@@ -15,12 +15,14 @@ from pyrostoch.metrics.running import Estimate
 from pyrostoch.obfuscate.attackers import Attribute, Reconstruction, Sent, Trained, read_by, train_attacker
 from pyrostoch.obfuscate.audit_record import Audit, Strength
 from pyrostoch.obfuscate.bounds import RateBound, fisher_bound, rate_bound
-from pyrostoch.obfuscate.client import Client
+from pyrostoch.obfuscate.client import Client, alike, on_rows
 from pyrostoch.obfuscate.contrast import CHOICES, contrast_bound
 from pyrostoch.obfuscate.inversion import inversions
 from pyrostoch.obfuscate.keyed import KeyedClient
+from pyrostoch.obfuscate.pictures import Pictures, rounded
 from pyrostoch.obfuscate.scores import LONGER, attack_result, estimate, judged
 from pyrostoch.obfuscate.sender import Sender
+from pyrostoch.obfuscate.weights import weights_before
 from pyrostoch.obfuscate.work import multiplications
 from pyrostoch.prediction.predict import predict
 
@@ -28,6 +30,8 @@ __all__ = ["audit"]
 
 # Share of the attacker's examples by which it tells when to stop.
 _HELD_OUT = 0.1
+# Test images of which there are pictures, and examples of which two queries are compared.
+_SHOWN, _TRIED = 6, 64
 
 Pair = tuple[Tensor, Tensor]
 
@@ -48,6 +52,7 @@ def audit(
     key: bytes | None = None,
     value_range: float = 1.0,
     seed: int = 0,
+    callback: Callable[[str, int, int], None] | None = None,
 ) -> Audit:
     r"""Attack what a client sends, and bound what it tells.
 
@@ -78,9 +83,12 @@ def audit(
             then of inputs near each example. Attackers do not know it, and train on draws with other keys: fresh ones.
         value_range: The largest value of an image less the smallest one.
         seed: Seed of everything that is random.
+        callback: Called when a part of the audit begins, with its name, the number of parts that are done, and that of
+            all.
 
     Returns:
-        What was found; `print` shows tables.
+        What was found; `print` shows tables. Where inputs are images, `pictures` has some of them, what was sent, and
+        what attackers made of it.
 
     Raises:
         ValueError: The input reaches the output beside what is sent, or data do not fit.
@@ -110,15 +118,22 @@ def audit(
         targets[name] = (Attribute(classes), own, own_test)
     known = y_test if labels else None
     counts = [check_count("audit queries", count) for count in queries]
+    begin = _beginnings(callback, len(targets) * (1 + len(counts)) + bool(inverted) + 2 * bool(bounds))
     parts = _Parts(client, x, x_test, y if labels else None, y_test if labels else None, seed, key)
     answer, answer_test = (_answers(client, part, own if labels else None, seed) for part, own in (data, test))
     task = estimate((answer_test == y_test.cpu()).double())
-    results = []
+    # Examples are often sorted by class: the few that are searched for, and shown, are from all over the test part.
+    order = torch.randperm(len(x_test), generator=torch.Generator().manual_seed(mixed_seed(seed, 10)))
+    few, shown = order[:inverted], order[:_SHOWN]
+    pictures = _pictures(x, x_test[shown])
+    results, seen = [], dict[int, Sent]()
     for number, (name, (attack, own, own_test)) in enumerate(targets.items()):
         training = {part: own[rows] for part, rows in parts.rows.items()}
+        begin(f"{name}, without noise")
         strength = _strength(attack, parts, training, own_test, epochs, mixed_seed(seed, number))
         start: Trained | None = None
         for count in counts:
+            begin(f"{name}, {count} {'query' if count == 1 else 'queries'}")
             send = parts.sender(count)
             start = train_attacker(
                 attack,
@@ -129,27 +144,44 @@ def audit(
                 start=None if start is None else start.network,
                 seed=mixed_seed(seed, number, count),
             )
-            output = read_by(start.network, send("test", mixed_seed(seed, number, count, 1))).cpu()
+            sent = send("test", mixed_seed(seed, number, count, 1))
+            output = read_by(start.network, sent).cpu()
             how: dict[str, Any] = {"strength": strength, "epochs": start.epochs, "stopped": start.stopped}
             how |= {"queries": count, "value_range": value_range}
             results.append(attack_result(name, attack, output, (own, own_test), (answer, answer_test), **how))
+            if isinstance(attack, Reconstruction):
+                seen[count] = tuple(z[few] for z in sent)
+                if pictures is not None:
+                    pictures.keep_sent(count, tuple(z[shown] for z in sent))
+                    pictures.keep_found(name, count, output[shown])
     if not inverted:
         skipped = ["attacks by optimization: not asked for"]
     else:
-        few = slice(min(inverted, len(x_test)))
+        begin("attacks by optimization")
         pair, answers = (x, x_test[few]), (answer, answer_test[few])
-        own_labels = None if known is None else known[few]
-        sent = {count: tuple(z[few] for z in parts.send("test", count, mixed_seed(seed, 8, count))) for count in counts}
-        found, skipped = inversions(client, pair, answers, own_labels, sent, steps, value_range, seed)
-        results += found
+        found, skipped = inversions(
+            client, pair, answers, None if known is None else known[few], seen, steps, value_range, seed
+        )
+        for row, images in found:
+            results.append(row)
+            if pictures is not None:
+                pictures.keep_found(row.attack, row.queries, images[:_SHOWN])
+    if bounds:
+        begin("bounds from above")
     rate, fisher, reason = None, None, "there is none for noise that is fixed by a key"
     if key is None:
         rate, fisher, reason = _bounds(client, x, x_test, y, y_test, labels, bounds, seed)
     least = None
+    if bounds:
+        begin("bound from below")
     if bounds and len(x_test) >= 2 * CHOICES:
         every = {**{part: x[rows] for part, rows in parts.rows.items()}, "test": x_test}
         least = contrast_bound(parts.sender(1), every, epochs=most_epochs, seed=mixed_seed(seed, 9))
     share = multiplications(client, x[:1], None if not labels else y[:1])
+    tried, tried_labels = x_test[:_TRIED], None if known is None else known[:_TRIED]
+    once, again = (client.send(tried, labels=tried_labels, seed=number) for number in (0, 1))
+    with client.knowing(tried_labels):
+        weights = weights_before(client, on_rows(client.read(tried, tried_labels), torch.arange(1), client.device))
     return Audit(
         client.at,
         labels,
@@ -163,7 +195,30 @@ def audit(
         tuple(skipped),
         key is not None,
         least,
+        not alike(once, again),
+        tuple(weights),
+        pictures,
     )
+
+
+def _beginnings(callback: Callable[[str, int, int], None] | None, total: int) -> Callable[[str], None]:
+    """Tells a callback what begins, and how many of all parts are done."""
+    done = 0
+
+    def begin(part: str) -> None:
+        nonlocal done
+        if callback is not None:
+            callback(part, done, total)
+        done += 1
+
+    return begin
+
+
+def _pictures(x: Tensor, shown: Tensor) -> Pictures | None:
+    """Some images to show; `None` where inputs are no images of one channel or three."""
+    if x.dim() != 4 or x.shape[1] not in (1, 3):
+        return None
+    return Pictures(float(x.min()), float(x.max()), rounded(shown))
 
 
 class _Parts:
@@ -256,6 +311,8 @@ def _checked(pair: Any, what: str) -> Pair:
 
 
 def _attribute(name: str, own: Tensor, test: Tensor, count: int, count_test: int) -> int:
+    if name == "reconstruction":
+        raise ValueError("audit private: 'reconstruction' is the name of an attack; give the attribute another one")
     for values, expected in ((own, count), (test, count_test)):
         if values.is_floating_point() or values.dim() != 1 or len(values) != expected or int(values.min()) < 0:
             raise ValueError(

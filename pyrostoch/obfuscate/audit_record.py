@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from pyrostoch.metrics.running import Estimate
 from pyrostoch.obfuscate.bounds import RateBound
+from pyrostoch.obfuscate.pictures import Pictures
 from pyrostoch.records import Record, number, table
 
 __all__ = ["AttackResult", "Audit", "Strength"]
@@ -66,6 +68,10 @@ class AttackResult(Record):
     stopped: bool
     information: Estimate | None
 
+    def to_dict(self) -> dict[str, Any]:
+        """The result as plain data, with its verdict."""
+        return {**super().to_dict(), "verdict": self.verdict}
+
     @property
     def verdict(self) -> str:
         """What the result says, or why it says nothing, as where a weak attacker reads little."""
@@ -100,6 +106,9 @@ class Audit(Record):
         keyed: Whether the noise of an input was fixed by a secret key.
         least: What one query tells of an example at least, in nats, by InfoNCE among 100 examples; `None` where it was
             not taken.
+        noisy: Whether two queries of the same examples sent something else.
+        weights: Random weights that what is sent may depend on.
+        pictures: Some images, what was sent of them, and what attackers found; `None` where inputs are no images.
     """
 
     at: tuple[str, ...]
@@ -114,6 +123,9 @@ class Audit(Record):
     skipped: tuple[str, ...] = ()
     keyed: bool = False
     least: Estimate | None = None
+    noisy: bool = True
+    weights: tuple[str, ...] = ()
+    pictures: Pictures | None = None
 
     def __str__(self) -> str:
         lines = []
@@ -121,6 +133,13 @@ class Audit(Record):
             lines.append("The client knows the label and chooses the noise by it: which noise was chosen may tell it.")
         if self.keyed:
             lines.append("Noise is fixed by a secret key: queries after the first one are of inputs near each example.")
+        if not self.noisy:
+            lines.append("Two queries of the same examples sent the same: what is sent has no noise.")
+        if self.weights:
+            lines.append(
+                f"Weights are random ({', '.join(self.weights)}): a query draws them once for all examples, and "
+                "standard errors are those over examples alone."
+            )
         lines.append(
             f"sent at {', '.join(self.at)}; {self.examples} test examples; the client makes {100 * self.share:.1f} % "
             "of all multiplications"

@@ -98,7 +98,7 @@ def inversions(
     steps: int,
     value_range: float,
     seed: int,
-) -> tuple[list[AttackResult], list[str]]:
+) -> tuple[list[tuple[AttackResult, Tensor]], list[str]]:
     """Attacks by optimization with a normal prior and with a generative one, for an audit.
 
     Args:
@@ -112,10 +112,10 @@ def inversions(
         seed: Seed of the generative prior.
 
     Returns:
-        Their results, or why there is none.
+        Their results with the inputs that they found, or why there is none.
     """
     x, x_test = inputs
-    attack, results = Reconstruction(x.shape[1:]), []
+    attack, results = Reconstruction(x.shape[1:]), list[tuple[AttackResult, Tensor]]()
     without = client.send(x_test, labels=labels, mode="noise-free")
     priors: tuple[InputPrior, ...] = (GaussianPrior(x), GenerativePrior(x, seed=seed))
     try:
@@ -124,12 +124,13 @@ def inversions(
                 invert(client, without, prior, queries=None, labels=labels, steps=count).cpu()
                 for count in (steps, LONGER * steps)
             )
-            strength = judged(attack, *(float(attack.score(found, x_test).mean()) for found in budgets))
+            strength = judged(attack, *(float(attack.score(images, x_test).mean()) for images in budgets))
             for count, given in sent.items():
                 output = invert(client, given, prior, queries=count, labels=labels, steps=steps).cpu()
                 how: dict[str, Any] = {"queries": count, "strength": strength, "epochs": steps, "stopped": True}
                 name = f"optimization, {prior.name}"
-                results.append(attack_result(name, attack, output, inputs, answers, value_range=value_range, **how))
+                found = attack_result(name, attack, output, inputs, answers, value_range=value_range, **how)
+                results.append((found, output))
     except ValueError as error:
         return [], [f"attacks by optimization: {str(error).removeprefix('invert: ')}"]
     return results, []

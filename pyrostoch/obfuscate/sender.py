@@ -11,7 +11,8 @@ from torch import Tensor
 from pyrostoch._inputs import count_examples, take_examples
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.obfuscate.channel import DrawnActivations, is_normal
-from pyrostoch.obfuscate.client import Client
+from pyrostoch.obfuscate.client import Client, on_rows
+from pyrostoch.obfuscate.weights import weights_before
 from pyrostoch.prediction.readouts import seeded
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.protocols import FlatInputs
@@ -19,6 +20,8 @@ from pyrostoch.protocols import FlatInputs
 __all__ = ["Sender"]
 
 _PIECE = 1000
+# Examples on which it is looked which weights what is sent may depend on.
+_TRIED = 8
 #: Largest number of bytes that are kept of the distributions.
 _MOST_BYTES = 2**30
 
@@ -26,9 +29,9 @@ _MOST_BYTES = 2**30
 class Sender:
     """Sends the same examples again and again.
 
-    Where what is sent is the draw of one layer, whose inputs are not random, the parameters of its distribution are
-    computed once and each query draws from it; the mean of K draws of a normal distribution is one draw with its scale
-    divided by the root of K. Else the client runs for each query.
+    Where what is sent is the draw of one layer, whose inputs are not random, nor weights on the way to it, the
+    parameters of its distribution are computed once and each query draws from it; the mean of K draws of a normal
+    distribution is one draw with its scale divided by the root of K. Else the client runs for each query.
 
     Args:
         client: The client.
@@ -50,8 +53,11 @@ class Sender:
     def __init__(self, client: Client, x: FlatInputs, labels: Tensor | None = None) -> None:
         self._client, self._x, self._labels = client, x, labels
         self._kept: list[tuple[Any, Any]] = []  # layer and inputs of its activations, or location and scale
-        whole = client.model.examples_meet(client.read(x, labels))
-        self.draws_alone = not client.model.sites and not whole and self._keep()
+        given = client.read(x, labels)
+        with client.knowing(labels):
+            few = on_rows(given, torch.arange(min(_TRIED, count_examples(x, 0) or 1)), client.device)
+            random = bool(client.model.sites) and bool(weights_before(client, few))
+        self.draws_alone = not random and not client.model.examples_meet(given) and self._keep()
 
     def _keep(self) -> bool:
         """Keep the distributions of all examples; false if what is sent is something else."""

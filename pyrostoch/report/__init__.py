@@ -2,8 +2,18 @@
 
 from __future__ import annotations
 
+from pyrostoch.report.audit_pictures import audit_pictures
 from pyrostoch.report.fitted import write_report
 from pyrostoch.report.html import render, write
 from pyrostoch.report.plots import accuracy_by_samples, posterior, reliability, training
 
-__all__ = ["accuracy_by_samples", "posterior", "reliability", "render", "training", "write", "write_report"]
+__all__ = [
+    "accuracy_by_samples",
+    "audit_pictures",
+    "posterior",
+    "reliability",
+    "render",
+    "training",
+    "write",
+    "write_report",
+]

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pyrostoch.report import plots
+from pyrostoch.report.audit_section import audit_content, audit_title
 from pyrostoch.report.record import check, is_regression, mode_title, modes, number, row_of
 from pyrostoch.report.style import CSS
 from pyrostoch.report.svg import inline_svg
@@ -33,7 +34,8 @@ def render(results: Mapping[str, Any]) -> str:
     Parts that the record lacks are left out; NaN and infinite numbers are shown as such.
 
     Args:
-        results: The record read from `results.json` (schema 1, kind `compare` or `train`).
+        results: The record read from `results.json` (schema 1, kind `compare` or `train`), with the content of audits'
+            files in a list `audits`, if there are some.
 
     Returns:
         The page.
@@ -73,6 +75,8 @@ def render(results: Mapping[str, Any]) -> str:
             )
         )
     parts += [_guide(results, guide, i) for i, guide in enumerate(guides)]
+    for i, saved in enumerate(results.get("audits") or []):
+        parts.append(_section(f"audit-{i}", audit_title(saved), "", audit_content(saved, f"audit-{i}-pictures")))
     text = "The pages are those of the documentation of pyrostoch."
     parts += [_section("words", "What the words mean", text, words_list(results)), _footer(results)]
     body = "\n".join(parts)
@@ -154,11 +158,11 @@ def _head(results: Mapping[str, Any], title: str) -> str:
     joined = ((name, ", ".join(part for part in values if part)) for name, values in rows.items())
     listing = "".join(f"<dt>{name}</dt><dd>{value}</dd>" for name, value in joined if value)
     command = f'<p class="command"><code>{escape(str(results["command"]))}</code></p>' if results.get("command") else ""
-    links = "".join(
-        f'<a href="#guide-{i}">{escape(str(guide.get("title") or guide["name"]))}</a>'
-        for i, guide in enumerate(results["guides"])
-    )
-    nav = f"<nav>{links}</nav>" if len(results["guides"]) > 1 else ""
+    guides = [str(guide.get("title") or guide["name"]) for guide in results["guides"]]
+    targets = {f"guide-{i}": name for i, name in enumerate(guides)} if len(guides) > 1 else {}
+    targets |= {f"audit-{i}": audit_title(saved) for i, saved in enumerate(results.get("audits") or [])}
+    links = "".join(f'<a href="#{key}">{escape(name)}</a>' for key, name in targets.items())
+    nav = f"<nav>{links}</nav>" if links else ""
     return f"<header><h1>{escape(title)}</h1>{command}<dl>{listing}</dl>{nav}</header>"
 
 

@@ -40,6 +40,7 @@ tbody th, thead tr:first-child th:first-child, .text { text-align: left; }
 tbody th { position: sticky; left: 0; background: var(--paper); white-space: normal; min-width: 7.5rem; }
 .all { width: 100%; }
 svg { width: 100%; height: auto; display: block; }
+svg image { image-rendering: pixelated; }
 svg * { stroke-linejoin: round; stroke-linecap: butt; }
 svg text:not([style*="fill"]) { fill: currentColor; }
 footer { margin-top: 3rem; color: var(--soft); font-size: .85rem; }

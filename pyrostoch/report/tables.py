@@ -9,7 +9,15 @@ from typing import Any
 
 from pyrostoch.report.record import is_regression, mode_title, modes, number, row_of
 
-__all__ = ["comparison_table", "format_number", "mode_table", "rate_table", "site_table"]
+__all__ = [
+    "comparison_table",
+    "data_table",
+    "format_number",
+    "mode_table",
+    "rate_table",
+    "site_table",
+    "with_error",
+]
 
 #: `min` or `max`.
 Best = Callable[[list[float]], float]
@@ -47,11 +55,38 @@ def format_number(value: float | str | None, digits: int, scale: float = 1.0) ->
     return text.replace("-", "−")
 
 
-def _with_error(value: float | str | None, error: float | str | None, digits: int, scale: float = 1.0) -> str:
+def with_error(value: float | str | None, error: float | str | None, digits: int, scale: float = 1.0) -> str:
+    """A number as HTML, with its standard error below it, if there is one.
+
+    Args:
+        value: A number of the record.
+        error: Its standard error.
+        digits: Digits after the decimal point.
+        scale: Factor, such as 100 for percent.
+
+    Example:
+        >>> with_error(0.5, 0.01, 1, 100.0)
+        '50.0<span class="err">± 1.0</span>'
+    """
     text, x = format_number(value, digits, scale), number(error)
     if number(value) is None or x is None or x == 0.0:
         return text
     return f'{text}<span class="err">± {format_number(x, digits, scale)}</span>'
+
+
+def data_table(titles: Sequence[str], body: Sequence[str], name: str) -> str:
+    """A table as HTML.
+
+    Args:
+        titles: Titles of the columns.
+        body: The cells of each row, as HTML.
+        name: Its class in the style sheet.
+
+    Example:
+        >>> data_table(["A"], ["<td>1</td>"], "numbers").count("<tr>")
+        2
+    """
+    return _table([_header_cells(titles)], body, name)
 
 
 def _table(header: Sequence[str], body: Sequence[str], name: str) -> str:
@@ -80,7 +115,7 @@ class _Column:
         for value, error in zip(values, errors, strict=True):
             x = number(value)
             bold = best is not None and x is not None and math.isfinite(x) and round(scale * x, digits) == best
-            text = _with_error(value, error, digits, scale)
+            text = with_error(value, error, digits, scale)
             self.cells.append(f'<td class="best">{text}</td>' if bold else f"<td>{text}</td>")
 
 
@@ -125,7 +160,7 @@ def comparison_table(results: Mapping[str, Any]) -> str:
         parts = guide.get("decomposition") or {}
         cells = [
             f'<th scope="row"><a href="#guide-{i}">{html.escape(str(guide.get("title") or guide["name"]))}</a></th>',
-            f"<td>{_with_error(parts.get('elbo'), parts.get('elbo_stderr'), 1)}</td>",
+            f"<td>{with_error(parts.get('elbo'), parts.get('elbo_stderr'), 1)}</td>",
             f"<td>{format_number(parts.get('data'), 1)}</td>",
             f"<td>{format_number(parts.get('kl'), 1)}</td>",
             *(c.cells[i] for c in scores),
@@ -167,7 +202,7 @@ def mode_table(results: Mapping[str, Any], guide: Mapping[str, Any]) -> str:
     body = []
     for row in rows:
         cells = "".join(
-            f"<td>{_with_error(row.get(key), row.get(f'{key}_stderr'), digits, scale)}</td>"
+            f"<td>{with_error(row.get(key), row.get(f'{key}_stderr'), digits, scale)}</td>"
             for _, key, digits, scale in columns
         )
         title = html.escape(mode_title(str(row.get("mode"))))
@@ -222,7 +257,7 @@ def site_table(decomposition: Mapping[str, Any]) -> str:
         treatment = str(site.get("treatment") or ABSENT)
         body.append(
             f'<th scope="row"><code>{html.escape(str(site.get("site")))}</code></th>'
-            f"<td>{format_number(weights, 0)}</td><td>{_with_error(kl, error, 1)}</td>"
+            f"<td>{format_number(weights, 0)}</td><td>{with_error(kl, error, 1)}</td>"
             f"<td>{format_number(per_weight, 3)}</td>"
             f'<td class="text">{html.escape(method)}</td><td class="text">{html.escape(treatment)}</td>'
         )

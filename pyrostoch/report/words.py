@@ -51,6 +51,12 @@ WORDS = (
     Word("α", "The variance of a weight divided by its squared mean.", "theory/variance_networks"),
 )
 
+_AUDITED = (
+    Word(
+        "Audit", "Attackers that read what a layer sends, beside a guess by the answer alone.", "how-to/audit_a_layer"
+    ),
+)
+
 
 def words_list(results: Mapping[str, Any]) -> str:
     """The words of a report with their meanings; each is a link where the address of the documentation is known.
@@ -65,7 +71,8 @@ def words_list(results: Mapping[str, Any]) -> str:
         >>> "Guide" in words_list({"schema": 1, "kind": "train", "guides": [{"name": "additive"}]})
         True
     """
-    words = sorted((*WORDS, *(_VALUES if is_regression(results) else _CLASSES)), key=lambda word: word.word.lower())
+    scores, audited = _VALUES if is_regression(results) else _CLASSES, _AUDITED if results.get("audits") else ()
+    words = sorted((*WORDS, *scores, *audited), key=lambda word: word.word.lower())
     rows = []
     for word, meaning, page in words:
         link = address(page)

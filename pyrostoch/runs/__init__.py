@@ -6,6 +6,7 @@ A run trains one or more guides from the same initial network, scores each once 
 | --- | --- |
 | `results.json` | the record of the run: settings, scores, the terms of the ELBO, training history |
 | `<guide>.safetensors` | a checkpoint of each guide, from which an interrupted run is resumed |
+| `audit.<guide>.<layer>.json` | what an audit of a layer has found, for the report |
 | `posterior.nc` | posterior draws of the guide with the highest ELBO, for ArviZ |
 """
 

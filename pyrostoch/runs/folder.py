@@ -157,25 +157,26 @@ def check_writable(folder: Path) -> None:
         raise _writing_error(folder, error) from error
 
 
-def write_record(folder: Path, record: dict[str, Any]) -> None:
+def write_record(folder: Path, record: dict[str, Any], file: str = RECORD_FILE) -> None:
     """Write the record of a run atomically; NaN and infinite numbers become strings, since JSON cannot hold them.
 
     Args:
         folder: The run's folder.
         record: The record.
+        file: Name of the file.
 
     Raises:
         OSError: The record cannot be written; the previous one is kept.
     """
     text = json.dumps(_to_json(record), indent=1, allow_nan=False, ensure_ascii=False)
-    temporary = temporary_name(folder / RECORD_FILE)
+    temporary = temporary_name(folder / file)
     try:
         _write(temporary, text.encode())
-        os.replace(temporary, folder / RECORD_FILE)
+        os.replace(temporary, folder / file)
     except OSError as error:
         with contextlib.suppress(OSError):
             temporary.unlink()
-        raise _writing_error(folder, error, RECORD_FILE) from error
+        raise _writing_error(folder, error, file) from error
 
 
 def read_record(folder: Path) -> dict[str, Any]:

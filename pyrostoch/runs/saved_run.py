@@ -201,6 +201,20 @@ class SavedRun:
             check_choice(f"guide of run {self.folder}", name, names)
         return [name for name in names if not chosen or name in chosen]
 
+    def chosen_guide(self, guide: str | None = None) -> str:
+        """The guide that a command works with: a given one, else that with the highest ELBO.
+
+        Args:
+            guide: Its name; `None` where it was left out.
+
+        Raises:
+            ValueError: It is not finished or not part of the run.
+            RunError: No guide is finished.
+        """
+        names = self.finished_guides([guide] if guide else ())
+        best: str = self.record["posterior_of"]
+        return best if best in names else names[0]
+
     def load_guide(self, guide: str, *, data_dir: str | None = None, device: str | None = None) -> Experiment:
         """Load a trained guide from its checkpoint, with its model and data.
 
