@@ -1,219 +1,19 @@
-"""The bench `privacy`: what is learned from obfuscated examples, and what attackers read of them."""
+"""The bench `privacy`: what is learned from obfuscated examples, and what attackers read of what a client sends."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from typing import Any
-
-import torch
-from torch import Tensor, nn
-from torch.utils.data import Subset, TensorDataset
-
-from pyrostoch._seeds import mixed_seed
-from pyrostoch.bench.case import Bench, Case, TrialContext
-from pyrostoch.bench.published.conditional_networks import classifier, gate
+from pyrostoch.bench.case import Bench
 from pyrostoch.bench.published.privacy_audit import AUDIT_CASES
 from pyrostoch.bench.published.privacy_picture import draw_curves
+from pyrostoch.bench.published.privacy_progressive import PROGRESSIVE_CASES
 from pyrostoch.bench.published.privacy_scenes import SCENE_CASES
-from pyrostoch.bench.recipe import ProgressiveRecipe
-from pyrostoch.bench.trial import train_test_data
-from pyrostoch.guides import Additive
-from pyrostoch.layers import Conditional, GatedSelection, MCDropout, StochasticAdditive
-from pyrostoch.layers.embody import prepend
-from pyrostoch.likelihoods import Categorical
-from pyrostoch.model import BayesianModel
-from pyrostoch.obfuscate import Screening, progressive
-from pyrostoch.prediction.compare import compare
-from pyrostoch.prediction.predict import predict
-from pyrostoch.prediction.readouts import seeded
-from pyrostoch.training.fit import fit
 
 __all__ = ["PRIVACY"]
-
-_SHARES = (0.05, 0.25)
-# Weight of the mean log standard deviation while the layer is trained, as in the bench `conditional`.
-_NOISE_WEIGHT = 0.1
-_SCREENING = Screening(fraction=0.25, patch=4)
-
-
-def _recipe_of(epochs: int, clean: int, layer: int, **settings: Any) -> ProgressiveRecipe:
-    common: dict[str, Any] = {"lr": 1e-3, "schedule": "cosine", "noise_weight": _NOISE_WEIGHT}
-    return ProgressiveRecipe(epochs=epochs, clean_epochs=clean, layer_epochs=layer, **common, **settings)
-
-
-_RECIPES = {
-    "quick": _recipe_of(1, 4, 2, batch_size=50, examples=2000),
-    "cpu": _recipe_of(3, 20, 10, batch_size=100),
-    "full": _recipe_of(20, 60, 30, batch_size=100),
-}
-# Rounds in which BALD chooses the clean part, and the number of examples among which it chooses in each.
-_ROUNDS, _POOL, _DRAWS = 5, 10_000, 20
-
-Pair = tuple[Tensor, Tensor]
-
-
-def _recipe(context: TrialContext) -> ProgressiveRecipe:
-    if not isinstance(context.recipe, ProgressiveRecipe):
-        raise TypeError(f"case {context.case.name}: expected a ProgressiveRecipe, got {type(context.recipe).__name__}")
-    return context.recipe
-
-
-def _settings(context: TrialContext) -> dict[str, Any]:
-    recipe = _recipe(context)
-    settings: dict[str, Any] = {"batch_size": recipe.batch_size, "lr": recipe.lr, "schedule": recipe.schedule}
-    return settings | {"seed": context.seed, "progress": False, "callback": context.progress, "resume": True}
-
-
-def _accuracy(model: BayesianModel, guide: Any, test: Pair) -> float:
-    row: Any = compare(model, guide, test, modes=("mean",)).rows[0]
-    return float(row.accuracy)
-
-
-def _name(share: float) -> str:
-    return f"{100 * share:g}"
-
-
-def _progressive(
-    screening: Screening | None = _SCREENING, obfuscate_by: str = "labels", choose: str = "random"
-) -> Callable[[TrialContext], Mapping[str, float]]:
-    """A trial of progressive training."""
-
-    def run(context: TrialContext) -> Mapping[str, float]:
-        recipe, device = _recipe(context), torch.device(context.setting.device)
-        train, test = train_test_data(context.require_split(), recipe, device)
-        channels, size = train[0].shape[1], train[0].shape[2]
-        with seeded(context.seed, device):
-            layer = Conditional(
-                lambda: StochasticAdditive((channels, size, size), scale=recipe.layer_scale), 10, where="output"
-            )
-            net = prepend(classifier(channels, size), layer)
-            model = BayesianModel(net, likelihood=Categorical(), num_data=len(train[0])).to(device)
-            selection = GatedSelection(gate(channels, size))
-        guide = Additive(model)
-        order: Tensor | None = None
-        shares: tuple[float, ...] = _SHARES
-        if choose == "bald":
-            order, shares = _by_disagreement(context, train), _SHARES[:1]
-        found = progressive(
-            model,
-            guide,
-            train,
-            selection=selection,
-            shares=shares,
-            order=order,
-            obfuscate_by=obfuscate_by,  # type: ignore[arg-type]
-            screening=screening,
-            epochs={
-                "clean": recipe.clean_epochs,
-                "classes": recipe.layer_epochs,
-                "selection": recipe.layer_epochs,
-                "mixed": recipe.epochs,
-            },
-            steps={"classes": {"noise_weight": recipe.noise_weight or 0.0}},
-            score=lambda model, guide: _accuracy(model, guide, test),
-            checkpoint=context.checkpoint().parent,
-            **_settings(context),
-        )
-        metrics: dict[str, float] = {}
-        for stage in found.stages:
-            metrics[f"accuracy/alone-{_name(stage.share)}"] = stage.alone
-            metrics[f"accuracy/result-{_name(stage.share)}"] = stage.mixed
-            metrics[f"noise/ratio-{_name(stage.share)}"] = float(stage.noise or 0.0)
-        row: Any = compare(model, guide, test, modes=("mc:1",), seed=context.seed).rows[0]
-        return metrics | {"accuracy/obfuscated": float(row.accuracy)}
-
-    return run
-
-
-def _by_disagreement(context: TrialContext, train: Pair) -> Tensor:
-    """The clean part as BALD chooses it, in rounds: examples of which the draws of a network disagree most."""
-    recipe, device = _recipe(context), torch.device(context.setting.device)
-    total, channels, size = len(train[0]), train[0].shape[1], train[0].shape[2]
-    wanted = round(_SHARES[0] * total)
-    generator = torch.Generator().manual_seed(mixed_seed(context.seed, 1))
-    order = torch.randperm(total, generator=generator)
-    chosen, left = order[: wanted // _ROUNDS], order[wanted // _ROUNDS :]
-    for number in range(1, _ROUNDS):
-        with seeded(mixed_seed(context.seed, 2, number), device):
-            network = classifier(channels, size)
-            model = BayesianModel(
-                nn.Sequential(network[:-1], MCDropout(0.5), network[-1]),
-                likelihood=Categorical(),
-                num_data=len(chosen),
-            ).to(device)
-        guide = Additive(model)
-        settings = _settings(context) | {"checkpoint": context.checkpoint().with_name(f"bald.{number}.safetensors")}
-        fit(model, guide, (train[0][chosen], train[1][chosen]), epochs=recipe.clean_epochs, **settings)
-        pool = left[torch.randperm(len(left), generator=generator)][:_POOL]
-        found = predict(model, guide, train[0][pool], mode=f"mc:{_DRAWS}", seed=context.seed)
-        if found.epistemic is None:
-            raise ValueError(f"case {context.case.name}: expected classes, whose draws can disagree")
-        count = (wanted - len(chosen)) // (_ROUNDS - number)
-        new = pool[found.epistemic.cpu().argsort(descending=True)[:count]]
-        keep = torch.ones(total, dtype=torch.bool)
-        keep[new] = False
-        chosen, left = torch.cat([chosen, new]), left[keep[left]]
-    return chosen
-
-
-def _plain(kind: str) -> Callable[[TrialContext], Mapping[str, float]]:
-    """A trial without obfuscated examples: `"clean-part"`, `"pseudo-labels"` or `"all-clean"`."""
-
-    def run(context: TrialContext) -> Mapping[str, float]:
-        recipe, device = _recipe(context), torch.device(context.setting.device)
-        train, test = train_test_data(context.require_split(), recipe, device)
-        total = len(train[0])
-        order = torch.randperm(total, generator=torch.Generator().manual_seed(mixed_seed(context.seed, 0)))
-        with seeded(context.seed, device):
-            network = classifier(train[0].shape[1], train[0].shape[2])
-            model = BayesianModel(network, likelihood=Categorical(), num_data=total).to(device)
-        guide, metrics = Additive(model), dict[str, float]()
-        settings, folder = _settings(context), context.checkpoint().parent
-
-        def step(name: str, data: Any, epochs: int) -> None:
-            model.num_data = len(data)
-            fit(model, guide, data, epochs=epochs, checkpoint=folder / f"{name}.safetensors", **settings)
-
-        if kind == "all-clean":
-            step("all", TensorDataset(*train), recipe.clean_epochs)
-            return {f"accuracy/result-{_name(share)}": _accuracy(model, guide, test) for share in _SHARES}
-        for share in _SHARES:
-            rows = order[: round(share * total)]
-            clean = TensorDataset(train[0][rows], train[1][rows])
-            step(f"{_name(share)}.clean", clean, recipe.clean_epochs)
-            metrics[f"accuracy/alone-{_name(share)}"] = _accuracy(model, guide, test)
-            if kind == "clean-part":  # as many steps as on both parts
-                step(f"{_name(share)}.more", clean, round(recipe.epochs / share))
-            else:
-                labels = train[1].clone()
-                others = order[round(share * total) :]
-                probs: Any = predict(model, guide, train[0][others], mode="mean").probs
-                labels[others] = probs.argmax(-1).to(labels)
-                step(f"{_name(share)}.both", Subset(TensorDataset(train[0], labels), order.tolist()), recipe.epochs)
-            metrics[f"accuracy/result-{_name(share)}"] = _accuracy(model, guide, test)
-        return metrics
-
-    return run
-
-
-def _case(name: str, title: str, trial: Callable[[TrialContext], Mapping[str, float]]) -> Case:
-    return Case(f"progressive/{name}", title, "mnist", _RECIPES, custom_trial=trial)
-
 
 PRIVACY = Bench(
     name="privacy",
     title="Obfuscated examples",
-    cases=(
-        _case("labels", "obfuscated by labels", _progressive()),
-        _case("selection", "obfuscated by the selection", _progressive(obfuscate_by="selection")),
-        _case("unscreened", "nothing screened", _progressive(screening=None)),
-        _case("bald", "clean part chosen by BALD", _progressive(choose="bald")),
-        _case("clean-part", "the clean part alone, as many steps", _plain("clean-part")),
-        _case("pseudo-labels", "clean rest with pseudo-labels", _plain("pseudo-labels")),
-        _case("all-clean", "all data clean", _plain("all-clean")),
-        *AUDIT_CASES,
-        *SCENE_CASES,
-    ),
+    cases=(*PROGRESSIVE_CASES, *AUDIT_CASES, *SCENE_CASES),
     columns=(
         ("accuracy/alone-5", "after 5 % clean, %"),
         ("accuracy/result-5", "with the rest, %"),
@@ -249,7 +49,9 @@ PRIVACY = Bench(
         "on clean test images by the mean; the last column is under the layer and its gate.",
         "Pseudo-labels are those that the network of the first step gives the clean images of the rest, whose labels "
         "are then not used. BALD chooses the 5 % in five rounds, each among 10,000 images, by the mutual information "
-        "of 20 draws of dropout. The clean part alone is trained for as many steps as both parts together.",
+        "of 20 draws of dropout. The clean part alone is trained for as many steps as both parts together. "
+        "Distilled images (Wang et al. 2018) are learned from all clean ones: 20 for each of 5 steps of gradient "
+        "descent from any start, with learned rates. They stand in place of the clean 5 %; all images are the rest.",
         "Audits: a client sends the noisy activations of a layer of LeNet5 (6 and 16 convolutions, 120 neurons) that "
         "tells whether a digit is greater than 5; attackers want the digit and the image. Noise by class has a learned "
         "mean and standard deviation for each unit and each of the two classes, under a weight of its rate; its soft "
