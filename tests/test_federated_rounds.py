@@ -119,6 +119,7 @@ def test_bad_data_are_refused() -> None:
         ((x, y[:9]), "as many labels as inputs, and at least one, got 10 and 9"),
         ((x * float("nan"), y), "finite"),
         ([x], "expected tensors"),
+        (x[:2], "expected tensors"),
         ((x, [0] * 10), r"expected tensors \(x, y\)"),
     ]:
         with pytest.raises((ValueError, TypeError), match=message):

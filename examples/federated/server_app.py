@@ -31,6 +31,7 @@ def main(grid, context) -> None:
             validation=held_out,
             rounds=int(run["rounds"]),
             timeout=float(run["timeout"]),
+            wait=120.0,
             seed=int(run["seed"]),
             folder=folder,
             resume=True,

@@ -193,6 +193,7 @@ class _Line:
     ) -> None:
         self.flwr, self.grid, self.server, self.timeout = flwr, grid, server, timeout
         self.seed, self._wanted, self._wait = seed, holders, wait
+        self._sent: list[Any] = []
 
     def begin(self) -> list[int]:
         """Wait for enough nodes, ask new ones who they are, begin a round, and return the nodes that take part."""
@@ -204,7 +205,7 @@ class _Line:
         known: dict[int, tuple[str, int, str]] = {}
         errors = {node: f"no answer within {self.timeout:g} s" for node in new}
         for reply in self._replies(new, "query.introduce", {}):
-            node = reply.metadata.src_node_id
+            node = self._node_of(reply)
             errors[node] = _reason(reply) if reply.has_error() else ""
             if not reply.has_error():
                 words, count = reply.content["words"], reply.content["metrics"]["num-examples"]
@@ -219,7 +220,7 @@ class _Line:
 
     def answer(self, reply: Any) -> Answer:
         """A reply as the server's side reads it."""
-        node = reply.metadata.src_node_id
+        node = self._node_of(reply)
         if reply.has_error():
             return Answer(node, {}, error=_reason(reply))
         try:
@@ -228,9 +229,18 @@ class _Line:
             return Answer(node, {}, error=f"its answer cannot be read: {error}")
 
     def _replies(self, nodes: Iterable[int], kind: str, config: Mapping[str, Any]) -> Iterable[Any]:
-        content = self.flwr.RecordDict({"config": self.flwr.ConfigRecord(dict(config))})
-        messages = [self.flwr.Message(content, node, kind) for node in nodes]
+        messages = self.messages(nodes, kind, {"config": self.flwr.ConfigRecord(dict(config))})
         return self.grid.send_and_receive(messages, timeout=self.timeout) if messages else []
+
+    def messages(self, nodes: Iterable[int], kind: str, content: Mapping[str, Any]) -> list[Any]:
+        """Messages with the same content to several nodes."""
+        self._sent = [self.flwr.Message(self.flwr.RecordDict(dict(content)), node, kind) for node in nodes]
+        return self._sent
+
+    def _node_of(self, reply: Any) -> int:
+        """The node that was asked; a reply that the SuperLink gives for a node that is gone does not name it."""
+        asked = {message.metadata.message_id: message.metadata.dst_node_id for message in self._sent}
+        return asked.get(reply.metadata.reply_to_message_id, reply.metadata.src_node_id)
 
 
 def _strategy(flwr: Any, line: _Line) -> Any:
@@ -241,8 +251,7 @@ def _strategy(flwr: Any, line: _Line) -> Any:
         def configure_train(self, server_round: int, arrays: Any, config: Any, grid: Any) -> Iterable[Any]:
             nodes = line.begin()
             config["num-data"], config["seed"] = server.model.num_data, mixed_seed(line.seed, server.done)
-            record = flwr.RecordDict({self.arrayrecord_key: arrays, self.configrecord_key: config})
-            return self._construct_messages(record, nodes, "train")
+            return line.messages(nodes, "train", {self.arrayrecord_key: arrays, self.configrecord_key: config})
 
         def aggregate_train(self, server_round: int, replies: Iterable[Any]) -> tuple[Any, Any]:
             mean = server.average([line.answer(reply) for reply in replies], line.timeout)
@@ -274,9 +283,8 @@ def _tensors(arrays: Any) -> dict[str, Tensor]:
 
 
 def _reason(reply: Any) -> str:
-    """The last line of an error that came in place of an answer."""
-    lines = [line.strip() for line in str(reply.error.reason or "").splitlines() if line.strip()]
-    return lines[-1][:400] if lines else f"error {reply.error.code}"
+    """The beginning of an error that came in place of an answer, on one line."""
+    return " ".join(str(reply.error.reason or "").split())[:400] or f"error {reply.error.code}"
 
 
 def _flower(what: str) -> Any:

@@ -110,7 +110,7 @@ class Holder:
 
     def __post_init__(self) -> None:
         check_choice("Holder send", self.send, SENDS)
-        if not isinstance(self.data, (tuple, list)) or not all(isinstance(part, Tensor) for part in self.data):
+        if not isinstance(self.data, (tuple, list)) or [isinstance(p, Tensor) for p in self.data] != [True] * 2:
             raise TypeError(f"Holder data: expected tensors (x, y), got {type(self.data).__name__}")
         x, y = self.data
         if len(x) != len(y) or not len(x):
@@ -128,6 +128,7 @@ class Holder:
         for own, given in ((_OWN, self.settings), *((_OWN | {"batch_size"}, part) for part in self.steps.values())):
             if found := sorted(own & set(given)):
                 raise ValueError(f"Holder settings: {name_list(found)} cannot be set here; leave them out")
+        check_count("Holder settings batch_size", self.settings.get("batch_size", 100))
         if self.send == "examples":
             self._check_examples()
 

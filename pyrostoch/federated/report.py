@@ -50,7 +50,7 @@ class Federated(Record):
         >>> one = FederatedRound(1, ("0", "1"), {}, 50, 0.8, 2.0)
         >>> two = FederatedRound(2, ("0",), {"1": "no answer within 60 s"}, 30, 0.85, 60.0)
         >>> print(Federated("weights", {"0": 30, "1": 20}, 1, 0.1, (one, two), 0.85))
-        weights of 2 data holders with 50 examples, at least 1 answers in a round
+        weights of 2 data holders with 50 examples, quorum 1
         round  answered  examples   score  seconds
         start         -         -  0.1000        -
         1        2 of 2        50  0.8000   2.0000
@@ -68,8 +68,7 @@ class Federated(Record):
     def __str__(self) -> str:
         total = len(self.holders)
         lines = [
-            f"{self.send} of {total} data holders with {sum(self.holders.values())} examples, at least {self.quorum} "
-            "answers in a round"
+            f"{self.send} of {total} data holders with {sum(self.holders.values())} examples, quorum {self.quorum}"
         ]
         rows: list[tuple[object, ...]] = [("start", "-", "-", number(self.start), "-")]
         for entry in self.rounds:

@@ -1,0 +1,109 @@
+"""Federated training as processes on this machine: the example runs, and outlives a data holder that is killed."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("flwr", reason="flwr is not installed: make federated")
+
+RUN = Path(__file__).resolve().parent.parent / "examples" / "federated" / "run.sh"
+# A round takes half a minute on two cores; a machine that does much else takes longer.
+LONGEST = 1200.0
+
+
+class Started:
+    """The example in processes of its own."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        environment = {**os.environ, "PYTHON": sys.executable, "OMP_NUM_THREADS": "1"}
+        self.process = subprocess.Popen(
+            [str(RUN), "--keep", str(folder), *options],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.DEVNULL,
+            text=True,
+        )
+
+    def wait_for(self, words: str) -> None:
+        """Wait until the server's log says something."""
+        log, end = self.folder / "run.log", time.monotonic() + LONGEST
+        while not log.exists() or words not in log.read_text("utf-8"):
+            assert self.process.poll() is None and time.monotonic() < end, words
+            time.sleep(0.2)
+
+    def groups(self) -> dict[str, int]:
+        """The process groups that it started, by name."""
+        lines = (self.folder / "processes").read_text("utf-8").splitlines()
+        return {name: int(group) for name, group in (line.split() for line in lines)}
+
+    def end(self) -> tuple[int, str, dict[str, Any]]:
+        """Wait for the end: status, what was printed, and the report; no process may be left."""
+        try:
+            printed, _ = self.process.communicate(timeout=LONGEST)
+        finally:
+            if self.process.poll() is None:
+                self.process.terminate()
+                self.process.communicate(timeout=60)
+        for name, group in self.groups().items():
+            with pytest.raises(ProcessLookupError):
+                os.killpg(group, 0)
+                pytest.fail(f"{name} is still running")
+        report = self.folder / "server" / "report.json"
+        return self.process.returncode, printed, json.loads(report.read_text("utf-8")) if report.exists() else {}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_a_killed_holder_is_named_and_the_training_goes_on(number: signal.Signals, tmp_path: Path) -> None:
+    # Every holder waits before it trains, so that the one that is killed has not answered.
+    options = ("--holders", "3", "--quorum", "2", "--rounds", "3", "--timeout", "600", "--pause", "15")
+    started = Started(tmp_path, *options)
+    started.wait_for("[ROUND 2/3]")
+    os.killpg(started.groups()["supernode-1"], number)
+    status, printed, report = started.end()
+    assert status == 0 and [entry["failed"] for entry in report["rounds"]] == [False] * 3
+    assert [entry["answered"] for entry in report["rounds"]] == [["0", "1", "2"], ["0", "2"], ["0", "2"]]
+    assert [list(entry["missing"]) for entry in report["rounds"]] == [[], ["1"], ["1"]]
+    assert "round 2: nothing from holder '1' (479 examples)" in printed
+    assert report["score"] > report["start"] + 0.2
+
+
+@pytest.mark.slow
+def test_a_run_with_too_few_answers_ends_with_an_error_and_goes_on_later(tmp_path: Path) -> None:
+    options = ("--holders", "2", "--quorum", "2", "--rounds", "2", "--timeout", "600", "--pause", "15")
+    started = Started(tmp_path, *options)
+    started.wait_for("[ROUND 2/2]")
+    os.killpg(started.groups()["supernode-1"], signal.SIGTERM)
+    status, printed, report = started.end()
+    assert status == 1 and [entry["failed"] for entry in report["rounds"]] == [False, True]
+    assert list(report["rounds"][1]["missing"]) == ["1"] and "2 failed" in printed
+    status, printed, report = Started(tmp_path, *options[:-1], "0").end()
+    assert status == 0 and [entry["failed"] for entry in report["rounds"]] == [False, True, False]
+
+
+@pytest.mark.slow
+def test_holders_send_examples_of_skewed_parts(tmp_path: Path) -> None:
+    options = ("--send", "examples", "--skew", "dirichlet", "--holders", "2", "--quorum", "2", "--rounds", "1")
+    status, printed, report = Started(tmp_path, *options, "--timeout", "900").end()
+    assert status == 0 and "examples of 2 data holders with 1437 examples" in printed
+    assert report["score"] > 0.6 and len(list((tmp_path / "holders").iterdir())) == 2
+
+
+def test_wrong_options_are_refused() -> None:
+    for options, message in [
+        (["--send", "pictures"], "--send: expected weights or examples, got pictures"),
+        (["--holders"], "--holders: expected a value after it"),
+        (["--what", "1"], "--what: no such option"),
+    ]:
+        done = subprocess.run([str(RUN), *options], capture_output=True, text=True)
+        assert done.returncode == 2 and message in done.stderr
