@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
 from fractions import Fraction
 from pathlib import Path
 from typing import Any
@@ -189,6 +191,11 @@ def test_what_no_training_changes_is_kept() -> None:
     net[0].bias.requires_grad_(False)
     net.register_buffer("index", torch.arange(3))
     assert kept_names(net, nn.Identity()) == {"model.0.bias", "model.index"}
+
+
+def test_flower_is_not_needed_and_not_loaded() -> None:
+    code = "import sys, pyrostoch.federated; sys.exit('flwr' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=ROOT).returncode == 0
 
 
 def pins(name: str) -> dict[str, set[str]]:
