@@ -68,6 +68,7 @@ def rounds(folder: Path, send: str = "weights", quorum: int = 2, resume: bool = 
         model,
         guide,
         send=send,
+        holders=made.get("holders", 1),
         quorum=quorum,
         validation=blobs(40, seed=99),
         score=made.get("score"),

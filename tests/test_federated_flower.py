@@ -184,6 +184,14 @@ def test_nobody_is_waited_for_for_ever(tmp_path: Path) -> None:
     assert [kind for _, kind in lab.asked] == ["query.introduce"]
 
 
+def test_a_holder_that_never_came_is_counted(tmp_path: Path) -> None:
+    lab = Lab(sender)
+    lab.lost = {102: "off"}
+    report = run(lab, tmp_path)
+    assert report.rounds[0].missing == {"unknown 1": "it has never been connected"}
+    assert report.rounds[0].answered == ("0", "1") and "1        2 of 3" in str(report)
+
+
 def test_errors_of_a_holder_are_named(tmp_path: Path) -> None:
     def faulty(node: Mapping[str, Any], run: Mapping[str, Any]) -> Holder:
         if node["partition-id"] == 2:

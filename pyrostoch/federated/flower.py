@@ -164,6 +164,7 @@ def serve(
         model,
         guide,
         send=send,
+        holders=holders,
         quorum=quorum,
         validation=validation,
         score=score,

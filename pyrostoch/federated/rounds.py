@@ -63,6 +63,7 @@ class Rounds:
         model: The server's model. Its `num_data` becomes the number of examples of all holders.
         guide: Its guide.
         send: What the holders send.
+        holders: Number of data holders.
         quorum: The fewest answers with which a round counts.
         validation: The server's clean data.
         score: A score in place of the accuracy by the mean.
@@ -80,6 +81,7 @@ class Rounds:
         guide: nn.Module,
         *,
         send: str,
+        holders: int,
         quorum: int,
         validation: tuple[Tensor, Tensor],
         score: Score | None,
@@ -88,6 +90,7 @@ class Rounds:
     ) -> None:
         self.model, self.guide, self.quorum = model, guide, check_count("quorum", quorum)
         self.send, self.folder = check_choice("send", send, SENDS), folder
+        self._expected = check_count("holders", holders)
         self.validation, self._score = validation, score
         self.received: dict[str, dict[str, Tensor]] = {}
         self._nodes: dict[str, int] = {}
@@ -167,6 +170,8 @@ class Rounds:
                 )
             sizes[name], self._nodes[name] = examples, node
         self._unknown = {f"node {node}": reason for node, reason in errors.items()}
+        for number in range(self._expected - len(sizes) - len(errors)):
+            self._unknown[f"unknown {number + 1}"] = "it has never been connected"
         self._report = self._changed(holders=sizes)
         self.model.num_data = max(sum(sizes.values()), 1)
 
