@@ -33,16 +33,26 @@ keep=${keep:-$work/kept}
 mkdir -p "$keep/server" "$keep/holders"
 keep=$(cd "$keep" && pwd)
 pids=()
+below() { # all processes that a process has started, and that these have
+  local child
+  for child in $(ps -o pid= --ppid "$1"); do
+    echo "$child"
+    below "$child"
+  done
+}
 stop() {
   trap - EXIT INT TERM
-  # Each was started as the leader of a group of its own, in which are the processes that it starts.
-  for pid in "${pids[@]}"; do kill -TERM -- "-$pid" 2>/dev/null || true; done
+  # Some of them are in groups of their own, so that all are looked for while they still have their parents.
+  local all pid alive
+  all=$(for pid in "${pids[@]}"; do echo "$pid"; below "$pid"; done)
+  for pid in $all; do kill -TERM "$pid" 2>/dev/null || true; done
   for _ in $(seq 50); do
     alive=0
-    for pid in "${pids[@]}"; do kill -0 -- "-$pid" 2>/dev/null && alive=1; done
+    for pid in $all; do kill -0 "$pid" 2>/dev/null && alive=1; done
     [ $alive = 0 ] && break
     sleep 0.1
   done
+  for pid in $all; do kill -KILL "$pid" 2>/dev/null || true; done
   for pid in "${pids[@]}"; do kill -KILL -- "-$pid" 2>/dev/null || true; done
   wait 2>/dev/null || true
   rm -rf "$work"
@@ -91,9 +101,16 @@ for ((i = 0; i < holders; i++)); do
 done
 
 rm -f "$keep/server/report.txt"
+: > "$keep/run.log"
+# In the background, since bash would let a signal wait for a command in front.
 flwr run "$here" lab --stream \
   -c "send=\"$send\" skew=\"$skew\" data=\"$data\" holders=$holders quorum=$quorum rounds=$rounds seed=$seed" \
-  -c "timeout=$timeout pause=$pause folder=\"$keep/server\"" 2>&1 | tee "$keep/run.log" >&2 || true
+  -c "timeout=$timeout pause=$pause folder=\"$keep/server\"" > "$keep/run.log" 2>&1 &
+app=$!
+pids+=("$app")
+tail -n +1 -f --pid="$app" "$keep/run.log" >&2 &
+wait "$app" || true
+wait $! || true
 
 # `flwr run` ends well for a run that failed, too.
 outcome=$(flwr list --format json lab 2>/dev/null | "$python" -c '
