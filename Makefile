@@ -11,6 +11,10 @@ CODE := pyrostoch $(wildcard tests examples docs)
 PEERS     := .venv-peers
 PEERS_PIP := $(PEERS)/bin/python -m pip install --disable-pip-version-check -c constraints.txt
 
+# Flower has pins of its own that pyproject.toml contradicts: constraints-federated.txt says which.
+FEDERATED     := .venv-federated
+FEDERATED_PIP := $(FEDERATED)/bin/python -m pip install --disable-pip-version-check -c constraints-federated.txt
+
 # The lowest versions that pyproject.toml allows live apart, too.
 LOWEST := .venv-lowest
 
@@ -35,7 +39,7 @@ TEST_THREADS ?= 1
 MAKEFLAGS += --no-builtin-rules
 .DELETE_ON_ERROR:
 .DEFAULT_GOAL := help
-.PHONY: help venv demo test cells zoo fuzz lowest docs lint cov wheel peers clean distclean
+.PHONY: help venv demo test cells zoo fuzz lowest docs lint cov wheel peers federated clean distclean
 
 help:  ## print this list
 	@echo "usage: make TARGET [PYTHON=python3.12]"
@@ -81,12 +85,15 @@ wheel: $(VENV)/.test  ## build the wheel into dist/ (DIST=...)
 
 peers: $(PEERS)/.ready  ## make .venv-peers with the libraries that `pyrostoch bench speed` compares with
 
+federated: $(FEDERATED)/.ready  ## make .venv-federated with Flower and run the tests that need it (PYTEST_ARGS=...)
+	PYROSTOCH_TEST_SEED=$(SEED) OMP_NUM_THREADS=$(TEST_THREADS) $(FEDERATED)/bin/python -m pytest tests/test_federated.py tests/test_federated_rounds.py tests/test_federated_flower.py tests/test_federated_processes.py $(PYTEST_ARGS)
+
 clean:  ## remove builds and caches (keeps .venv and runs/)
 	rm -rf build dist docs/_build docs/gallery docs/sg_execution_times.rst htmlcov .coverage .coverage.* .mypy_cache .pytest_cache .ruff_cache *.egg-info
 	find $(CODE) -name __pycache__ -type d -prune -exec rm -rf {} +
 
-distclean: clean  ## clean, and remove .venv, .venv-lowest and .venv-peers
-	rm -rf $(VENV) $(LOWEST) $(PEERS)
+distclean: clean  ## clean, and remove .venv, .venv-lowest, .venv-peers and .venv-federated
+	rm -rf $(VENV) $(LOWEST) $(PEERS) $(FEDERATED)
 
 # The stamps: an interpreter, then the runtime, then the test tools. Only a change of the two files installs anew.
 $(VENV)/.created:
@@ -116,6 +123,12 @@ $(PEERS)/.ready: constraints.txt
 	"$(PYTHON)" -m venv $(PEERS)
 	$(PEERS_PIP) torch pyro-ppl torchbnn==1.2 numpyro==0.22.0 "jax[cpu]==0.10.2"
 	$(PEERS_PIP) --no-deps bayesian-torch==0.5.0 tyxe==0.0.2
+	@touch $@
+
+$(FEDERATED)/.ready: constraints-federated.txt
+	"$(PYTHON)" -m venv $(FEDERATED)
+	$(FEDERATED_PIP) arviz filelock flwr h5netcdf h5py matplotlib numpy pyro-ppl pytest rich safetensors torch tqdm typer
+	$(FEDERATED_PIP) --no-deps -e .
 	@touch $@
 
 $(LOWEST)/.ready: pyproject.toml constraints.txt tests/lowest.py

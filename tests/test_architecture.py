@@ -44,7 +44,7 @@ LAYERS: dict[str, int] = {
     **dict.fromkeys(["infer"], 5),
     **dict.fromkeys(["prediction"], 6),
     **dict.fromkeys(["training"], 7),
-    **dict.fromkeys(["diagnose", "lightning", "obfuscate", "sklearn"], 8),
+    **dict.fromkeys(["diagnose", "federated", "lightning", "obfuscate", "sklearn"], 8),
     **dict.fromkeys(["bench", "report", "runs"], 9),
     **dict.fromkeys(["bench.published"], 10),
     **dict.fromkeys(["cli", "__main__"], 11),
@@ -79,6 +79,8 @@ SAME_LAYER = {
     ("data", "_manual"),
     # The benchmarks draw their figures.
     ("bench", "report"),
+    # Data holders obfuscate examples, and a server learns from them.
+    ("federated", "obfuscate"),
     # The page of a model that was fitted in Python has the scores of a run.
     ("report", "runs"),
     ("__main__", "cli"),
@@ -89,7 +91,7 @@ RESULT_CLASSES = {"Comparison", "Decomposition", "Diagnosis", "Fit", "MomentsErr
 
 # Imported inside the functions that need them; what torch and Pyro load by themselves does not count.
 HEAVY = {
-    *("PIL", "arviz", "arviz_base", "h5netcdf", "h5py", "lightning", "matplotlib", "pandas", "rich", "scipy"),
+    *("PIL", "arviz", "arviz_base", "flwr", "h5netcdf", "h5py", "lightning", "matplotlib", "pandas", "rich", "scipy"),
     *("pyarrow", "sklearn", "sympy", "torch._dynamo", "torch._inductor", "torchvision", "typer", "xarray"),
 }
 

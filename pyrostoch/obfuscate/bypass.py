@@ -4,12 +4,19 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from typing import Any
+
+from torch import nn
 
 from pyrostoch._manual import see
 from pyrostoch.layers.embody import Prepended
 from pyrostoch.model import BayesianModel
+from pyrostoch.training.fixed import fixed, keeping_statistics, parameters_below
 
-__all__ = ["bypassed", "check_prepended"]
+__all__ = ["LAYER", "bypassed", "check_prepended", "only_the_layer"]
+
+#: Prefix of the stochastic layer's parameters in a network made by `prepend`.
+LAYER = ("stochastic.",)
 
 
 def check_prepended(model: BayesianModel, what: str) -> Prepended:
@@ -70,6 +77,21 @@ def bypassed(model: BayesianModel) -> Iterator[None]:
     finally:
         net.bypassed = before
         _forget(model)
+
+
+@contextlib.contextmanager
+def only_the_layer(model: BayesianModel, guide: nn.Module) -> Iterator[None]:
+    """Within the block everything is fixed but the stochastic layer, its selection, and their weights' guide.
+
+    Args:
+        model: A model of `layers.embody.prepend(network, layer)`.
+        guide: Its guide.
+    """
+    layer = {id(p) for p in parameters_below(model, guide, LAYER)}
+    others = [p for p in (*model.parameters(), *guide.parameters()) if id(p) not in layer]
+    network: Any = model.net.network
+    with fixed(others), keeping_statistics(network.modules()):
+        yield
 
 
 def _forget(model: BayesianModel) -> None:

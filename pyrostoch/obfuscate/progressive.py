@@ -17,7 +17,7 @@ from pyrostoch._manual import see
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.infer.known_labels import GivenLabels, conditional_layers, known_labels
 from pyrostoch.model import BayesianModel
-from pyrostoch.obfuscate.bypass import bypassed, check_prepended
+from pyrostoch.obfuscate.bypass import LAYER, bypassed, check_prepended, only_the_layer
 from pyrostoch.obfuscate.client import Client
 from pyrostoch.obfuscate.examples import MixedExamples, indexed, tensors_of
 from pyrostoch.obfuscate.manifest import check_manifest, fingerprint
@@ -28,14 +28,12 @@ from pyrostoch.prediction.noise import activation_noise
 from pyrostoch.prediction.readouts import batches_for
 from pyrostoch.protocols import Data
 from pyrostoch.training.fit import fit
-from pyrostoch.training.fixed import fixed, keeping_statistics, parameters_below
+from pyrostoch.training.fixed import fixed, parameters_below
 from pyrostoch.training.two_steps import fit_two_steps
 
 __all__ = ["progressive"]
 
 _STEPS = ("clean", "classes", "selection", "mixed")
-#: Prefix of the stochastic layer's parameters in a network made by `prepend`.
-_LAYER = ("stochastic.",)
 _NOISE_EXAMPLES = 1000
 
 #: Tells how good a model is on clean examples; a larger number is better.
@@ -169,12 +167,12 @@ def progressive(
         clean, rest = Subset(pairs, chosen[:count].tolist()), Subset(pairs, chosen[count:].tolist())
         name = f"{100 * share:g}"
         with bypassed(model):
-            with fixed(parameters_below(model, guide, _LAYER)):
+            with fixed(parameters_below(model, guide, LAYER)):
                 training.fit(name, "clean", clean)
             first = measure(model, guide)
         noise, second = None, first
         if len(rest):
-            with training.only_the_layer():
+            with only_the_layer(model, guide):
                 training.two_steps(name, clean, selection, labels)
             known = labels if obfuscate_by == "labels" else None
             some = Subset(clean, range(min(len(clean), _NOISE_EXAMPLES)))
@@ -183,7 +181,7 @@ def progressive(
             sent, targets = _obfuscated(model, guide, rest, known, mixed_seed(seed, count))
             mixed = MixedExamples(clean, sent, targets, screening)
             with bypassed(model):
-                with fixed(parameters_below(model, guide, _LAYER)):
+                with fixed(parameters_below(model, guide, LAYER)):
                     training.fit(name, "mixed", mixed)
                 second = measure(model, guide)
         seconds = time.perf_counter() - began
@@ -245,16 +243,6 @@ class _Training:
             yield
         finally:
             self._model.num_data = before
-
-    @contextlib.contextmanager
-    def only_the_layer(self) -> Iterator[None]:
-        """Within the block everything is fixed but the stochastic layer, its selection, and their weights' guide."""
-        model, guide = self._model, self._guide
-        layer = {id(p) for p in parameters_below(model, guide, _LAYER)}
-        others = [p for p in (*model.parameters(), *guide.parameters()) if id(p) not in layer]
-        network: Any = model.net.network
-        with fixed(others), keeping_statistics(network.modules()):
-            yield
 
 
 def _obfuscated(
