@@ -112,6 +112,23 @@ class TrialContext:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / "checkpoint.safetensors"
 
+    def settings(self, name: str = "checkpoint") -> dict[str, Any]:
+        """Settings of `fit` for a training of the trial, which goes on from its checkpoint.
+
+        Args:
+            name: Name of the checkpoint, for trials that train several times.
+        """
+        return {
+            "batch_size": self.recipe.batch_size,
+            "lr": self.recipe.lr,
+            "schedule": self.recipe.schedule,
+            "seed": self.seed,
+            "progress": False,
+            "resume": True,
+            "checkpoint": self.checkpoint().with_name(f"{name}.safetensors"),
+            "callback": self.progress,
+        }
+
     def require_split(self) -> DataSplit:
         """The data set of a case that needs one.
 

@@ -61,15 +61,8 @@ def _trial(embodiment: str, kernel: str, selection: str) -> Callable[[TrialConte
             train,
             selection=chosen,
             epochs=(recipe.epochs, recipe.epochs),
-            checkpoint=context.checkpoint(),
-            resume=True,
             first={"noise_weight": recipe.noise_weight or 0.0},
-            batch_size=recipe.batch_size,
-            lr=recipe.lr,
-            schedule=recipe.schedule,
-            seed=context.seed,
-            progress=False,
-            callback=context.progress,
+            **context.settings(),
         )
         if chosen is None:
             return _with_labels(model, guide, train, test, context.seed)

@@ -100,20 +100,6 @@ def _trial(embodiment: str | None, where: str, selection: str | None) -> Callabl
     return run
 
 
-def _settings(context: TrialContext) -> dict[str, Any]:
-    recipe = context.recipe
-    return {
-        "batch_size": recipe.batch_size,
-        "lr": recipe.lr,
-        "schedule": recipe.schedule,
-        "seed": context.seed,
-        "progress": False,
-        "resume": True,
-        "checkpoint": context.checkpoint(),
-        "callback": context.progress,
-    }
-
-
 class _PixelTargets(Dataset[tuple[Tensor, Tensor]]):
     """Images, and the class of each pixel by the boxes, of which the first counts where there are several."""
 
@@ -133,7 +119,7 @@ def _teach(context: TrialContext, gate: GatedSelection, data: Any, classes: Pixe
     """Train a gate to tell the classes of pixels, for the epochs of the second step; resumable."""
     recipe: Any = context.recipe
     model = BayesianModel(gate.gate, likelihood=Categorical(axis=1), num_data=len(data)).to(device)
-    settings = _settings(context) | {"checkpoint": context.checkpoint().with_name("gate.safetensors")}
+    settings = context.settings("gate")
     fit(model, Additive(model), _PixelTargets(data, classes), epochs=recipe.second_epochs, **settings)
 
 
@@ -147,7 +133,7 @@ def _train(
 ) -> None:
     """Train both steps, or only the first one; or, without classes, a clean network for as many epochs."""
     recipe: Any = context.recipe
-    settings = _settings(context)
+    settings = context.settings()
     first: dict[str, Any] = {"noise_weight": recipe.noise_weight or 0.0}
     if gate is not None and classes is not None:
         epochs = (recipe.epochs, recipe.second_epochs)

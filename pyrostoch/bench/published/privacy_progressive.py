@@ -60,12 +60,6 @@ def _recipe(context: TrialContext) -> ProgressiveRecipe:
     return context.recipe
 
 
-def _settings(context: TrialContext) -> dict[str, Any]:
-    recipe = _recipe(context)
-    settings: dict[str, Any] = {"batch_size": recipe.batch_size, "lr": recipe.lr, "schedule": recipe.schedule}
-    return settings | {"seed": context.seed, "progress": False, "callback": context.progress, "resume": True}
-
-
 def _accuracy(model: BayesianModel, guide: Any, test: Pair) -> float:
     row: Any = compare(model, guide, test, modes=("mean",)).rows[0]
     return float(row.accuracy)
@@ -119,8 +113,7 @@ def _progressive(
             },
             steps={"classes": {"noise_weight": recipe.noise_weight or 0.0}},
             score=lambda model, guide: _accuracy(model, guide, test),
-            checkpoint=context.checkpoint().parent,
-            **_settings(context),
+            **context.settings() | {"checkpoint": context.checkpoint().parent},
         )
         metrics: dict[str, float] = {}
         for share, stage in zip(_SHARES, found.stages, strict=False):  # distilled images stand for the first share
@@ -150,7 +143,7 @@ def _by_disagreement(context: TrialContext, train: Pair) -> Tensor:
                 num_data=len(chosen),
             ).to(device)
         guide = Additive(model)
-        settings = _settings(context) | {"checkpoint": context.checkpoint().with_name(f"bald.{number}.safetensors")}
+        settings = context.settings(f"bald.{number}")
         fit(model, guide, (train[0][chosen], train[1][chosen]), epochs=recipe.clean_epochs, **settings)
         pool = left[torch.randperm(len(left), generator=generator)][:_POOL]
         found = predict(model, guide, train[0][pool], mode=f"mc:{_DRAWS}", seed=context.seed)
@@ -171,8 +164,7 @@ def _distilled(context: TrialContext, train: Pair) -> Pair:
     with seeded(mixed_seed(context.seed, 3), device):
         net = Distilled(lambda: classifier(channels, size), (channels, size, size), 10, *_DISTILLED)
     model = BayesianModel(net, likelihood=Categorical(), num_data=len(train[0])).to(device)
-    settings = _settings(context) | {"checkpoint": context.checkpoint().with_name("distilled.safetensors")}
-    settings |= {"batch_size": _DISTILLED_BATCH, "lr": _DISTILLED_RATE, "compile": False}
+    settings = context.settings("distilled") | {"batch_size": _DISTILLED_BATCH, "lr": _DISTILLED_RATE, "compile": False}
     fit(model, Additive(model), train, epochs=recipe.clean_epochs, **settings)
     return net.images.detach().flatten(0, 1), net.labels.repeat(len(net.images))
 
@@ -189,11 +181,10 @@ def _plain(kind: str) -> Callable[[TrialContext], Mapping[str, float]]:
             network = classifier(train[0].shape[1], train[0].shape[2])
             model = BayesianModel(network, likelihood=Categorical(), num_data=total).to(device)
         guide, metrics = Additive(model), dict[str, float]()
-        settings, folder = _settings(context), context.checkpoint().parent
 
         def step(name: str, data: Any, epochs: int) -> None:
             model.num_data = len(data)
-            fit(model, guide, data, epochs=epochs, checkpoint=folder / f"{name}.safetensors", **settings)
+            fit(model, guide, data, epochs=epochs, **context.settings(name))
 
         if kind == "all-clean":
             step("all", TensorDataset(*train), recipe.clean_epochs)

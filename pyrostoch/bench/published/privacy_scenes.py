@@ -81,19 +81,6 @@ class _SceneTrial:
         model = BayesianModel(network, likelihood=likelihood, num_data=len(self.train)).to(self.device)
         return model, Additive(model)
 
-    def settings(self) -> dict[str, Any]:
-        """Settings of each training."""
-        return {
-            "batch_size": self.recipe.batch_size,
-            "lr": self.recipe.lr,
-            "schedule": self.recipe.schedule,
-            "seed": self.context.seed,
-            "progress": False,
-            "resume": True,
-            "checkpoint": self.context.checkpoint(),
-            "callback": self.context.progress,
-        }
-
     def average_precision(self, model: BayesianModel, guide: Additive, mode: str) -> float:
         """AP50 on test scenes, as a fraction.
 
@@ -121,7 +108,7 @@ def _clean(context: TrialContext) -> Mapping[str, float]:
     """A trial of the detector without noise."""
     trial = _SceneTrial(context)
     model, guide = trial.model()
-    fit(model, guide, trial.train.pairs(*_TARGETS), epochs=trial.recipe.epochs, **trial.settings())
+    fit(model, guide, trial.train.pairs(*_TARGETS), epochs=trial.recipe.epochs, **context.settings())
     return {"scenes/ap50": trial.average_precision(model, guide, "mean")}
 
 
@@ -130,7 +117,7 @@ def _noisy(kind: str, scale: float) -> Callable[[TrialContext], Mapping[str, flo
 
     def run(context: TrialContext) -> Mapping[str, float]:
         trial = _SceneTrial(context)
-        recipe, settings, data = trial.recipe, trial.settings(), trial.train.pairs(*_TARGETS)
+        recipe, settings, data = trial.recipe, context.settings(), trial.train.pairs(*_TARGETS)
         clean, clean_guide = trial.model()
         folder = context.checkpoint().parent.parent.parent / "scenes-clean" / f"seed{context.seed}"
         load(folder / "checkpoint.safetensors", clean, clean_guide)

@@ -95,17 +95,8 @@ class AuditTrial:
         return self._steps[name]
 
     def _settings(self, name: str) -> dict[str, Any]:
-        return {
-            "batch_size": self.recipe.batch_size,
-            "lr": self.recipe.lr,
-            "schedule": self.recipe.schedule,
-            "seed": self.context.seed,
-            "progress": False,
-            "compile": False,  # takes longer than these few epochs save
-            "resume": True,
-            "checkpoint": self.context.checkpoint().with_name(f"{name}.safetensors"),
-            "callback": self.context.progress,
-        }
+        # Compiling a step takes longer than these few epochs save.
+        return self.context.settings(name) | {"compile": False}
 
     def _model(self, network: nn.Module) -> tuple[BayesianModel, Additive]:
         model = BayesianModel(network, likelihood=Categorical(), num_data=len(self.train.x)).to(self.device)
@@ -130,7 +121,8 @@ class AuditTrial:
         model, guide = self._model(with_noise(self.clean, self.at, noise, fixed=self.kind != "bottleneck"))
         if gate is None:
             weight = 1.0 if self.kind == "isotropic" else strength  # isotropic noise has no rate
-            fit(model, guide, self.train.task, epochs=epochs, rate_weight=weight, **settings)
+            # As many epochs as both steps of the others.
+            fit(model, guide, self.train.task, epochs=2 * epochs, rate_weight=weight, **settings)
         else:
             gate = gate.to(self.device)
             if self.kind == "predicted":
