@@ -64,7 +64,7 @@ def test_cases_of_scenes_run_in_small(tmp_path: Path) -> None:
     x[torch.arange(60), 0, 6 + y, 8:20] = 1.0
     data = DataSplit("mnist", "images", "classification", x, y, x[:30], y[:30], 10, (1, 28, 28), "bundled")
     found = {}
-    for name in ("scenes/clean", "scenes/gate/0.4", "scenes/isotropic/0.8"):
+    for name in ("scenes/clean", "scenes/gate/0.4", "scenes/isotropic/0.8", "scenes/progressive"):
         case = BENCH.case(name)
         recipe = case.recipes["quick"]
         assert isinstance(recipe, SceneAuditRecipe)
@@ -83,6 +83,8 @@ def test_cases_of_scenes_run_in_small(tmp_path: Path) -> None:
         assert isinstance(case, Case)
         found[name] = run_trial(BENCH, case, 0, Setting("quick", tmp_path), data)["metrics"]
     assert list(found["scenes/clean"]) == ["scenes/ap50"]
+    assert 0.0 <= found["scenes/progressive"]["scenes/result-50"] <= 1.0
+    assert found["scenes/progressive"]["noise/ratio-25"] > 0.0
     for name in ("scenes/gate/0.4", "scenes/isotropic/0.8"):
         for count in (1, 10, 100):
             assert 0.0 <= found[name][f"digit/{count}"] <= 1.0

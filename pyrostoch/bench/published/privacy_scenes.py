@@ -26,7 +26,7 @@ from pyrostoch.layers.embody import prepend
 from pyrostoch.likelihoods import Loss
 from pyrostoch.model import BayesianModel
 from pyrostoch.models import DetectionLoss, Detector
-from pyrostoch.obfuscate import Client
+from pyrostoch.obfuscate import Client, Screening, progressive
 from pyrostoch.prediction.readouts import seeded
 from pyrostoch.training.checkpoint import load
 from pyrostoch.training.fit import fit
@@ -39,6 +39,8 @@ _PIXEL_WEIGHT = 100.0
 _CLASSES = 2
 # Where noise by class starts, and the standard deviations of isotropic noise.
 _BY_CLASS, _ISOTROPIC = (0.4, 1.6, 3.2, 6.4), (0.2, 0.4, 0.8, 1.6)
+# Clean shares of progressive training; 5 % of so few scenes would be none.
+_SHARES = (0.25, 0.5)
 
 
 class _SceneTrial:
@@ -150,6 +152,42 @@ def _noisy(kind: str, scale: float) -> Callable[[TrialContext], Mapping[str, flo
     return run
 
 
+def _progressive(context: TrialContext) -> Mapping[str, float]:
+    """A trial of progressive training of the detector: few clean scenes, and the rest under noise by class."""
+    trial = _SceneTrial(context)
+    recipe, size = trial.recipe, trial.recipe.size
+    clean, _ = trial.model()
+    with seeded(context.seed, trial.device):
+        layer = Conditional(lambda: noise_kernels(1, _BY_CLASS[0]), _CLASSES, where="output", background="class")
+        gate = GatedSelection(PixelGate(1, _CLASSES + 1))
+    model, guide = trial.of(prepend(clean.net, layer))
+    settings = context.settings() | {"checkpoint": context.checkpoint().parent}
+    found = progressive(
+        model,
+        guide,
+        trial.train.pairs(*_TARGETS),
+        selection=gate,
+        shares=_SHARES,
+        labels=PixelClasses(_CLASSES, size=(size, size)),
+        screening=Screening(fraction=0.25, patch=8),
+        epochs={
+            "clean": recipe.epochs,
+            "classes": recipe.layer_epochs,
+            "selection": recipe.second_epochs,
+            "mixed": recipe.epochs,
+        },
+        steps={"classes": {"noise_weight": recipe.noise_weight or 0.0}},
+        score=lambda model, guide: trial.average_precision(model, guide, "mean"),
+        **settings,
+    )
+    metrics = dict[str, float]()
+    for stage in found.stages:
+        metrics[f"scenes/alone-{100 * stage.share:g}"] = stage.alone
+        metrics[f"scenes/result-{100 * stage.share:g}"] = stage.mixed
+        metrics[f"noise/ratio-{100 * stage.share:g}"] = float(stage.noise or 0.0)
+    return metrics
+
+
 def _case(name: str, title: str, trial: Callable[[TrialContext], Mapping[str, float]], start: str | None) -> Case:
     return Case(f"scenes/{name}", f"objects, {title}", "mnist", _RECIPES, start=start, custom_trial=trial)
 
@@ -203,4 +241,5 @@ SCENE_CASES = (
         _case(f"isotropic/{scale:g}", f"isotropic noise, {scale:g}", _noisy("isotropic", scale), "scenes/clean")
         for scale in _ISOTROPIC
     ),
+    _case("progressive", "progressive training", _progressive, None),
 )
