@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -77,9 +78,12 @@ def test_other_kinds_have_the_strength_of_equal_accuracy(kind: str, found: tuple
     gate = found[1]["audit/dense1/gate"]
     assert metrics["accuracy/wanted"] == gate[f"curve/accuracy/held-out/{gate['strength']:g}"]
     steps = read_json(trial_folder(BENCH, tiny(f"audit/dense1/{kind}"), SEED, Setting("quick", folder)) / "steps.json")
-    tried = [value for name, value in steps.items() if name.startswith("accuracy ")]
+    wanted = metrics["accuracy/wanted"]
+    tried = [(float(name.split()[1]), value) for name, value in steps.items() if name.startswith("accuracy ")]
     assert len(tried) == STEPS
-    nearest = min(abs(value - metrics["accuracy/wanted"]) for value in tried)
+    for (strength, value), (following, _) in pairwise(tried):  # stronger where the task is still more accurate
+        assert (following > strength) == (value > wanted)
+    nearest = min(abs(value - wanted) for _, value in tried)
     assert abs(metrics["accuracy/held-out"] - metrics["accuracy/wanted"]) == nearest
 
 
