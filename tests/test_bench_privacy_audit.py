@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch
 from pyrostoch.bench.case import Case, Setting
 from pyrostoch.bench.files import read_json
 from pyrostoch.bench.published import BENCHES, privacy_audit, privacy_trial
+from pyrostoch.bench.published.privacy_audit import equal_strength
 from pyrostoch.bench.published.privacy_networks import (
     SPLITS,
     bottleneck,
@@ -31,7 +31,7 @@ from pyrostoch.obfuscate import gaussian_delta
 
 BENCH = BENCHES["privacy"]
 SEED = 0
-STRENGTHS, STEPS = (0.001, 0.3), 3
+STRENGTHS = (0.001, 0.3)
 
 
 @pytest.fixture(scope="module")
@@ -49,7 +49,13 @@ def tiny(name: str) -> Case:
     assert isinstance(recipe, AuditRecipe)
     inverted = 2 if name.endswith("bottleneck") else 0
     changed = dataclasses.replace(
-        recipe, examples=200, attackers=100, batch_size=20, attack_epochs=1, most_epochs=2, inverted=inverted
+        recipe,
+        examples=200,
+        attackers=100,
+        batch_size=20,
+        attack_epochs=1,
+        most_epochs=2,
+        inverted=inverted,
     )
     return dataclasses.replace(case, recipes={"quick": changed})
 
@@ -61,7 +67,6 @@ def found(split: DataSplit, tmp_path_factory: pytest.TempPathFactory) -> tuple[P
     setting = Setting("quick", folder)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(privacy_audit, "STRENGTHS", STRENGTHS)
-        patch.setattr(privacy_audit, "_STEPS", STEPS)
         return folder, {name: run_trial(BENCH, tiny(name), SEED, setting, split)["metrics"] for name in names}
 
 
@@ -79,12 +84,31 @@ def test_other_kinds_have_the_strength_of_equal_accuracy(kind: str, found: tuple
     assert metrics["accuracy/wanted"] == gate[f"curve/accuracy/held-out/{gate['strength']:g}"]
     steps = read_json(trial_folder(BENCH, tiny(f"audit/dense1/{kind}"), SEED, Setting("quick", folder)) / "steps.json")
     wanted = metrics["accuracy/wanted"]
-    tried = [(float(name.split()[1]), value) for name, value in steps.items() if name.startswith("accuracy ")]
-    assert len(tried) == STEPS
-    for (strength, value), (following, _) in pairwise(tried):  # stronger where the task is still more accurate
-        assert (following > strength) == (value > wanted)
-    nearest = min(abs(value - wanted) for _, value in tried)
+    tried = [value for name, value in steps.items() if name.startswith("accuracy ")]
+    assert len(tried) == 6
+    nearest = min(abs(value - wanted) for value in tried)
     assert abs(metrics["accuracy/held-out"] - metrics["accuracy/wanted"]) == nearest
+
+
+@pytest.mark.parametrize("wanted", [0.02, 0.3, 0.77, 0.99])
+def test_bisection_finds_the_strength_of_an_accuracy(wanted: float) -> None:
+    found, reached = equal_strength(lambda strength: 1.0 / (1.0 + strength), wanted, 1e-4, 1e4, steps=30)
+    assert found == pytest.approx(1.0 / wanted - 1.0, rel=1e-5)
+    assert reached == pytest.approx(wanted, rel=1e-5)
+
+
+def test_bisection_keeps_the_nearest_of_all_that_it_tried() -> None:
+    """Trained networks are noisy, so that the last strength may be worse than one before."""
+    values = iter([0.90, 0.80, 0.95])
+    strengths: list[float] = []
+
+    def accuracy(strength: float) -> float:
+        strengths.append(strength)
+        return next(values)
+
+    assert equal_strength(accuracy, 0.88, 0.01, 1.0, steps=3) == (strengths[0], 0.90)
+    assert strengths[1] > strengths[0] > 0
+    assert strengths[0] < strengths[2] < strengths[1]
 
 
 def test_what_is_read_is_recorded_for_each_number_of_queries(found: tuple[Path, dict[str, Any]]) -> None:
@@ -114,7 +138,6 @@ def test_a_finished_audit_is_not_made_again(
         raise RuntimeError("an attacker was trained again")
 
     monkeypatch.setattr(privacy_audit, "STRENGTHS", STRENGTHS)
-    monkeypatch.setattr(privacy_audit, "_STEPS", STEPS)
     monkeypatch.setattr(privacy_trial, "audit", never)
     monkeypatch.setattr(privacy_trial, "train_attacker", never)
     for name in ("audit/dense1/gate", "audit/dense1/bottleneck"):

@@ -17,7 +17,7 @@ from pyrostoch.bench.published.privacy_trial import QUERIES, AuditTrial
 from pyrostoch.bench.recipe import AuditRecipe
 from pyrostoch.obfuscate import Client, gaussian_epsilon
 
-__all__ = ["AUDIT_CASES", "STRENGTHS"]
+__all__ = ["AUDIT_CASES", "STRENGTHS", "equal_strength"]
 
 #: Weights of the rate of the noise by class, from which the operating point is chosen.
 STRENGTHS = (0.001, 0.003, 0.01, 0.03, 0.1, 0.3)
@@ -65,19 +65,17 @@ def _matched(at: str, kind: str) -> Callable[[TrialContext], Mapping[str, float]
     def run(context: TrialContext) -> Mapping[str, float]:
         trial = AuditTrial(context, at, kind)
         wanted = _accuracy_of_gate(context, at)
-        low, high = _BETWEEN[kind]
-        tried: dict[float, float] = {}
-        for _ in range(_STEPS):
-            middle = (low * high) ** 0.5
-            tried[middle] = trial.step(
-                f"accuracy {middle:.6g}",
-                lambda middle=middle: trial.accuracy(trial.trained(middle), trial.held_out),  # type: ignore[misc]
+
+        def accuracy(strength: float) -> float:
+            found: float = trial.step(
+                f"accuracy {strength:.6g}", lambda: trial.accuracy(trial.trained(strength), trial.held_out)
             )
-            low, high = (middle, high) if tried[middle] > wanted else (low, middle)
-        chosen = min(tried, key=lambda strength: abs(tried[strength] - wanted))
+            return found
+
+        chosen, reached = equal_strength(accuracy, wanted, *_BETWEEN[kind])
         client = trial.trained(chosen)
         metrics = dict(trial.step("audit", lambda: trial.audited(client)))
-        metrics |= {"strength": chosen, "accuracy/held-out": tried[chosen], "accuracy/wanted": wanted}
+        metrics |= {"strength": chosen, "accuracy/held-out": reached, "accuracy/wanted": wanted}
         if kind == "isotropic":
             norm, scale = trial.norm, trial.scale(chosen)
             for count in QUERIES:
@@ -85,6 +83,34 @@ def _matched(at: str, kind: str) -> Callable[[TrialContext], Mapping[str, float]
         return metrics
 
     return run
+
+
+def equal_strength(
+    accuracy: Callable[[float], float], wanted: float, low: float, high: float, steps: int = _STEPS
+) -> tuple[float, float]:
+    """The strength with which the task is as accurate as is wanted, by bisection of its logarithm.
+
+    Args:
+        accuracy: The accuracy under a strength, which falls as it grows.
+        wanted: The accuracy that is wanted.
+        low: Least strength.
+        high: Largest strength.
+        steps: How many are tried.
+
+    Returns:
+        The one that came nearest, and its accuracy.
+
+    Example:
+        >>> strength, reached = equal_strength(lambda strength: 1 - strength, 0.9, 0.01, 1.0, steps=10)
+        >>> round(strength, 3), round(reached, 3)
+        (0.1, 0.9)
+    """
+    tried = dict[float, float]()
+    for _ in range(steps):
+        middle = (low * high) ** 0.5
+        tried[middle] = accuracy(middle)
+        low, high = (middle, high) if tried[middle] > wanted else (low, middle)
+    return min(tried.items(), key=lambda item: abs(item[1] - wanted))
 
 
 def _accuracy_of_gate(context: TrialContext, at: str) -> float:
