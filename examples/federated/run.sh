@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # Starts a SuperLink and a SuperNode for each data holder on this machine, runs the app, prints the report, and stops
-# everything. See README.md for its options; PYTHON says which interpreter has flwr and pyrostoch.
+# everything. Its options are in docs/how-to/federated.md; PYTHON says which interpreter has flwr and pyrostoch.
 set -euo pipefail
 
 here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
@@ -14,7 +14,7 @@ while [ $# -gt 0 ]; do
       shift 2
       ;;
     *)
-      echo "$1: no such option; see $here/README.md" >&2
+      echo "$1: no such option; those that there are stand in docs/how-to/federated.md" >&2
       exit 2
       ;;
   esac
