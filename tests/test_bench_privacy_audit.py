@@ -131,6 +131,10 @@ def test_the_budget_of_isotropic_noise_is_that_of_its_mechanism(found: tuple[Pat
         assert gaussian_delta(epsilon, scale, 2.0, count) == pytest.approx(1e-5, rel=1e-2)
 
 
+def test_pictures_of_the_noise_by_class_are_kept(found: tuple[Path, dict[str, Any]]) -> None:
+    assert [path.name for path in (found[0] / "figures").iterdir()] == ["privacy-dense1-quick.png"]
+
+
 def test_a_finished_audit_is_not_made_again(
     found: tuple[Path, dict[str, Any]], split: DataSplit, monkeypatch: pytest.MonkeyPatch
 ) -> None:

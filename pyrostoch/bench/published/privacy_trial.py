@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch.bench.case import TrialContext
-from pyrostoch.bench.files import read_json, write_json
+from pyrostoch.bench.files import read_json, save_figure, write_json
 from pyrostoch.bench.published.privacy_networks import (
     SPLITS,
     bottleneck,
@@ -32,6 +32,7 @@ from pyrostoch.obfuscate.attackers import Attribute, Sent, read_by, train_attack
 from pyrostoch.obfuscate.sender import Sender
 from pyrostoch.prediction.compare import compare
 from pyrostoch.prediction.readouts import seeded
+from pyrostoch.report import audit_pictures
 from pyrostoch.training.fit import fit
 from pyrostoch.training.two_steps import fit_two_steps
 
@@ -263,6 +264,10 @@ class AuditTrial:
             inverted=self.recipe.inverted,
             seed=self.context.seed,
         )
+        setting = self.context.setting
+        if self.context.seed == 0 and self.kind == "gate" and not setting.holdout:
+            name = f"privacy-{self.at}-{setting.preset}.png"
+            save_figure(audit_pictures(found), setting.out / "figures" / name)
         metrics = audit_numbers(found) | {"probe": self.probe(client)}
         clean, guide = self._model(copy.deepcopy(self.clean))
         row: Any = compare(clean, guide, self.test.task, modes=("mean",)).rows[0]
