@@ -17,6 +17,7 @@ from pyrostoch.bench.published import BENCHES, privacy_audit, privacy_trial
 from pyrostoch.bench.published.privacy_audit import equal_strength
 from pyrostoch.bench.published.privacy_networks import (
     SPLITS,
+    Choice,
     bottleneck,
     by_class,
     clean_network,
@@ -154,15 +155,25 @@ def test_a_finished_audit_is_not_made_again(
 @pytest.mark.parametrize("at", list(SPLITS))
 def test_noise_stands_behind_the_part_that_is_named(at: str) -> None:
     clean, x = clean_network(), torch.rand(3, 1, 28, 28)
-    for noise, fixed in ((by_class(at), True), (bottleneck(at), False), (isotropic(at, 1.0, 0.5), True)):
-        parts = dict(with_noise(clean, at, noise, fixed=fixed).named_children())
-        names = list(dict(clean.named_children()))
-        place = names.index(at) + 1
+    names = list(dict(clean.named_children()))
+    place = names.index(at) + 1
+    for noise in (by_class(at), bottleneck(at), isotropic(at, 1.0, 0.5)):
+        parts = dict(with_noise(clean, at, noise).named_children())
         assert list(parts) == [*names[:place], "noise", *names[place:]]
-        in_front = torch.nn.Sequential(*[parts[name] for name in names[:place]])
-        assert all(p.requires_grad != fixed for p in in_front.parameters())
-        assert in_front(x).shape[1:] == SPLITS[at]
-    assert all(p.requires_grad for p in clean.parameters())
+        assert torch.nn.Sequential(*[parts[name] for name in names[:place]])(x).shape[1:] == SPLITS[at]
+        assert parts["conv1"] is not clean.get_submodule("conv1")
+
+
+def test_isotropic_noise_is_not_trained() -> None:
+    assert not any(p.requires_grad for p in isotropic("conv1", 1.0, 0.5).parameters())
+
+
+def test_a_choice_is_the_likeliest_class() -> None:
+    x = torch.randn(20, 3)
+    chosen = Choice(torch.nn.Identity())(x)
+    assert torch.equal(chosen.argmax(1), x.argmax(1))
+    assert torch.equal(chosen.sum(1), torch.ones(20))
+    assert set(chosen.unique().tolist()) == {0.0, 1.0}
 
 
 def test_clipped_activations_are_no_longer_than_the_norm() -> None:

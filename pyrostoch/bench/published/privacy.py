@@ -58,13 +58,15 @@ PRIVACY = Bench(
         "descent from any start, with learned rates. They stand in place of the clean 5 %; all images are the rest.",
         "Audits: a client sends the noisy activations of a layer of LeNet5 (6 and 16 convolutions, 120 neurons) that "
         "tells whether a digit is greater than 5; attackers want the digit and the image. Noise by class has a learned "
-        "mean and standard deviation for each unit and each of the two classes, under a weight of its rate; its soft "
-        "selection is a gate that is linear in what the client computes. The layers up to the cut are those of the "
-        "network without noise, except in the bottleneck, which trains them, too. The weight is the least of .001, "
-        ".003, .01, .03, .1, .3 with which an attacker reads at most half of the digits of held-out training images. "
-        "The other kinds of noise have the strength with which the task is as accurate on these, found by bisection.",
+        "mean and standard deviation for each unit and each of the two classes, and behind the dense layer kernels of "
+        "both for each class, under a weight of its rate; its soft "
+        "selection is a gate that is linear in what the client computes. All is trained together, from the network "
+        "without noise. The weight is the least of .001, .003, .01, .03, .1, .3 with which an attacker reads at most "
+        "half of the digits of held-out training images. The other kinds of noise have the strength with which the "
+        "task is as accurate on these, found by bisection.",
         "Isotropic noise is a Gaussian mechanism: activations are clipped to the median of their norms; epsilon is for "
-        "delta = 1e-5. The predicted class is the choice of a gate that was trained by itself.",
+        "delta = 1e-5. With the predicted class the layer is trained for half of the epochs under its gate, and for "
+        "the other half under the class that this gate chooses, with the client fixed.",
         "A squared error is that of reconstructed images; the column of the label is a guess from the task's answer "
         "alone: the client might compute the answer itself and send nothing else. Where a linear probe of the clean "
         "activations is as good as the network, it could. Attackers train on fresh draws; a verdict counts (1) where "

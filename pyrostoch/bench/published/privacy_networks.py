@@ -17,7 +17,7 @@ from pyrostoch.layers import (
     StochasticLinear,
 )
 
-__all__ = ["SPLITS", "bottleneck", "by_class", "clean_network", "isotropic", "linear_gate", "with_noise"]
+__all__ = ["SPLITS", "Choice", "bottleneck", "by_class", "clean_network", "isotropic", "with_noise"]
 
 #: What the layers give that a client may send, for images of 28 x 28.
 SPLITS: dict[str, tuple[int, ...]] = {"conv1": (6, 12, 12), "conv2": (16, 4, 4), "dense1": (120,)}
@@ -38,54 +38,56 @@ def clean_network() -> nn.Sequential:
     return nn.Sequential(parts)
 
 
-def with_noise(network: nn.Sequential, at: str, noise: nn.Module, fixed: bool) -> nn.Sequential:
+def with_noise(network: nn.Sequential, at: str, noise: nn.Module) -> nn.Sequential:
     """A copy of a network with a module `noise` behind one of its parts.
 
     Args:
         network: The network.
         at: Name of the part.
         noise: The module.
-        fixed: Whether the parts in front of it are fixed.
     """
     found = OrderedDict[str, nn.Module]()
     for name, part in copy.deepcopy(network).named_children():
         found[name] = part
-        if "noise" not in found:
-            part.requires_grad_(not fixed)
         if name == at:
             found["noise"] = noise
     return nn.Sequential(found)
 
 
 def by_class(at: str) -> Conditional:
-    """Noise with a mean and a standard deviation of its own for each class and unit, and a learned marginal.
+    """Noise of its own for each class, and a learned marginal: for maps, of each unit; else of a kernel.
+
+    Its soft selection is a gate that is linear in what the client computes.
 
     Args:
         at: Name of the layer behind which it stands.
     """
     shape = SPLITS[at]
-    return Conditional(lambda: StochasticAdditive(shape, scale=_SCALE, prior="learned"), _CLASSES, where="output")
+    gate = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(shape).numel(), _CLASSES))
+
+    def of_class() -> StochasticLayer:
+        return StochasticAdditive(shape, scale=_SCALE, prior="learned") if len(shape) == 3 else bottleneck(at)
+
+    return Conditional(of_class, _CLASSES, GatedSelection(gate), where="output")
 
 
-def linear_gate(at: str, chooses: bool = False) -> nn.Module:
-    """A gate that is linear in what the client computes.
+class Choice(nn.Module):
+    """A hard selection by the class that a gate finds likeliest.
 
     Args:
-        at: Name of the layer behind which the noise stands.
-        chooses: Whether it chooses the likelier class, instead of weighting both.
+        gate: The gate.
     """
-    gate = nn.Sequential(nn.Flatten(), nn.Linear(torch.Size(SPLITS[at]).numel(), _CLASSES))
-    return _Choice(gate) if chooses else GatedSelection(gate)
-
-
-class _Choice(nn.Module):
-    """A hard selection by the class that a gate finds likeliest."""
 
     def __init__(self, gate: nn.Module) -> None:
         super().__init__()
         self.gate = gate
 
     def forward(self, x: Tensor) -> Tensor:
+        """1 for the likeliest class, and 0 for others.
+
+        Args:
+            x: What the gate reads.
+        """
         logits = self.gate(x)
         return torch.zeros_like(logits).scatter(1, logits.argmax(1, keepdim=True), 1.0)
 

@@ -14,11 +14,11 @@ from pyrostoch.bench.case import TrialContext
 from pyrostoch.bench.files import read_json, save_figure, write_json
 from pyrostoch.bench.published.privacy_networks import (
     SPLITS,
+    Choice,
     bottleneck,
     by_class,
     clean_network,
     isotropic,
-    linear_gate,
     with_noise,
 )
 from pyrostoch.bench.published.privacy_scores import audit_numbers
@@ -34,7 +34,6 @@ from pyrostoch.prediction.compare import compare
 from pyrostoch.prediction.readouts import seeded
 from pyrostoch.report import audit_pictures
 from pyrostoch.training.fit import fit
-from pyrostoch.training.two_steps import fit_two_steps
 
 __all__ = ["QUERIES", "AuditTrial"]
 
@@ -111,41 +110,33 @@ class AuditTrial:
         return network
 
     def trained(self, strength: float) -> Client:
-        """The client after training under noise of a strength; the parts in front of the noise stay as they were.
+        """The client after training under noise of a strength, with the rest of the network.
 
         Args:
             strength: The weight of the rate, or the standard deviation beside the size of the activations.
         """
-        epochs, settings = self.recipe.epochs, self._settings(f"{self.kind}.{strength:.4g}")
+        name, epochs = f"{self.kind}.{strength:.4g}", self.recipe.epochs
         with seeded(self.context.seed, self.device):
-            noise, gate = self._noise(strength)
-        model, guide = self._model(with_noise(self.clean, self.at, noise, fixed=self.kind != "bottleneck"))
-        if gate is None:
-            weight = 1.0 if self.kind == "isotropic" else strength  # isotropic noise has no rate
-            # As many epochs as both steps of the others.
-            fit(model, guide, self.train.task, epochs=2 * epochs, rate_weight=weight, **settings)
-        else:
-            gate = gate.to(self.device)
-            if self.kind == "predicted":
-                self._teach(gate)
-            fit_two_steps(
-                model,
-                guide,
-                self.train.task,
-                selection=gate,
-                epochs=(epochs, epochs),
-                rate_weight=strength,
-                **settings,
-            )
-        return Client(model, guide, at="noise.draw" if self.kind == "isotropic" else "noise")
+            noise = self._noise(strength)
+        network = with_noise(self.clean, self.at, noise)
+        model, guide = self._model(network)
+        settings: dict[str, Any] = {} if self.kind == "isotropic" else {"rate_weight": strength}
+        if self.kind != "predicted":
+            fit(model, guide, self.train.task, epochs=2 * epochs, **settings, **self._settings(name))
+            return Client(model, guide, at="noise.draw" if self.kind == "isotropic" else "noise")
+        fit(model, guide, self.train.task, epochs=epochs, **settings, **self._settings(name))
+        # The gate chooses from now on, and what it reads stays as it was.
+        layer: Any = noise
+        layer.selection = Choice(layer.selection.gate)
+        client = [network.get_submodule(part) for part in list(SPLITS)[: list(SPLITS).index(self.at) + 1]]
+        nn.ModuleList([*client, layer.selection]).requires_grad_(False)
+        fit(model, guide, self.train.task, epochs=epochs, **settings, **self._settings(f"{name}.choice"))
+        return Client(model, guide, at="noise")
 
-    def _noise(self, strength: float) -> tuple[nn.Module, nn.Module | None]:
+    def _noise(self, strength: float) -> nn.Module:
         if self.kind == "isotropic":
-            norm = self.norm
-            return isotropic(self.at, norm, self.scale(strength)), None
-        if self.kind == "bottleneck":
-            return bottleneck(self.at), None
-        return by_class(self.at), linear_gate(self.at, chooses=self.kind == "predicted")
+            return isotropic(self.at, self.norm, self.scale(strength))
+        return bottleneck(self.at) if self.kind == "bottleneck" else by_class(self.at)
 
     @property
     def norm(self) -> float:
@@ -169,13 +160,6 @@ class AuditTrial:
         """
         client = self.clean[: list(SPLITS).index(self.at) + 1]
         return torch.cat([client(x) for x in part.x.split(1000)])
-
-    def _teach(self, gate: Any) -> None:
-        """Train a gate by itself to tell the classes of the task, on the clean activations; it is fixed thereafter."""
-        model, guide = self._model(gate.gate)
-        data = self.activations(self.train), self.train.task[1]
-        fit(model, guide, data, epochs=self.recipe.clean_epochs, **self._settings("gate"))
-        gate.requires_grad_(False)
 
     def accuracy(self, client: Client, part: _Part, mode: str = "mc:1") -> float:
         """The share of right answers to the task from what is sent once.
