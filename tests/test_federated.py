@@ -139,10 +139,24 @@ def test_statistics_of_batch_normalization_are_those_of_all_examples() -> None:
 def test_whole_numbers_have_no_mean() -> None:
     with pytest.raises(ValueError, match="'index' holds whole numbers"):
         average({"a": {"index": torch.tensor([1])}, "b": {"index": torch.tensor([2])}}, {"a": 1, "b": 1})
-    with pytest.raises(ValueError, match="at least one example"):
-        average({}, {})
-    with pytest.raises(ValueError, match="at least one example"):
-        average({"a": {}}, {"a": 0})
+    for weights, sizes in (({}, {}), ({"a": {}}, {"a": 0}), ({"a": {}, "b": {}}, {"a": 1}), ([{}], [1])):
+        with pytest.raises(ValueError, match="weights of holders by name, and for each of them a number"):
+            average(weights, sizes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("holder", ["a", "b"])
+def test_weights_that_are_not_finite_are_not_averaged(holder: str) -> None:
+    weights = {name: {"w": torch.ones(2), "v": torch.ones(1)} for name in "ab"}
+    weights[holder]["w"][1] = torch.nan
+    with pytest.raises(ValueError, match=rf"holder '{holder}'.*'w'.*NaN"):
+        average(weights, {"a": 1, "b": 1})
+
+
+def test_weights_of_other_networks_are_not_averaged() -> None:
+    with pytest.raises(ValueError, match="holder 'b'.*another model or guide"):
+        average({"a": {"w": torch.ones(2)}, "b": {"v": torch.ones(2)}}, {"a": 1, "b": 1})
+    with pytest.raises(ValueError, match="holder 'b'.*shape"):
+        average({"a": {"w": torch.ones(2)}, "b": {"w": torch.ones(3)}}, {"a": 1, "b": 1})
 
 
 def test_weights_go_and_come_back() -> None:

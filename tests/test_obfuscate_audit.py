@@ -235,19 +235,6 @@ def test_known_labels_are_said_first() -> None:
     assert found.rate.with_labels
 
 
-def test_data_that_do_not_fit_are_named() -> None:
-    client = client_of(nn.Sequential(StochasticAdditive(3, scale=0.5), nn.Linear(3, 2)))
-    x, y = torch.randn(10, 3), torch.zeros(10).long()
-    with pytest.raises(TypeError, match=r"audit data: expected tensors \(x, y\)"):
-        audit(client, x, (x, y))  # type: ignore[arg-type]
-    with pytest.raises(ValueError, match="audit test"):
-        audit(client, (x, y), (x, y[1:]))
-    with pytest.raises(ValueError, match="private='s'"):
-        audit(client, (x, y), (x, y), private={"s": (y, y - 1)})
-    with pytest.raises(ValueError, match="queries"):
-        audit(client, (x, y), (x, y), queries=(0,))
-
-
 def naive_ssim(x: Tensor, y: Tensor, size: int) -> float:
     """Place by place, with explicit weights."""
     places = [i - size // 2 for i in range(size)]

@@ -167,7 +167,7 @@ def test_modules_that_cannot_be_cut_at_are_named() -> None:
     model, guide = model_of(Twice())
     with pytest.raises(ValueError, match=r"no module 'layr'.*layer"):
         Client(model, guide, "layr")
-    with pytest.raises(ValueError, match="at least one module"):
+    with pytest.raises(ValueError, match="name of a module of the network"):
         Client(model, guide, [])
     with pytest.raises(ValueError, match="inputs x"):
         Client(model, guide, "last").send(torch.full((2, 3), float("nan")))

@@ -56,16 +56,26 @@ def test_its_noise_is_the_layers_and_near_duplicates_average_it_out() -> None:
 
 
 def test_an_audit_of_keyed_noise_says_so_and_has_no_bound() -> None:
-    x = torch.rand(60, 1, 6, 6)
+    x = torch.rand(90, 1, 6, 6)
     y = (x.mean((1, 2, 3)) > 0.5).long()
     net = nn.Sequential(StochasticAdditive((1, 6, 6), scale=0.5), nn.Flatten(), nn.Linear(36, 2))
     found: Any = audit(
-        client_of(net), (x, y), (x, y), queries=(1, 2), epochs=1, most_epochs=1, key=KEY, inverted=5, steps=2
+        client_of(net),
+        (x[:50], y[:50]),
+        (x[50:], y[50:]),
+        queries=(1, 2),
+        epochs=1,
+        most_epochs=1,
+        key=KEY,
+        inverted=5,
+        steps=2,
     )
     assert str(found).startswith("Noise is fixed by a secret key")
     assert found.rate is None
     assert "fixed by a key" in found.no_bound
     assert [row.queries for row in found.attacks] == [1, 2] * 3
+    with pytest.raises(TypeError, match="key="):
+        audit(KeyedClient(client_of(net), KEY), (x, y), (x, y))  # type: ignore[arg-type]
 
 
 def test_keys_that_are_none_are_refused() -> None:

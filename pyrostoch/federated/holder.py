@@ -24,6 +24,7 @@ from pyrostoch.model import BayesianModel
 from pyrostoch.obfuscate.bypass import LAYER, bypassed, check_prepended, only_the_layer
 from pyrostoch.obfuscate.client import Client
 from pyrostoch.obfuscate.manifest import fingerprint
+from pyrostoch.obfuscate.progressive_settings import check_fit_settings
 from pyrostoch.prediction.noise import activation_noise
 from pyrostoch.safefile import only_writer_of, read_file, write_file
 from pyrostoch.training.fit import fit
@@ -35,7 +36,9 @@ __all__ = ["SENDS", "Holder", "Obfuscated"]
 SENDS = ("weights", "examples")
 _NOISE_EXAMPLES = 1000
 # Settings of `fit` that a round decides by itself.
-_OWN = frozenset({"checkpoint", "resume", "seed", "labels", "steps_per_epoch", "shuffle", "validation", "patience"})
+_OWN = frozenset(
+    {"epochs", "checkpoint", "resume", "seed", "labels", "steps_per_epoch", "shuffle", "validation", "patience"}
+)
 
 
 @dataclass(frozen=True, eq=False)
@@ -119,8 +122,11 @@ class Holder:
             )
         check_finite("Holder inputs x", x)
         wanted = self._steps()
-        if set(self.epochs) != set(wanted):
-            raise ValueError(f"Holder epochs: expected those of {name_list(wanted)}, got {name_list(self.epochs)}")
+        if not isinstance(self.epochs, Mapping) or set(self.epochs) != set(wanted):
+            got = name_list(self.epochs) if isinstance(self.epochs, Mapping) else repr(self.epochs)
+            raise ValueError(
+                f"Holder epochs: expected those of {name_list(wanted)}, got {got}{see('how-to/federated')}"
+            )
         for step, count in self.epochs.items():
             check_count(f"Holder epochs[{step!r}]", count)
         for step in self.steps:
@@ -128,6 +134,7 @@ class Holder:
         for own, given in ((_OWN, self.settings), *((_OWN | {"batch_size"}, part) for part in self.steps.values())):
             if found := sorted(own & set(given)):
                 raise ValueError(f"Holder settings: {name_list(found)} cannot be set here; leave them out")
+        check_fit_settings("Holder", self.settings, self.steps)
         check_count("Holder settings batch_size", self.settings.get("batch_size", 100))
         if self.send == "examples":
             self._check_examples()

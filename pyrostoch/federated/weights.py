@@ -161,9 +161,16 @@ def average(weights: Mapping[str, Weights], examples: Mapping[str, int]) -> dict
     References:
         McMahan et al., "Communication-efficient learning of deep networks from decentralized data", 2017.
     """
-    if not weights or any(examples[holder] < 1 for holder in weights):
-        raise ValueError(f"average: expected weights of holders with at least one example each, got {dict(examples)}")
+    given, counted = isinstance(weights, Mapping) and weights, isinstance(examples, Mapping)
+    if not given or not counted or any(examples.get(holder, 0) < 1 for holder in weights):
+        raise ValueError(
+            f"average: expected the weights of holders by name, and for each of them a number of examples, at least 1, "
+            f"got weights of {name_list(weights) if given else repr(weights)} and numbers {examples!r}"
+            f"{see('how-to/federated')}"
+        )
     states = list(weights.values())
+    for holder, state in weights.items():
+        check_weights(f"holder {holder!r}", state, states[0], frozenset())
     shares = torch.tensor([examples[holder] for holder in weights], dtype=torch.float64)
     shares = shares / shares.sum()
     found = {}
@@ -171,7 +178,11 @@ def average(weights: Mapping[str, Weights], examples: Mapping[str, int]) -> dict
         values = [state[name] for state in states]
         if all(_same(value, first) for value in values):
             found[name] = first.clone()
-        elif name.endswith(_COUNTER):
+            continue
+        for holder, value in zip(weights, values, strict=True):
+            if value.is_floating_point() and not bool(torch.isfinite(value).all()):
+                raise ValueError(f"average: holder {holder!r}: {name!r} has NaN or infinite entries; leave it out")
+        if name.endswith(_COUNTER):
             found[name] = torch.stack(values).amax(0)
         elif not first.is_floating_point():
             raise ValueError(f"average: {name!r} holds whole numbers, which have no mean, and they differ")

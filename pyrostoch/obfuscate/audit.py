@@ -13,6 +13,7 @@ from pyrostoch._manual import see
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.metrics.running import Estimate
 from pyrostoch.obfuscate.attackers import Attribute, Reconstruction, Sent, Trained, read_by, train_attacker
+from pyrostoch.obfuscate.audit_data import Pair, check_pair, check_parts, check_private
 from pyrostoch.obfuscate.audit_record import Audit, Strength
 from pyrostoch.obfuscate.bounds import RateBound, fisher_bound, rate_bound
 from pyrostoch.obfuscate.client import Client, alike, on_rows
@@ -32,8 +33,6 @@ __all__ = ["audit"]
 _HELD_OUT = 0.1
 # Test images of which there are pictures, and examples of which two queries are compared.
 _SHOWN, _TRIED = 6, 64
-
-Pair = tuple[Tensor, Tensor]
 
 
 def audit(
@@ -110,14 +109,20 @@ def audit(
         Carlini, Wagner, "Adversarial examples are not easily detected", 2017, for attackers that adapt; Osia et al., "A
         hybrid deep learning architecture for privacy-preserving mobile analytics", 2020.
     """
-    (x, y), (x_test, y_test) = _checked(data, "data"), _checked(test, "test")
+    if not isinstance(client, Client):
+        advice = "; a keyed client is audited as audit(client, key=...)" if isinstance(client, KeyedClient) else ""
+        raise TypeError(
+            f"audit client: expected a Client, got {type(client).__name__}{advice}{see('how-to/audit_a_layer')}"
+        )
+    (x, y), (x_test, y_test) = check_pair(data, "data"), check_pair(test, "test")
+    check_parts(x, x_test)
+    attributes = check_private(private or {}, len(x), len(x_test))
+    counts = _counts(queries)
     client.check(x, labels=y if labels else None)
     targets: dict[str, tuple[Any, Tensor, Tensor]] = {"reconstruction": (Reconstruction(x.shape[1:]), x, x_test)}
-    for name, (own, own_test) in (private or {}).items():
-        classes = _attribute(name, own, own_test, len(x), len(x_test))
+    for name, (classes, own, own_test) in attributes.items():
         targets[name] = (Attribute(classes), own, own_test)
     known = y_test if labels else None
-    counts = [check_count("audit queries", count) for count in queries]
     begin = _beginnings(callback, len(targets) * (1 + len(counts)) + bool(inverted) + 2 * bool(bounds))
     parts = _Parts(client, x, x_test, y if labels else None, y_test if labels else None, seed, key)
     answer, answer_test = (_answers(client, part, own if labels else None, seed) for part, own in (data, test))
@@ -201,6 +206,16 @@ def audit(
     )
 
 
+def _counts(queries: Any) -> list[int]:
+    """Numbers of queries, at least one."""
+    if not isinstance(queries, Sequence) or isinstance(queries, str) or not queries:
+        raise ValueError(
+            f"audit queries: expected at least one number, such as (1, 10, 100), got {queries!r}"
+            f"{see('how-to/audit_a_layer')}"
+        )
+    return [check_count("audit queries", count) for count in queries]
+
+
 def _beginnings(callback: Callable[[str, int, int], None] | None, total: int) -> Callable[[str], None]:
     """Tells a callback what begins, and how many of all parts are done."""
     done = 0
@@ -277,7 +292,7 @@ def _strength(
     sent, scores = send("test", 0), []
     for budget in (epochs, LONGER * epochs):
         found = train_attacker(attack, send, targets, epochs=budget, until_it_stops=False, seed=seed)
-        scores.append(float(attack.score(read_by(found.network, sent).cpu(), target).mean()))
+        scores.append(attack.score(read_by(found.network, sent).cpu(), target))
     return judged(attack, *scores)
 
 
@@ -296,27 +311,3 @@ def _bounds(
     except ValueError as error:
         return rate, None, str(error)
     return rate, fisher, ""
-
-
-def _checked(pair: Any, what: str) -> Pair:
-    if not isinstance(pair, (tuple, list)) or len(pair) != 2 or not all(isinstance(part, Tensor) for part in pair):
-        raise TypeError(f"audit {what}: expected tensors (x, y){see('how-to/audit_a_layer')}")
-    x, y = pair
-    if not x.is_floating_point() or y.is_floating_point() or y.dim() != 1 or len(x) != len(y) or len(x) < 2:
-        raise ValueError(
-            f"audit {what}: expected real inputs and as many class indices, at least two, got {x.dtype} of shape "
-            f"{tuple(x.shape)} and {y.dtype} of shape {tuple(y.shape)}{see('how-to/audit_a_layer')}"
-        )
-    return x, y
-
-
-def _attribute(name: str, own: Tensor, test: Tensor, count: int, count_test: int) -> int:
-    if name == "reconstruction":
-        raise ValueError("audit private: 'reconstruction' is the name of an attack; give the attribute another one")
-    for values, expected in ((own, count), (test, count_test)):
-        if values.is_floating_point() or values.dim() != 1 or len(values) != expected or int(values.min()) < 0:
-            raise ValueError(
-                f"audit private={name!r}: expected whole numbers from 0 up, one for each of {expected} examples, got "
-                f"{values.dtype} of shape {tuple(values.shape)}{see('how-to/audit_a_layer')}"
-            )
-    return int(torch.cat([own, test]).max()) + 1

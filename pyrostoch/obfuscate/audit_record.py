@@ -21,11 +21,13 @@ class Strength(Record):
         score: Its score with the audit's budget of epochs.
         longer: Its score with ten times as many.
         enough: Whether they are within one point of accuracy, or 5 % of the squared error.
+        stderr: Standard error of the first score.
     """
 
     score: float
     longer: float
     enough: bool
+    stderr: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -73,6 +75,14 @@ class AttackResult(Record):
         return {**super().to_dict(), "verdict": self.verdict}
 
     @property
+    def reads_without_noise(self) -> bool:
+        """Whether more than the label tells is read where there is no noise, or the label tells all there is."""
+        gain = self.strength.score - self.label
+        if self.information is None:
+            return self.label == 0.0 or -gain > 2 * self.strength.stderr
+        return self.label >= 100.0 or gain > 2 * self.strength.stderr
+
+    @property
     def verdict(self) -> str:
         """What the result says, or why it says nothing, as where a weak attacker reads little."""
         gains = [gain for gain in (self.beyond, self.beyond_nats) if gain is not None]
@@ -80,6 +90,8 @@ class AttackResult(Record):
         weak = ""
         if not self.strength.enough:
             weak = "ten times the training reads more without noise"
+        elif not reads_more and not self.reads_without_noise:
+            weak = "even without noise it reads no more than the label tells"
         elif not self.stopped:
             weak = "its loss on noise was still falling"
         if reads_more:

@@ -65,9 +65,12 @@ class Client:
                 f"{model.in_dims}; what is sent belongs to single examples{see('how-to/audit_a_layer')}"
             )
         self.model, self.guide = model, guide
-        self.at = (at,) if isinstance(at, str) else tuple(at)
-        if not self.at:
-            raise ValueError("Client at: expected the name of at least one module, got none")
+        self.at = (at,) if isinstance(at, str) else tuple(at) if isinstance(at, Sequence) else ()
+        if not self.at or not all(isinstance(name, str) and name for name in self.at):
+            raise ValueError(
+                f"Client at: expected the name of a module of the network, or of several, got {at!r}"
+                f"{see('how-to/audit_a_layer')}"
+            )
         Cut(model.net, self.at)  # refuses names of no module
 
     def send(

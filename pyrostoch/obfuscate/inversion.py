@@ -124,7 +124,7 @@ def inversions(
                 invert(client, without, prior, queries=None, labels=labels, steps=count).cpu()
                 for count in (steps, LONGER * steps)
             )
-            strength = judged(attack, *(float(attack.score(images, x_test).mean()) for images in budgets))
+            strength = judged(attack, *(attack.score(images, x_test) for images in budgets))
             for count, given in sent.items():
                 output = invert(client, given, prior, queries=count, labels=labels, steps=steps).cpu()
                 how: dict[str, Any] = {"queries": count, "strength": strength, "epochs": steps, "stopped": True}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -12,18 +12,26 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import Subset
 
-from pyrostoch._checks import check_choice, check_count, name_list
+from pyrostoch._checks import check_choice
 from pyrostoch._manual import see
 from pyrostoch._seeds import mixed_seed
 from pyrostoch.infer.known_labels import GivenLabels, conditional_layers, known_labels
 from pyrostoch.model import BayesianModel
 from pyrostoch.obfuscate.bypass import LAYER, bypassed, check_prepended, only_the_layer
 from pyrostoch.obfuscate.client import Client
-from pyrostoch.obfuscate.examples import MixedExamples, indexed, tensors_of
+from pyrostoch.obfuscate.examples import MixedExamples, tensors_of
 from pyrostoch.obfuscate.manifest import check_manifest, fingerprint
+from pyrostoch.obfuscate.progressive_settings import (
+    Score,
+    check_fit_settings,
+    counts_of,
+    epochs_of,
+    examples_of,
+    measured_by,
+    order_of,
+)
 from pyrostoch.obfuscate.screening import Screening
 from pyrostoch.obfuscate.stages import Progressive, ProgressiveStage
-from pyrostoch.prediction.compare import compare
 from pyrostoch.prediction.noise import activation_noise
 from pyrostoch.prediction.readouts import batches_for
 from pyrostoch.protocols import Data
@@ -33,11 +41,7 @@ from pyrostoch.training.two_steps import fit_two_steps
 
 __all__ = ["progressive"]
 
-_STEPS = ("clean", "classes", "selection", "mixed")
 _NOISE_EXAMPLES = 1000
-
-#: Tells how good a model is on clean examples; a larger number is better.
-Score = Callable[[BayesianModel, Any], float]
 
 
 def progressive(
@@ -95,8 +99,8 @@ def progressive(
         screening: What is hidden of obfuscated examples; `None` for nothing.
         epochs: Number of epochs of each step: `{"clean": 10, "classes": 5, "selection": 5, "mixed": 10}`.
         validation: Clean held-out data for the default score, the accuracy by the mean.
-        score: Another score of `(model, guide)`, on data that it knows; a larger one is better. The network is without
-            S while it runs.
+        score: Another score, a function of `(model, guide)` that returns a number, on data that it knows; a larger one
+            is better. The network is without S while it runs.
         wanted: The score with which the training ends.
         from_scratch: Start each stage from the parameters of the beginning, in place of those of the last stage.
         steps: Settings of `fit` for single steps, by their names, such as `{"classes": {"noise_weight": 0.1}}`.
@@ -136,10 +140,11 @@ def progressive(
     check_choice("progressive obfuscate_by", obfuscate_by, ["labels", "selection"])
     if obfuscate_by == "selection" and selection is None:
         raise ValueError("progressive obfuscate_by='selection': there is none; give selection=, or use 'labels'")
-    pairs, lengths, own = indexed(data, "progressive data"), _epochs(epochs, selection), _own_settings(steps)
-    counts = _counts(shares, len(pairs))
-    chosen = _order(order, len(pairs), counts[-1], seed)
-    measure = _score(score, validation)
+    pairs, lengths = examples_of(data, screening), epochs_of(epochs, selection)
+    own = check_fit_settings("progressive", settings, steps)
+    counts = counts_of(shares, len(pairs))
+    chosen = order_of(order, len(pairs), counts[-1], seed)
+    measure = measured_by(score, validation)
     folder = None if checkpoint is None else Path(checkpoint)
     modules = [module for module in (model, guide, selection) if module is not None]
     start = [(module, {name: value.clone() for name, value in module.state_dict().items()}) for module in modules]
@@ -256,63 +261,3 @@ def _obfuscated(
         for number, (x, _) in enumerate(batches.epoch(None, 0)):
             sent += client.send(x, seed=mixed_seed(seed, number), device=client.device)
     return torch.cat([part.cpu() for part in sent]), [y for _, y in items]
-
-
-def _score(score: Score | None, validation: Data | None) -> Score:
-    if score is not None:
-        return score
-    if validation is None:
-        raise ValueError("progressive: give validation=(x, y) for the accuracy of every stage, or a score= of your own")
-
-    def accuracy(model: BayesianModel, guide: Any) -> float:
-        row: Any = compare(model, guide, validation, modes=("mean",)).rows[0]
-        if not hasattr(row, "accuracy"):
-            raise ValueError(
-                "progressive: the model's targets have no accuracy; give score=, a function of (model, guide), such as "
-                "the negative error on held-out data"
-            )
-        return float(row.accuracy)
-
-    return accuracy
-
-
-def _counts(shares: Sequence[float], total: int) -> list[int]:
-    values = [float(share) for share in shares]
-    rising = all(a < b for a, b in zip(values, values[1:], strict=False))
-    if not values or not rising or not 0 < values[0] or not values[-1] <= 1:
-        raise ValueError(f"progressive shares: expected rising numbers above 0 and up to 1, got {tuple(shares)}")
-    counts = [round(share * total) for share in values]
-    if counts[0] < 1:
-        raise ValueError(f"progressive shares: {values[0]:g} of {total} examples is none of them")
-    return counts
-
-
-def _order(order: Tensor | None, total: int, least: int, seed: int) -> Tensor:
-    """All examples, in the order in which they become clean."""
-    if order is None:
-        return torch.randperm(total, generator=torch.Generator().manual_seed(mixed_seed(seed, 0)))
-    order = torch.as_tensor(order)
-    known = order.dim() == 1 and not order.is_floating_point() and order.dtype != torch.bool
-    if not known or len(order.unique()) != len(order) or bool(((order < 0) | (order >= total)).any()):
-        raise ValueError(f"progressive order: expected different numbers of examples, from 0 to {total - 1}")
-    if len(order) < least:
-        raise ValueError(
-            f"progressive order: expected at least {least} examples for the largest share, got {len(order)}"
-        )
-    others = torch.ones(total, dtype=torch.bool)
-    others[order] = False
-    return torch.cat([order.cpu().long(), others.nonzero().flatten()])
-
-
-def _epochs(epochs: Mapping[str, int], selection: nn.Module | None) -> dict[str, int]:
-    needed = [step for step in _STEPS if step != "selection" or selection is not None]
-    if not isinstance(epochs, Mapping) or set(epochs) != set(needed):
-        got = name_list(epochs) if isinstance(epochs, Mapping) else repr(epochs)
-        raise ValueError(f"progressive epochs: expected a number for each step, {name_list(needed)}, got {got}")
-    return {step: check_count(f"progressive epochs[{step!r}]", count) for step, count in epochs.items()}
-
-
-def _own_settings(steps: Mapping[str, Mapping[str, Any]] | None) -> Mapping[str, Mapping[str, Any]]:
-    for name in steps or {}:
-        check_choice("progressive steps", name, _STEPS)
-    return steps or {}

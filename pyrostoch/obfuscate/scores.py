@@ -84,16 +84,18 @@ def attack_result(
     )
 
 
-def judged(attack: Any, score: float, longer: float) -> Strength:
+def judged(attack: Any, scores: Tensor, longer: Tensor) -> Strength:
     """The strength of an attacker, by its scores without noise.
 
     Args:
         attack: `Attribute` or `Reconstruction`.
-        score: Its score with its budget.
-        longer: Its score with `LONGER` times as much.
+        scores: Its scores of the test examples with its budget.
+        longer: Those with `LONGER` times as much.
     """
-    enough = longer - score <= _POINTS if isinstance(attack, Attribute) else score - longer <= _SHARE * score
-    return Strength(score, longer, enough)
+    score, better = estimate(scores), float(longer.double().mean())
+    gain = better - score.value if isinstance(attack, Attribute) else score.value - better
+    enough = gain <= (_POINTS if isinstance(attack, Attribute) else _SHARE * score.value)
+    return Strength(score.value, better, enough, score.stderr)
 
 
 def _guess(attack: Any, own: Tensor, y: Tensor, y_test: Tensor) -> Tensor:

@@ -35,9 +35,9 @@ def read_private(files: Sequence[Path]) -> dict[str, tuple[Tensor, Tensor]]:
         >>> import tempfile
         >>> with tempfile.TemporaryDirectory() as folder:
         ...     path = Path(folder) / "age.npz"
-        ...     np.savez(path, train=np.array([20, 40, 20]), test=np.array([30]))
+        ...     np.savez(path, train=np.array([20, 40, 20]), test=np.array([40]))
         ...     read_private([path])
-        {'age': (tensor([0, 2, 0]), tensor([1]))}
+        {'age': (tensor([0, 1, 0]), tensor([1]))}
     """
     found: dict[str, tuple[Tensor, Tensor]] = {}
     for file in files:

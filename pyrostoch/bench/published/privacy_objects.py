@@ -81,7 +81,7 @@ def objects_read(
             found = train_attacker(
                 attack, lambda name, seed: (kept[name],), epochs=budget, until_it_stops=False, **settings
             )
-            budgets.append(float(score(found.network, (kept["test"],)).mean()))
+            budgets.append(score(found.network, (kept["test"],)))
         strength = judged(attack, *budgets)
         network: nn.Module | None = None
         for count in QUERIES:

@@ -28,7 +28,7 @@ def attack_numbers(name: str, row: AttackResult) -> dict[str, float]:
         f"{name}/noise-free": row.strength.score / part,
         f"{name}/enough": float(row.strength.enough),
         f"{name}/stopped/{row.queries}": float(row.stopped),
-        f"{name}/counts/{row.queries}": float(row.strength.enough and row.stopped),
+        f"{name}/counts/{row.queries}": float(row.strength.enough and row.stopped and row.reads_without_noise),
     }
     if row.information is not None:
         metrics[f"{name}/told/{row.queries}"] = row.information.value
