@@ -213,6 +213,15 @@ def test_private_files_of_another_form_are_named(content: Any, message: str) -> 
         read_private([path])
 
 
+def test_arrays_of_other_names_and_single_arrays_are_named(tmp_path: Path) -> None:
+    np.savez(tmp_path / "names.npz", age=np.arange(3))
+    with pytest.raises(ValueError, match="it has no train, but 'age'"):
+        read_private([tmp_path / "names.npz"])
+    np.save(tmp_path / "age.npy", np.arange(3))
+    with pytest.raises(ValueError, match="a single array"):
+        read_private([tmp_path / "age.npy"])
+
+
 def test_private_files_that_are_missing_or_of_one_name() -> None:
     with pytest.raises(FileNotFoundError, match=r"private no.npz: there is no such file"):
         read_private([Path("no.npz")])

@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrostoch._checks import name_list
 from pyrostoch._manual import see
 
 __all__ = ["read_private"]
@@ -52,7 +53,12 @@ def read_private(files: Sequence[Path]) -> dict[str, tuple[Tensor, Tensor]]:
 
 def _arrays(file: Path) -> list[Any]:
     try:
-        with file.expanduser().open("rb") as opened, np.load(opened, allow_pickle=False) as content:
+        with file.expanduser().open("rb") as opened:
+            content = np.load(opened, allow_pickle=False)
+            if not isinstance(content, np.lib.npyio.NpzFile):
+                raise ValueError("it is a single array")
+            if missing := [part for part in _PARTS if part not in content.files]:
+                raise ValueError(f"it has no {missing[0]}, but {name_list(content.files) or 'nothing'}")
             return [content[part] for part in _PARTS]
     except FileNotFoundError:
         raise FileNotFoundError(f"private {file}: there is no such file") from None
