@@ -164,7 +164,9 @@ class Audit(Record):
             last = (number(a.strength.score), number(a.psnr, 2), number(a.ssim), told)
             rows.append((f"{a.attack}, {a.unit}", a.queries, str(a.score), number(a.label), number(a.blind), *last))
         lines.append(table(head, rows))
-        lines += [f"{a.attack}, {a.queries} queries: {a.verdict}" for a in self.attacks]
+        lines += [
+            f"{a.attack}, {a.queries} {'query' if a.queries == 1 else 'queries'}: {a.verdict}" for a in self.attacks
+        ]
         if self.least is not None:
             lines.append(f"I(x; z) >= {self.least} nats for each query (InfoNCE, which is never above log 100 = 4.6)")
         if self.rate is not None:
