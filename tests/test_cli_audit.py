@@ -74,7 +74,8 @@ def test_an_audit_is_printed_and_written(audited: tuple[Path, str]) -> None:
         ("odd", 3),
     ]
     for row in rows:
-        assert f"{row['attack']}, {row['queries']} queries: {row['verdict']}" in output
+        queries = "1 query" if row["queries"] == 1 else f"{row['queries']} queries"
+        assert f"{row['attack']}, {queries}: {row['verdict']}" in output
     assert 40 < rows[2]["blind"] < 60  # odd digits, and no others
     assert saved["audit"]["weights"] == []
 

@@ -213,7 +213,7 @@ def test_an_audit_tells_small_noise_from_large() -> None:
     assert large.reconstruction.value > 10 * small.reconstruction.value
     text = str(small)
     assert "sent at 0; 400 test examples" in text
-    assert "corner, 1 queries: reads more" in text
+    assert "corner, 1 query: reads more" in text
     assert small.to_dict()["attacks"][1]["attack"] == "corner"
 
 
