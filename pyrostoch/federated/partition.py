@@ -19,7 +19,7 @@ def partition(
 
     Without a concentration, the examples are shuffled and dealt out, so that all holders have the same distribution and
     numbers that differ by at most one. With a concentration $\alpha$, labels are skewed: of each class $c$ the holders
-    get the shares $p_c \sim \mathrm{Dirichlet}(\alpha, \dots, \alpha)$, drawn for each class. With a small $\alpha$
+    get the shares $p_c \sim \mathrm{Dirichlet}(\alpha, \ldots, \alpha)$, drawn for each class. With a small $\alpha$
     most of a class lies with one holder, with a large one all have the same. A holder left with fewer than `least`
     examples gets single ones from whoever has the most.
 
