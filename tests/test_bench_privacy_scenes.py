@@ -140,5 +140,5 @@ def test_gradients_reach_the_images_through_all_steps() -> None:
             moved = copy.deepcopy(distilled)
             with torch.no_grad():
                 (moved.images if parameter is distilled.images else moved.log_rates)[place] += sign * step
-            ends.append(float(loss(moved)))
+            ends.append(float(loss(moved).detach()))
         assert float(parameter.grad[place]) == pytest.approx((ends[0] - ends[1]) / (2 * step), rel=1e-4, abs=1e-7)

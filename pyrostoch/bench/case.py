@@ -112,6 +112,17 @@ class TrialContext:
         self.folder.mkdir(parents=True, exist_ok=True)
         return self.folder / "checkpoint.safetensors"
 
+    def start_folder(self) -> Path:
+        """The folder of the trial that this one starts from, with the same seed.
+
+        Raises:
+            ValueError: The case starts from none, or the trial has no folder.
+        """
+        if self.case.start is None:
+            raise ValueError(f"case {self.case.name}: expected one that starts from another case")
+        own = self.checkpoint().parent
+        return own.parent.parent / self.case.start.replace("/", "-") / own.name
+
     def settings(self, name: str = "checkpoint") -> dict[str, Any]:
         """Settings of `fit` for a training of the trial, which goes on from its checkpoint.
 

@@ -7,7 +7,6 @@ half of the digits; the other kinds of noise get the strength with which the tas
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 from pyrostoch.bench.case import Case, TrialContext
@@ -64,7 +63,7 @@ def _matched(at: str, kind: str) -> Callable[[TrialContext], Mapping[str, float]
 
     def run(context: TrialContext) -> Mapping[str, float]:
         trial = AuditTrial(context, at, kind)
-        wanted = _accuracy_of_gate(context, at)
+        wanted = _accuracy_of_gate(context)
 
         def accuracy(strength: float) -> float:
             found: float = trial.step(
@@ -113,10 +112,9 @@ def equal_strength(
     return min(tried.items(), key=lambda item: abs(item[1] - wanted))
 
 
-def _accuracy_of_gate(context: TrialContext, at: str) -> float:
+def _accuracy_of_gate(context: TrialContext) -> float:
     """The accuracy on held-out images of the noise by class, at its operating point."""
-    folder: Path = context.checkpoint().parent.parent.parent
-    metrics = read_json(folder / f"audit-{at}-gate" / f"seed{context.seed}" / "trial.json")["metrics"]
+    metrics = read_json(context.start_folder() / "trial.json")["metrics"]
     return float(metrics[f"curve/accuracy/held-out/{metrics['strength']:g}"])
 
 

@@ -121,8 +121,7 @@ def _noisy(kind: str, scale: float) -> Callable[[TrialContext], Mapping[str, flo
         trial = _SceneTrial(context)
         recipe, settings, data = trial.recipe, context.settings(), trial.train.pairs(*_TARGETS)
         clean, clean_guide = trial.model()
-        folder = context.checkpoint().parent.parent.parent / "scenes-clean" / f"seed{context.seed}"
-        load(folder / "checkpoint.safetensors", clean, clean_guide)
+        load(context.start_folder() / "checkpoint.safetensors", clean, clean_guide)
         size = recipe.size
         with seeded(context.seed, trial.device):
             if kind == "isotropic":
