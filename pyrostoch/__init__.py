@@ -48,7 +48,7 @@ from pyrostoch.prediction import (
     predict,
 )
 from pyrostoch.report import write_report
-from pyrostoch.training import Fit, fit, fit_two_steps, load, save
+from pyrostoch.training import Fit, fit, fit_last_layer, fit_two_steps, load, save
 
 __all__ = [
     "ELBO",
@@ -73,6 +73,7 @@ __all__ = [
     "effects",
     "estimators",
     "fit",
+    "fit_last_layer",
     "fit_two_steps",
     "from_mcmc",
     "guides",

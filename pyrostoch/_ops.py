@@ -61,6 +61,20 @@ class LinearOp:
         """Apply the same function, with the same stride, padding, groups, ..., to other operands."""
         return self.func(input, weight, bias, **self.rest)
 
+    def of_squares(self, variance: Tensor, bias_variance: Tensor | None = None) -> Tensor:
+        """The operation on squared inputs: the variance of its output for independent weights of some variances.
+
+        Args:
+            variance: Variances of the weight.
+            bias_variance: Variances of the bias, if it is random.
+        """
+        if not _in_fp16(self.input):
+            return self(self.input.square(), variance, bias_variance)
+        # Squares of fp16 numbers overflow from 256 up and underflow below 2e-4.
+        with torch.autocast(self.input.device.type, enabled=False):
+            inputs, bias = self.input.float().square(), None if bias_variance is None else bias_variance.float()
+            return self(inputs, variance.float(), bias)
+
     @property
     def spatial(self) -> int:
         """Number of spatial dimensions: 0 for a linear layer, 1 to 3 for a convolution."""
@@ -98,6 +112,13 @@ class LinearOp:
     def batched(self) -> bool:
         """Whether the input has a leading batch axis."""
         return self.input.dim() > self.spatial + 1
+
+
+def _in_fp16(values: Tensor) -> bool:
+    kind = values.device.type
+    return values.dtype == torch.float16 or (
+        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
+    )
 
 
 def bind(func: Callable[..., Any], args: tuple[Any, ...], kwargs: dict[str, Any]) -> LinearOp | None:

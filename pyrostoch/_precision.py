@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-__all__ = ["at_least_single"]
+__all__ = ["at_least_single", "safe_sqrt"]
 
 _PRECISE = (torch.float32, torch.float64)
 
@@ -23,3 +23,18 @@ def at_least_single(values: Tensor) -> Tensor:
     if values.dtype in _PRECISE:  # without a call of torch, since every weight comes here in every step
         return values
     return values.to(torch.promote_types(values.dtype, torch.float32))
+
+
+def safe_sqrt(variance: Tensor) -> Tensor:
+    """Square root with a finite gradient at zero; half precision is converted to float32 first.
+
+    Args:
+        variance: The variances.
+
+    Example:
+        >>> bool(safe_sqrt(torch.zeros(1)) < 1e-18)
+        True
+    """
+    variance = at_least_single(variance)
+    # The smallest normal number, and not one that small outputs would notice.
+    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()

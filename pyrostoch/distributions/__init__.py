@@ -16,6 +16,15 @@ r"""Distributions of a random weight, and the KL divergences between them.
 | `ARD` | prior N(0, tau^2) with the optimal tau^2 for each weight |
 | `ScaleMixture` | prior pi N(0, s1^2) + (1 - pi) N(0, s2^2) |
 | `PartlyFixed` | a distribution some of whose entries are constants |
+| `LowRankNormal` | a variance for each weight and a covariance of low rank |
+| `MatrixNormal` | a covariance of a weight's rows and one of its columns |
+| `FullNormal` | a full covariance of a weight's entries |
+| `RowsNormal`, `RowsBias` | a last layer with a full covariance of each output's weights and bias |
+| `RankOneWeights` | a fixed weight times a random factor for each output and each input |
+| `FlowWeights` | standard normal numbers through invertible transforms |
+| `RankOne` | prior of the factors of `RankOneWeights` |
+| `JointWeights` | base class of distributions of a whole weight, whose entries depend on each other |
+| `SharedDraw`, `LowRankDraw`, `ComponentDraw`, `RowsDraw` | what ties the weights of several sites in one draw |
 | `ImproperPrior` | base class of the priors with infinite mass |
 | `SymmetricDistribution` | base class of `SymmetricUniform` and `TwoPoint` |
 | `kl_log_uniform` | exact KL of N(mu, alpha mu^2) to `LogUniform`, a function of log alpha |
@@ -26,7 +35,7 @@ r"""Distributions of a random weight, and the KL divergences between them.
 | `matching_scale` | the scale at which a grid of levels matches the mean square of given weights |
 
 Distributions with mean zero have `zero_mean = True`, priors with infinite mass `improper = True`.
-Importing this package registers the closed forms (`kl_pairs`) with `torch.distributions.kl_divergence`.
+Importing this package registers the closed forms (`kl_pairs`, `kl_joint`) with `torch.distributions.kl_divergence`.
 """
 
 from pyrostoch.distributions.alpha_kl import kl_ard, kl_log_uniform, kl_log_uniform_molchanov
@@ -34,13 +43,22 @@ from pyrostoch.distributions.ard import ARD
 from pyrostoch.distributions.binomial import BinomialLevels, SymmetricBinomial
 from pyrostoch.distributions.discrete import TwoPoint
 from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
+from pyrostoch.distributions.flow import FlowWeights
+from pyrostoch.distributions.full_normal import FullNormal
 from pyrostoch.distributions.improper import ImproperPrior
+from pyrostoch.distributions.joint import JointWeights
 from pyrostoch.distributions.kl import has_closed_form, kl_sum
 from pyrostoch.distributions.levels import Grid, Levels, matching_scale
 from pyrostoch.distributions.log_uniform import LogUniform
+from pyrostoch.distributions.low_rank import LowRankNormal
+from pyrostoch.distributions.low_rank_draw import LowRankDraw
+from pyrostoch.distributions.matrix_normal import MatrixNormal
 from pyrostoch.distributions.mixture import ScaleMixture
 from pyrostoch.distributions.multinomial import SignedMultinomial, UniformMultinomial
 from pyrostoch.distributions.partly_fixed import PartlyFixed
+from pyrostoch.distributions.rank_one import ComponentDraw, RankOne, RankOneWeights
+from pyrostoch.distributions.rows_normal import RowsBias, RowsDraw, RowsNormal
+from pyrostoch.distributions.shared_draw import SharedDraw
 from pyrostoch.distributions.symmetric import SymmetricDistribution
 from pyrostoch.distributions.uniform import SymmetricUniform
 
@@ -48,13 +66,26 @@ __all__ = [
     "ARD",
     "BinomialLevels",
     "CenteredNormal",
+    "ComponentDraw",
+    "FlowWeights",
+    "FullNormal",
     "Grid",
     "ImproperPrior",
+    "JointWeights",
     "Levels",
     "LogUniform",
+    "LowRankDraw",
+    "LowRankNormal",
+    "MatrixNormal",
     "MultiplicativeNormal",
     "PartlyFixed",
+    "RankOne",
+    "RankOneWeights",
+    "RowsBias",
+    "RowsDraw",
+    "RowsNormal",
     "ScaleMixture",
+    "SharedDraw",
     "SignedMultinomial",
     "SymmetricBinomial",
     "SymmetricDistribution",

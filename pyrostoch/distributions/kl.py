@@ -16,6 +16,8 @@ from torch.distributions.kl import _KL_MEMOIZE, _KL_REGISTRY, _dispatch_kl
 from pyrostoch.distributions.alpha_kl import kl_ard, kl_log_uniform, kl_log_uniform_molchanov
 from pyrostoch.distributions.ard import ARD
 from pyrostoch.distributions.gaussian import MultiplicativeNormal
+from pyrostoch.distributions.joint import JointWeights
+from pyrostoch.distributions.kl_joint import joint_kl
 from pyrostoch.distributions.kl_normal import normal_kl_sum
 from pyrostoch.distributions.kl_pairs import alpha_kl_of, refuse_two_point
 from pyrostoch.distributions.log_uniform import LogUniform
@@ -50,6 +52,8 @@ def has_closed_form(q: Distribution, p: Distribution) -> bool:
         refuse_two_point(inner_q.core, inner_p.core)
     if isinstance(inner_q.core, Delta) or (inner_q.mask is None) != (inner_p.mask is None):
         return False
+    if isinstance(inner_q.core, JointWeights):
+        return formula is not NotImplemented and inner_p.mask is None
     if inner_q.core.event_shape == inner_p.core.event_shape:
         return formula is not NotImplemented and _is_valid(formula, inner_q.core, inner_p.core)
     if inner_q.mask is not None:
@@ -92,6 +96,8 @@ def kl_sum(q: Distribution, p: Distribution, value: Tensor | None = None) -> Ten
     if not has_closed_form(q, p):
         return _estimate(q, p, value)
     inner_q, inner_p = _unwrap(q), _unwrap(p)
+    if isinstance(inner_q.core, JointWeights):
+        return joint_kl(inner_q.core, inner_p.core)
     if inner_q.core.event_shape != inner_p.core.event_shape:
         return _sum(kl_divergence(q, p))
 

@@ -16,7 +16,8 @@ from torch.distributions import Distribution, Independent
 
 from pyrostoch._manual import see
 from pyrostoch._ops import LinearOp
-from pyrostoch.distributions import PartlyFixed
+from pyrostoch.distributions import JointWeights, PartlyFixed
+from pyrostoch.distributions.shared_draw import mark_pending, share_by_row
 from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.effects.active import active_call
 from pyrostoch.effects.checkpointing import checkpointed_function, explain_refusal
@@ -282,8 +283,8 @@ class Interpretation(Messenger):
         if self.supports(distribution):
             # A placeholder in place of the draw. Only its identity and shape are used, so it needs no memory for
             # its entries.
-            mean = distribution.mean
-            msg["value"] = torch.zeros((), dtype=mean.dtype, device=mean.device).expand(mean.shape)
+            like = distribution.loc if isinstance(distribution, JointWeights) else distribution.mean
+            msg["value"] = mark_pending(torch.zeros((), dtype=like.dtype, device=like.device).expand(like.shape))
             msg["done"] = True
             self._pending.add(msg["name"])
 
@@ -327,6 +328,7 @@ class Interpretation(Messenger):
                 )
             draw.used = True
             replaced[parameter] = site
+        share_by_row({site: self.distribution(site) for site in replaced.values()})
         call.replaced = set(replaced)
         self.replaced |= set(replaced.values())
 

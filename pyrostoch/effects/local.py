@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution, Normal
 
+from pyrostoch._checks import name_list
+from pyrostoch._manual import see
 from pyrostoch._ops import LinearOp
-from pyrostoch.distributions import Levels, SymmetricUniform, TwoPoint
+from pyrostoch._precision import safe_sqrt
+from pyrostoch.distributions import JointWeights, Levels, SymmetricUniform, TwoPoint
 from pyrostoch.effects.interpretation import Interpretation
 from pyrostoch.effects.usage import Use
 
@@ -60,9 +65,8 @@ class LocalReparameterization(Interpretation):
 
     def supports(self, distribution: Distribution) -> bool:
         """Whether a layer's output may be drawn from the first two moments of such weights."""
-        return isinstance(
-            distribution, (Normal, TwoPoint, Levels, SymmetricUniform, dist.Uniform) if self.factorized else Normal
-        )
+        by_moments = (TwoPoint, Levels, SymmetricUniform, dist.Uniform) if self.factorized else ()
+        return isinstance(distribution, (Normal, JointWeights, *by_moments))
 
     def reason_not_supported(self, use: Use) -> str | None:
         """Name sequences, and convolutions with `factorized=False`; their weights are drawn before the network call."""
@@ -77,15 +81,62 @@ class LocalReparameterization(Interpretation):
             for site in (weight, bias):
                 if site is not None:
                     self.treatments[site] = "shared (sequence)" if op.spatial == 0 else "shared (convolution)"
-            return op(op.input, op.weight if weight is None else self.draw(weight), self._bias_value(op, bias))
+            return self._shared(op, weight, bias)
+        if self._joint(weight) is not None or self._joint(bias) is not None:
+            return self._with_joint(op, weight, bias)
         mean = self._mean(op, weight, bias)
         variance = self._variance(op, weight, bias)
         for site in (weight, bias):
             if site is not None:
                 self.treatments[site] = self._describe(site, op, variance)
-        stddev = _safe_sqrt(variance)
+        stddev = safe_sqrt(variance)
         noise = torch.randn(variance.shape, dtype=stddev.dtype, device=variance.device) * stddev
         return noise.to(variance.dtype) if mean is None else mean + noise.to(mean.dtype)
+
+    def _shared(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+        for site in (weight, bias):
+            distribution = self._joint(site)
+            if distribution is not None and distribution.shared is not None and distribution.shared.by_row:
+                raise RuntimeError(
+                    f"site {site!r}: its layer gets other inputs than in the first call, so that its weight is shared "
+                    f"by the examples, but it depends on those of {name_list(distribution.shared.sites)}, which are "
+                    "not; use estimator='shared'"
+                    f"{see('how-to/choose_estimator')}"
+                )
+        return op(op.input, op.weight if weight is None else self.draw(weight), self._bias_value(op, bias))
+
+    def _joint(self, site: str | None) -> JointWeights | None:
+        """The distribution of a site whose entries depend on each other, or `None`."""
+        distribution = None if site is None else self.distribution(site)
+        return distribution if isinstance(distribution, JointWeights) else None
+
+    def _with_joint(self, op: LinearOp, weight: str | None, bias: str | None) -> Tensor:
+        """Draw the output where weight, bias or both have entries that depend on each other: by row."""
+        joint, offset = self._joint(weight), self._joint(bias)
+        if joint is not None and not joint.covers(op):
+            for site in (weight, bias):
+                if site is not None:
+                    self.treatments[site] = f"shared (no rule for {type(joint).__name__} in {op.func.__name__})"
+            return self._shared(op, weight, bias)
+        if joint is None:
+            output = self.apply(replace(op, bias=None), weight, None) if weight else op(op.input, op.weight, None)
+        else:
+            output = joint.draw_output(op)
+            self.treatments[weight or ""] = self._describe(weight or "", op, output)
+        if joint is not None and joint.includes(offset):
+            drawn = None
+        elif offset is not None:
+            drawn = offset.draw_rows(len(op.input)).reshape(len(op.input), -1, *[1] * op.spatial)
+        elif bias is None:
+            drawn = None if op.bias is None else op.bias.reshape(-1, *[1] * op.spatial)
+        else:
+            distribution = self.distribution(bias)
+            deviation = safe_sqrt(distribution.variance).reshape(-1, *[1] * op.spatial)
+            noise = torch.randn(output.shape, dtype=deviation.dtype, device=deviation.device)
+            drawn = distribution.mean.reshape(-1, *[1] * op.spatial) + deviation * noise
+        if bias is not None:
+            self.treatments[bias] = self._describe(bias, op, output)
+        return output if drawn is None else output + drawn.to(output.dtype)
 
     def _needs_shared_draw(self, op: LinearOp) -> bool:
         if op.over_tokens(self.batch):
@@ -109,38 +160,18 @@ class LocalReparameterization(Interpretation):
         if weight is None:
             # Only the bias is random: its variance, expanded to the shape of the output.
             return op(torch.zeros_like(op.input), torch.zeros_like(op.weight), bias_variance)
-        if _in_fp16(op.input):
-            # Squares of fp16 numbers overflow from 256 up and underflow below 2e-4.
-            with torch.autocast(op.input.device.type, enabled=False):
-                inputs, variances = op.input.float().square(), self.distribution(weight).variance.float()
-                return op(inputs, variances, None if bias_variance is None else bias_variance.float())
-        return op(op.input.square(), self.distribution(weight).variance, bias_variance)
+        return op.of_squares(self.distribution(weight).variance, bias_variance)
 
     def _describe(self, site: str, op: LinearOp, output: Tensor) -> str:
-        exact = isinstance(self.distribution(site), Normal)
+        exact = isinstance(self.distribution(site), Normal | JointWeights)
         applications = op.applications(output)
         if applications > 1:
             return f"local (factorized over {applications} positions)"
         return "local (exact)" if exact else "local (matched moments)"
 
 
-def _in_fp16(values: Tensor) -> bool:
-    kind = values.device.type
-    return values.dtype == torch.float16 or (
-        torch.is_autocast_enabled(kind) and torch.get_autocast_dtype(kind) == torch.float16
-    )
-
-
 def _mean_of(distribution: Distribution) -> Tensor | None:
     return None if getattr(distribution, "zero_mean", False) else distribution.mean
-
-
-def _safe_sqrt(variance: Tensor) -> Tensor:
-    """Square root with a finite gradient at zero; half precision is converted to float32 first."""
-    if variance.dtype in (torch.float16, torch.bfloat16):
-        variance = variance.float()
-    # The smallest normal number, and not one that small outputs would notice.
-    return variance.clamp_min(torch.finfo(variance.dtype).tiny).sqrt()
 
 
 def _single_position(op: LinearOp) -> bool:

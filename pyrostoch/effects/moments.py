@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any, Literal
 
 from pyro.poutine.runtime import Message
@@ -11,7 +12,8 @@ from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice
 from pyrostoch._ops import LinearOp
-from pyrostoch.effects.interpretation import Decision, Interpretation, SiteDraw, entries_may_depend
+from pyrostoch.distributions import JointWeights
+from pyrostoch.effects.interpretation import Decision, Interpretation, Outcome, SiteDraw, entries_may_depend
 from pyrostoch.effects.mean import replace_by_mean
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.trees import leaves_of
@@ -37,6 +39,7 @@ class MomentPropagation(Interpretation):
         covariance: `"diagonal"` propagates variances, `"full"` the covariance of all entries of an example.
         fallback: `"mc"` samples through operations without a rule, and draws weights that cannot be replaced, once in
             each pass; `None` raises an error that names them.
+        bound: Whether the mean log-likelihood is a closed lower bound of it, which the likelihood must have.
         closed: Whether to compute predictions and log-likelihoods from the output's moments by a closed-form
             approximation, where the likelihood has one, in place of an average over points of the output's Gaussian.
 
@@ -71,15 +74,19 @@ class MomentPropagation(Interpretation):
         *,
         fallback: Literal["mc"] | None = None,
         closed: bool = False,
+        bound: bool = False,
     ) -> None:
         super().__init__()
         check_choice("covariance", covariance, ("diagonal", "full"))
         if fallback is not None:
             check_choice("fallback", fallback, ("mc",))
-        self.settings = MomentSettings(full=covariance == "full", sampled=fallback == "mc", closed=closed)
+        self.settings = MomentSettings(full=covariance == "full", sampled=fallback == "mc", closed=closed, bound=bound)
 
     def supports(self, distribution: Distribution) -> bool:
         """Whether the distribution has a mean and a variance, and independent entries."""
+        if isinstance(distribution, JointWeights):
+            shared = distribution.shared
+            return distribution.has_output_moments and (shared is None or shared.one_layer)
         if entries_may_depend(distribution):
             return False
         try:
@@ -126,7 +133,23 @@ class MomentPropagation(Interpretation):
         for site in (weight, bias):
             if site is not None:
                 self.treatments[site] = "moments"
-        return propagate_linear(op, self._mean_variance(weight), self._mean_variance(bias), self.settings)
+        whole, of_bias = self._whole(weight), self._whole(bias)
+        if weight is not None and whole is not None and not whole.covers(op):
+            kind = type(whole).__name__
+            drawn = self.use_sample(
+                weight, Decision(Outcome.NOT_SUPPORTED, f"no rule for {kind} in {op.func.__name__}")
+            )
+            return propagate_linear(replace(op, weight=drawn), None, self._mean_variance(bias), self.settings)
+        of_biases: tuple[Tensor | None, Tensor | None] | None = self._mean_variance(bias)
+        bias_cov = None if of_bias is None else of_bias.covariance
+        if of_bias is not None and whole is not None and whole.includes(of_bias):
+            of_biases, bias_cov = (of_bias.mean, None), None
+        return propagate_linear(op, self._mean_variance(weight), of_biases, self.settings, whole, bias_cov)
+
+    def _whole(self, site: str | None) -> JointWeights | None:
+        """The distribution of a site whose entries depend on each other, or `None`."""
+        distribution = None if site is None else self.distribution(site)
+        return distribution if isinstance(distribution, JointWeights) else None
 
     def _mean_variance(self, site: str | None) -> tuple[Tensor | None, Tensor] | None:
         """Mean (`None` where it is zero) and variance of a site."""

@@ -6,6 +6,12 @@
 | `WeightwiseAlpha` | N(mu, alpha mu^2), one alpha per weight |
 | `NeuronwiseAlpha` | N(mu, alpha mu^2), one alpha per output neuron or channel |
 | `LayerwiseAlpha` | N(mu, alpha mu^2), one alpha per weight tensor |
+| `LowRank` | normal, with a covariance of low rank over the weights of all sites, or of each |
+| `MatrixNormal` | normal, with a covariance of rows and one of columns |
+| `FullCovariance` | normal, with a full covariance of a site's entries |
+| `RankOne` | fitted, times a random factor for each output and each input, in several components |
+| `Flow` | standard normal numbers through learned invertible transforms |
+| `LastLayer` | normal, with a full covariance of each output's weights and bias, for one layer |
 | `VarianceOnly` | mean zero: N(0, sigma^2), +-sigma with equal probability, or uniform on [-a, a] |
 | `CategoricalWeights` | categorical over a few levels, times one scale per site |
 | `Amortised` | that of another guide; it also draws random activations from q(h given x) |
@@ -37,10 +43,16 @@ from pyrostoch.guides.base import Guide
 from pyrostoch.guides.binomial import BinomialWeights
 from pyrostoch.guides.categorical import CategoricalWeights
 from pyrostoch.guides.export import load_pruned
+from pyrostoch.guides.flow import Flow
+from pyrostoch.guides.full_covariance import FullCovariance
 from pyrostoch.guides.gap import ZeroMeanGap, ZeroMeanRow
+from pyrostoch.guides.last_layer import LastLayer
+from pyrostoch.guides.low_rank import LowRank
+from pyrostoch.guides.matrix_normal import MatrixNormal
 from pyrostoch.guides.multinomial import MultinomialWeights
 from pyrostoch.guides.per_site import PerSite
 from pyrostoch.guides.prune import Pruning, PruningRow, magnitude_masks, prune
+from pyrostoch.guides.rank_one import RankOne
 from pyrostoch.guides.refresh import refresh_batch_norm
 from pyrostoch.guides.sparse import SparseConv2d, SparseLinear
 from pyrostoch.guides.variance_limit import to_variance_only
@@ -51,13 +63,19 @@ __all__ = [
     "Amortised",
     "BinomialWeights",
     "CategoricalWeights",
+    "Flow",
+    "FullCovariance",
     "Guide",
+    "LastLayer",
     "LayerwiseAlpha",
+    "LowRank",
+    "MatrixNormal",
     "MultinomialWeights",
     "NeuronwiseAlpha",
     "PerSite",
     "Pruning",
     "PruningRow",
+    "RankOne",
     "SparseConv2d",
     "SparseLinear",
     "VarianceOnly",

@@ -201,11 +201,14 @@ class Guide(nn.Module):
     def draw(self) -> dict[str, Tensor]:
         """Draw every site, by name."""
         # In a subclass with its own drawing, one site's distribution may depend on another site's draw: not marked.
-        inherited = type(self).forward is Guide.forward and type(self).draw is Guide.draw
+        return self._draw_sites(marked=type(self).forward is Guide.forward and type(self).draw is Guide.draw)
+
+    def _draw_sites(self, *, marked: bool) -> dict[str, Tensor]:
+        """Draw every site, by name, the weights marked as independent of each other or not."""
         draws: dict[str, Tensor] = {}
         for name in self.site_names:
             distribution: Any = self.site_distribution(name)
-            infer: Any = independent() if inherited and self._kinds[name] == "real" else {}
+            infer: Any = independent() if marked and self._kinds[name] == "real" else {}
             draws[name] = pyro.sample(name, distribution, infer=infer)
         return draws
 
@@ -248,9 +251,9 @@ class Guide(nn.Module):
         restricted = copy.deepcopy(self)
         for name in self.site_names:
             if name not in kept:
-                del restricted.parameters_of[site_key(name)]
-                if site_key(name) in restricted.constants:
-                    del restricted.constants[site_key(name)]
+                for part in restricted.children():
+                    if isinstance(part, nn.ModuleDict) and site_key(name) in part:
+                        del part[site_key(name)]
         restricted._kinds = {name: kind for name, kind in self._kinds.items() if name in kept}
         restricted.site_names = tuple(name for name in self.site_names if name in kept)
         restricted.weight_names = tuple(name for name in self.weight_names if name in kept)

@@ -22,7 +22,8 @@ from pyrostoch.protocols import Guide, PyroCallable
 __all__ = ["ELBO", "ESTIMATORS", "MOMENTS", "Estimator", "interpretation"]
 
 Estimator = Literal[
-    "local", "shared", "flipout", "marginal", "moments", "moments:closed", "moments:full", "moments:full:closed"
+    "local", "shared", "flipout", "marginal", "moments", "moments:closed", "moments:full", "moments:full:closed",
+    "moments:bound", "moments:full:bound"
 ]
 
 
@@ -53,6 +54,8 @@ ESTIMATORS: dict[str, Callable[..., Interpretation]] = {
     "flipout": Flipout,
     "marginal": lambda lazy=False: LocalReparameterization(factorized=False, lazy=lazy),
     **{name: partial(_moments, name) for name in MOMENTS},
+    "moments:bound": lambda lazy=False: MomentPropagation(bound=True),
+    "moments:full:bound": lambda lazy=False: MomentPropagation("full", bound=True),
 }
 
 
@@ -60,8 +63,8 @@ def interpretation(estimator: str, model: PyroCallable | None = None) -> Interpr
     """A new interpretation, by the name of an estimator.
 
     Args:
-        estimator: `"local"`, `"shared"`, `"flipout"`, `"marginal"` (local where exact, else shared), or one of
-            `MOMENTS`.
+        estimator: `"local"`, `"shared"`, `"flipout"`, `"marginal"` (local where exact, else shared), one of `MOMENTS`,
+            `"moments:bound"` or `"moments:full:bound"`.
         model: The model that will run under it. In a `BayesianModel` only the network uses the weights, so a weight is
             drawn only if the network needs its value; in any other model all weights are drawn.
 
@@ -98,7 +101,7 @@ class ELBO(PyroELBO):
         estimator: How random weights are treated. `"local"` reparameterization; one `"shared"` draw for all examples;
             `"flipout"`; `"marginal"`, which is local only where that is exact; or `"moments"`, which draws nothing and
             takes the mean log-likelihood under a Gaussian of the output, as an average over fixed points or, with
-            `"moments:closed"`, to second order. `"moments:full"` carries full covariances, `"moments:mc"` samples
+            `"moments:closed"`, to second order; `"moments:bound"` takes a closed lower bound of it. `"moments:full"` carries full covariances, `"moments:mc"` samples
             through operations without a rule.
         num_particles: Number of independent draws averaged in one step.
         kl_weight: Weight beta of the KL, for annealing; 1 gives the ELBO itself. It multiplies both log q and log p of

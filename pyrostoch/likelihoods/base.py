@@ -115,6 +115,15 @@ class Likelihood(nn.Module):
         """
         return None
 
+    def bound(self, output: Moments, **quantities: Tensor | float) -> Callable[[Tensor], Tensor] | None:
+        """A closed lower bound of the mean log density of targets, one value for each example; `None` without one.
+
+        Args:
+            output: Moments of the network's output.
+            quantities: The quantities that `draw` returns.
+        """
+        return None
+
     def forward(self, output: Output | Moments, quantities: dict[str, Tensor | float] | None = None) -> Distribution:
         """The distribution of the observations.
 
@@ -127,7 +136,8 @@ class Likelihood(nn.Module):
         if isinstance(read, Moments):
             # There is no formula for targets of which some are missing.
             closed = (lambda: None) if self.missing else (lambda: self.closed(read, **drawn))
-            return OutputDistribution(read, lambda z: self._observed(z, drawn), closed)
+            bound = (lambda: None) if self.missing else (lambda: self.bound(read, **drawn))
+            return OutputDistribution(read, lambda z: self._observed(z, drawn), closed, bound)
         return self._observed(read, drawn)
 
     def _observed(self, output: Tensor, quantities: dict[str, Tensor | float]) -> Distribution:

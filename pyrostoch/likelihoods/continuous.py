@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Literal
+
 from pyro import distributions as dist
 from torch import Tensor
 from torch.distributions import Distribution
 
-from pyrostoch._checks import check_positive
+from pyrostoch._checks import check_choice, check_positive
 from pyrostoch.likelihoods.base import Likelihood, like, per_example, positive
 from pyrostoch.likelihoods.quantities import Noise
 from pyrostoch.moments import Moments
+from pyrostoch.moments.bounds import log_scale_mean
 from pyrostoch.moments.predictive import Closed, noisy_gaussian
 
 __all__ = ["Gaussian", "HeteroscedasticGaussian", "StudentT"]
@@ -57,6 +61,8 @@ class HeteroscedasticGaussian(Likelihood):
     The network's output `(batch, 2 d)` holds d means, then d raw scales, whose softplus is the standard deviation.
 
     Args:
+        link: `"softplus"`, or `"exp"`: the raw scale is then the log of the standard deviation, and the mean
+            log-likelihood under moments of the output is known in closed form (`fit(estimator="moments:bound")`).
         output: Which part of the network's output it reads; see `Likelihood`.
         nan_is_missing: Whether targets that are NaN are missing, and left out.
 
@@ -66,18 +72,33 @@ class HeteroscedasticGaussian(Likelihood):
         torch.Size([1])
     """
 
-    def __init__(self, *, output: str | int | None = None, nan_is_missing: bool = False) -> None:
+    def __init__(
+        self,
+        *,
+        link: Literal["softplus", "exp"] = "softplus",
+        output: str | int | None = None,
+        nan_is_missing: bool = False,
+    ) -> None:
         super().__init__(output=output, nan_is_missing=nan_is_missing)
+        self.link = check_choice("likelihood HeteroscedasticGaussian link", link, ("softplus", "exp"))
 
     def distribution(self, output: Tensor, **quantities: Tensor | float) -> Distribution:
-        """N(mean, (softplus(raw) + 1e-6)^2)."""
+        """N(mean, (softplus(raw) + 1e-6)^2), or N(mean, exp(raw)^2)."""
         if output.dim() < 2 or output.shape[-1] % 2:
             raise ValueError(
                 "likelihood HeteroscedasticGaussian: expected a network output of shape (batch, 2 d), means then raw "
                 f"scales, got {tuple(output.shape)}"
             )
         mean, raw = output.chunk(2, dim=-1)
-        return per_example(dist.Normal(mean, positive(raw)))
+        return per_example(dist.Normal(mean, raw.exp() if self.link == "exp" else positive(raw)))
+
+    def bound(self, output: Moments, **quantities: Tensor | float) -> Callable[[Tensor], Tensor] | None:
+        """The mean log density itself, for `link="exp"`."""
+        return log_scale_mean(output) if self.link == "exp" else None
+
+    def extra_repr(self) -> str:
+        """The link, where it is not the default."""
+        return "" if self.link == "softplus" else f"link={self.link!r}"
 
 
 class StudentT(Likelihood):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
 from pyro import distributions as dist
 from torch import Tensor
@@ -11,6 +13,7 @@ from pyrostoch._manual import see
 from pyrostoch.likelihoods.base import Likelihood, check_labels, elementwise, per_example
 from pyrostoch.likelihoods.pseudo import WeightedCategorical
 from pyrostoch.moments import Moments
+from pyrostoch.moments.bounds import softmax_bound
 from pyrostoch.moments.predictive import Closed, softmax_under_gaussian
 
 __all__ = ["Bernoulli", "Categorical"]
@@ -85,6 +88,10 @@ class Categorical(Likelihood):
         """Class probabilities by a closed-form approximation, if the moments' settings ask for it."""
         plain = self.class_weights is None and (self.axis == -1 or output.loc.dim() == 2)
         return softmax_under_gaussian(output) if output.settings.closed and plain else None
+
+    def bound(self, output: Moments, **quantities: Tensor | float) -> Callable[[Tensor], Tensor] | None:
+        """Jensen's bound of the log of the sum over classes, for logits of shape (batch, classes)."""
+        return softmax_bound(output) if self.class_weights is None and output.loc.dim() == 2 else None
 
     def check_shape(self, distribution: Distribution, target: Tensor) -> None:
         """Raise an error if the targets are not integers, or their shape is not the output's without its classes."""

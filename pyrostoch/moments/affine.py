@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -28,19 +28,33 @@ from pyrostoch.moments.table import rule
 __all__ = ["affine", "propagate_linear", "scaled"]
 
 
+class WholeWeight(Protocol):
+    """The distribution of a weight whose entries depend on each other; see `distributions.JointWeights`."""
+
+    def output_variance(self, op: LinearOp, mean: Tensor, variance: Tensor) -> Tensor:
+        """What it adds to the variance of each output."""
+
+    def output_covariance(self, mean: Tensor, second: Tensor) -> Tensor:
+        """What it adds to the covariance of a linear layer's outputs."""
+
+
 def propagate_linear(
     op: LinearOp,
     weight: tuple[Tensor | None, Tensor] | None,
-    bias: tuple[Tensor | None, Tensor] | None,
+    bias: tuple[Tensor | None, Tensor | None] | None,
     settings: MomentSettings,
+    whole: WholeWeight | None = None,
+    bias_cov: Tensor | None = None,
 ) -> Moments:
     """Moments of a linear operation with random weights.
 
     Args:
         op: The operation; its input is a tensor or `Moments`.
         weight: Mean and variance of the random weight, the mean `None` if it is zero; `None` if the weight is fixed.
-        bias: The same for the bias.
+        bias: The same for the bias; without a variance where `whole` includes it.
         settings: Options of the propagation, used if the input is a tensor.
+        whole: The distribution of a weight whose entries depend on each other, in place of its variance.
+        bias_cov: The covariance of a bias whose entries depend on each other, (out, out), beside its variance.
 
     Returns:
         Moments of the output.
@@ -55,7 +69,11 @@ def propagate_linear(
     settings = x.settings
     # The variance that weights and bias add: their variances times the second moment of the input.
     added_var: Any = None
-    if weight_var is not None:
+    if whole is not None:
+        added_var = whole.output_variance(op, x.loc, x.var)
+        if bias_var is not None:
+            added_var = added_var + bias_var.reshape(-1, *[1] * op.spatial)
+    elif weight_var is not None:
         second = x.loc.square() if fixed_input else x.loc.square() + x.var
         added_var = op(second, weight_var, bias_var)
     elif bias_var is not None:
@@ -74,7 +92,14 @@ def propagate_linear(
     if settings.full:
         size = loc[0].numel()
         cov = pushed(links[0], x.covariance()) if links else loc.new_zeros(len(loc), size, size)
-        if added_var is not None:
+        if whole is not None or bias_cov is not None:
+            if op.spatial or x.loc.dim() > 2:
+                raise ValueError(
+                    "moments: no rule for a full covariance with weights that depend on each other in "
+                    f"{op.func.__name__}: expected a linear layer; use 'moments', which carries variances only"
+                )
+            cov = cov + _joint_covariance(x, x.covariance(), whole, weight_var, bias_var, bias_cov)
+        elif added_var is not None:
             cov = cov + _added_covariance(op, x, weight_var, bias_var, added_var)
         var = cov.diagonal(dim1=1, dim2=2).reshape(loc.shape)
         return Moments(loc, var, cov, settings, links)
@@ -83,13 +108,45 @@ def propagate_linear(
 
         def lazy_covariance() -> Tensor:
             """Covariance of the outputs, with the inputs taken as uncorrelated."""
-            diagonal = torch.zeros_like(loc) if added_var is None else added_var
+            if whole is not None or bias_cov is not None:
+                added = _joint_covariance(x, x.var, whole, weight_var, bias_var, bias_cov)
+            else:
+                added = torch.diag_embed(torch.zeros_like(loc) if added_var is None else added_var)
             if weight_mean is None or fixed_input:
-                return torch.diag_embed(diagonal)
+                return added
             # Needs (B, out, in) numbers; the number of outputs is small where this is called.
-            return torch.einsum("oi,bi,pi->bop", weight_mean, x.var, weight_mean) + torch.diag_embed(diagonal)
+            return torch.einsum("oi,bi,pi->bop", weight_mean, x.var, weight_mean) + added
 
     return Moments(loc, var, None, settings, links, lazy_covariance)
+
+
+def _joint_covariance(
+    x: Moments,
+    second: Tensor,
+    whole: WholeWeight | None,
+    weight_var: Tensor | None,
+    bias_var: Tensor | None,
+    bias_cov: Tensor | None,
+) -> Tensor:
+    """The covariance that weight and bias of a linear layer add where entries of either depend on each other.
+
+    Args:
+        x: Moments of the input.
+        second: The input's covariance, or its variances.
+        whole: See `propagate_linear`.
+        weight_var: Variances of independent entries of the weight.
+        bias_var: Variances of the bias.
+        bias_cov: See `propagate_linear`.
+    """
+    added: Any = 0.0
+    if whole is not None:
+        added = whole.output_covariance(x.loc, second)
+    elif weight_var is not None:
+        variances = second if second.dim() == 2 else second.diagonal(dim1=1, dim2=2)
+        added = torch.diag_embed((x.loc.square() + variances) @ weight_var.mT)
+    if bias_cov is not None:
+        return added + bias_cov
+    return added if bias_var is None else added + torch.diag(bias_var)
 
 
 def pushed(link: Link, cov: Tensor) -> Tensor:

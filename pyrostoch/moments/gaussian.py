@@ -44,6 +44,7 @@ class MomentSettings:
         closed: Whether predictions use the closed-form approximation of the likelihood (an error if it has none),
             instead of averages over points of the output's Gaussian.
         points: Number of these points.
+        bound: Whether the mean log-likelihood is a closed lower bound (an error if the likelihood has none).
 
     Example:
         >>> MomentSettings(full=True).points
@@ -55,6 +56,7 @@ class MomentSettings:
     draws: int = 100
     closed: bool = False
     points: int = 64
+    bound: bool = False
 
 
 def per_example(values: Tensor) -> Tensor:

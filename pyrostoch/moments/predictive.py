@@ -52,13 +52,14 @@ class OutputDistribution(TorchDistribution):
         output: Moments of the output.
         distribution: Function from a value of the output to the distribution of the observations.
         closed: Function that returns the likelihood's closed-form formulas, or `None` if it has none.
+        bound: Function that returns a lower bound of the mean log density of targets, or `None` if there is none.
 
     Attributes:
         at_mean: The distribution at the mean output.
         base_dist: What that is made of.
 
     Raises:
-        ValueError: `output.settings.closed` is set, and the likelihood has no closed form.
+        ValueError: `output.settings.closed` or `bound` is set, and the likelihood has no such formula.
 
     Example:
         >>> output = Moments(torch.zeros(3, 2), torch.ones(3, 2))
@@ -75,6 +76,7 @@ class OutputDistribution(TorchDistribution):
         output: Moments,
         distribution: Callable[[Tensor], Distribution],
         closed: Callable[[], Closed | None] = lambda: None,
+        bound: Callable[[], Callable[[Tensor], Tensor] | None] = lambda: None,
     ) -> None:
         self.output, self._distribution = output, distribution
         formulas = closed()
@@ -84,6 +86,12 @@ class OutputDistribution(TorchDistribution):
                 "one); leave out ':closed'"
             )
         self.closed = formulas if formulas is not None and (formulas.exact or output.settings.closed) else None
+        self._bound = bound() if output.settings.bound else None
+        if output.settings.bound and self._bound is None and (formulas is None or not formulas.exact):
+            raise ValueError(
+                "moments: this likelihood has no closed lower bound of its mean (Gaussian, Categorical and "
+                "HeteroscedasticGaussian(link='exp') have one); leave out ':bound'"
+            )
         self.at_mean = at_mean = distribution(output.loc)
         self.base_dist: Any = getattr(at_mean, "base_dist", at_mean)
         super().__init__(at_mean.batch_shape, at_mean.event_shape, validate_args=False)
@@ -119,6 +127,8 @@ class OutputDistribution(TorchDistribution):
         Args:
             value: Observations.
         """
+        if self._bound is not None:
+            return self._bound(value)
         if self.closed is not None:
             return self.closed.expected(value)
         return torch.stack([distribution.log_prob(value) for distribution in self.members()]).mean(0)

@@ -14,7 +14,7 @@ from pyrostoch._seeds import generator_states
 from pyrostoch._targets import Target
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
-from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS, interpretation
+from pyrostoch.infer.elbo import ESTIMATORS, interpretation
 from pyrostoch.infer.known_labels import GivenLabels, check_no_labels_around, known_labels, marked
 from pyrostoch.infer.rates import check_rates_known
 from pyrostoch.infer.terms import Terms, draw_terms
@@ -143,7 +143,7 @@ def _decompose(
                     pseudo = is_pseudo(distribution)
                 data_terms.add(distribution, y)
                 treatments = handler.treatments
-                if estimator in MOMENTS and all(map(torch.equal, before, generator_states(device))):
+                if estimator.startswith("moments") and all(map(torch.equal, before, generator_states(device))):
                     break  # nothing was drawn, so the batch would have the same data term again
                 sampled = True
             rate_totals.add(recorded, len(y))

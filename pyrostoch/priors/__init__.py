@@ -9,6 +9,7 @@
 | `Grid` | uniform over the levels of a weight on a grid, at any scale of the grid |
 | `SymmetricBinomial` | Binomial(n, 1/2) over the levels of a weight, at any scale |
 | `UniformMultinomial` | uniform over the cells on which the trials of a kernel fall, at any scale |
+| `RankOne` | factors N(1, s^2) of a fixed weight, for the guide of this name |
 | `None` | no prior: the parameter is fitted by maximum likelihood |
 
 Any Pyro distribution of a single weight can be used as well.
@@ -23,6 +24,7 @@ from pyrostoch.priors.fixed import (
     Laplace,
     LogUniform,
     Normal,
+    RankOne,
     ScaleMixture,
     StudentT,
     SymmetricBinomial,
@@ -43,6 +45,7 @@ __all__ = [
     "Normal",
     "Prior",
     "PriorSpec",
+    "RankOne",
     "ScaleMixture",
     "StudentT",
     "SymmetricBinomial",

@@ -9,6 +9,7 @@ from pyro import distributions as dist
 from torch import Tensor
 
 from pyrostoch import distributions
+from pyrostoch._checks import check_positive
 from pyrostoch.priors.base import Prior
 
 __all__ = [
@@ -17,6 +18,7 @@ __all__ = [
     "Laplace",
     "LogUniform",
     "Normal",
+    "RankOne",
     "ScaleMixture",
     "StudentT",
     "SymmetricBinomial",
@@ -33,6 +35,7 @@ class _Fixed(Prior):
     mix: Tensor
     scale1: Tensor
     scale2: Tensor
+    weight_scale: Tensor
 
     def __init__(self, **values: float | Tensor) -> None:
         super().__init__()
@@ -127,6 +130,37 @@ class ScaleMixture(_Fixed):
     def distribution(self, name: str, shape: torch.Size) -> Any:
         """The mixture, expanded to the shape of the weights."""
         return distributions.ScaleMixture(self.mix, self.scale1, self.scale2).expand(shape)
+
+
+class RankOne(_Fixed):
+    r"""The prior of the factors of the guide `RankOne`: r and s are N(1, scale^2), and the fixed W has that of N(0, v^2).
+
+    The ELBO is that of the model whose random variables are the factors; it contains the log density of W, which is
+    fitted, not random, so that it is not to be compared with the ELBO of random weights.
+
+    Args:
+        scale: Standard deviation of the factors, positive.
+        weight_scale: Standard deviation v, positive.
+
+    References:
+        Dusenberry, Jerfel, Wen, Ma, Snoek, Heller, Lakshminarayanan, Tran, "Efficient and scalable Bayesian neural nets
+        with rank-1 factors", 2020.
+
+    Example:
+        >>> RankOne(0.1).improper
+        True
+    """
+
+    improper = True
+
+    def __init__(self, scale: float | Tensor = 0.1, weight_scale: float | Tensor = 1.0) -> None:
+        check_positive("RankOne scale", float(scale))
+        check_positive("RankOne weight_scale", float(weight_scale))
+        super().__init__(scale=scale, weight_scale=weight_scale)
+
+    def distribution(self, name: str, shape: torch.Size) -> Any:
+        """The distribution, expanded to the shape of the weights."""
+        return distributions.RankOne(self.scale, self.weight_scale).expand(shape)
 
 
 class LogUniform(Prior):

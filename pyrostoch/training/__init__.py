@@ -1,4 +1,4 @@
-"""Training a Bayesian network: `fit`, the checks before it, and checkpoints."""
+"""Training a Bayesian network: `fit`, exact last layers, the checks before it, and checkpoints."""
 
 from __future__ import annotations
 
@@ -6,7 +6,8 @@ from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.checkpoint import load, save
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
+from pyrostoch.training.last_layer import fit_last_layer
 from pyrostoch.training.trainer import NonFiniteLossError
 from pyrostoch.training.two_steps import TwoStepFit, fit_two_steps
 
-__all__ = ["CheckpointError", "Fit", "NonFiniteLossError", "TwoStepFit", "fit", "fit_two_steps", "load", "save"]
+__all__ = ["CheckpointError", "Fit", "NonFiniteLossError", "TwoStepFit", "fit", "fit_last_layer", "fit_two_steps", "load", "save"]

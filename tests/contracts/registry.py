@@ -17,6 +17,8 @@ import torch
 from torch import Tensor, nn
 
 import pyrostoch as ps
+from pyro.distributions.transforms import affine_autoregressive, planar
+
 from pyrostoch import effects, guides, layers, likelihoods, metrics, priors
 
 
@@ -33,6 +35,7 @@ class GuideMember:
     straight_through: bool = False  # a shared draw's gradient is that of its mean, not of the draw
     log_prior: float | None = None  # of one weight, where the prior has no density of its own
     amortised: bool = False  # it draws random activations too: it is called with inputs, and copied with its model
+    moments: bool = True  # its distributions have a mean and a variance
     source: bool = True  # its docstring names a publication
 
 
@@ -42,6 +45,20 @@ def _mixed(model: Any) -> guides.PerSite:
 
 def _amortised(model: Any) -> guides.Amortised:
     return guides.Amortised(model, weights=guides.Additive(model, init_scale=0.3))
+
+
+def _autoregressive(size: int) -> Any:
+    """Pyro's network is for vectors of at least two entries; a single weight stays normal."""
+    return affine_autoregressive(size) if size > 1 else []
+
+
+def _last_layer(model: Any) -> Any:
+    """A guide whose last matrix is a Bayesian last layer."""
+    matrices = [name for name, site in model.sites.items() if site.init.dim() == 2]
+    last = partial(guides.LastLayer, init_scale=0.3)
+    others = [name for name in model.sites if name != matrices[-1]]
+    rules = {"*": partial(guides.Additive, init_scale=0.3), matrices[-1]: last}
+    return guides.PerSite(model, rules) if others else last(model)
 
 
 class LaplaceGuide(guides.Guide):
@@ -64,6 +81,23 @@ GUIDES = {
     "NeuronwiseAlpha": GuideMember(partial(guides.NeuronwiseAlpha, init_log_alpha=-1.0)),
     "LayerwiseAlpha": GuideMember(partial(guides.LayerwiseAlpha, init_log_alpha=-1.0)),
     "LayerwiseAlpha, log-uniform": GuideMember(partial(guides.LayerwiseAlpha, init_log_alpha=-1.0), priors.LogUniform),
+    "LowRank": GuideMember(partial(guides.LowRank, rank=2, init_scale=0.3), constants=False),
+    "LowRank, by site": GuideMember(
+        partial(guides.LowRank, rank=1, scope="site", init_scale=0.3), constants=False
+    ),
+    "MatrixNormal": GuideMember(partial(guides.MatrixNormal, init_scale=0.3), constants=False),
+    "FullCovariance": GuideMember(partial(guides.FullCovariance, init_scale=0.3), constants=False),
+    "RankOne": GuideMember(guides.RankOne, priors.RankOne, by_convention=True, constants=False),
+    "RankOne, components": GuideMember(
+        partial(guides.RankOne, components=3), priors.RankOne, by_convention=True, constants=False
+    ),
+    "Flow": GuideMember(
+        partial(guides.Flow, transform=_autoregressive), closed_form=False, constants=False, moments=False
+    ),
+    "Flow, planar": GuideMember(
+        partial(guides.Flow, transform=planar), closed_form=False, constants=False, moments=False
+    ),
+    "LastLayer": GuideMember(_last_layer),
     "VarianceOnly": GuideMember(guides.VarianceOnly),
     "VarianceOnly, uniform": GuideMember(partial(guides.VarianceOnly, family="uniform")),
     "VarianceOnly, bernoulli": GuideMember(
@@ -112,6 +146,7 @@ PRIORS = {
     "ARD": PriorMember(priors.ARD, density=False, source=True),
     "Grid": PriorMember(priors.Grid, density=False, posterior=guides.CategoricalWeights),
     "SymmetricBinomial": PriorMember(priors.SymmetricBinomial, density=False, posterior=guides.BinomialWeights),
+    "RankOne": PriorMember(priors.RankOne, density=False, posterior=guides.RankOne),
     "UniformMultinomial": PriorMember(priors.UniformMultinomial, density=False, posterior=guides.MultinomialWeights),
 }
 
@@ -138,6 +173,9 @@ LIKELIHOODS = {
     "Gaussian, learned": LikelihoodMember(partial(likelihoods.Gaussian, 0.7, learn=True)),
     "Gaussian, random": LikelihoodMember(lambda: likelihoods.Gaussian(dist.Gamma(9.0, 9.0))),
     "HeteroscedasticGaussian": LikelihoodMember(likelihoods.HeteroscedasticGaussian, output=(5, 4), target=(5, 2)),
+    "HeteroscedasticGaussian, exp": LikelihoodMember(
+        partial(likelihoods.HeteroscedasticGaussian, link="exp"), output=(5, 4), target=(5, 2)
+    ),
     "StudentT": LikelihoodMember(partial(likelihoods.StudentT, 5.0, 0.7)),
     "Gaussian, by output": LikelihoodMember(partial(likelihoods.Gaussian, torch.tensor([0.3, 0.5, 2.0]), learn=True)),
     "NegativeBinomial": LikelihoodMember(partial(likelihoods.NegativeBinomial, 3.0, learn=True)),

@@ -1,0 +1,113 @@
+"""What guides whose weights depend on each other have in common: their start, and what they refuse."""
+
+from __future__ import annotations
+
+import math
+import os
+import sys
+
+import torch
+from torch import Tensor
+
+from pyrostoch._manual import see
+from pyrostoch.guides.starts import Start, start_value
+from pyrostoch.sites import Site
+
+__all__ = ["check_memory", "positive_tril", "raw_tril", "refuse_constants", "start_of_normal"]
+
+# Copies of a parameter in training: itself, its gradient, the two moments of Adam, and one in the forward pass.
+_COPIES = 5
+
+
+def start_of_normal(site: Site, loc: Start | None, scale: Start) -> dict[str, Tensor]:
+    """The parameters `loc` and `log_scale` of independent normal weights, in a site's shape.
+
+    Args:
+        site: The site.
+        loc: Initial means; the network's own weights where it is `None`.
+        scale: Initial standard deviations.
+
+    Raises:
+        ValueError: A standard deviation is not positive, or a shape does not fit.
+    """
+    deviations = start_value(scale, site, site.init.shape, "init_scale")
+    if not bool((deviations > 0).all()):
+        raise ValueError(
+            f"init_scale at site {site.name!r}: expected positive standard deviations, got {deviations.min().item():g}"
+        )
+    means = site.init if loc is None else start_value(loc, site, site.init.shape, "init_loc")
+    return {"loc": means, "log_scale": deviations.log()}
+
+
+def refuse_constants(site: Site, guide: str) -> None:
+    """Raise an error for a site some of whose entries torch holds constant.
+
+    Args:
+        site: The site.
+        guide: Class of the guide.
+
+    Raises:
+        ValueError: The site has such entries.
+    """
+    if site.fixed is None:
+        return
+    raise ValueError(
+        f"guide {guide}: expected a site without constant entries, on which others would depend, got {site.name!r}, "
+        "where torch holds some constant (a padding row, or weights that torch.nn.utils.prune cut). Give it another "
+        f"guide, such as Additive, by PerSite, or no prior: {{{site.name!r}: None}}{see('how-to/choose_guide')}"
+    )
+
+
+def check_memory(site: Site, numbers: int, guide: str) -> None:
+    """Raise an error, before anything is allocated, where a covariance does not fit into memory.
+
+    Args:
+        site: The site.
+        numbers: How many numbers its covariance has.
+        guide: Class of the guide.
+
+    Raises:
+        ValueError: Training it would take more memory than the device has.
+    """
+    needed, there = _COPIES * numbers * site.init.element_size(), _memory(site.init.device)
+    if needed > there:
+        raise ValueError(
+            f"guide {guide}: the covariance at site {site.name!r}, of shape {tuple(site.init.shape)}, has {numbers:,} "
+            f"numbers; training it would take {needed / 2**30:,.1f} GiB, and there are {there / 2**30:,.1f} GiB of "
+            f"memory. Take LowRank, or cover the site by another guide by PerSite{see('how-to/choose_guide')}"
+        )
+
+
+def _memory(device: torch.device) -> int:
+    if device.type == "cuda":
+        return int(torch.cuda.get_device_properties(device).total_memory)
+    if not hasattr(os, "sysconf"):  # as on Windows: not known
+        return sys.maxsize
+    return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
+def raw_tril(scale: Tensor) -> Tensor:
+    """The parameter from which `positive_tril` makes a diagonal matrix.
+
+    Args:
+        scale: Its diagonal, positive.
+    """
+    return torch.diag_embed(scale.log())
+
+
+def positive_tril(raw: Tensor) -> Tensor:
+    """A lower triangular matrix with a positive diagonal, from any square matrix.
+
+    Below the diagonal it is as it is, in units of the row's diagonal entry, so that a change of either means as much
+    whatever the scale; the diagonal is the exponential.
+
+    Args:
+        raw: The parameter, (..., n, n).
+
+    Example:
+        >>> positive_tril(torch.tensor([[0.0, 5.0], [3.0, math.log(2.0)]]))
+        tensor([[1., 0.],
+                [6., 2.]])
+    """
+    diagonal = raw.diagonal(dim1=-2, dim2=-1).exp()
+    return diagonal.unsqueeze(-1) * (raw.tril(-1) + torch.eye(raw.shape[-1], dtype=raw.dtype, device=raw.device))
