@@ -16,14 +16,15 @@ import pytest
 import torch
 from pyro.infer import Trace_ELBO, TraceMeanField_ELBO
 from pyro.infer.autoguide import AutoLowRankMultivariateNormal, AutoNormal
+from staged_guides import GUIDES, NORMAL
 from torch import Tensor, nn
 
 import pyrostoch as ps
-from pyrostoch.infer.elbo import ESTIMATORS, MOMENTS
+from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.staging import missing
 
 # The estimators that draw; moments have their own tests.
-DRAWN = [name for name in ESTIMATORS if name not in MOMENTS]
+DRAWN = [name for name in ESTIMATORS if not name.startswith("moments")]
 
 STEPS, SHORT = 7, 4
 NO_COMPILER = missing(torch.device("cpu"))
@@ -61,20 +62,6 @@ class Recurrent(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return self.head(self.recurrent(x[:, 0])[0][:, -1])
-
-
-NORMAL, LOG_UNIFORM = ps.priors.Normal(0.0, 0.7), ps.priors.LogUniform()
-HALF = {"*": ps.guides.Additive, "5.weight": functools.partial(ps.guides.VarianceOnly, family="uniform")}
-GUIDES: dict[str, tuple[Callable[[Any], Any], Any]] = {
-    "additive": (ps.guides.Additive, NORMAL),
-    "weightwise": (ps.guides.WeightwiseAlpha, LOG_UNIFORM),
-    "neuronwise": (ps.guides.NeuronwiseAlpha, LOG_UNIFORM),
-    "layerwise": (ps.guides.LayerwiseAlpha, LOG_UNIFORM),
-    "gaussian": (ps.guides.VarianceOnly, NORMAL),
-    "bernoulli": (functools.partial(ps.guides.VarianceOnly, family="bernoulli"), LOG_UNIFORM),
-    "uniform": (functools.partial(ps.guides.VarianceOnly, family="uniform"), LOG_UNIFORM),
-    "per-site": (lambda m: ps.guides.PerSite(m, HALF), LOG_UNIFORM),
-}
 
 
 def bayesian(

@@ -42,9 +42,9 @@ from pyrostoch.distributions.alpha_kl import kl_ard, kl_log_uniform, kl_log_unif
 from pyrostoch.distributions.ard import ARD
 from pyrostoch.distributions.binomial import BinomialLevels, SymmetricBinomial
 from pyrostoch.distributions.discrete import TwoPoint
-from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
 from pyrostoch.distributions.flow import FlowWeights
 from pyrostoch.distributions.full_normal import FullNormal
+from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNormal
 from pyrostoch.distributions.improper import ImproperPrior
 from pyrostoch.distributions.joint import JointWeights
 from pyrostoch.distributions.kl import has_closed_form, kl_sum

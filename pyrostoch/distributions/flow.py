@@ -76,8 +76,8 @@ class FlowWeights(JointWeights):
                 x = inverse(y)
             except (KeyError, NotImplementedError) as error:  # what Pyro's transforms without an inverse raise
                 raise ValueError(
-                    f"FlowWeights: {type(transform).__name__} has no inverse, so that the density is known only of what "
-                    "the flow has drawn last; take a transform with an inverse, such as affine_autoregressive"
+                    f"FlowWeights: {type(transform).__name__} has no inverse, so that the density is known only of "
+                    "what the flow has drawn last; take a transform with an inverse, such as affine_autoregressive"
                 ) from error
             total = total - _log_det(transform, x, y)
             y = x

@@ -18,9 +18,9 @@ __all__ = ["JointWeights", "as_kernels", "as_weight", "outputs_of_rows"]
 class JointWeights(TorchDistribution):
     r"""Base class of distributions of a whole weight, an event of the weight's shape.
 
-    A class of this kind has `loc`, of the dtype and on the device of its draws, `rsample`, and, where they are known, `mean`,
-    `variance` and `log_prob`. `LocalReparameterization` draws the output of
-    a linear operation by `draw_output`, with a draw for each row of its input, where `covers` says that it can; and
+    A class of this kind has `loc`, of the dtype and on the device of its draws, `rsample`, and, where they are known,
+    `mean`, `variance` and `log_prob`. `LocalReparameterization` draws the output of a linear operation by
+    `draw_output`, with a draw for each row of its input, where `covers` says that it can; and
     `MomentPropagation` uses `output_variance` and `output_covariance`, where `has_output_moments` is true.
 
     A weight may share numbers with those of other sites, its `shared` draw.
@@ -47,7 +47,7 @@ class JointWeights(TorchDistribution):
         super().__init__(Size(()), shape, validate_args=False)
 
     @property
-    def support(self) -> constraints.Constraint:  # type: ignore[override]
+    def support(self) -> constraints.Constraint:
         """Real weights."""
         return constraints.independent(constraints.real, len(self.event_shape))
 

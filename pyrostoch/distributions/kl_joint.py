@@ -100,7 +100,9 @@ def _low_rank_low_rank(q: LowRankNormal, p: LowRankNormal) -> Tensor:
     r"""$\Sigma_p^{-1} = D^{-1} - D^{-1} F (I + F^\top D^{-1} F)^{-1} F^\top D^{-1}$."""
     scale = p.scale.double()
     factor = (p.factor.double() / scale).reshape(len(p.factor), -1)
-    cholesky = torch.linalg.cholesky_ex(torch.eye(len(factor), dtype=factor.dtype, device=factor.device) + p.information)[0]
+    cholesky = torch.linalg.cholesky_ex(
+        torch.eye(len(factor), dtype=factor.dtype, device=factor.device) + p.information
+    )[0]
 
     def inside(vectors: Tensor) -> Tensor:
         return torch.linalg.solve_triangular(cholesky, factor @ vectors.mT, upper=False)
@@ -122,14 +124,16 @@ def _factors(q: RankOneWeights, p: RankOne) -> Tensor:
     prior, total = Normal(torch.ones_like(scale), scale), torch.zeros((), dtype=torch.float64, device=q.loc.device)
     for loc, deviation in q.factors:
         total = total + kl_divergence(Normal(loc.double(), deviation.double()), prior).sum() / q.components
-    of_weight = Normal(torch.zeros_like(scale), torch.as_tensor(p.weight_scale, dtype=torch.float64, device=scale.device))
+    of_weight = Normal(
+        torch.zeros_like(scale), torch.as_tensor(p.weight_scale, dtype=torch.float64, device=scale.device)
+    )
     return total - of_weight.log_prob(q.loc.double()).sum()
 
 
 @register_kl(RankOneWeights, Distribution)
 def _factors_refused(q: RankOneWeights, p: Distribution) -> NoReturn:
     raise ValueError(
-        f"KL(RankOneWeights || {type(p).__name__}) is infinite: the weights, a matrix times one factor for each row and "
-        f"one for each column, lie on a surface that has no probability under {type(p).__name__}. Use the prior RankOne, "
-        "or no prior."
+        f"KL(RankOneWeights || {type(p).__name__}) is infinite: the weights, a matrix times one factor for each row "
+        f"and one for each column, lie on a surface that has no probability under {type(p).__name__}. Use the prior "
+        "RankOne, or no prior."
     )

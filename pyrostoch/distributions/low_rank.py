@@ -43,7 +43,8 @@ class LowRankNormal(JointWeights):
     has_output_moments = True
 
     def __init__(self, loc: Tensor, scale: Tensor, factor: Tensor, *, shared: LowRankDraw | None = None) -> None:
-        self.loc, self.scale, self.factor, self.shared = loc, scale, factor, shared
+        self.loc, self.scale, self.factor = loc, scale, factor
+        self.shared: LowRankDraw | None = shared
         #: How many weights were drawn before this one, of those that share z.
         self.place = 0 if shared is None else shared.add(self)
         super().__init__(loc.shape)
@@ -77,10 +78,8 @@ class LowRankNormal(JointWeights):
         return drawn
 
     def draw_rows(self, count: int) -> Tensor:
-        """A draw of the weight for each of some rows; where z is shared by all rows, only the rest is drawn for each."""
-        z = self._latents_of_rows(count)
-        given = self._given(self.shared.whole(self.loc) if z is None and self.shared is not None else z)
-        return given + self.scale * self._noise((count, *self.event_shape))
+        """A draw of the weight for each of some rows; where all rows share z, only the rest is drawn for each."""
+        return self._given(self._latents(count)) + self.scale * self._noise((count, *self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of a draw, (*sample shape), given the weights that were drawn before it."""
@@ -101,7 +100,7 @@ class LowRankNormal(JointWeights):
 
     @cached_property
     def information(self) -> Tensor:
-        """$F^\\top \\mathrm{diag}(\\sigma^{-2}) F$, (K, K), in double precision: what the weight tells of z."""
+        r"""$F^\top \mathrm{diag}(\sigma^{-2}) F$, (K, K), in double precision: what the weight tells of z."""
         factor = (self.factor / self.scale).reshape(len(self.factor), -1)
         return (factor @ factor.mT).double()
 
@@ -120,9 +119,9 @@ class LowRankNormal(JointWeights):
 
     def draw_output(self, op: LinearOp) -> Tensor:
         """The output; noise of the independent part is drawn for each row and position, z for each row."""
-        z = self._latents_of_rows(len(op.input))
-        if z is None and self.shared is not None:
-            mean = op(op.input, self._given(self.shared.whole(self.loc)), None)
+        z = self._latents(len(op.input))
+        if z.dim() == 1:
+            mean = op(op.input, self._given(z), None)
         else:
             mean = op(op.input, self.loc, None) + self._low_rank_output(op, z)
         deviation = safe_sqrt(op.of_squares(self.scale.square()))
@@ -157,8 +156,8 @@ class LowRankNormal(JointWeights):
         parts = [z[:, k].reshape(shape) * op(op.input, vector, None) for k, vector in enumerate(self.factor)]
         return torch.stack(parts).sum(0)
 
-    def _latents_of_rows(self, count: int) -> Tensor:
-        """z for each row, (count, K); `None` where all rows share one."""
+    def _latents(self, count: int) -> Tensor:
+        """The draw of z for each row, (count, K), or for all rows, (K,)."""
         if self.shared is None:
             return torch.randn((count, len(self.factor)), dtype=self.loc.dtype, device=self.loc.device)
         return self.shared.rows(count, self.loc)

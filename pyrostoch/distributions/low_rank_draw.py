@@ -30,8 +30,8 @@ class LowRankDraw(SharedDraw):
     r"""One draw of z, standard normal, for weights $w_l = \mu_l + \sigma_l \circ \varepsilon_l + \sum_k z_k f_{lk}$.
 
     Given the weights before place l, z is normal with precision $P_l = I + \sum_{j<l} F_j^\top D_j^{-1} F_j$ and mean
-    $P_l^{-1} \sum_{j<l} F_j^\top D_j^{-1} (w_j - \mu_j)$, where $D = \mathrm{diag}(\sigma^2)$. Linear algebra is done in
-    double precision, on K x K matrices.
+    $P_l^{-1} \sum_{j<l} F_j^\top D_j^{-1} (w_j - \mu_j)$, where $D = \mathrm{diag}(\sigma^2)$. Linear algebra is done
+    in double precision, on K x K matrices.
 
     Args:
         rank: K.
@@ -65,7 +65,7 @@ class LowRankDraw(SharedDraw):
         return len(self._members) - 1
 
     def whole(self, like: Tensor) -> Tensor:
-        """z for the whole batch, (K,).
+        """The draw of z for the whole batch, (K,).
 
         Args:
             like: Tells dtype and device.
@@ -74,21 +74,21 @@ class LowRankDraw(SharedDraw):
             self._z = torch.randn(self.rank, dtype=like.dtype, device=like.device)
         return self._z
 
-    def rows(self, count: int, like: Tensor) -> Tensor | None:
-        """z for each row of a batch, (count, K), the same for all weights; `None` where all rows share one.
+    def rows(self, count: int, like: Tensor) -> Tensor:
+        """The draw of z for each row of a batch, (count, K), the same for all weights; (K,) where all rows share one.
 
         Args:
             count: Number of rows.
             like: Tells dtype and device.
         """
         if not self.by_row:
-            return None
+            return self.whole(like)
         if self._rows is None:
             self._rows = torch.randn((count, self.rank), dtype=like.dtype, device=like.device)
         return self._rows
 
     def before(self, place: int, shape: Size) -> Tensor:
-        """z for draws of the weight at a place, (*shape, K), given the weights before it.
+        """The draw of z for the weight at a place, (*shape, K), given the weights before it.
 
         Args:
             place: The place.
@@ -102,7 +102,7 @@ class LowRankDraw(SharedDraw):
         return (mean + noise @ root.mT).to(member.loc.dtype)
 
     def posterior(self, place: int) -> tuple[Tensor, Tensor]:
-        """Mean of z given the weights before a place, (K,), and a root R of its covariance $R R^\\top$.
+        r"""Mean of z given the weights before a place, (K,), and a root R of its covariance $R R^\top$.
 
         Args:
             place: The place.

@@ -18,8 +18,8 @@ __all__ = ["MatrixNormal"]
 class MatrixNormal(JointWeights):
     r"""$W = M + A E B^\top$ with independent standard normal E: $\mathrm{Cov}(w_{oi}, w_{pj}) = U_{op} V_{ij}$.
 
-    $U = A A^\top$ is the covariance of outputs, $V = B B^\top$ that of inputs; their Kronecker product is the covariance
-    of all entries. The axes of a kernel's space count as inputs. For an input x, the output $W x$ is normal with mean
+    $U = A A^\top$ is the covariance of outputs, $V = B B^\top$ that of inputs; their Kronecker product is that of all
+    entries. The axes of a kernel's space count as inputs. For an input x, the output $W x$ is normal with mean
     $M x$ and covariance $U\,(x^\top V x)$, so that it can be drawn without drawing the weight.
 
     Args:
@@ -94,7 +94,7 @@ class MatrixNormal(JointWeights):
         return plain and op.batched()
 
     def draw_output(self, op: LinearOp) -> Tensor:
-        """The output, with noise of covariance $U\\,(x^\\top V x)$ for each row, and over positions independently."""
+        r"""The output, with noise of covariance $U\,(x^\top V x)$ for each row, and over positions independently."""
         mean = op(op.input, self.loc, None)
         filters = self.columns.mT.reshape(-1, *self.event_shape[1:]).to(mean.dtype)
         size = safe_sqrt(op(op.input, filters, None).square().sum(1, keepdim=True))
@@ -110,7 +110,7 @@ class MatrixNormal(JointWeights):
         return size * self.rows.square().sum(1).reshape(-1, *[1] * op.spatial)
 
     def output_covariance(self, mean: Tensor, second: Tensor) -> Tensor:
-        """$U\\,(m^\\top V m + \\mathrm{tr}(V C))$ for inputs of mean m and covariance C."""
+        r"""$U\,(m^\top V m + \mathrm{tr}(V C))$ for inputs of mean m and covariance C."""
         size = (mean @ self.columns).square().sum(1)
         if second.dim() == 2:
             size = size + second @ self.columns.square().sum(1)

@@ -54,7 +54,7 @@ class RankOneWeights(JointWeights):
     ) -> None:
         self.loc, self.outputs, self.inputs, self.out_axis = loc, outputs, inputs, out_axis
         self.components = len(outputs[0])
-        self.shared = shared
+        self.shared: ComponentDraw | None = shared
         super().__init__(loc.shape)
 
     @property
@@ -97,17 +97,14 @@ class RankOneWeights(JointWeights):
         )
 
     def covers(self, op: LinearOp) -> bool:
-        """Linear layers, and convolutions with one group."""
-        if op.spatial == 0:
-            return op.input.dim() == 2
-        return op.rest.get("groups", 1) == 1 and op.batched()
+        """Linear layers and convolutions."""
+        return op.input.dim() == 2 if op.spatial == 0 else op.batched()
 
     def draw_output(self, op: LinearOp) -> Tensor:
         """The output with factors for each row of the input, the same at all positions."""
         rows, columns = self._draw(self._chosen(len(op.input)))
-        space = [1] * op.spatial
-        inner = op(op.input * columns.reshape((*columns.shape, *space)).to(op.input.dtype), self.loc, None)
-        return inner * rows.reshape((*rows.shape, *space)).to(inner.dtype)
+        inner = op(op.input * _for_channels(columns, op.input), self.loc, None)
+        return inner * _for_channels(rows, inner)
 
     def _chosen(self, count: int) -> Tensor:
         """The component of each row, (count,)."""
@@ -116,7 +113,7 @@ class RankOneWeights(JointWeights):
         return self.shared.rows(count, self.loc)
 
     def _draw(self, chosen: Tensor) -> list[Tensor]:
-        """r and s, each (n, out or in), of given components, (n,)."""
+        """R and s, each (n, out or in), of given components, (n,)."""
         drawn = []
         for loc, scale in self.factors:
             noise = torch.randn((len(chosen), loc.shape[1]), dtype=loc.dtype, device=loc.device)
@@ -133,6 +130,12 @@ class RankOneWeights(JointWeights):
         if len(factors) > 1:
             product = product * factors[1].reshape(count, *[-1 if axis == in_axis else 1 for axis in range(axes)])
         return product
+
+
+def _for_channels(factors: Tensor, values: Tensor) -> Tensor:
+    """Factors as they multiply the channels of values; in a grouped convolution all groups have the same."""
+    factors = factors.repeat(1, values.shape[1] // factors.shape[1])
+    return factors.reshape((*factors.shape, *[1] * (values.dim() - 2))).to(values.dtype)
 
 
 class ComponentDraw(SharedDraw):
@@ -178,7 +181,7 @@ class ComponentDraw(SharedDraw):
 
 
 class RankOne(ImproperPrior):
-    r"""The prior of `RankOneWeights`: factors r and s are $N(1, \lambda^2)$, and the fixed W has the density of N(0, v^2).
+    r"""The prior of `RankOneWeights`: factors are $N(1, \lambda^2)$, and the fixed W has the density of N(0, v^2).
 
     With C components, the divergence is the mean of those of the components. That is an upper bound of the divergence
     of their mixture, by at most log C nats for all weights together. The negative log density of W is added, as in
@@ -194,7 +197,7 @@ class RankOne(ImproperPrior):
         >>> from torch.distributions import kl_divergence
         >>> same = torch.ones(1, 1), torch.full((1, 1), 0.1)
         >>> kl_divergence(RankOneWeights(torch.zeros(1, 1), same, same), RankOne(0.1))  # log(2 pi) / 2
-        tensor(0.9189)
+        tensor(0.9189, dtype=torch.float64)
     """
 
     def __init__(

@@ -38,8 +38,8 @@ class RowsNormal(JointWeights):
     has_output_moments = True
 
     def __init__(self, loc: Tensor, tril: Tensor, *, shared: RowsDraw | None = None) -> None:
-        self.loc, self.tril, self.shared = loc, tril, shared
-        self.place = 0
+        self.loc, self.tril = loc, tril
+        self.shared: RowsDraw | None = shared
         super().__init__(loc.shape)
 
     @property
@@ -139,7 +139,8 @@ class RowsBias(JointWeights):
     has_output_moments = True
 
     def __init__(self, loc: Tensor, tril: Tensor, *, shared: RowsDraw | None = None) -> None:
-        self.loc, self.tril, self.shared = loc, tril, shared
+        self.loc, self.tril = loc, tril
+        self.shared: RowsDraw | None = shared
         super().__init__(loc.shape)
 
     @property

@@ -349,7 +349,9 @@ class Interpretation(Messenger):
             partly = isinstance(draw.distribution, PartlyFixed)
             kind = type(draw.distribution).__name__
             reason = f"no rule for {kind}"
-            if entries_may_depend(draw.distribution):
+            if isinstance(draw.distribution, JointWeights) and draw.distribution.shared is not None:
+                reason = "it depends on the draws of other sites"
+            elif entries_may_depend(draw.distribution) and not isinstance(draw.distribution, JointWeights):
                 reason = f"entries of {kind} may depend on each other"
             return Decision(Outcome.NOT_SUPPORTED, "some entries are constant" if partly else reason)
         reason = None

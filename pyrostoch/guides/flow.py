@@ -82,8 +82,8 @@ class Flow(Guide):
 
     def distribution(self, site: str, **parameters: Tensor) -> Distribution:
         """The distribution of the site, an event of the weight's shape."""
-        chain = self.transforms_of[site_key(site)]
-        transforms = [_transform(step) for step in chain]  # type: ignore[union-attr]
+        chain: Any = self.transforms_of[site_key(site)]
+        transforms = [_transform(step) for step in chain]
         return FlowWeights(parameters["loc"], parameters["log_scale"].exp(), transforms)
 
     def parameters_for(self, site: str) -> dict[str, nn.Parameter]:
@@ -147,5 +147,6 @@ def _wrong_size(transform: Transform, site: str, loc: Tensor) -> ValueError:
 def _transform(step: Any) -> Transform:
     """The transform that a module of the chain is, holds, or returns."""
     if isinstance(step, _Held):
-        return step.base  # type: ignore[no-any-return]
-    return step if isinstance(step, Transform) else step()
+        step = step.base
+    found: Transform = step if isinstance(step, Transform) else step()
+    return found

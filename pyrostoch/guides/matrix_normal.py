@@ -48,7 +48,7 @@ class MatrixNormal(Guide):
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
         >>> guide = MatrixNormal(model, init_scale=0.1)
         >>> {name: value.shape for name, value in guide.parameters_for("weight").items()}
-        {'loc': torch.Size([2, 3]), 'rows': torch.Size([2, 2]), 'columns': torch.Size([3, 3])}
+        {'columns': torch.Size([3, 3]), 'loc': torch.Size([2, 3]), 'rows': torch.Size([2, 2])}
     """
 
     def __init__(

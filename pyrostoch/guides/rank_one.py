@@ -23,13 +23,13 @@ __all__ = ["RankOne"]
 class RankOne(Guide):
     r"""$w_{oi} = W_{oi}\,r_o\,s_i$: the weights W are fitted, normal factors r and s of outputs and inputs are random.
 
-    Each of C components has means and standard deviations of its own for r and s, so that the guide is an ensemble whose
-    members share W. A draw takes one component, the same in all layers. A parameter with one axis, such as a bias, has
-    r alone.
+    Each of C components has means and standard deviations of its own for r and s, so that the guide is an ensemble
+    whose members share W. A draw takes one component, the same in all layers. A parameter with one axis, such as a
+    bias, has r alone.
 
-    The prior must be `priors.RankOne()`: factors are $N(1, \lambda^2)$. The KL is that of the factors, the mean over the
-    components, which exceeds that of their mixture by at most log C nats, plus the negative log density of W. There is
-    no density of the weights, so that Pyro's own ELBOs and NUTS cannot be used.
+    The prior must be `priors.RankOne()`: factors are $N(1, \lambda^2)$. The KL is that of the factors, the mean over
+    the components, which exceeds that of their mixture by at most log C nats, plus the negative log density of W. There
+    is no density of the weights, so that Pyro's own ELBOs and NUTS cannot be used.
 
     Local reparameterization gives each example factors of its own, and a component of its own where all sites can be
     treated so. Moment propagation has no rule.
@@ -55,7 +55,7 @@ class RankOne(Guide):
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
         >>> guide = RankOne(model, components=4)
         >>> {name: tuple(value.shape) for name, value in guide.parameters_for("weight").items() if "loc" in name}
-        {'loc': (2, 3), 'outputs_loc': (4, 2), 'inputs_loc': (4, 3)}
+        {'inputs_loc': (4, 3), 'loc': (2, 3), 'outputs_loc': (4, 2)}
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class RankOne(Guide):
         return len(self._tied) > 1
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
-        """`loc`, in the weight's shape, and `outputs_loc`, `outputs_log_scale`, (C, out), and those of inputs, (C, in)."""
+        """`loc`, in the weight's shape; `outputs_loc`, `outputs_log_scale`, (C, out), and those of inputs, (C, in)."""
         refuse_constants(site, "RankOne")
         start = start_of_normal(site, self._init_loc, self._init_scale)
         scale = start["log_scale"].flatten()[0]

@@ -22,8 +22,16 @@ from pyrostoch.protocols import Guide, PyroCallable
 __all__ = ["ELBO", "ESTIMATORS", "MOMENTS", "Estimator", "interpretation"]
 
 Estimator = Literal[
-    "local", "shared", "flipout", "marginal", "moments", "moments:closed", "moments:full", "moments:full:closed",
-    "moments:bound", "moments:full:bound"
+    "local",
+    "shared",
+    "flipout",
+    "marginal",
+    "moments",
+    "moments:closed",
+    "moments:full",
+    "moments:full:closed",
+    "moments:bound",
+    "moments:full:bound",
 ]
 
 
@@ -101,7 +109,8 @@ class ELBO(PyroELBO):
         estimator: How random weights are treated. `"local"` reparameterization; one `"shared"` draw for all examples;
             `"flipout"`; `"marginal"`, which is local only where that is exact; or `"moments"`, which draws nothing and
             takes the mean log-likelihood under a Gaussian of the output, as an average over fixed points or, with
-            `"moments:closed"`, to second order; `"moments:bound"` takes a closed lower bound of it. `"moments:full"` carries full covariances, `"moments:mc"` samples
+            `"moments:closed"`, to second order; `"moments:bound"` takes a closed lower bound of it. `"moments:full"`
+            carries full covariances, `"moments:mc"` samples
             through operations without a rule.
         num_particles: Number of independent draws averaged in one step.
         kl_weight: Weight beta of the KL, for annealing; 1 gives the ELBO itself. It multiplies both log q and log p of

@@ -133,7 +133,7 @@ class ScaleMixture(_Fixed):
 
 
 class RankOne(_Fixed):
-    r"""The prior of the factors of the guide `RankOne`: r and s are N(1, scale^2), and the fixed W has that of N(0, v^2).
+    r"""The prior of the guide `RankOne`: factors r and s are N(1, scale^2), and the fixed W has that of N(0, v^2).
 
     The ELBO is that of the model whose random variables are the factors; it contains the log density of W, which is
     fitted, not random, so that it is not to be compared with the ELBO of random weights.

@@ -10,4 +10,14 @@ from pyrostoch.training.last_layer import fit_last_layer
 from pyrostoch.training.trainer import NonFiniteLossError
 from pyrostoch.training.two_steps import TwoStepFit, fit_two_steps
 
-__all__ = ["CheckpointError", "Fit", "NonFiniteLossError", "TwoStepFit", "fit", "fit_last_layer", "fit_two_steps", "load", "save"]
+__all__ = [
+    "CheckpointError",
+    "Fit",
+    "NonFiniteLossError",
+    "TwoStepFit",
+    "fit",
+    "fit_last_layer",
+    "fit_two_steps",
+    "load",
+    "save",
+]

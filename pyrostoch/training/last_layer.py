@@ -71,8 +71,8 @@ def fit_last_layer(model: BayesianModel, guide: LastLayer, data: Data, *, batch_
     likelihood = model.likelihood
     if type(likelihood) is not Gaussian or likelihood.missing or likelihood.scale.prior is not None:
         raise ValueError(
-            "fit_last_layer: expected the likelihood Gaussian with a fixed or learned scale and no missing targets, got "
-            f"{likelihood!r}; train with fit(estimator='moments:bound')"
+            "fit_last_layer: expected the likelihood Gaussian with a fixed or learned scale and no missing targets, "
+            f"got {likelihood!r}; train with fit(estimator='moments:bound')"
         )
     others = [name for name in model.sites if name not in guide.layer_sites]
     if others:
@@ -136,7 +136,7 @@ def _features(model: BayesianModel, guide: LastLayer, x: Any, y: Target) -> tupl
             f"less{see('how-to/choose_guide')}"
         )
     features, targets = captured[0][0].double(), _as_tensor(y).double()
-    layer = guide.layer_of(model.net)
+    layer: Any = guide.layer_of(model.net)
     if len(guide.layer_sites) > 1:
         features = torch.cat([features, torch.ones_like(features[:, :1])], 1)
     elif layer.bias is not None:
