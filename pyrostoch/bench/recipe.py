@@ -10,7 +10,7 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch.infer.elbo import ESTIMATORS, Estimator
 from pyrostoch.training.schedule import SCHEDULES, Schedule
 
-__all__ = ["AuditRecipe", "ProgressiveRecipe", "Recipe", "SceneAuditRecipe", "SceneRecipe", "Timing"]
+__all__ = ["AuditRecipe", "PosteriorRecipe", "ProgressiveRecipe", "Recipe", "SceneAuditRecipe", "SceneRecipe", "Timing"]
 
 _INTEGERS = (
     "epochs",
@@ -27,6 +27,10 @@ _INTEGERS = (
     "attack_epochs",
     "most_epochs",
     "inverted",
+    "hidden",
+    "warmup",
+    "draws",
+    "chains",
 )
 _CHOICES: dict[str, Mapping[str, Any]] = {"schedule": SCHEDULES, "estimator": ESTIMATORS}
 
@@ -129,6 +133,23 @@ class SceneRecipe(Recipe):
     width: int = 16
     size: int = 96
     digits: tuple[int, int] = (2, 5)
+
+
+@dataclass(frozen=True)
+class PosteriorRecipe(Recipe):
+    """A recipe for posteriors of a small network: `epochs` steps on all data, in the time of the additive guide.
+
+    Args:
+        hidden: Width of the hidden layer.
+        warmup: Draws of each chain of the reference that adapt the sampler.
+        draws: Further draws of each chain.
+        chains: Number of chains.
+    """
+
+    hidden: int = 50
+    warmup: int = 1000
+    draws: int = 1000
+    chains: int = 4
 
 
 @dataclass(frozen=True)

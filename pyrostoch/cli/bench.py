@@ -18,7 +18,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="variance, elbo, pruning, speed, moments, homeostasis, trident, layers, conditional or privacy.",
+            help="variance, elbo, pruning, speed, moments, homeostasis, trident, layers, conditional, privacy or "
+            "posteriors.",
             metavar="NAME",
         ),
     ],

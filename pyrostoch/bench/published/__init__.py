@@ -24,6 +24,7 @@ from pyrostoch.bench.published.elbo import ELBO_TABLE
 from pyrostoch.bench.published.homeostasis import HOMEOSTASIS
 from pyrostoch.bench.published.layers import LAYERS
 from pyrostoch.bench.published.moments import MOMENTS
+from pyrostoch.bench.published.posteriors import POSTERIORS
 from pyrostoch.bench.published.privacy import PRIVACY
 from pyrostoch.bench.published.pruning import PRUNING
 from pyrostoch.bench.published.trident import TRIDENT
@@ -35,5 +36,17 @@ __all__ = ["BENCHES"]
 #: The benches by name, in the order of the results page.
 BENCHES: dict[str, Bench] = {
     bench.name: bench
-    for bench in (VARIANCE, ELBO_TABLE, PRUNING, SPEED, MOMENTS, HOMEOSTASIS, TRIDENT, LAYERS, CONDITIONAL, PRIVACY)
+    for bench in (
+        VARIANCE,
+        ELBO_TABLE,
+        PRUNING,
+        SPEED,
+        MOMENTS,
+        HOMEOSTASIS,
+        TRIDENT,
+        LAYERS,
+        CONDITIONAL,
+        PRIVACY,
+        POSTERIORS,
+    )
 }
