@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
+from typing import Any
 
 import torch
 from pyro import poutine
@@ -65,12 +67,22 @@ class Row:
         return f"{self.mode:9} {numbers}  {'; '.join(self.treatments)}"
 
 
-def measure(entry: Entry, draws: int) -> list[Row]:
+#: Guides whose weights depend on each other, within sites or between them.
+STRUCTURED: dict[str, Callable[..., Any]] = {
+    "low rank": partial(ps.guides.LowRank, rank=2),
+    "matrix": ps.guides.MatrixNormal,
+    "low rank, by site": partial(ps.guides.LowRank, rank=1, scope="site"),
+    "full": ps.guides.FullCovariance,
+}
+
+
+def measure(entry: Entry, draws: int, make: Callable[..., Any] = ps.guides.Additive) -> list[Row]:
     """Measure every mode on a network.
 
     Args:
         entry: The network.
         draws: Number of draws, for each mode and for the whole networks.
+        make: Makes the guide.
     """
     net, x = entry.make()
     normal = ps.priors.Normal()
@@ -79,12 +91,26 @@ def measure(entry: Entry, draws: int) -> list[Row]:
     model = ps.BayesianModel(
         net, prior=prior, likelihood=ps.likelihoods.Gaussian(_NOISE), num_data=count or 1, in_dims=entry.in_dims
     )
-    guide = ps.guides.Additive(model, init_scale=entry.scale)
+    guide = make(model, init_scale=entry.scale)
+    if make is not ps.guides.Additive:
+        _couple(guide)
     with training_mode(entry.training, model, guide), torch.no_grad():
         whole = [model.outputs(x, guide()) for _ in range(draws)]
         y = torch.stack(whole).mean(0) + _NOISE * torch.randn_like(whole[0])
         truth = _Summary(whole, y)
         return [_row(model, guide, x, y, mode, truth, draws) for mode in MODES]
+
+
+def _couple(guide: Any) -> None:
+    """Let the weights depend on each other about as much as they vary by themselves."""
+    with torch.no_grad():
+        for site in guide.site_names:
+            parameters = guide.parameters_for(site)
+            if "factor" in parameters:
+                parameters["factor"].mul_(7.0)
+            for name in {"rows", "columns", "tril"} & set(parameters):
+                size = len(parameters[name])
+                parameters[name].add_(torch.randn_like(parameters[name]).tril(-1) / size**0.5)
 
 
 class _Summary:

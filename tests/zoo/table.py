@@ -8,10 +8,14 @@ import multiprocessing
 import os
 import time
 import warnings
+from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import torch
+
+from pyrostoch.guides import Additive
 
 from . import ZOO
 from .measure import MODES, Row, measure
@@ -20,13 +24,14 @@ _SEED = 1
 _PAGE = Path(__file__).parent / "RESULTS.md"
 
 
-def measured(name: str, draws: int, seed: int = _SEED) -> list[Row]:
+def measured(name: str, draws: int, seed: int = _SEED, make: Callable[..., Any] = Additive) -> list[Row]:
     """The rows of one network; none where a package that it needs is missing.
 
     Args:
         name: Its name.
         draws: Number of draws, for each mode and for the whole networks.
         seed: Seed of its weights, its inputs and the draws.
+        make: Makes the guide.
     """
     entry = ZOO[name]
     if entry.requires and importlib.util.find_spec(entry.requires) is None:
@@ -34,7 +39,7 @@ def measured(name: str, draws: int, seed: int = _SEED) -> list[Row]:
     torch.manual_seed(seed)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of the other packages
-        return measure(entry, draws)
+        return measure(entry, draws, make)
 
 
 def page(results: dict[str, list[Row]], draws: int) -> str:
