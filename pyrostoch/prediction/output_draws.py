@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch import guides
@@ -156,7 +156,8 @@ def draws(
     gradients = contextlib.nullcontext() if differentiable else torch.no_grad()
     outputs: list[Tensor] = []
     quantities: list[dict[str, Tensor | float]] = []
-    with seeded(seed, target), training_mode(False, model, guide), gradients:  # type: ignore[arg-type]
+    modules = [part for part in (model, guide) if isinstance(part, nn.Module)]  # a guide may be a function
+    with seeded(seed, target), training_mode(False, *modules), gradients:
         for _ in range(num):
             with torch.no_grad(), SharedSample():
                 trace = trace_of(of_weights, to_device(batches[0][0], target))
