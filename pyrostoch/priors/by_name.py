@@ -7,6 +7,7 @@ from collections.abc import Collection, Mapping
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import UninitializedParameter
 
 from pyrostoch._checks import name_list
 from pyrostoch._fixed_entries import fixed_entries, partly_fixed
@@ -99,14 +100,14 @@ class PriorsByName:
                 f"prior: parameter {name!r}: the {self.source} has no distribution of that name; it has "
                 f"{name_list(self._priors)}; give it a prior by a rule of its own{see('how-to/continue_training')}"
             )
-        if self._shapes[name] != parameter.shape:
+        prior = self._priors[name]
+        if isinstance(prior, str):
+            raise ValueError(f"prior: parameter {name!r} of the {self.source} {prior}{see('how-to/continue_training')}")
+        if not isinstance(parameter, UninitializedParameter) and self._shapes[name] != parameter.shape:
             raise ValueError(
                 f"prior: parameter {name!r}: expected shape {tuple(parameter.shape)}, the {self.source} has "
                 f"{tuple(self._shapes[name])}; give it a prior by a rule of its own{see('how-to/continue_training')}"
             )
-        prior = self._priors[name]
-        if isinstance(prior, str):
-            raise ValueError(f"prior: parameter {name!r} of the {self.source} {prior}{see('how-to/continue_training')}")
         return prior
 
     def chosen(self, names: Collection[str], usual: Collection[str]) -> list[str]:

@@ -111,7 +111,7 @@ def _fault(distribution: Distribution, constant: Tensor | None) -> str | None:
         support = cast(Any, distribution.support)
     except NotImplementedError:
         return f"{has} does not say on which values it lies: give its class a `support`, such as constraints.real"
-    if support.is_discrete:
+    if support.is_discrete or _says_discrete(distribution):
         return (
             f"{has} is discrete: another posterior has no finite KL to it, unless it has the same few values. Use "
             "priors.Grid, SymmetricBinomial or UniformMultinomial for such a guide again, or a continuous guide"
@@ -134,3 +134,9 @@ def _fault(distribution: Distribution, constant: Tensor | None) -> str | None:
                 f"every other has an infinite KL; {other}"
             )
     return None
+
+
+def _says_discrete(distribution: Distribution) -> bool:
+    """Whether the class says that it is discrete, while the support of its values is that of real weights."""
+    declared = getattr(type(distribution), "support", None)
+    return getattr(declared, "_is_discrete", False) is True
