@@ -28,7 +28,7 @@ def model_of(net: nn.Module, prior: Any = None, likelihood: Any = None, **option
 def test_a_linear_model_has_a_closed_form() -> None:
     x = torch.randn(N, 3, dtype=F64)
     model = model_of(nn.Linear(3, 1).double(), {"weight": priors.Normal(0.2, 0.8), "bias": priors.Normal(-1.0, 0.3)})
-    count = 6000
+    count = 1500
     found = ps.prior_predictive(model, x, num_samples=count, seed=0)
     mean = 0.2 * x.sum(1) - 1.0
     covariance = 0.8**2 * x @ x.T + 0.3**2
@@ -36,7 +36,7 @@ def test_a_linear_model_has_a_closed_form() -> None:
         flat = values[..., 0].double()
         sizes = exact.diagonal().sqrt()
         assert ((flat.mean(0) - mean).abs() < 6 * sizes / math.sqrt(count)).all()
-        assert ((flat.T.cov() - exact).abs() < 0.12 * sizes[:, None] * sizes).all()
+        assert ((flat.T.cov() - exact).abs() < 0.2 * sizes[:, None] * sizes).all()
     # The noise is drawn apart from the weights, although one seed makes both.
     noise = (found.observations - found.means)[..., 0]
     both = torch.cat([found.outputs[..., 0], noise], 1).T.corrcoef()[:N, N:]
@@ -47,7 +47,7 @@ def test_draws_are_those_of_whole_networks() -> None:
     """Against networks whose parameters are drawn and put in by hand; what has no prior stays as it is."""
     torch.manual_seed(3)
     net = nn.Sequential(nn.Linear(2, 5), nn.BatchNorm1d(5), nn.Tanh(), nn.Dropout(0.5), nn.Linear(5, 3))
-    x, count = torch.randn(N, 2), 4000
+    x, count = torch.randn(N, 2), 1000
     model = model_of(net, priors.Laplace(0.0, 0.9), likelihoods.Categorical())
     found = ps.prior_predictive(model, x, num_samples=count, seed=1)
     assert net.training and found.probs.shape == (count, N, 3)
@@ -71,11 +71,11 @@ def test_draws_are_those_of_whole_networks() -> None:
 def test_random_scales_are_drawn_with_the_weights() -> None:
     noise = likelihoods.Gaussian(dist.LogNormal(-1.0, 0.5))
     model = model_of(nn.Linear(1, 1, bias=False).double(), priors.Hierarchical(dist.HalfNormal(0.7)), noise)
-    found = ps.prior_predictive(model, torch.ones(2, 1, dtype=F64), num_samples=4000, seed=0)
+    found = ps.prior_predictive(model, torch.ones(2, 1, dtype=F64), num_samples=1500, seed=0)
     outputs = found.outputs[:, 0, 0]
-    assert outputs.var().item() == pytest.approx(0.49, abs=0.12)  # E[s^2]; kurtosis 9 of a normal with such a scale
+    assert outputs.var().item() == pytest.approx(0.49, abs=0.2)  # E[s^2]; kurtosis 9 of a normal with such a scale
     scales = torch.stack([torch.as_tensor(quantities["scale"]) for quantities in found.quantities])
-    assert scales.log().mean().item() == pytest.approx(-1.0, abs=0.06) and scales.unique().numel() == 4000
+    assert scales.log().mean().item() == pytest.approx(-1.0, abs=0.08) and scales.unique().numel() == 1500
     fitted = model_of(nn.Linear(1, 1, bias=False), priors.EmpiricalBayes(0.01))
     assert ps.prior_predictive(fitted, torch.ones(2, 1), seed=0).outputs.abs().max() < 0.06
 

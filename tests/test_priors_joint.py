@@ -95,10 +95,10 @@ def test_the_posterior_is_kept_whole() -> None:
     assert later.sites["0.weight"].prior == "from_guide(JointNormal)"
     assert all(site.support is constraints.real for site in later.sites.values())  # guides are told of entries
     expected = copy.deepcopy(priors.from_guide(old)("0.weight", torch.zeros(2, 3)).base.flat)  # type: ignore[attr-defined]
-    draws = torch.stack([later.draw()["0.weight"] for _ in range(6000)]).flatten(1)
+    draws = torch.stack([later.draw()["0.weight"] for _ in range(2500)]).flatten(1)
     covariance = expected.covariance_matrix.detach()
     sizes = covariance.diagonal().sqrt()
-    assert ((draws.T.cov() - covariance).abs() < 0.1 * sizes[:, None] * sizes).all()
+    assert ((draws.T.cov() - covariance).abs() < 0.14 * sizes[:, None] * sizes).all()
     with torch.no_grad():
         for parameter in old.parameters():
             parameter.fill_(5.0)
@@ -113,7 +113,7 @@ def test_kl_to_itself_is_zero_and_to_others_that_of_log_densities() -> None:
     later = model_of(old)
     assert ps.decompose(later, old, data()).kl == pytest.approx(0.0, abs=1e-9)
     new = guides.Additive(later, init_scale=0.2)
-    found = ps.decompose(later, new, data(), num_samples=400)
+    found = ps.decompose(later, new, data(), num_samples=150)
     exact = 0.0
     for site in old.site_names:
         q = new.site_distribution(site).base_dist
@@ -147,9 +147,9 @@ def test_rows_may_be_drawn_apart_whose_entries_are_not() -> None:
             return dist.MultivariateNormal(torch.zeros(shape), 0.5 * torch.eye(shape[-1]) + 0.5)
 
     model = ps.BayesianModel(nn.Linear(3, 2), prior=Rows(), likelihood=ps.likelihoods.Gaussian(), num_data=9)
-    draws = torch.stack([model.draw()["weight"] for _ in range(4000)]).flatten(1)
+    draws = torch.stack([model.draw()["weight"] for _ in range(1500)]).flatten(1)
     expected = torch.block_diag(*[0.5 * torch.eye(3) + 0.5] * 2)
-    assert (draws.T.cov() - expected).abs().max() < 0.12
+    assert (draws.T.cov() - expected).abs().max() < 0.18
 
 
 def test_shapes_are_checked_by_name() -> None:
