@@ -37,6 +37,7 @@ from pyrostoch.prediction import (
     MomentsError,
     NoiseSummary,
     Prediction,
+    PriorPredictive,
     accuracy_by_samples,
     activation_noise,
     compare,
@@ -46,6 +47,7 @@ from pyrostoch.prediction import (
     noise_scaled,
     outputs,
     predict,
+    prior_predictive,
 )
 from pyrostoch.report import write_report
 from pyrostoch.training import Fit, fit, fit_last_layer, fit_two_steps, load, save
@@ -61,6 +63,7 @@ __all__ = [
     "MomentsError",
     "NoiseSummary",
     "Prediction",
+    "PriorPredictive",
     "__version__",
     "accuracy_by_samples",
     "activation_noise",
@@ -88,6 +91,7 @@ __all__ = [
     "obfuscate",
     "outputs",
     "predict",
+    "prior_predictive",
     "priors",
     "quantize",
     "save",

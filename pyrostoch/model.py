@@ -73,8 +73,8 @@ class BayesianModel(nn.Module):
 
     Args:
         net: The network. If it takes several inputs, `x` is a tuple of them, or a dictionary of keyword inputs.
-        prior: A prior, a Pyro distribution, a dictionary from name patterns to priors, a callable, or `None`; see
-            `pyrostoch.priors.assign`.
+        prior: A prior, a Pyro distribution, a guide (its present posterior), a dictionary from name patterns to priors,
+            a callable, or `None`; see `pyrostoch.priors.assign`.
         likelihood: A likelihood, or a function from the network's output to a Pyro distribution.
         num_data: Number N of training examples; the ELBO is that of the whole data set.
         penalty: A function of `net` that returns a penalty in nats for the whole data set, added to the loss; it may

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, constraints, transform_to
 
 from pyrostoch._fixed_entries import FixedEntries
+from pyrostoch._manual import see
 from pyrostoch.distributions import PartlyFixed
 from pyrostoch.effects import base_distribution, independent
 from pyrostoch.effects.activation_sites import activation_of
@@ -67,16 +68,29 @@ def draw_weight(site: str, distribution: Distribution, shape: torch.Size, fixed:
 
     Args:
         site: Name of the site.
-        distribution: Its elementwise Pyro distribution.
+        distribution: Its Pyro distribution, elementwise, or with weights that are drawn together as its event.
         shape: Its shape.
         fixed: Entries that torch holds constant, which are not drawn.
 
     Raises:
-        ValueError: An enclosing plate or a vectorized inference gave the draw another shape.
+        ValueError: The distribution is that of another shape, or draws entries together of which some are constant; or
+            an enclosing plate or a vectorized inference gave the draw another shape.
     """
+    if distribution.batch_shape + distribution.event_shape != shape:
+        raise ValueError(
+            f"site {site!r}: expected a prior of shape {tuple(shape)}, that of the parameter, got a "
+            f"{type(distribution).__name__} of shape {tuple(distribution.batch_shape + distribution.event_shape)}; a "
+            f"prior's distribution(name, shape) expands what it returns{see('how-to/write_a_prior')}"
+        )
+    if fixed is not None and distribution.event_shape:
+        raise ValueError(
+            f"site {site!r}: its prior {type(distribution).__name__} draws the entries together, but torch holds some "
+            "of them constant (a padding row, or weights that torch.nn.utils.prune cut); give it an elementwise prior, "
+            f"or none: {{{site!r}: None}}{see('how-to/write_a_prior')}"
+        )
     drawn = distribution if fixed is None else PartlyFixed(distribution, fixed)
     fn = cast(Any, drawn)  # torch's class has no `to_event`, Pyro's subclasses do
-    value: Tensor = pyro.sample(site, fn.to_event(len(shape)), infer=independent())
+    value: Tensor = pyro.sample(site, fn.to_event(len(fn.batch_shape)), infer=independent())
     if value.shape != shape:
         raise ValueError(
             f"site {site!r}: expected a draw of shape {tuple(shape)}, got {tuple(value.shape)}. The weights are drawn "
@@ -164,8 +178,8 @@ def describe_sites(
     for name, node in latent_sites(tracer.trace):
         distribution = base_distribution(node["fn"])
         init, support = node["value"].detach().clone(), cast(constraints.Constraint, distribution.support)
-        if isinstance(support, constraints.MixtureSameFamilyConstraint):
-            support = support.base_constraint
+        while isinstance(support, (constraints.MixtureSameFamilyConstraint, constraints.independent)):
+            support = support.base_constraint  # of an entry, where entries are drawn together
         if name in start:
             described[name] = describe_weight(name, init, support)
         else:

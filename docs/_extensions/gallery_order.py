@@ -17,6 +17,7 @@ _NAMES = (
     "padded_sentences",
     "house_prices",
     "turned_digits",
+    "continual_digits",
     "ternary_network",
     "information_bottleneck",
     "conditional_classification",

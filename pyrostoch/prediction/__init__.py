@@ -10,6 +10,7 @@ from pyrostoch.prediction.noise import NoiseRow, NoiseSummary, activation_noise
 from pyrostoch.prediction.output_draws import Draws, draws
 from pyrostoch.prediction.outputs import outputs
 from pyrostoch.prediction.predict import Prediction, predict
+from pyrostoch.prediction.prior_predictive import PriorPredictive, prior_predictive
 
 __all__ = [
     "Comparison",
@@ -23,6 +24,7 @@ __all__ = [
     "NoiseRow",
     "NoiseSummary",
     "Prediction",
+    "PriorPredictive",
     "SiteRow",
     "accuracy_by_samples",
     "activation_noise",
@@ -33,4 +35,5 @@ __all__ = [
     "noise_scaled",
     "outputs",
     "predict",
+    "prior_predictive",
 ]

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from pyro import poutine
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch import guides
@@ -28,7 +28,7 @@ from pyrostoch.prediction.readouts import check_guide, seeded
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.protocols import Guide, Inputs
 from pyrostoch.records import Record
-from pyrostoch.sites import latent_sites, trace_of
+from pyrostoch.sites import Site, latent_sites, trace_of
 
 __all__ = ["Draws", "draws"]
 
@@ -156,11 +156,13 @@ def draws(
     gradients = contextlib.nullcontext() if differentiable else torch.no_grad()
     outputs: list[Tensor] = []
     quantities: list[dict[str, Tensor | float]] = []
-    with seeded(seed, target), training_mode(False, model, guide), gradients:  # type: ignore[arg-type]
+    sites = model.sites
+    modules = [part for part in (model, guide) if isinstance(part, nn.Module)]  # a guide may be a function
+    with seeded(seed, target), training_mode(False, *modules), gradients:
         for _ in range(num):
             with torch.no_grad(), SharedSample():
                 trace = trace_of(of_weights, to_device(batches[0][0], target))
-                weights = _weights(model, trace)
+                weights = _weights(sites, trace)
                 quantities.append(poutine.replay(likelihood.draw, trace=trace)())
             with SharedSample():
                 pieces = [_read(likelihood, part, model.outputs(to_device(x, target), weights)) for x, _ in batches]
@@ -169,15 +171,15 @@ def draws(
     return Draws(torch.stack(outputs), copy.deepcopy(likelihood).requires_grad_(False), tuple(quantities))
 
 
-def _weights(model: BayesianModel, trace: poutine.Trace) -> dict[str, Tensor]:
+def _weights(sites: dict[str, Site], trace: poutine.Trace) -> dict[str, Tensor]:
     """The drawn weights of the network by site name."""
     drawn = {name: node["value"] for name, node in latent_sites(trace)}
-    if missing := [name for name in model.sites if name not in drawn]:
+    if missing := [name for name in sites if name not in drawn]:
         raise ValueError(
             f"guide: no draw for the model's site(s) {name_list(missing)}; the guide has {name_list(drawn) or 'none'}. "
             "Build the guide from this model"
         )
-    return {name: drawn[name] for name, site in model.sites.items() if site.role != "scale"}
+    return {name: drawn[name] for name, site in sites.items() if site.role != "scale"}
 
 
 def _head(likelihood: Likelihood, head: str | None) -> tuple[Likelihood, str | int | None]:

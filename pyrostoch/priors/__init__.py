@@ -10,6 +10,8 @@
 | `SymmetricBinomial` | Binomial(n, 1/2) over the levels of a weight, at any scale |
 | `UniformMultinomial` | uniform over the cells on which the trials of a kernel fall, at any scale |
 | `RankOne` | factors N(1, s^2) of a fixed weight, for the guide of this name |
+| `from_guide`, or a guide | the present posterior of each weight of a guide: what was learned, before more data |
+| `around` | normal, around a network's own present weights (MOPED) |
 | `None` | no prior: the parameter is fitted by maximum likelihood |
 
 Any Pyro distribution of a single weight can be used as well.
@@ -18,6 +20,7 @@ Any Pyro distribution of a single weight can be used as well.
 from __future__ import annotations
 
 from pyrostoch.priors.base import FromDistribution, Prior, PriorSpec, as_prior
+from pyrostoch.priors.by_name import PriorsByName
 from pyrostoch.priors.fixed import (
     ARD,
     Grid,
@@ -31,6 +34,8 @@ from pyrostoch.priors.fixed import (
     UniformMultinomial,
 )
 from pyrostoch.priors.frozen import freeze_random
+from pyrostoch.priors.network_values import around
+from pyrostoch.priors.posterior import from_guide
 from pyrostoch.priors.rules import assign, clean_name, fixed_parameters, is_bias, owners
 from pyrostoch.priors.scales import EmpiricalBayes, Hierarchical
 
@@ -46,15 +51,18 @@ __all__ = [
     "Prior",
     "PriorSpec",
     "RankOne",
+    "PriorsByName",
     "ScaleMixture",
     "StudentT",
     "SymmetricBinomial",
     "UniformMultinomial",
+    "around",
     "as_prior",
     "assign",
     "clean_name",
     "fixed_parameters",
     "freeze_random",
+    "from_guide",
     "is_bias",
     "owners",
 ]

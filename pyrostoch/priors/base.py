@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections import OrderedDict
 from collections.abc import Callable
 from typing import Any
 
@@ -11,8 +12,18 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 
 from pyrostoch._manual import see
+from pyrostoch.protocols import SiteGuide
 
-__all__ = ["FromDistribution", "HoldsDistribution", "LearnedPrior", "Prior", "PriorSpec", "as_prior"]
+__all__ = [
+    "FromDistribution",
+    "HoldsDistribution",
+    "LearnedPrior",
+    "Prior",
+    "PriorSpec",
+    "as_prior",
+    "tensors_of",
+    "values_of",
+]
 
 
 class Prior(nn.Module):
@@ -43,7 +54,8 @@ class Prior(nn.Module):
             shape: Shape of the weights.
 
         Returns:
-            A Pyro distribution of batch shape `shape` and no event axes.
+            A Pyro distribution of batch shape `shape` and no event axes. Where weights are drawn together, the event
+            axes are the last ones of `shape`, or all of them.
         """
         raise TypeError(f"{type(self).__name__} must implement distribution(name, shape){see('how-to/write_a_prior')}")
 
@@ -63,9 +75,11 @@ class Prior(nn.Module):
         return f"{type(self).__name__}({self.extra_repr()})"
 
 
-#: What a user may give as the prior of a network: one prior, a function of each parameter's name and value, or a
-#: dictionary from name patterns to priors or functions; see `pyrostoch.priors.assign`.
-PriorSpec = Prior | Distribution | Callable[[str, Tensor], Prior | Distribution | None] | dict[str, Any] | None
+#: What a user may give as the prior of a network: one prior, a guide, a function of each parameter's name and value, or
+#: a dictionary from name patterns to priors, guides or functions; see `pyrostoch.priors.assign`.
+PriorSpec = (
+    Prior | Distribution | SiteGuide | Callable[[str, Tensor], Prior | Distribution | None] | dict[str, Any] | None
+)
 
 
 def _text(value: Tensor) -> str:
@@ -96,7 +110,8 @@ class LearnedPrior(nn.Module):
 class FromDistribution(HoldsDistribution, Prior):
     """Any Pyro distribution as the prior of every weight of a site.
 
-    The tensors in it move with the model (`.to`).
+    A prior takes values: the tensors in the distribution are copied without their graph, so that no gradient reaches
+    them and later changes do not reach the prior. The copies move with the model (`.to`).
 
     Args:
         distribution: A distribution whose batch shape broadcasts to the shape of the weights.
@@ -125,7 +140,7 @@ class FromDistribution(HoldsDistribution, Prior):
                 f"prior: expected a distribution of single real weights, got {distribution}"
                 f"{see('how-to/write_a_prior')}"
             )
-        self.base = distribution
+        self.base = values_of(distribution)
         self.improper = bool(getattr(distribution, "improper", False))
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
@@ -146,20 +161,71 @@ class FromDistribution(HoldsDistribution, Prior):
         return f"{type(self.base).__name__}({', '.join(texts)})"
 
 
+def values_of(distribution: Distribution) -> Any:
+    """A copy of a distribution whose tensors have no graph, and share no memory with those of the original.
+
+    Args:
+        distribution: The distribution.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> loc = torch.zeros(2, requires_grad=True)
+        >>> copied = values_of(dist.Normal(loc, 1.0))
+        >>> copied.loc.requires_grad, copied.loc.data_ptr() == loc.data_ptr()
+        (False, False)
+    """
+    return _map_tensors(distribution, _copied)
+
+
+def tensors_of(distribution: Distribution) -> list[Tensor]:
+    """All tensors that a distribution holds.
+
+    Args:
+        distribution: The distribution.
+
+    Example:
+        >>> import pyro.distributions as dist
+        >>> len(tensors_of(dist.Normal(torch.zeros(2), torch.ones(2)).to_event(1)))
+        2
+    """
+    found: list[Tensor] = []
+
+    def collect(value: Tensor) -> Tensor:
+        found.append(value)
+        return value
+
+    _map_tensors(distribution, collect)
+    return found
+
+
+def _copied(value: Tensor) -> Tensor:
+    """A copy without graph; what an expanded tensor holds once is held once in the copy, too."""
+    once = value.detach()
+    for axis, stride in enumerate(once.stride()):
+        if stride == 0 and once.shape[axis] > 1:
+            once = once.narrow(axis, 0, 1)
+    return once.clone().expand(value.shape)
+
+
 def _map_tensors(part: Any, fn: Callable[[Tensor], Tensor], copies: dict[int, Any] | None = None) -> Any:
     """A copy of a distribution, or of a part of one, with `fn` applied to every tensor in it.
 
     Args:
         part: The distribution or the part.
         fn: Maps a tensor.
-        copies: Copies made so far, by the original's id: a transform and its inverse refer to each other.
+        copies: Copies made so far, by the original's id: a transform and its inverse refer to each other, and a tensor
+            may have two names.
     """
     copies = {} if copies is None else copies
     if isinstance(part, Tensor):
-        return fn(part)
-    if isinstance(part, (list, tuple)) and not isinstance(part, torch.Size):
+        if id(part) not in copies:
+            copies[id(part)] = fn(part)
+        return copies[id(part)]
+    if type(part) in (list, tuple):
         return type(part)(_map_tensors(item, fn, copies) for item in part)
-    if isinstance(part, (Distribution, Transform)):
+    if type(part) in (dict, OrderedDict):  # what a module holds its parameters in
+        return type(part)((name, _map_tensors(item, fn, copies)) for name, item in part.items())
+    if isinstance(part, (Distribution, Transform, nn.Module)):
         if id(part) not in copies:
             mapped = copies[id(part)] = copy.copy(part)
             mapped.__dict__.update({name: _map_tensors(value, fn, copies) for name, value in vars(part).items()})

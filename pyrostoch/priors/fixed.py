@@ -40,8 +40,9 @@ class _Fixed(Prior):
     def __init__(self, **values: float | Tensor) -> None:
         super().__init__()
         for name, value in values.items():
-            # Double precision here; the copy for a network's parameter takes that parameter's dtype.
-            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64))
+            # Double precision here; the copy for a network's parameter takes that parameter's dtype. Values only: no
+            # gradient reaches a tensor given here, and its later changes do not reach the prior.
+            self.register_buffer(name, torch.as_tensor(value, dtype=torch.float64).detach().clone())
         self.distribution("", torch.broadcast_shapes(*(b.shape for b in self.buffers())))
 
 

@@ -14,7 +14,10 @@ from torch.nn.parameter import UninitializedParameter
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
 from pyrostoch.priors.base import LearnedPrior, Prior, PriorSpec, as_prior
+from pyrostoch.priors.by_name import PriorsByName, check_constants
 from pyrostoch.priors.normalization import is_normalization
+from pyrostoch.priors.posterior import from_guide
+from pyrostoch.protocols import SiteGuide
 
 __all__ = ["assign", "clean_name", "fixed_parameters", "is_bias", "owners"]
 
@@ -79,8 +82,9 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
 
     - A single prior applies to all parameters except biases, the parameters of normalization layers, and those that
       the user has fixed (`requires_grad=False`).
-    - A dictionary maps name patterns (shell wildcards) to priors, distributions, callables or `None`; the last match
-      wins. A pattern may match biases. Fixed parameters and those of a normalization layer are matched only by a
+    - A guide is `from_guide(guide)`: the present posterior of each of its weights, for the parameter of that name.
+    - A dictionary maps name patterns (shell wildcards) to priors, distributions, guides, callables or `None`; the last
+      match wins. A pattern may match biases. Fixed parameters and those of a normalization layer are matched only by a
       pattern that writes out the layer's name (`"bn1.weight"`, `"bn1.*"`).
     - A callable gets each parameter's name and value, and returns a prior, a distribution or `None`.
     - Normalization layers are those of torch, and modules whose parameters have one axis and which have `Norm` in their
@@ -92,13 +96,14 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
 
     Args:
         net: The network.
-        spec: Prior, distribution, dictionary, callable or `None`.
+        spec: Prior, distribution, guide, dictionary, callable or `None`.
 
     Returns:
         A prior for each random parameter, by its name in `net.named_parameters()`.
 
     Raises:
-        ValueError: A pattern matches nothing, or a parameter with a prior cannot be made random.
+        ValueError: A pattern matches nothing, a parameter with a prior cannot be made random, or a guide has other
+            weights than the network.
         TypeError: `spec`, or a value in it, is not a prior.
 
     Example:
@@ -124,8 +129,11 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
         return apart or is_normalization(parameters[name], holders[name])
 
     chosen: dict[str, Prior | None] = {name: of_layers.get(id(parameter)) for name, parameter in parameters.items()}
+    spec = _with_guide(spec)
     if isinstance(spec, dict):
         _by_pattern(spec, parameters, set_apart, chosen)
+    elif isinstance(spec, PriorsByName):
+        _by_name(spec, parameters, set_apart, chosen)
     elif isinstance(spec, (Prior, Distribution)):
         for name in parameters:
             if chosen[name] is None and not is_bias(name) and not set_apart(name):
@@ -144,8 +152,9 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
     elif spec is not None:
         as_prior(cast(Any, spec))  # raises a TypeError
     random = {name: prior for name, prior in chosen.items() if prior is not None}
-    for name in random:
+    for name, prior in random.items():
         _check_can_be_random(name, parameters[name], holders[name])
+        check_constants(net, name, prior)
     fixed = [name for name in random if id(parameters[name]) in fixed_ids]
     if fixed:
         warnings.warn(
@@ -168,6 +177,30 @@ def _layer_priors(net: nn.Module) -> dict[int, Prior]:
     return priors
 
 
+def _with_guide(value: Any) -> Any:
+    """A guide as the rule that it stands for; what else is no prior is left for `as_prior` to refuse."""
+    is_other_module = isinstance(value, nn.Module) and not isinstance(value, Prior)
+    return from_guide(cast(SiteGuide, value)) if is_other_module or hasattr(value, "site_distribution") else value
+
+
+def _by_name(
+    rule: PriorsByName,
+    parameters: dict[str, nn.Parameter],
+    set_apart: Callable[[str], bool],
+    chosen: dict[str, Prior | None],
+) -> None:
+    """Priors with values of their own as the only prior of a network."""
+    by_clean = {clean_name(name): name for name in parameters}
+    # A posterior goes before what a layer was made with; that of a network's own values stands for a single prior.
+    usual = [
+        clean
+        for clean, name in by_clean.items()
+        if not is_bias(name) and not set_apart(name) and (rule.all_named or chosen[name] is None)
+    ]
+    for clean in rule.chosen(by_clean, usual):
+        chosen[by_clean[clean]] = rule(clean, parameters[by_clean[clean]])
+
+
 def _by_pattern(
     rules: dict[str, Any],
     parameters: dict[str, nn.Parameter],
@@ -175,17 +208,21 @@ def _by_pattern(
     chosen: dict[str, Prior | None],
 ) -> None:
     for pattern, value in rules.items():
-        matched = False
-        for name, parameter in parameters.items():
+        value = _with_guide(value)
+        matched = {}
+        for name in parameters:
             clean = clean_name(name)
             if not fnmatch.fnmatchcase(clean, pattern):
                 continue
             module, _, _ = clean.rpartition(".")
             spelled_out = pattern == clean or (module and pattern.rpartition(".")[0] == module)
-            if set_apart(name) and not spelled_out:
-                continue
-            chosen[name] = as_prior(value(clean, parameter) if _is_rule(value) else value)
-            matched = True
+            if not set_apart(name) or spelled_out:
+                matched[clean] = name
+        if isinstance(value, PriorsByName):
+            by_clean = {clean_name(name): name for name in parameters}
+            matched = {clean: by_clean[clean] for clean in value.matched(pattern, by_clean, matched)}
+        for clean, name in matched.items():
+            chosen[name] = as_prior(value(clean, parameters[name]) if _is_rule(value) else value)
         if not matched:
             raise ValueError(
                 f"prior rule {pattern!r} matches no parameter; the network has "

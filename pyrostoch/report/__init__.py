@@ -6,11 +6,13 @@ from pyrostoch.report.audit_pictures import audit_pictures
 from pyrostoch.report.fitted import write_report
 from pyrostoch.report.html import render, write
 from pyrostoch.report.plots import accuracy_by_samples, posterior, reliability, training
+from pyrostoch.report.prior_draws import prior_draws
 
 __all__ = [
     "accuracy_by_samples",
     "audit_pictures",
     "posterior",
+    "prior_draws",
     "reliability",
     "render",
     "training",
