@@ -22,7 +22,7 @@ from pyrostoch.priors.base import values_of
 from pyrostoch.training.checkpoint import CheckpointError
 
 sys.path.insert(0, str(Path(__file__).parent / "contracts"))
-from registry import GUIDES
+from guide_registry import GUIDES
 
 F64 = torch.float64
 
@@ -61,6 +61,11 @@ REFUSED = {
     "BinomialWeights": "weight.*BinomialLevels that is discrete",
     "BinomialWeights, binomial": "weight.*BinomialLevels that is discrete",
     "MultinomialWeights": "weight.*SignedMultinomial that is discrete",
+    "LowRank": "LowRank joins sites",
+    "RankOne": "weight.*RankOneWeights that has no density",
+    "RankOne, components": "RankOne joins sites",
+    "Flow": "weight.*FlowWeights that has no density",
+    "Flow, planar": "weight.*FlowWeights that has no density",
 }
 
 

@@ -39,6 +39,8 @@ class FlowWeights(JointWeights):
         True
     """
 
+    has_density = False
+
     def __init__(self, loc: Tensor, scale: Tensor, transforms: Sequence[Transform]) -> None:
         self.loc, self.scale, self.steps = loc, scale, tuple(transforms)
         self._last: tuple[Tensor, Tensor] | None = None

@@ -38,6 +38,8 @@ class JointWeights(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     has_rsample = True
     loc: Tensor
+    #: Whether `log_prob` knows the density of any value, not only of what was drawn.
+    has_density = True
     #: Whether moments of a layer's output are known.
     has_output_moments = False
     #: What this weight shares with the weights of other sites, in one draw of a guide.

@@ -43,6 +43,8 @@ class RankOneWeights(JointWeights):
         tensor([0.0201, 0.0201])
     """
 
+    has_density = False
+
     def __init__(
         self,
         loc: Tensor,

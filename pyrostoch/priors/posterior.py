@@ -116,6 +116,8 @@ def _fault(distribution: Distribution, constant: Tensor | None) -> str | None:
             f"{has} is discrete: another posterior has no finite KL to it, unless it has the same few values. Use "
             "priors.Grid, SymmetricBinomial or UniformMultinomial for such a guide again, or a continuous guide"
         )
+    if not getattr(distribution, "has_density", True):
+        return f"{has} has no density of values that it has not drawn; {other}"
     if isinstance(distribution, Delta):
         return f"{has} is a single point, to which every other has an infinite KL; {other}, or priors.around(net, 0.1)"
     values = tensors_of(distribution)
