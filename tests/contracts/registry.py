@@ -107,6 +107,15 @@ PRIORS = {
     "ScaleMixture": PriorMember(partial(priors.ScaleMixture, 0.25, 1.0, 0.2), 0.0, 0.25 + 0.75 * 0.04, source=True),
     "EmpiricalBayes": PriorMember(partial(priors.EmpiricalBayes, 0.4), 0.0, 0.16, source=True),
     "Hierarchical": PriorMember(partial(priors.Hierarchical, dist.HalfNormal(0.5)), random_scale=True, source=True),
+    "EmpiricalBayes, groups": PriorMember(partial(priors.EmpiricalBayes, 0.4, groups="out"), 0.0, 0.16, source=True),
+    "GroupScale": PriorMember(
+        partial(priors.GroupScale, "weight", dist.HalfNormal(0.5)), random_scale=True, source=True
+    ),
+    "Horseshoe": PriorMember(
+        partial(priors.Horseshoe, dist.LogNormal(-1.0, 0.5), dist.LogNormal(0.0, 1.0), groups="weight"),
+        random_scale=True,
+        source=True,
+    ),
     "FromDistribution": PriorMember(lambda: priors.as_prior(dist.Gumbel(0.0, 0.5)), 0.5 * 0.5772156649, 0.4112335),
     "LogUniform": PriorMember(priors.LogUniform, source=True),
     "ARD": PriorMember(priors.ARD, density=False, source=True),
