@@ -22,9 +22,9 @@ class Horseshoe(GroupedPrior):
        \lambda_g \sim C^+(0, 1), $$
 
     with $\tilde\lambda_g = \lambda_g$, or with a slab of width c $\tilde\lambda_g^2 = c^2 \lambda_g^2 / (c^2 + \tau^2
-    \lambda_g^2)$, which bounds every scale by c: the regularized horseshoe. The density of $\lambda_g$ at 0 is positive,
-    so that groups can be shrunk to nothing, and its tail is heavy, so that others are hardly shrunk. With groups of
-    whole neurons, `guides.prune_groups` removes those with a small scale.
+    \lambda_g^2)$, which bounds every scale by c: the regularized horseshoe. The density of $\lambda_g$ at 0 is
+    positive, so that groups can be shrunk to nothing, and its tail is heavy, so that others are hardly shrunk. With
+    groups of whole neurons, `guides.prune_groups` removes those with a small scale.
 
     $\tau$ is the Pyro site `<site>_prior_scale`, and $\lambda$ the site `<site>_prior_local`, in the shape of the
     weight with 1 for each axis along which it is shared. Guides of this library give both log-normal distributions. The
@@ -69,9 +69,10 @@ class Horseshoe(GroupedPrior):
         groups: Groups = "out",
     ) -> None:
         super().__init__(groups)
+        of_tau: Any = global_scale
         if not isinstance(global_scale, Distribution):
-            global_scale = dist.HalfCauchy(check_positive("Horseshoe global_scale", global_scale))
-        self.global_scale = positive_scale("Horseshoe global_scale", global_scale)
+            of_tau = dist.HalfCauchy(check_positive("Horseshoe global_scale", global_scale))
+        self.global_scale = positive_scale("Horseshoe global_scale", of_tau)
         self.local = positive_scale("Horseshoe local", dist.HalfCauchy(1.0) if local is None else local)
         self.slab = None if slab is None else check_positive("Horseshoe slab", slab)
 

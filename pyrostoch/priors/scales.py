@@ -44,7 +44,9 @@ class EmpiricalBayes(GroupedPrior):
     def __init__(self, scale: float = 1.0, groups: Groups | None = None) -> None:
         super().__init__(groups)
         if groups == "weight":
-            raise ValueError("EmpiricalBayes groups: the prior with a fitted scale for each weight is ARD(); use that one")
+            raise ValueError(
+                "EmpiricalBayes groups: the prior with a fitted scale for each weight is ARD(); use that one"
+            )
         self.log_scale = nn.Parameter(torch.tensor(math.log(check_positive("EmpiricalBayes scale", scale))))
 
     def for_layer(self, name: str, parameter: Tensor, layers: Sequence[nn.Module]) -> Prior:
