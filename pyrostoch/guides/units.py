@@ -105,15 +105,18 @@ def _read(probe: Probe, name: str) -> Wires:
         fed = (lows | highs).any(0)
         if not bool(fed.any()):
             continue
+        features_of = torch.nonzero(fed)[:, 0]
+        wires.readers[other] = features_of
         if bool((lows & highs).any()):
-            return Wires(reason=f"a feature of the input of {other!r} depends on several of its outputs")
+            wires.reason = f"a feature of the input of {other!r} depends on several of its outputs"
+            continue
         unit = (highs * (2 ** torch.arange(digits))[:, None]).sum(0)
         counts = torch.bincount(unit[fed], minlength=units)
         if not bool((lows ^ highs)[:, fed].all()) or len(counts) > units or int(counts.min()) != int(counts.max()):
-            return Wires(reason=f"it was not seen which features of the input of {other!r} each of its outputs feeds")
-        features_of = torch.nonzero(fed)[:, 0]
+            wires.reason = f"it was not seen which features of the input of {other!r} each of its outputs feeds"
+            continue
         wires.readers[other] = features_of[torch.argsort(unit[fed], stable=True)].reshape(units, -1)
-    if not any(is_cut(probe.holders[other]) for other in wires.readers):
+    if not wires.reason and not any(is_cut(probe.holders[other]) for other in wires.readers):
         wires.reason = "no linear layer or convolution reads its outputs"
     return wires
 

@@ -71,9 +71,9 @@ class Horseshoe(GroupedPrior):
         super().__init__(groups)
         of_tau: Any = global_scale
         if not isinstance(global_scale, Distribution):
-            of_tau = dist.HalfCauchy(check_positive("Horseshoe global_scale", global_scale))
+            of_tau = _half_cauchy(check_positive("Horseshoe global_scale", global_scale))
         self.global_scale = positive_scale("Horseshoe global_scale", of_tau)
-        self.local = positive_scale("Horseshoe local", dist.HalfCauchy(1.0) if local is None else local)
+        self.local = positive_scale("Horseshoe local", _half_cauchy(1.0) if local is None else local)
         self.slab = None if slab is None else check_positive("Horseshoe slab", slab)
 
     def distribution(self, name: str, shape: torch.Size) -> Any:
@@ -90,3 +90,9 @@ class Horseshoe(GroupedPrior):
         """The priors of the scales, the slab and the groups."""
         slab = "" if self.slab is None else f", slab={self.slab:g}"
         return f"global_scale={self.global_scale!r}, local={self.local!r}{slab}, groups={self.groups!r}"
+
+
+def _half_cauchy(scale: float) -> Distribution:
+    # Double precision here; the copy for a network's parameter takes that parameter's dtype.
+    half_cauchy: Distribution = dist.HalfCauchy(torch.tensor(scale, dtype=torch.float64))
+    return half_cauchy
