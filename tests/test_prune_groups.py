@@ -77,7 +77,7 @@ class Flat(nn.Module):
 
     def forward(self, x):
         h = torch.cat([torch.sigmoid(self.conv(x)), self.other(x).tanh()], 1)
-        h = F.max_pool2d(self.prelu(self.bn(h)), 2).reshape(len(x), -1)
+        h = F.max_pool2d(self.prelu(self.bn(h)), 2).movedim(1, -1).reshape(len(x), -1)  # channels last
         return self.two(F.gelu(self.one(torch.cat([h, x.mean((1, 2, 3))[:, None], x.amax((1, 2, 3))[:, None]], 1))))
 
 

@@ -108,11 +108,8 @@ PRIORS = {
     "ScaleMixture": PriorMember(partial(priors.ScaleMixture, 0.25, 1.0, 0.2), 0.0, 0.25 + 0.75 * 0.04, source=True),
     "EmpiricalBayes": PriorMember(partial(priors.EmpiricalBayes, 0.4), 0.0, 0.16, source=True),
     "Hierarchical": _scaled(partial(priors.Hierarchical, dist.HalfNormal(0.5))),
-    "EmpiricalBayes, groups": PriorMember(partial(priors.EmpiricalBayes, 0.4, groups="out"), 0.0, 0.16, source=True),
     "GroupScale": _scaled(partial(priors.GroupScale, "weight", dist.HalfNormal(0.5))),
-    "Horseshoe": _scaled(
-        partial(priors.Horseshoe, dist.LogNormal(0.0, 0.5), dist.LogNormal(0.0, 0.5), groups="weight")
-    ),
+    "Horseshoe": _scaled(partial(priors.Horseshoe, dist.HalfNormal(1.0), dist.HalfNormal(1.0), groups="weight")),
     "FromDistribution": PriorMember(lambda: priors.as_prior(dist.Gumbel(0.0, 0.5)), 0.5 * 0.5772156649, 0.4112335),
     "LogUniform": PriorMember(priors.LogUniform, source=True),
     "ARD": PriorMember(priors.ARD, density=False, source=True),
