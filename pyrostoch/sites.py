@@ -201,11 +201,22 @@ class _StartValues(Messenger):
             distribution = base_distribution(msg["fn"])
             value = distribution.mean
             if not bool(torch.isfinite(value).all()):
+                value = _median(distribution)
+            if not bool(torch.isfinite(value).all()):
                 value = transform_to(distribution.support)(
                     torch.zeros(distribution.batch_shape, dtype=value.dtype, device=value.device)
                 )
         msg["value"] = value
         msg["done"] = True
+
+
+def _median(distribution: Distribution) -> Tensor:
+    """The medians of a distribution without means; NaN where torch does not know its quantile function."""
+    half: Tensor = torch.full_like(distribution.mean, 0.5)
+    try:
+        return distribution.icdf(half)
+    except NotImplementedError:
+        return torch.full_like(half, torch.nan)
 
 
 def announce_parameters(module: nn.Module, prefix: str) -> None:

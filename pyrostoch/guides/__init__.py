@@ -25,6 +25,8 @@ For a trained guide:
 - `guide.zero_mean_gap()` measures the cost of setting its means to zero, and `to_variance_only` does it.
 - `prune` removes the weights that are mostly noise; `magnitude_masks` removes as many by their size, as a baseline. The
   network that a `Pruning` exports is saved as a state dict, which `load_pruned` reads.
+- `prune_groups` removes whole neurons and channels, and makes a smaller dense network of what is left, whose state dict
+  `load_smaller` reads.
 - `refresh_batch_norm` estimates batch normalization's running statistics again for a network without noise.
 """
 
@@ -52,8 +54,10 @@ from pyrostoch.guides.matrix_normal import MatrixNormal
 from pyrostoch.guides.multinomial import MultinomialWeights
 from pyrostoch.guides.per_site import PerSite
 from pyrostoch.guides.prune import Pruning, PruningRow, magnitude_masks, prune
+from pyrostoch.guides.prune_groups import GroupPruning, GroupPruningRow, prune_groups
 from pyrostoch.guides.rank_one import RankOne
 from pyrostoch.guides.refresh import refresh_batch_norm
+from pyrostoch.guides.smaller import load_smaller
 from pyrostoch.guides.sparse import SparseConv2d, SparseLinear
 from pyrostoch.guides.variance_limit import to_variance_only
 from pyrostoch.guides.variance_only import VarianceOnly
@@ -65,6 +69,8 @@ __all__ = [
     "CategoricalWeights",
     "Flow",
     "FullCovariance",
+    "GroupPruning",
+    "GroupPruningRow",
     "Guide",
     "LastLayer",
     "LayerwiseAlpha",
@@ -83,8 +89,10 @@ __all__ = [
     "ZeroMeanGap",
     "ZeroMeanRow",
     "load_pruned",
+    "load_smaller",
     "magnitude_masks",
     "prune",
+    "prune_groups",
     "refresh_batch_norm",
     "to_variance_only",
 ]

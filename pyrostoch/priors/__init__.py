@@ -3,8 +3,10 @@
 | prior | what it is |
 | --- | --- |
 | `Normal`, `Laplace`, `StudentT`, `ScaleMixture` | a distribution with fixed parameters |
-| `EmpiricalBayes` | N(0, s^2), s fitted by maximum likelihood |
+| `EmpiricalBayes` | N(0, s^2), s fitted by maximum likelihood, for the whole weight or each group of it |
 | `Hierarchical` | N(0, s^2), s a random variable |
+| `GroupScale` | N(0, s^2), s a random variable for each output neuron, input, or weight |
+| `Horseshoe` | N(0, s^2), s a global times a local half-Cauchy variable of each output neuron, input, or weight |
 | `LogUniform`, `ARD` | improper: the ELBO is defined up to a constant per weight |
 | `Grid` | uniform over the levels of a weight on a grid, at any scale of the grid |
 | `SymmetricBinomial` | Binomial(n, 1/2) over the levels of a weight, at any scale |
@@ -34,17 +36,20 @@ from pyrostoch.priors.fixed import (
     UniformMultinomial,
 )
 from pyrostoch.priors.frozen import freeze_random
+from pyrostoch.priors.horseshoe import Horseshoe
 from pyrostoch.priors.network_values import around
 from pyrostoch.priors.posterior import from_guide
 from pyrostoch.priors.rules import assign, clean_name, fixed_parameters, is_bias, owners
-from pyrostoch.priors.scales import EmpiricalBayes, Hierarchical
+from pyrostoch.priors.scales import EmpiricalBayes, GroupScale, Hierarchical
 
 __all__ = [
     "ARD",
     "EmpiricalBayes",
     "FromDistribution",
     "Grid",
+    "GroupScale",
     "Hierarchical",
+    "Horseshoe",
     "Laplace",
     "LogUniform",
     "Normal",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -66,6 +66,18 @@ class Prior(nn.Module):
             parameter: The parameter.
         """
         return copy.deepcopy(self).to(device=parameter.device, dtype=parameter.dtype)
+
+    def for_layer(self, name: str, parameter: Tensor, layers: Sequence[nn.Module]) -> Prior:
+        """The copy for one parameter where it is known which layers hold it, as in a network.
+
+        A prior overrides this if it depends on the layer, as one does whose scale belongs to a neuron.
+
+        Args:
+            name: The parameter's name.
+            parameter: The parameter.
+            layers: The modules that hold it: several where it is tied.
+        """
+        return self.for_parameter(parameter)
 
     def extra_repr(self) -> str:
         """The prior's parameters, for `repr`."""

@@ -163,7 +163,21 @@ def assign(net: nn.Module, spec: PriorSpec) -> dict[str, Prior]:
             UserWarning,
             stacklevel=3,
         )
-    return {name: prior.for_parameter(parameters[name]) for name, prior in random.items()}
+    holding = _holding(net)
+    return {
+        name: prior.for_layer(clean_name(name), parameters[name], holding[id(parameters[name])])
+        for name, prior in random.items()
+    }
+
+
+def _holding(net: nn.Module) -> dict[int, list[nn.Module]]:
+    """The modules that hold each parameter, by the parameter's id."""
+    holding: dict[int, list[nn.Module]] = {}
+    for module in net.modules():
+        for parameter in module._parameters.values():
+            if parameter is not None:
+                holding.setdefault(id(parameter), []).append(module)
+    return holding
 
 
 def _layer_priors(net: nn.Module) -> dict[int, Prior]:

@@ -32,13 +32,16 @@ class PriorMember:
     source: bool = False
 
 
+_scaled = partial(PriorMember, random_scale=True, source=True)
 PRIORS = {
     "Normal": PriorMember(partial(priors.Normal, 0.5, 2.0), 0.5, 4.0),
     "Laplace": PriorMember(partial(priors.Laplace, 0.3, 0.7), 0.3, 2 * 0.7**2),
     "StudentT": PriorMember(partial(priors.StudentT, 9.0, 0.2, 0.5), 0.2, 0.25 * 9 / 7),
     "ScaleMixture": PriorMember(partial(priors.ScaleMixture, 0.25, 1.0, 0.2), 0.0, 0.25 + 0.75 * 0.04, source=True),
     "EmpiricalBayes": PriorMember(partial(priors.EmpiricalBayes, 0.4), 0.0, 0.16, source=True),
-    "Hierarchical": PriorMember(partial(priors.Hierarchical, dist.HalfNormal(0.5)), random_scale=True, source=True),
+    "Hierarchical": _scaled(partial(priors.Hierarchical, dist.HalfNormal(0.5))),
+    "GroupScale": _scaled(partial(priors.GroupScale, "weight", dist.HalfNormal(0.5))),
+    "Horseshoe": _scaled(partial(priors.Horseshoe, dist.HalfNormal(1.0), dist.HalfNormal(1.0), groups="weight")),
     "FromDistribution": PriorMember(lambda: priors.as_prior(dist.Gumbel(0.0, 0.5)), 0.5 * 0.5772156649, 0.4112335),
     "LogUniform": PriorMember(priors.LogUniform, source=True),
     "ARD": PriorMember(priors.ARD, density=False, source=True),
