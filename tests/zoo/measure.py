@@ -156,6 +156,8 @@ def _row(
     else:
         found = _Summary([once(lambda trace: trace.nodes["_RETURN"]["value"])[0] for _ in range(draws)], y)
         variance, variance_error, data, data_error = found.variance, found.variance_error, found.data, found.data_error
+    if truth.variance == 0.0:  # a gate that is closed in every draw
+        return Row(mode, tuple(sorted(set(treatments.values()))), float(variance == 0.0), 0.0, data - truth.data, 0.0)
     ratio = variance / truth.variance
     return Row(
         mode,
