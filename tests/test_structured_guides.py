@@ -136,6 +136,26 @@ def test_local_draws_keep_what_ties_layers(scope: str) -> None:
     assert (neighbors.mean(0).abs() < 6.0 * neighbors.std(0) / math.sqrt(count / 2)).all()
 
 
+@pytest.mark.parametrize("scope", ["all", "site"])
+def test_groups_of_examples_share_what_ties_many_weights(scope: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrostoch.distributions.low_rank_draw._FEW_WEIGHTS", 0)
+    model = model_of(Two().double())
+    guide = shaken(ps.guides.LowRank(model, rank=2, scope=scope, init_scale=0.1), 0.7)
+    x, count = torch.randn(2).double(), 4000
+    # Three rows are two groups: the first two rows share a draw, and the last has its own.
+    found = torch.stack([outputs(model, guide, x.expand(3, 2), LocalReparameterization()) for _ in range(count)])
+    exact = torch.stack([torch.cat([w @ x for w in guide().values()]) for _ in range(count)]).detach()
+    for row in (0, 2):
+        for pair in ((0, 0), (1, 1), (0, 1)):
+            products = [(values - values.mean(0))[:, list(pair)].prod(1) for values in (found[:, row], exact)]
+            error = math.sqrt(sum(product.var().item() / count for product in products))
+            assert abs(products[0].mean() - products[1].mean()) < 6.0 * error
+    apart = (found[:, 0, 0] - found[:, 0, 0].mean()) * (found[:, 2, 0] - found[:, 2, 0].mean())
+    assert apart.mean().abs() < 6.0 * apart.std() / math.sqrt(count)
+    together = (found[:, 0, 0] - found[:, 0, 0].mean()) * (found[:, 1, 0] - found[:, 1, 0].mean())
+    assert together.mean() > 6.0 * together.std() / math.sqrt(count)
+
+
 class Twice(nn.Module):
     """A layer that is used twice, so that its weight is shared by the examples, and one that is used once."""
 

@@ -26,6 +26,7 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 
 from pyrostoch.distributions.full_normal import FullNormal
 from pyrostoch.distributions.joint import JointWeights, as_kernels
+from pyrostoch.distributions.kl_normal import shared_value
 from pyrostoch.distributions.low_rank import LowRankNormal
 from pyrostoch.distributions.matrix_normal import MatrixNormal
 from pyrostoch.distributions.rank_one import RankOne, RankOneWeights
@@ -56,6 +57,17 @@ def _unwrapped(q: JointWeights, p: Any) -> Tensor:
 
 
 @register_kl(LowRankNormal, Normal)
+def _low_rank_normal(q: LowRankNormal, p: Normal) -> Tensor:
+    scale, count = shared_value(p.scale), q.loc.numel()
+    if scale is None:
+        return _joint_normal(q, p)
+    # With one scale for all weights, the vectors enter by their sum of squares: one pass over their memory.
+    squares = (q.scale.square() + (q.loc - p.loc).square()).sum(dtype=torch.float64)
+    squares = squares + q.squares
+    scale = scale.double()
+    return 0.5 * (squares / scale.square() + count * (2.0 * scale.log() - 1.0) - q.log_det)
+
+
 @register_kl(MatrixNormal, Normal)
 @register_kl(FullNormal, Normal)
 @register_kl(RowsNormal, Normal)

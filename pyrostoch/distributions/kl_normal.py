@@ -12,7 +12,7 @@ from torch.distributions import Distribution, Normal
 
 from pyrostoch._precision import at_least_single
 
-__all__ = ["normal_kl_sum"]
+__all__ = ["normal_kl_sum", "shared_value"]
 
 # Exactly these types: a subclass may have a KL formula of its own.
 _NORMAL = (Normal, dist.Normal)
@@ -36,15 +36,19 @@ def normal_kl_sum(q: Distribution, p: Distribution) -> Tensor | None:
     """
     if not isinstance(q, Normal) or not isinstance(p, Normal) or type(q) not in _NORMAL or type(p) not in _NORMAL:
         return None
-    loc, scale = _shared_value(p.loc), _shared_value(p.scale)
+    loc, scale = shared_value(p.loc), shared_value(p.scale)
     if loc is None or scale is None or torch.broadcast_shapes(p.batch_shape, q.batch_shape) != q.batch_shape:
         return None
     total: Tensor = _NormalSum.apply(q.loc, q.scale, loc, scale)
     return total
 
 
-def _shared_value(values: Tensor) -> Tensor | None:
-    """The value of a tensor with one element, or with one element expanded to all entries; `None` for others."""
+def shared_value(values: Tensor) -> Tensor | None:
+    """The value of a tensor with one element, or with one element expanded to all entries; `None` for others.
+
+    Args:
+        values: The tensor.
+    """
     if values.dim() and values.numel() and not any(values.stride()):
         return values[(0,) * values.dim()]
     return values.reshape(()) if values.numel() == 1 else None

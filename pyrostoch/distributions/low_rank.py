@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Size, Tensor
@@ -12,7 +13,7 @@ from torch.types import _size
 from pyrostoch._ops import LinearOp
 from pyrostoch._precision import safe_sqrt
 from pyrostoch.distributions.joint import JointWeights
-from pyrostoch.distributions.low_rank_draw import LowRankDraw
+from pyrostoch.distributions.low_rank_draw import LowRankDraw, group_size
 
 __all__ = ["LowRankNormal"]
 
@@ -78,8 +79,9 @@ class LowRankNormal(JointWeights):
         return drawn
 
     def draw_rows(self, count: int) -> Tensor:
-        """A draw of the weight for each of some rows; where all rows share z, only the rest is drawn for each."""
-        return self._given(self._latents(count)) + self.scale * self._noise((count, *self.event_shape))
+        """A draw of the weight for each of some rows; rows that share z differ in the rest."""
+        z, size = self._latents(count)
+        return self._given(z.repeat_interleave(size, 0)[:count]) + self.scale * self._noise((count, *self.event_shape))
 
     def log_prob(self, value: Tensor) -> Tensor:
         """The log density of a draw, (*sample shape), given the weights that were drawn before it."""
@@ -99,10 +101,20 @@ class LowRankNormal(JointWeights):
         return found.to(value.dtype)
 
     @cached_property
+    def _terms(self) -> tuple[Tensor, Tensor]:
+        factor = self.factor.reshape(len(self.factor), -1)
+        found: tuple[Tensor, Tensor] = _Terms.apply(factor, self.scale.reshape(-1).square().reciprocal())
+        return found
+
+    @property
     def information(self) -> Tensor:
         r"""$F^\top \mathrm{diag}(\sigma^{-2}) F$, (K, K), in double precision: what the weight tells of z."""
-        factor = (self.factor / self.scale).reshape(len(self.factor), -1)
-        return (factor @ factor.mT).double()
+        return self._terms[0].double()
+
+    @property
+    def squares(self) -> Tensor:
+        """The sum of the squares of all entries of F, in double precision."""
+        return self._terms[1]
 
     @property
     def log_det(self) -> Tensor:
@@ -118,10 +130,15 @@ class LowRankNormal(JointWeights):
         return op.input.dim() == 2 if op.spatial == 0 else op.batched()
 
     def draw_output(self, op: LinearOp) -> Tensor:
-        """The output; noise of the independent part is drawn for each row and position, z for each row."""
-        z = self._latents(len(op.input))
-        if z.dim() == 1:
-            mean = op(op.input, self._given(z), None)
+        """The output; noise of the independent part is drawn for each row and position, z for each group of rows.
+
+        A group is a single row where the weights are few, and half of the batch where they are many. Every row's output
+        has the right distribution in any case; rows of a group are not independent.
+        """
+        z, size = self._latents(len(op.input))
+        if size > 1:
+            groups = zip(op.input.split(size), self._given(z), strict=True)
+            mean = torch.cat([op(rows, weight, None) for rows, weight in groups])
         else:
             mean = op(op.input, self.loc, None) + self._low_rank_output(op, z)
         deviation = safe_sqrt(op.of_squares(self.scale.square()))
@@ -156,11 +173,13 @@ class LowRankNormal(JointWeights):
         parts = [z[:, k].reshape(shape) * op(op.input, vector, None) for k, vector in enumerate(self.factor)]
         return torch.stack(parts).sum(0)
 
-    def _latents(self, count: int) -> Tensor:
-        """The draw of z for each row, (count, K), or for all rows, (K,)."""
-        if self.shared is None:
-            return torch.randn((count, len(self.factor)), dtype=self.loc.dtype, device=self.loc.device)
-        return self.shared.rows(count, self.loc)
+    def _latents(self, count: int) -> tuple[Tensor, int]:
+        """The draws of z for groups of rows, (groups, K), and the number of rows in a group."""
+        if self.shared is not None:
+            return self.shared.of_rows(count, self.loc)
+        size = group_size(count, self.loc.numel())
+        shape = (-(-count // size), len(self.factor))
+        return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device), size
 
     def _given(self, z: Tensor) -> Tensor:
         """The mean of the weight given z, (*lead, *shape)."""
@@ -171,3 +190,27 @@ class LowRankNormal(JointWeights):
 
     def _noise(self, shape: _size) -> Tensor:
         return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
+
+
+class _Terms(torch.autograd.Function):
+    r"""$F \,\mathrm{diag}(\lambda) F^\top$ and $\sum F^2$, with derivatives in few passes over F, (K, n)."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(factor: Tensor, precision: Tensor) -> tuple[Tensor, Tensor]:
+        squares = torch.linalg.vector_norm(factor, dtype=torch.float64).square()
+        return (factor * precision) @ factor.mT, squares
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        ctx.save_for_backward(*inputs)
+
+    @staticmethod
+    def backward(ctx: Any, by_information: Tensor, by_squares: Tensor) -> Any:
+        factor, precision = ctx.saved_tensors
+        pushed = (by_information + by_information.mT) @ factor
+        by_precision = factor[0] * pushed[0]
+        for vector, other in zip(factor[1:], pushed[1:], strict=True):
+            by_precision = torch.addcmul(by_precision, vector, other)
+        return torch.addcmul(2.0 * by_squares.to(factor.dtype) * factor, pushed, precision), 0.5 * by_precision

@@ -10,7 +10,12 @@ from torch import Size, Tensor
 
 from pyrostoch.distributions.shared_draw import SharedDraw, is_pending
 
-__all__ = ["LowRankDraw"]
+__all__ = ["LowRankDraw", "group_size"]
+
+# Up to how many weights each row has a draw of its own, which costs K products in place of one; and into how many
+# groups that share one the rows are cut where there are more weights.
+_FEW_WEIGHTS = 100_000
+_GROUPS = 2
 
 
 class _Weight(Protocol):
@@ -74,18 +79,19 @@ class LowRankDraw(SharedDraw):
             self._z = torch.randn(self.rank, dtype=like.dtype, device=like.device)
         return self._z
 
-    def rows(self, count: int, like: Tensor) -> Tensor:
-        """The draw of z for each row of a batch, (count, K), the same for all weights; (K,) where all rows share one.
+    def of_rows(self, count: int, like: Tensor) -> tuple[Tensor, int]:
+        """The draws of z for groups of rows of a batch, (groups, K), the same for all weights, and a group's size.
 
         Args:
             count: Number of rows.
             like: Tells dtype and device.
         """
         if not self.by_row:
-            return self.whole(like)
+            return self.whole(like).unsqueeze(0), count
+        size = group_size(count, sum(member.loc.numel() for member in self._members))
         if self._rows is None:
-            self._rows = torch.randn((count, self.rank), dtype=like.dtype, device=like.device)
-        return self._rows
+            self._rows = torch.randn((-(-count // size), self.rank), dtype=like.dtype, device=like.device)
+        return self._rows, size
 
     def before(self, place: int, shape: Size) -> Tensor:
         """The draw of z for the weight at a place, (*shape, K), given the weights before it.
@@ -139,3 +145,17 @@ class LowRankDraw(SharedDraw):
         if not is_pending(value):
             return value
         return self.drawn[place] if place in self.drawn else self._members[place].rsample()
+
+
+def group_size(count: int, weights: int) -> int:
+    """How many rows of a batch share a draw of the low-rank part: one where the weights are few, else half of them.
+
+    Args:
+        count: Number of rows.
+        weights: Number of weights.
+
+    Example:
+        >>> group_size(100, 500), group_size(100, 500_000)
+        (1, 50)
+    """
+    return 1 if weights <= _FEW_WEIGHTS else -(-count // _GROUPS)

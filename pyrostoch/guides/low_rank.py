@@ -34,8 +34,9 @@ class LowRank(Guide):
 
     Local reparameterization draws the output of linear layers and convolutions; the noise of the low-rank part is drawn
     for each example, the same for all layers, where all sites of the guide can be treated so, and else once for the
-    batch, which is exact, too. Moment propagation treats `scope="site"`, and refuses weights that depend on those of
-    other layers.
+    batch. With more than 100,000 weights each half of the batch shares a draw of it, since K products for each layer
+    would take most of the time. The distribution of each example's output is exact in all of these cases. Moment
+    propagation treats `scope="site"`, and refuses weights that depend on those of other layers.
 
     Args:
         model: A `BayesianModel`.
