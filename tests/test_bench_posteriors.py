@@ -90,7 +90,20 @@ def test_every_set_has_a_reference_before_its_guides() -> None:
     assert [name for name in names if name.endswith("/nuts")] == ["yacht/nuts", "energy/nuts", "bostonHousing/nuts"]
     for name in ("yacht", "energy", "bostonHousing"):
         assert [part for part in names if part.startswith(name)][0] == f"{name}/nuts"
-    assert all(isinstance(case.recipes["cpu"], PosteriorRecipe) for case in POSTERIORS.cases)
+    trained = [case for case in POSTERIORS.cases if not case.name.startswith("steps/")]
+    assert all(isinstance(case.recipes["cpu"], PosteriorRecipe) for case in trained)
+
+
+def test_steps_are_timed_beside_the_additive_ones(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrostoch.bench.published.posterior_steps._WIDTHS", (5, 4, 3))
+    monkeypatch.setattr("pyrostoch.bench.published.posterior_steps.compile_step", lambda loss, optimizer: None)
+    case = POSTERIORS.case("steps/matrix")
+    recipe = dataclasses.replace(case.recipes["quick"], epochs=2)
+    trial = TrialContext(case, recipe, Setting("quick", tmp_path), 0, lambda row: None, None, tmp_path / "trial")
+    assert case.custom_trial is not None
+    found = case.custom_trial(trial)
+    assert set(found) == {f"{what}/{how}" for what in ("step", "milliseconds") for how in ("eager", "compiled")}
+    assert all(value > 0 for value in found.values())
 
 
 SAMPLER = {"noise": 0.3, "hidden": 3, "warmup": 20, "draws": 20, "chains": 2, "seed": 0}
