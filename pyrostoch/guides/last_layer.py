@@ -32,10 +32,10 @@ class LastLayer(Guide):
 
     and outputs are independent of each other. So nothing has to be drawn:
 
-    - With `fit(estimator="moments:bound")` the data term is a closed lower bound: for `Categorical`
-      $m_y^\top\varphi - \log \sum_c \exp(m_c^\top \varphi + \varphi^\top S_c\,\varphi / 2)$; for `Gaussian` and
-      `HeteroscedasticGaussian(link="exp")` it is the term itself.
-    - With `Gaussian` noise of known scale `fit_last_layer` sets the exact posterior given the features, in one pass.
+    - With `fit(estimator="moments:bound")` the data term is a closed lower bound: for `likelihoods.Categorical`
+      $m_y^\top\varphi - \log \sum_c \exp(m_c^\top \varphi + \varphi^\top S_c\,\varphi / 2)$; for `likelihoods.Gaussian`
+      and `HeteroscedasticGaussian(link="exp")` it is the term itself.
+    - With `likelihoods.Gaussian` noise of known scale `fit_last_layer` sets the exact posterior given the features, in one pass.
     - `predict(mode="moments")` gives mean and variance of the output in one pass.
 
     Args:

@@ -40,7 +40,7 @@ def fit_last_layer(model: BayesianModel, guide: LastLayer, data: Data, *, batch_
     data is the prior, and the result is that of all data together.
 
     Args:
-        model: The model, whose likelihood is `Gaussian`, and whose output is that of the layer.
+        model: The model, whose likelihood is `likelihoods.Gaussian`, and whose output is that of the layer.
         guide: Its guide, which is changed.
         data: The training set, as `fit` takes it.
         batch_size: Number of examples in a batch; it has no influence on the result.
