@@ -35,7 +35,8 @@ class LastLayer(Guide):
     - With `fit(estimator="moments:bound")` the data term is a closed lower bound: for `likelihoods.Categorical`
       $m_y^\top\varphi - \log \sum_c \exp(m_c^\top \varphi + \varphi^\top S_c\,\varphi / 2)$; for `likelihoods.Gaussian`
       and `HeteroscedasticGaussian(link="exp")` it is the term itself.
-    - With `likelihoods.Gaussian` noise of known scale `fit_last_layer` sets the exact posterior given the features, in one pass.
+    - With `likelihoods.Gaussian` noise of known scale `fit_last_layer` sets the exact posterior given the features, in
+      one pass.
     - `predict(mode="moments")` gives mean and variance of the output in one pass.
 
     Args:
