@@ -65,6 +65,13 @@ def test_formulas_can_be_set(page: Path) -> None:
         assert latex2mathml.tex2mathml(display or inline, as_block=bool(display)).startswith("<math")
 
 
+def test_fractions_have_braces() -> None:
+    # The site's renderer reads such a fraction without braces, 12 x, as 12 over x, and says nothing.
+    texts = [*PAGES, *(DOCS.parent / "pyrostoch").rglob("*.py")]
+    wrong = [str(path) for path in texts if re.search(r"\\t?frac\d\d", path.read_text("utf-8"))]
+    assert wrong == []
+
+
 @pytest.mark.parametrize("page", PAGES, ids=name_of)
 def test_every_page_is_in_a_table_of_contents(page: Path) -> None:
     if page == DOCS / "index.md":

@@ -92,11 +92,12 @@ def kl_log_uniform(log_alpha: Tensor) -> Tensor:
     r"""Exact $KL(N(\mu, \alpha\mu^2) \,\|\, \text{LogUniform})$ in nats, elementwise.
 
     With $s = 1/\sqrt{2\alpha}$ and Dawson's function $D$ it is
-    $2\int_0^s D(x)\,dx = s^2\,{}_2F_2(1, 1; \tfrac32, 2; -s^2)$,
-    which falls from about $-\tfrac12\log\alpha$ to 0 as $\alpha$ grows. Its derivative in $\log\alpha$ is $-s D(s)$.
-    It is computed as $\tfrac12\log(1 + 1/\alpha) + v^2 P(2v - 1) / Q(2v - 1)$ with $v = 1 / (1 + 12\alpha)$:
-    two positive terms and one rational function, of degree 8 (float32; half precision is computed in float32) or
-    16 (float64). Relative error for $\log\alpha$ in [-20, 20]: below 1e-14 in float64, below 1e-6 in float32.
+    $2\int_0^s D(x)\,dx = s^2\,{}_2F_2(1, 1; \tfrac{3}{2}, 2; -s^2)$,
+    which falls from about $-\tfrac{1}{2}\log\alpha$ to 0 as $\alpha$ grows. Its derivative in $\log\alpha$ is
+    $-s D(s)$. It is computed as $\tfrac{1}{2}\log(1 + 1/\alpha) + v^2 P(2v - 1) / Q(2v - 1)$ with
+    $v = 1 / (1 + 12\alpha)$: two positive terms and one rational function, of degree 8 (float32; half precision is
+    computed in float32) or 16 (float64). Relative error for $\log\alpha$ in [-20, 20]: below 1e-14 in float64, below
+    1e-6 in float32.
 
     Args:
         log_alpha: $\log\alpha$, any shape, any value (the result is finite far outside [-20, 20], 0 at plus infinity).
@@ -120,8 +121,8 @@ def kl_log_uniform(log_alpha: Tensor) -> Tensor:
 def kl_log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
     r"""The usual approximation of `kl_log_uniform`: off by up to 0.0094 nats, and by up to 3.4 % of the value.
 
-    $k_1(1 - \text{sigmoid}(k_2 + k_3 \log\alpha)) + \tfrac12\log(1 + 1/\alpha)$ with $k_1 = 0.63576$, $k_2 = 1.8732$,
-    $k_3 = 1.48695$. Use it to compare with published figures.
+    $k_1(1 - \text{sigmoid}(k_2 + k_3 \log\alpha)) + \tfrac{1}{2}\log(1 + 1/\alpha)$ with $k_1 = 0.63576$,
+    $k_2 = 1.8732$, $k_3 = 1.48695$. Use it to compare with published figures.
 
     Args:
         log_alpha: $\log\alpha$, any shape.
@@ -141,7 +142,7 @@ def kl_log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
 
 
 def kl_ard(log_alpha: Tensor) -> Tensor:
-    r"""KL of $N(\mu, \alpha\mu^2)$ to `ARD`, elementwise: $\tfrac12 \log(1 + 1/\alpha)$ nats.
+    r"""KL of $N(\mu, \alpha\mu^2)$ to `ARD`, elementwise: $\tfrac{1}{2} \log(1 + 1/\alpha)$ nats.
 
     It is $KL(N(\mu, \alpha\mu^2) \,\|\, N(0, \tau^2))$ at its minimum, $\tau^2 = \mu^2 + \alpha\mu^2$.
 

@@ -12,9 +12,9 @@ class ARD(ImproperPrior):
 
     For any posterior $q$ the divergence $KL(q \| N(0, \tau^2))$ is smallest at $\tau^2 = E_q[w^2]$, where it is
 
-    $$\tfrac12 \log\left(2\pi e\, E_q[w^2]\right) - H(q),$$
+    $$\tfrac{1}{2} \log\left(2\pi e\, E_q[w^2]\right) - H(q),$$
 
-    which for $N(\mu, \alpha\mu^2)$ is $\tfrac12 \log(1 + 1/\alpha)$: 0 for a zero-mean Gaussian, large for a weight
+    which for $N(\mu, \alpha\mu^2)$ is $\tfrac{1}{2} \log(1 + 1/\alpha)$: 0 for a zero-mean Gaussian, large for a weight
     with a narrow posterior. The prior depends on the posterior, so it has no density of its own: `log_prob` raises an
     error, and `improper` is True.
 

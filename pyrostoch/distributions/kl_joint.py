@@ -3,8 +3,8 @@ r"""Closed-form KL divergences of weights whose entries depend on each other, in
 For a normal weight with means $\mu$, variances v and covariance $\Sigma$, and a prior that is normal and independent
 for each entry, with means m and standard deviations s,
 
-$$ \mathrm{KL} = \tfrac12 \sum_i \Bigl(\frac{v_i + (\mu_i - m_i)^2}{s_i^2} + 2 \log s_i - 1\Bigr)
-- \tfrac12 \log\det\Sigma. $$
+$$ \mathrm{KL} = \tfrac{1}{2} \sum_i \Bigl(\frac{v_i + (\mu_i - m_i)^2}{s_i^2} + 2 \log s_i - 1\Bigr)
+- \tfrac{1}{2} \log\det\Sigma. $$
 
 Where weights share a draw, $\log\det\Sigma$ is that given the weights drawn before, and the sum of the divergences is
 that of all weights together: the expectation over the weights drawn before is taken exactly.

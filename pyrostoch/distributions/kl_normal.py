@@ -21,7 +21,7 @@ _NORMAL = (Normal, dist.Normal)
 def normal_kl_sum(q: Distribution, p: Distribution) -> Tensor | None:
     r"""$\sum_i KL(N(\mu_i, \sigma_i^2) \| N(m, s^2))$ in nats, in float64; `None` for any other pair.
 
-    $$ \frac12 \sum_i \Bigl( r_i^2 - 2 \log r_i - 1 + \Bigl(\frac{\mu_i - m}{s}\Bigr)^2 \Bigr), \qquad
+    $$ \frac{1}{2} \sum_i \Bigl( r_i^2 - 2 \log r_i - 1 + \Bigl(\frac{\mu_i - m}{s}\Bigr)^2 \Bigr), \qquad
     r_i = \frac{\sigma_i}{s} $$
 
     The elementwise formula followed by a sum reads and writes each weight twice as often, also in the backward pass.

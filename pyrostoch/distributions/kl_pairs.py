@@ -11,10 +11,10 @@ scale of a zero-mean posterior:
 - `TwoPoint`: 0 **by convention**. A point mass has no density, so the divergence is infinite, but the infinite
   constant is the same for every scale and is dropped.
 
-Prior `ARD`, $-H(q) + \tfrac12\log(2\pi e E[w^2])$:
+Prior `ARD`, $-H(q) + \tfrac{1}{2}\log(2\pi e E[w^2])$:
 
-- Gaussians: $\tfrac12\log(1 + 1/\alpha)$; $N(0, \sigma^2)$: 0.
-- $U(-\varphi, \varphi)$: $\tfrac12\log(\pi e / 6) = 0.1765$, the KL divergence of the uniform distribution to the
+- Gaussians: $\tfrac{1}{2}\log(1 + 1/\alpha)$; $N(0, \sigma^2)$: 0.
+- $U(-\varphi, \varphi)$: $\tfrac{1}{2}\log(\pi e / 6) = 0.1765$, the KL divergence of the uniform distribution to the
   Gaussian of the same variance.
 
 Prior `Grid`: `Levels` with k levels, $\log k - H(q)$. Prior `SymmetricBinomial`: `Levels` whose levels 0 to n have the
@@ -110,7 +110,7 @@ def _uniform_ard(q: SymmetricUniform, p: ARD) -> Tensor:
 
 @register_kl(SymmetricUniform, Normal)
 def _uniform_normal(q: SymmetricUniform, p: Normal) -> Tensor:
-    r"""$\log(\sigma / \varphi) + \tfrac12\log(\pi / 2) + (\varphi^2 / 3 + \mu^2) / (2 \sigma^2)$."""
+    r"""$\log(\sigma / \varphi) + \tfrac{1}{2}\log(\pi / 2) + (\varphi^2 / 3 + \mu^2) / (2 \sigma^2)$."""
     spread = ((q.scale / p.scale).square() / 3 + (p.loc / p.scale).square()) / 2
     return (p.scale / q.scale).log() + math.log(math.pi / 2) / 2 + spread
 

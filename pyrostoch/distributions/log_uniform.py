@@ -18,7 +18,7 @@ LOG_UNIFORM_CONSTANT = (math.log(2 * math.pi) + 1 + _EULER_GAMMA + math.log(2)) 
 class LogUniform(ImproperPrior):
     r"""The improper log-uniform prior, $p(|w|) \propto 1/|w|$: all orders of magnitude of a weight are equally likely.
 
-    $$\log p(w) = -\log|w| - \tfrac12\left(\log(2\pi e) + \gamma + \log 2\right)$$
+    $$\log p(w) = -\log|w| - \tfrac{1}{2}\left(\log(2\pi e) + \gamma + \log 2\right)$$
 
     The constant of an improper prior is arbitrary; this one makes the KL divergence of a zero-mean Gaussian 0, so that
     Monte Carlo with `log_prob` agrees with the closed form `kl_log_uniform`. The KL of $N(\mu, \alpha\mu^2)$

@@ -47,7 +47,7 @@ def softmax_bound(output: Moments) -> Callable[[Tensor], Tensor]:
 def log_scale_mean(output: Moments) -> Callable[[Tensor], Tensor]:
     r"""The mean log density under noise $N(\mu, e^{2 s})$ for Gaussian $\mu$ and s; exact.
 
-    $$ E \log N(y; \mu, e^{2s}) = -\tfrac12 \log 2\pi - m_s - \tfrac12 e^{-2 m_s + 2 v_s} \bigl(v_\mu +
+    $$ E \log N(y; \mu, e^{2s}) = -\tfrac{1}{2} \log 2\pi - m_s - \tfrac{1}{2} e^{-2 m_s + 2 v_s} \bigl(v_\mu +
     (y - m_\mu + 2 c)^2\bigr), $$
 
     with the covariance c of $\mu$ and s of a target.

@@ -193,7 +193,7 @@ def softmax_under_gaussian(output: Moments) -> Closed:
 
     $$ p_c \propto \Bigl[\sum_j \exp\Bigl(-\frac{m_c - m_j}{\sqrt{1 + \pi \mathrm{Var}(z_c - z_j) / 8}}\Bigr)
     \Bigr]^{-1}, \qquad E \log \mathrm{softmax}_c \approx m_c - \mathrm{lse}(m) -
-    \tfrac12 \bigl(p^\top \mathrm{diag}\,C - p^\top C p\bigr), $$
+    \tfrac{1}{2} \bigl(p^\top \mathrm{diag}\,C - p^\top C p\bigr), $$
 
     the second with p = softmax(m), to second order; its last term is also used as the epistemic part of the entropy.
 
