@@ -40,6 +40,7 @@ class FlowWeights(JointWeights):
     """
 
     has_density = False
+    has_mean = False
 
     def __init__(self, loc: Tensor, scale: Tensor, transforms: Sequence[Transform]) -> None:
         self.loc, self.scale, self.steps = loc, scale, tuple(transforms)

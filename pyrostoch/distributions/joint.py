@@ -9,6 +9,7 @@ from torch import Size, Tensor
 from torch.distributions import constraints
 from torch.types import _size
 
+from pyrostoch._checks import name_list
 from pyrostoch._ops import LinearOp
 from pyrostoch.distributions.shared_draw import SharedDraw
 
@@ -38,6 +39,8 @@ class JointWeights(TorchDistribution):
     arg_constraints: dict[str, constraints.Constraint] = {}
     has_rsample = True
     loc: Tensor
+    #: Whether `mean` and `variance` are known.
+    has_mean = True
     #: Whether `log_prob` knows the density of any value, not only of what was drawn.
     has_density = True
     #: Whether moments of a layer's output are known.
@@ -58,7 +61,16 @@ class JointWeights(TorchDistribution):
 
         Args:
             batch_shape: The batch shape.
+
+        Raises:
+            ValueError: Several draws are asked for, and the weight depends on those of other sites.
         """
+        if batch_shape and self.shared is not None and len(self.shared.sites) > 1:
+            raise ValueError(
+                f"{type(self).__name__}: expected single draws, got the batch shape {tuple(batch_shape)}; the sites "
+                f"{name_list(self.shared.sites)} depend on each other. Draw in a loop, without pyro.plate or "
+                "Predictive(parallel=True)"
+            )
         return self if not batch_shape else ExpandedDistribution(self, Size(batch_shape))
 
     @property

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["SharedDraw", "is_pending", "mark_pending", "share_by_row"]
+__all__ = ["SharedDraw", "depends_on_given", "is_pending", "mark_pending", "share_by_row"]
 
 
 class SharedDraw:
@@ -48,6 +48,11 @@ class SharedDraw:
             value: What Pyro returned for it.
         """
         self.values.append(value)
+
+    @property
+    def has_given(self) -> bool:
+        """Whether the user has set the value of a site, on which those drawn later depend."""
+        return not all(self.is_own(place) for place in range(len(self.values)))
 
     def is_own(self, place: int) -> bool:
         """Whether the value of a site was drawn from its distribution, or will be; if not, the user has set it.
@@ -96,3 +101,13 @@ def share_by_row(replaced: Mapping[str, Distribution]) -> None:
         shared: SharedDraw | None = getattr(distribution, "shared", None)
         if shared is not None:
             shared.by_row = bool(shared.sites) and replaced.keys() >= set(shared.sites)
+
+
+def depends_on_given(distribution: Distribution) -> bool:
+    """Whether a distribution shares something with sites of which the user has set one.
+
+    Args:
+        distribution: The distribution.
+    """
+    shared: SharedDraw | None = getattr(distribution, "shared", None)
+    return shared is not None and shared.has_given

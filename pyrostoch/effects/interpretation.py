@@ -8,7 +8,6 @@ from enum import Enum
 from typing import Any, Self, cast
 
 import torch
-from pyro.distributions import Delta
 from pyro.poutine.messenger import Messenger
 from pyro.poutine.util import site_is_subsample
 from torch import Tensor
@@ -17,13 +16,14 @@ from torch.distributions import Distribution, Independent
 from pyrostoch._manual import see
 from pyrostoch._ops import LinearOp
 from pyrostoch.distributions import JointWeights, PartlyFixed
-from pyrostoch.distributions.shared_draw import mark_pending, share_by_row
+from pyrostoch.distributions.shared_draw import depends_on_given, mark_pending, share_by_row
 from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.effects.active import active_call
 from pyrostoch.effects.checkpointing import checkpointed_function, explain_refusal
 from pyrostoch.effects.independent import is_independent
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.separation import obstacles
+from pyrostoch.effects.unsupported import why_unsupported
 from pyrostoch.effects.usage import Usage, Use, batch_of, call_kind, weight_usage
 
 __all__ = [
@@ -33,7 +33,6 @@ __all__ = [
     "UsageUnknownError",
     "SiteDraw",
     "base_distribution",
-    "entries_may_depend",
 ]
 
 
@@ -107,20 +106,6 @@ def base_distribution(fn: Distribution | Callable[..., Any]) -> Distribution:
     while isinstance(fn, Independent):
         fn = fn.base_dist
     return cast(Distribution, fn)
-
-
-def entries_may_depend(distribution: Distribution) -> bool:
-    """Whether the distribution is a joint one, whose entries may depend on each other.
-
-    Args:
-        distribution: What `base_distribution` returned, so that axes that were declared as an event are none.
-
-    Example:
-        >>> import pyro.distributions as dist
-        >>> entries_may_depend(dist.MultivariateNormal(torch.zeros(3), torch.eye(3)))
-        True
-    """
-    return bool(distribution.event_shape) and not isinstance(distribution, Delta)
 
 
 class Interpretation(Messenger):
@@ -346,19 +331,14 @@ class Interpretation(Messenger):
         if not self._replaces:
             return Decision(Outcome.SAMPLED)
         if not self.supports(draw.distribution):
-            partly = isinstance(draw.distribution, PartlyFixed)
-            kind = type(draw.distribution).__name__
-            reason = f"no rule for {kind}"
-            if isinstance(draw.distribution, JointWeights) and draw.distribution.shared is not None:
-                reason = "it depends on the draws of other sites"
-            elif entries_may_depend(draw.distribution) and not isinstance(draw.distribution, JointWeights):
-                reason = f"entries of {kind} may depend on each other"
-            return Decision(Outcome.NOT_SUPPORTED, "some entries are constant" if partly else reason)
+            return Decision(Outcome.NOT_SUPPORTED, why_unsupported(draw.distribution))
         reason = None
         if has_constants and not isinstance(draw.distribution, PartlyFixed):
             reason = "some entries are constant"
         elif not draw.independent:
             reason = "not marked independent"
+        elif depends_on_given(draw.distribution):
+            reason = "it depends on a value that is given"
         elif not uses:
             reason = "not used in the first pass"
         elif len(uses) > 1:

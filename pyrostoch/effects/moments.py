@@ -6,17 +6,24 @@ from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any, Literal
 
-from pyro.poutine.runtime import Message
 from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrostoch._checks import check_choice
 from pyrostoch._ops import LinearOp
 from pyrostoch.distributions import JointWeights
-from pyrostoch.effects.interpretation import Decision, Interpretation, Outcome, SiteDraw, entries_may_depend
+from pyrostoch.distributions.shared_draw import mark_pending
+from pyrostoch.effects.interpretation import (
+    Decision,
+    Interpretation,
+    Outcome,
+    SiteDraw,
+    base_distribution,
+)
 from pyrostoch.effects.mean import replace_by_mean
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.trees import leaves_of
+from pyrostoch.effects.unsupported import entries_may_depend
 from pyrostoch.moments import Moments, MomentSettings
 from pyrostoch.moments.affine import propagate_linear
 
@@ -136,10 +143,14 @@ class MomentPropagation(Interpretation):
         whole, of_bias = self._whole(weight), self._whole(bias)
         if weight is not None and whole is not None and not whole.covers(op):
             kind = type(whole).__name__
-            drawn = self.use_sample(
-                weight, Decision(Outcome.NOT_SUPPORTED, f"no rule for {kind} in {op.func.__name__}")
-            )
-            return propagate_linear(replace(op, weight=drawn), None, self._mean_variance(bias), self.settings)
+            decision = Decision(Outcome.NOT_SUPPORTED, f"no rule for {kind} in {op.func.__name__}")
+            op = replace(op, weight=self.use_sample(weight, decision))
+            weight = whole = None
+        if bias is not None and of_bias is not None and of_bias.shared is not None and weight is None:
+            # Its distribution is known given the weights, which were drawn.
+            decision = Decision(Outcome.NOT_SUPPORTED, "it depends on a weight that is drawn")
+            op = replace(op, bias=self.use_sample(bias, decision))
+            bias = of_bias = None
         of_biases: tuple[Tensor | None, Tensor | None] | None = self._mean_variance(bias)
         bias_cov = None if of_bias is None else of_bias.covariance
         if of_bias is not None and whole is not None and whole.includes(of_bias):
@@ -159,8 +170,14 @@ class MomentPropagation(Interpretation):
         zero = getattr(distribution, "zero_mean", False)
         return (None if zero else distribution.mean), distribution.variance
 
-    def _pyro_sample(self, msg: Message) -> None:
-        replace_by_mean(msg)
+    def _pyro_sample(self, msg: Any) -> None:
+        distribution = base_distribution(msg["fn"])
+        if msg["done"] or msg["is_observed"] or not isinstance(distribution, JointWeights):
+            replace_by_mean(msg)
+            return
+        # A draw that others depend on is made later, where it is made: the mean stands in for it.
+        value = distribution.mean if distribution.has_mean else distribution.loc
+        msg["value"], msg["done"] = mark_pending(value.clone()), True
 
     def _pyro_post_network(self, msg: Any) -> None:
         """Raise an error where the network has lost the moments on the way."""

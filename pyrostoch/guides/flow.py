@@ -11,10 +11,10 @@ from torch.distributions import Distribution, Transform
 
 from pyrostoch._manual import see
 from pyrostoch.distributions import FlowWeights
-from pyrostoch.guides.base import Guide
-from pyrostoch.guides.joint import refuse_constants, start_of_normal
+from pyrostoch.guides.joint import refuse_constants
+from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
-from pyrostoch.priors.base import HoldsDistribution
+from pyrostoch.priors.base import map_tensors
 from pyrostoch.sites import Site, site_key
 
 __all__ = ["Flow"]
@@ -23,7 +23,7 @@ __all__ = ["Flow"]
 Step = Transform | nn.Module
 
 
-class Flow(Guide):
+class Flow(NormalStart):
     r"""$w = \mu + \sigma \circ T(z)$ with standard normal z, where T is a chain of learned invertible transforms.
 
     `transform` makes the chain of a site from its number of weights. A transform may be torch's, Pyro's, or a module
@@ -68,8 +68,7 @@ class Flow(Guide):
         init_scale: Start = 1e-2,
         sites: Iterable[str] | None = None,
     ) -> None:
-        self._init_loc, self._init_scale = init_loc, init_scale
-        super().__init__(model, sites=sites)
+        super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=sites)
         self.transforms_of = nn.ModuleDict()
         for name in self.weight_names:
             loc = self.parameters_for(name)["loc"]
@@ -78,7 +77,7 @@ class Flow(Guide):
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc` and `log_scale`, in the weight's shape; the transforms have parameters of their own."""
         refuse_constants(site, "Flow")
-        return start_of_normal(site, self._init_loc, self._init_scale)
+        return self.normal_start(site)
 
     def distribution(self, site: str, **parameters: Tensor) -> Distribution:
         """The distribution of the site, an event of the weight's shape."""
@@ -102,12 +101,29 @@ class Flow(Guide):
         return own
 
 
-class _Held(HoldsDistribution):
-    """A transform that is no module, so that it moves with the guide."""
+class _Held(nn.Module):
+    """A transform that is no module: its tensors are buffers or parameters, which move and are saved."""
 
     def __init__(self, transform: Transform) -> None:
         super().__init__()
-        self.base = transform
+        self._base = transform
+        self._names: list[str] = []
+        map_tensors(transform, self._keep)
+
+    def _keep(self, value: Tensor) -> Tensor:
+        name = f"tensor{len(self._names)}"
+        self._names.append(name)
+        if isinstance(value, nn.Parameter):
+            self.register_parameter(name, nn.Parameter(value.detach().clone()))
+        else:
+            self.register_buffer(name, value.detach().clone())
+        return value
+
+    def transform(self) -> Transform:
+        """The transform with the present tensors."""
+        present = iter([getattr(self, name) for name in self._names])
+        found: Transform = map_tensors(self._base, lambda value: next(present))
+        return found
 
 
 def _chain(transform: Callable[[int], Any], site: str, loc: Tensor) -> nn.ModuleList:
@@ -147,6 +163,6 @@ def _wrong_size(transform: Transform, site: str, loc: Tensor) -> ValueError:
 def _transform(step: Any) -> Transform:
     """The transform that a module of the chain is, holds, or returns."""
     if isinstance(step, _Held):
-        step = step.base
+        step = step.transform()
     found: Transform = step if isinstance(step, Transform) else step()
     return found

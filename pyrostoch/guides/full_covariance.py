@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrostoch.distributions import FullNormal
-from pyrostoch.guides.base import Guide
-from pyrostoch.guides.joint import check_memory, positive_tril, refuse_constants, start_of_normal
-from pyrostoch.guides.starts import Start
+from pyrostoch.guides.joint import check_memory, positive_tril, refuse_constants
+from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.sites import Site
 
 __all__ = ["FullCovariance"]
 
 
-class FullCovariance(Guide):
+class FullCovariance(NormalStart):
     r"""All entries of a site have a normal distribution with a full covariance $L L^\top$; sites are independent.
 
     A site of n weights has n^2 numbers for its covariance, so that this is for small ones: at 1,000 weights it takes
@@ -46,22 +43,11 @@ class FullCovariance(Guide):
         torch.Size([6, 6])
     """
 
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        init_loc: Start | None = None,
-        init_scale: Start = 1e-2,
-        sites: Iterable[str] | None = None,
-    ) -> None:
-        self._init_loc, self._init_scale = init_loc, init_scale
-        super().__init__(model, sites=sites)
-
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc`, in the weight's shape, and `tril`, (n, n), of which the entries above the diagonal have no effect."""
         refuse_constants(site, "FullCovariance")
         check_memory(site, site.init.numel() ** 2, "FullCovariance")
-        start = start_of_normal(site, self._init_loc, self._init_scale)
+        start = self.normal_start(site)
         return {"loc": start["loc"], "tril": start["log_scale"].flatten().diag_embed()}
 
     def distribution(self, site: str, **parameters: Tensor) -> Distribution:

@@ -9,33 +9,12 @@ import torch
 from torch import Tensor
 
 from pyrostoch._manual import see
-from pyrostoch.guides.starts import Start, start_value
 from pyrostoch.sites import Site
 
-__all__ = ["check_memory", "positive_tril", "raw_tril", "refuse_constants", "start_of_normal"]
+__all__ = ["check_memory", "positive_tril", "raw_tril", "refuse_constants"]
 
 # Copies of a parameter in training: itself, its gradient, the two moments of Adam, and one in the forward pass.
 _COPIES = 5
-
-
-def start_of_normal(site: Site, loc: Start | None, scale: Start) -> dict[str, Tensor]:
-    """The parameters `loc` and `log_scale` of independent normal weights, in a site's shape.
-
-    Args:
-        site: The site.
-        loc: Initial means; the network's own weights where it is `None`.
-        scale: Initial standard deviations.
-
-    Raises:
-        ValueError: A standard deviation is not positive, or a shape does not fit.
-    """
-    deviations = start_value(scale, site, site.init.shape, "init_scale")
-    if not bool((deviations > 0).all()):
-        raise ValueError(
-            f"init_scale at site {site.name!r}: expected positive standard deviations, got {deviations.min().item():g}"
-        )
-    means = site.init if loc is None else start_value(loc, site, site.init.shape, "init_loc")
-    return {"loc": means, "log_scale": deviations.log()}
 
 
 def refuse_constants(site: Site, guide: str) -> None:

@@ -14,15 +14,16 @@ from pyrostoch._manual import see
 from pyrostoch.distributions import RowsBias, RowsDraw, RowsNormal
 from pyrostoch.effects import independent
 from pyrostoch.guides.base import Guide, sites_of
-from pyrostoch.guides.joint import check_memory, positive_tril, raw_tril, refuse_constants, start_of_normal
+from pyrostoch.guides.joint import check_memory, positive_tril, raw_tril, refuse_constants
+from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
 from pyrostoch.priors import clean_name
-from pyrostoch.sites import Site
+from pyrostoch.sites import Site, site_key
 
 __all__ = ["LastLayer"]
 
 
-class LastLayer(Guide):
+class LastLayer(NormalStart):
     r"""One linear layer is random: $(w_o, b_o) \sim N(m_o, S_o)$, with a full covariance $S_o$ for each output o.
 
     Only the weight of that layer, and its bias if it is to be random, may have priors; the rest of the network gives
@@ -72,7 +73,6 @@ class LastLayer(Guide):
         init_scale: Start = 1e-2,
         sites: Iterable[str] | None = None,
     ) -> None:
-        self._init_loc, self._init_scale = init_loc, init_scale
         known = sites_of(model, "LastLayer")
         chosen = list(known) if sites is None else list(sites)
         weights = [known[name] for name in chosen if name in known and known[name].role != "scale"]
@@ -87,7 +87,7 @@ class LastLayer(Guide):
             )
         self._weight = matrix[0].name
         self._bias = biases[0].name if biases else None
-        super().__init__(model, sites=chosen)
+        super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=chosen)
 
     @property
     def ties_sites(self) -> bool:
@@ -97,7 +97,7 @@ class LastLayer(Guide):
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc`, (out, in), and `tril`, (out, n, n), of the weight; `loc`, (out,), of the bias."""
         refuse_constants(site, "LastLayer")
-        start = start_of_normal(site, self._init_loc, self._init_scale)
+        start = self.normal_start(site)
         if site.name == self._bias:
             return {"loc": start["loc"]}
         outputs, inputs = site.init.shape
@@ -142,6 +142,29 @@ class LastLayer(Guide):
         """
         modules = {clean_name(name): module for name, module in net.named_modules()}
         return modules[self._weight.rpartition(".")[0]]
+
+    def restricted_to(self, sites: Iterable[str]) -> Guide:
+        """A copy of the guide that covers only some of its sites; the weight without its bias has its marginal.
+
+        Args:
+            sites: Names of the sites to keep.
+
+        Raises:
+            ValueError: The guide has no such site, or the weight is not among them.
+        """
+        kept = set(sites)
+        if self._bias in kept and self._weight not in kept:
+            raise ValueError(
+                f"guide LastLayer: expected the weight {self._weight!r} among the sites to keep, got "
+                f"{name_list(kept)}: the bias has no covariance of its own"
+            )
+        restricted = super().restricted_to(kept)
+        if self._bias is not None and self._bias not in kept and isinstance(restricted, LastLayer):
+            restricted._bias = None
+            own = restricted.parameters_of[site_key(self._weight)]
+            size = own["loc"].shape[1]  # type: ignore[index]
+            own["tril"] = nn.Parameter(own["tril"].detach()[:, :size, :size].clone())  # type: ignore[index, operator]
+        return restricted
 
     def set_posterior(self, loc: Tensor, covariance: Tensor) -> None:
         """Set means and covariances.

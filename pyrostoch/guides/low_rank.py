@@ -14,8 +14,8 @@ from pyrostoch._checks import check_choice, check_count
 from pyrostoch._manual import see
 from pyrostoch.distributions import LowRankDraw, LowRankNormal
 from pyrostoch.effects import independent
-from pyrostoch.guides.base import Guide
-from pyrostoch.guides.joint import refuse_constants, start_of_normal
+from pyrostoch.guides.joint import refuse_constants
+from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
 from pyrostoch.sites import Site
 
@@ -25,7 +25,7 @@ __all__ = ["LowRank"]
 _START = 0.1
 
 
-class LowRank(Guide):
+class LowRank(NormalStart):
     r"""A variance for each weight and a covariance of rank K: $w \sim N(\mu, \mathrm{diag}(\sigma^2) + F F^\top)$.
 
     The K columns of F are directions in which weights move together. With `scope="all"` they run over the weights of
@@ -75,8 +75,7 @@ class LowRank(Guide):
         sites: Iterable[str] | None = None,
     ) -> None:
         self.rank, self.scope = check_count("LowRank rank", rank), check_choice("scope", scope, ("all", "site"))
-        self._init_loc, self._init_scale = init_loc, init_scale
-        super().__init__(model, sites=sites)
+        super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=sites)
         total = sum(self.parameters_for(name)["loc"].numel() for name in self._tied)
         if self._tied and self.rank > total:
             raise ValueError(
@@ -97,7 +96,7 @@ class LowRank(Guide):
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc` and `log_scale`, in the weight's shape, and `factor`, (rank, *shape)."""
         refuse_constants(site, "LowRank")
-        start = start_of_normal(site, self._init_loc, self._init_scale)
+        start = self.normal_start(site)
         if self.scope == "site" and self.rank > site.init.numel():
             raise ValueError(
                 f"guide LowRank: expected a rank of at most {site.init.numel()}, the number of weights of site "

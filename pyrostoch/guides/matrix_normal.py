@@ -9,15 +9,16 @@ from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch import distributions
-from pyrostoch.guides.base import Guide, sites_of
-from pyrostoch.guides.joint import check_memory, positive_tril, raw_tril, refuse_constants, start_of_normal
+from pyrostoch.guides.base import sites_of
+from pyrostoch.guides.joint import check_memory, positive_tril, raw_tril, refuse_constants
+from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
 from pyrostoch.sites import Site
 
 __all__ = ["MatrixNormal"]
 
 
-class MatrixNormal(Guide):
+class MatrixNormal(NormalStart):
     r"""Each weight matrix is $W = M + A E B^\top$: a covariance $U = A A^\top$ of rows and $V = B B^\top$ of columns.
 
     Rows are outputs, columns are inputs; the entries of a convolution's kernel count as inputs. A weight of `out` rows
@@ -59,13 +60,12 @@ class MatrixNormal(Guide):
         init_scale: Start = 1e-2,
         sites: Iterable[str] | None = None,
     ) -> None:
-        self._init_loc, self._init_scale = init_loc, init_scale
         self._out_axes = {name: site.out_axis for name, site in sites_of(model, "MatrixNormal").items()}
-        super().__init__(model, sites=sites)
+        super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=sites)
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc` in the weight's shape, `rows`, (out, out), and `columns`, (in, in); `loc` and `log_scale` of a bias."""
-        start = start_of_normal(site, self._init_loc, self._init_scale)
+        start = self.normal_start(site)
         if site.init.dim() < 2:
             return start
         refuse_constants(site, "MatrixNormal")

@@ -12,15 +12,16 @@ from torch.distributions import Distribution
 from pyrostoch._checks import check_count
 from pyrostoch.distributions import ComponentDraw, RankOneWeights
 from pyrostoch.effects import independent
-from pyrostoch.guides.base import Guide, sites_of
-from pyrostoch.guides.joint import refuse_constants, start_of_normal
+from pyrostoch.guides.base import sites_of
+from pyrostoch.guides.joint import refuse_constants
+from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
 from pyrostoch.sites import Site
 
 __all__ = ["RankOne"]
 
 
-class RankOne(Guide):
+class RankOne(NormalStart):
     r"""$w_{oi} = W_{oi}\,r_o\,s_i$: the weights W are fitted, normal factors r and s of outputs and inputs are random.
 
     Each of C components has means and standard deviations of its own for r and s, so that the guide is an ensemble
@@ -69,9 +70,9 @@ class RankOne(Guide):
         sites: Iterable[str] | None = None,
     ) -> None:
         self.components = check_count("RankOne components", components)
-        self._init_loc, self._init_scale, self._init_spread = init_loc, init_scale, init_spread
+        self._init_spread = init_spread
         self._out_axes = {name: site.out_axis for name, site in sites_of(model, "RankOne").items()}
-        super().__init__(model, sites=sites)
+        super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=sites)
 
     @property
     def _tied(self) -> tuple[str, ...]:
@@ -86,7 +87,7 @@ class RankOne(Guide):
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc`, in the weight's shape; `outputs_loc`, `outputs_log_scale`, (C, out), and those of inputs, (C, in)."""
         refuse_constants(site, "RankOne")
-        start = start_of_normal(site, self._init_loc, self._init_scale)
+        start = self.normal_start(site)
         scale = start["log_scale"].flatten()[0]
         parameters = {"loc": start["loc"]}
         axes = {"outputs": self._out_axes[site.name], "inputs": 1 if self._out_axes[site.name] == 0 else 0}

@@ -93,8 +93,8 @@ class HeteroscedasticGaussian(Likelihood):
         return per_example(dist.Normal(mean, raw.exp() if self.link == "exp" else positive(raw)))
 
     def bound(self, output: Moments, **quantities: Tensor | float) -> Callable[[Tensor], Tensor] | None:
-        """The mean log density itself, for `link="exp"`."""
-        return log_scale_mean(output) if self.link == "exp" else None
+        """The mean log density itself, for `link="exp"` and outputs of shape (batch, 2 d)."""
+        return log_scale_mean(output) if self.link == "exp" and output.loc.dim() == 2 else None
 
     def extra_repr(self) -> str:
         """The link, where it is not the default."""

@@ -104,7 +104,7 @@ class HoldsDistribution(nn.Module):
     base: Any
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Any:
-        self.base = _map_tensors(self.base, fn)
+        self.base = map_tensors(self.base, fn)
         return super()._apply(fn, recurse)
 
 
@@ -186,7 +186,7 @@ def values_of(distribution: Distribution) -> Any:
         >>> copied.loc.requires_grad, copied.loc.data_ptr() == loc.data_ptr()
         (False, False)
     """
-    return _map_tensors(distribution, _copied)
+    return map_tensors(distribution, _copied)
 
 
 def tensors_of(distribution: Distribution) -> list[Tensor]:
@@ -206,7 +206,7 @@ def tensors_of(distribution: Distribution) -> list[Tensor]:
         found.append(value)
         return value
 
-    _map_tensors(distribution, collect)
+    map_tensors(distribution, collect)
     return found
 
 
@@ -219,7 +219,7 @@ def _copied(value: Tensor) -> Tensor:
     return once.clone().expand(value.shape)
 
 
-def _map_tensors(part: Any, fn: Callable[[Tensor], Tensor], copies: dict[int, Any] | None = None) -> Any:
+def map_tensors(part: Any, fn: Callable[[Tensor], Tensor], copies: dict[int, Any] | None = None) -> Any:
     """A copy of a distribution, or of a part of one, with `fn` applied to every tensor in it.
 
     Args:
@@ -234,13 +234,13 @@ def _map_tensors(part: Any, fn: Callable[[Tensor], Tensor], copies: dict[int, An
             copies[id(part)] = fn(part)
         return copies[id(part)]
     if type(part) in (list, tuple):
-        return type(part)(_map_tensors(item, fn, copies) for item in part)
+        return type(part)(map_tensors(item, fn, copies) for item in part)
     if type(part) in (dict, OrderedDict):  # what a module holds its parameters in
-        return type(part)((name, _map_tensors(item, fn, copies)) for name, item in part.items())
+        return type(part)((name, map_tensors(item, fn, copies)) for name, item in part.items())
     if isinstance(part, (Distribution, Transform, nn.Module)):
         if id(part) not in copies:
             mapped = copies[id(part)] = copy.copy(part)
-            mapped.__dict__.update({name: _map_tensors(value, fn, copies) for name, value in vars(part).items()})
+            mapped.__dict__.update({name: map_tensors(value, fn, copies) for name, value in vars(part).items()})
         return copies[id(part)]
     return part
 
