@@ -68,7 +68,7 @@ def test_weights_are_drawn_given_those_that_the_user_sets() -> None:
     exact = joint(guide)
     first, count = guide.site_names[0], 12
     given = {first: torch.randn(4, 3).double()}
-    draws = [poutine.trace(poutine.condition(guide, given)).get_trace() for _ in range(3000)]
+    draws = [poutine.trace(poutine.condition(guide, given)).get_trace() for _ in range(800)]
     found = torch.stack([flat(trace, guide)[count:] for trace in draws])
     covariance = exact.covariance_matrix
     gain = torch.linalg.solve(covariance[:count, :count], covariance[:count, count:]).mT
@@ -124,14 +124,14 @@ def test_local_draws_keep_what_ties_layers(scope: str) -> None:
     local = LocalReparameterization()
     found = outputs(model, guide, x.expand(count, 2), local)
     assert set(local.treatments.values()) == {"local (exact)"}
-    draws = [guide() for _ in range(4000)]
+    draws = [guide() for _ in range(1000)]
     exact = torch.stack([torch.cat([drawn[name] @ x for name in guide.site_names]) for drawn in draws]).detach()
     for values in (found, exact):
         assert torch.isfinite(values).all()
     products = [(values - values.mean(0)).prod(1) for values in (found, exact)]
     error = math.sqrt(sum(product.var().item() / len(product) for product in products))
     assert abs(products[0].mean() - products[1].mean()) < 6.0 * error
-    assert ((found.std(0) / exact.std(0) - 1.0).abs() < 0.15).all()
+    assert ((found.std(0) / exact.std(0) - 1.0).abs() < 0.3).all()
     neighbors = (found[::2] - found.mean(0)) * (found[1::2] - found.mean(0))
     assert (neighbors.mean(0).abs() < 6.0 * neighbors.std(0) / math.sqrt(count / 2)).all()
 
@@ -141,7 +141,7 @@ def test_groups_of_examples_share_what_ties_many_weights(scope: Any, monkeypatch
     monkeypatch.setattr("pyrostoch.distributions.low_rank_draw._FEW_WEIGHTS", 0)
     model = model_of(Two().double())
     guide = shaken(ps.guides.LowRank(model, rank=2, scope=scope, init_scale=0.1), 0.7)
-    x, count = torch.randn(2).double(), 4000
+    x, count = torch.randn(2).double(), 1000
     # Three rows are two groups: the first two rows share a draw, and the last has its own.
     found = torch.stack([outputs(model, guide, x.expand(3, 2), LocalReparameterization()) for _ in range(count)])
     exact = torch.stack([torch.cat([w @ x for w in guide().values()]) for _ in range(count)]).detach()
@@ -172,17 +172,17 @@ def test_where_one_layer_is_shared_all_examples_share_what_ties_them() -> None:
     guide = shaken(ps.guides.LowRank(model, rank=1, init_scale=0.2), 0.5)
     x = torch.randn(2).double()
     local = LocalReparameterization()
-    found = torch.stack([outputs(model, guide, x.expand(3, 2), local)[0] for _ in range(4000)])
+    found = torch.stack([outputs(model, guide, x.expand(3, 2), local)[0] for _ in range(1000)])
     assert local.treatments == {"inner.weight": "shared (used 2 times)", "last.weight": "local (exact)"}
     exact = []
-    for _ in range(4000):
+    for _ in range(1000):
         drawn = guide()
         exact.append(drawn["last.weight"] @ drawn["inner.weight"] @ drawn["inner.weight"] @ x)
     expected = torch.stack(exact).detach()
-    error = ((found.var(0) + expected.var(0)) / 4000).sqrt()
+    error = ((found.var(0) + expected.var(0)) / 1000).sqrt()
     assert ((found.mean(0) - expected.mean(0)).abs() < 6.0 * error).all()
     squares = [values.square() for values in (found, expected)]
-    error = ((squares[0].var(0) + squares[1].var(0)) / 4000).sqrt()
+    error = ((squares[0].var(0) + squares[1].var(0)) / 1000).sqrt()
     assert ((squares[0].mean(0) - squares[1].mean(0)).abs() < 6.0 * error).all()
 
 
@@ -200,9 +200,9 @@ def test_the_elbo_is_that_of_pyro(name: str) -> None:
     model = model_of(mlp().float())
     guide = shaken(GUIDES[name](model), 0.1)
     x, y = torch.randn(10, 3), torch.randn(10, 2)
-    ours = torch.tensor([ps.ELBO("local").loss(model, guide, x, y) for _ in range(400)])
-    theirs = torch.tensor([Trace_ELBO().loss(model, guide, x, y) for _ in range(400)])
-    error = math.sqrt((ours.var() + theirs.var()).item() / 400)
+    ours = torch.tensor([ps.ELBO("local").loss(model, guide, x, y) for _ in range(150)])
+    theirs = torch.tensor([Trace_ELBO().loss(model, guide, x, y) for _ in range(150)])
+    error = math.sqrt((ours.var() + theirs.var()).item() / 150)
     assert abs((ours.mean() - theirs.mean()).item()) < 6.0 * error
 
 
@@ -213,7 +213,7 @@ def test_moments_of_a_network_are_those_of_draws(name: str, covariance: str) -> 
     net = nn.Sequential(nn.Linear(3, 4), nn.Linear(4, 2)).double()
     model = model_of(net)
     guide = shaken(GUIDES[name](model), 0.1)
-    x, draws = torch.randn(2, 3).double(), 20_000
+    x, draws = torch.randn(2, 3).double(), 2000
     if covariance == "moments":  # outputs of a layer are correlated, which variances alone leave out
         model = model_of(nn.Sequential(nn.Linear(3, 2)).double())
         guide = shaken(GUIDES[name](model), 0.1)

@@ -13,6 +13,7 @@ from pyrostoch._inputs import device_of_inputs
 from pyrostoch._manual import see
 from pyrostoch._structure import flat_inputs
 from pyrostoch.effects.activation_sites import site_names
+from pyrostoch.likelihoods import Likelihood
 from pyrostoch.likelihoods.parts import is_loss
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.observed import class_log_probs
@@ -43,6 +44,7 @@ class PriorPredictive(Draws):
         (torch.Size([4, 5, 3]), torch.Size([4, 5]))
     """
 
+    likelihood: Likelihood  # again, so that the annotations of the constructor can be read in this module
     observations: Tensor
 
     @property
