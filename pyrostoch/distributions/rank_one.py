@@ -158,6 +158,13 @@ class ComponentDraw(SharedDraw):
         self._whole: Tensor | None = None
         self._rows: Tensor | None = None
 
+    def record(self, value: Tensor) -> None:
+        """Nothing: the weights do not tell their component, so that no site depends on the values of others.
+
+        Args:
+            value: What Pyro returned for a site.
+        """
+
     def whole(self, like: Tensor) -> Tensor:
         """The component for the whole batch, a scalar.
 

@@ -36,7 +36,7 @@ def entries_may_depend(distribution: Distribution) -> bool:
         distribution: What `base_distribution` returned, so that axes that were declared as an event are none.
 
     Example:
-        >>> import pyro.distributions as dist
+        >>> import torch, pyro.distributions as dist
         >>> entries_may_depend(dist.MultivariateNormal(torch.zeros(3), torch.eye(3)))
         True
     """

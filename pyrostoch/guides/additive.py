@@ -27,8 +27,8 @@ class Additive(NormalStart):
         Wierstra, "Weight uncertainty in neural networks", 2015.
 
     Example:
-        >>> import pyrostoch as ps
-        >>> model = ps.BayesianModel(nn.Linear(3, 2), prior=ps.priors.Normal(),
+        >>> import torch, pyrostoch as ps
+        >>> model = ps.BayesianModel(torch.nn.Linear(3, 2), prior=ps.priors.Normal(),
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
         >>> Additive(model, init_scale=0.01).site_distribution("weight").base_dist.stddev[0]
         tensor([0.0100, 0.0100, 0.0100], grad_fn=<SelectBackward0>)

@@ -112,6 +112,7 @@ class Guide(nn.Module):
         self.weight_names = tuple(name for name in chosen if model_sites[name].role != "scale")
         # Strings and not torch's constraints: those are compared by identity, which a deep copy does not keep.
         self._kinds = {name: _kind(model_sites[name]) for name in chosen}
+        self._out_axes = {name: model_sites[name].out_axis for name in chosen}
         self.parameters_of = nn.ModuleDict()
         self.constants = nn.ModuleDict()
         for name in chosen:
@@ -211,6 +212,11 @@ class Guide(nn.Module):
             infer: Any = independent() if marked and self._kinds[name] == "real" else {}
             draws[name] = pyro.sample(name, distribution, infer=infer)
         return draws
+
+    @property
+    def _real_sites(self) -> tuple[str, ...]:
+        """The sites of real support, without random scales."""
+        return tuple(name for name in self.site_names if self._kinds[name] == "real")
 
     def parameter_groups(self) -> dict[str, list[nn.Parameter]]:
         """The guide's parameters by learning rate: `"alpha"` for those named in `alpha_parameters`, else `"main"`."""

@@ -35,8 +35,8 @@ class FullCovariance(NormalStart):
         Barber, Bishop, "Ensemble learning in Bayesian neural networks", 1998.
 
     Example:
-        >>> import pyrostoch as ps
-        >>> model = ps.BayesianModel(nn.Linear(3, 2), prior=ps.priors.Normal(),
+        >>> import torch, pyrostoch as ps
+        >>> model = ps.BayesianModel(torch.nn.Linear(3, 2), prior=ps.priors.Normal(),
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
         >>> guide = FullCovariance(model)
         >>> guide.site_distribution("weight").covariance.shape

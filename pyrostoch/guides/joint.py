@@ -1,20 +1,44 @@
-"""What guides whose weights depend on each other have in common: their start, and what they refuse."""
+"""What guides whose weights depend on each other have in common: how they draw, and what they refuse."""
 
 from __future__ import annotations
 
 import os
 import sys
+from collections.abc import Callable
+from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 
 from pyrostoch._manual import see
+from pyrostoch.distributions import SharedDraw
+from pyrostoch.effects import independent
+from pyrostoch.guides.base import Guide
 from pyrostoch.sites import Site
 
-__all__ = ["check_memory", "positive_tril", "raw_tril", "refuse_constants"]
+__all__ = ["check_memory", "draw_tied", "positive_tril", "raw_tril", "refuse_constants"]
 
 # Copies of a parameter in training: itself, its gradient, the two moments of Adam, and one in the forward pass.
 _COPIES = 5
+
+
+def draw_tied(guide: Guide, shared: SharedDraw, make: Callable[[str], Any]) -> dict[str, Tensor]:
+    """Draw the sites of a guide, by name, of which some share a draw.
+
+    Args:
+        guide: The guide.
+        shared: What they share.
+        make: Makes the distribution of one of them.
+    """
+    draws: dict[str, Tensor] = {}
+    for name in guide.site_names:
+        if name in shared.sites:
+            draws[name] = pyro.sample(name, make(name), infer=independent())
+            shared.record(draws[name])
+        else:
+            draws[name] = pyro.sample(name, guide.site_distribution(name))  # type: ignore[arg-type]
+    return draws
 
 
 def refuse_constants(site: Site, guide: str) -> None:

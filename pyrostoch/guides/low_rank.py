@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import Literal
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
@@ -13,8 +12,7 @@ from torch.distributions import Distribution
 from pyrostoch._checks import check_choice, check_count
 from pyrostoch._manual import see
 from pyrostoch.distributions import LowRankDraw, LowRankNormal
-from pyrostoch.effects import independent
-from pyrostoch.guides.joint import refuse_constants
+from pyrostoch.guides.joint import draw_tied, refuse_constants
 from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
 from pyrostoch.sites import Site
@@ -86,7 +84,7 @@ class LowRank(NormalStart):
     @property
     def _tied(self) -> tuple[str, ...]:
         """The sites that share the low-rank part."""
-        return tuple(name for name in self.site_names if self._kinds[name] == "real") if self.scope == "all" else ()
+        return self._real_sites if self.scope == "all" else ()
 
     @property
     def ties_sites(self) -> bool:
@@ -115,15 +113,7 @@ class LowRank(NormalStart):
         if not self._tied:
             return self._draw_sites(marked=True)
         shared = LowRankDraw(self.rank, self._tied)
-        draws: dict[str, Tensor] = {}
-        for name in self.site_names:
-            if name not in self._tied:
-                draws[name] = pyro.sample(name, self.site_distribution(name))  # type: ignore[arg-type]
-                continue
-            distribution = self._distribution(shared, **self.parameters_for(name))
-            draws[name] = pyro.sample(name, distribution, infer=independent())
-            shared.record(draws[name])
-        return draws
+        return draw_tied(self, shared, lambda name: self._distribution(shared, **self.parameters_for(name)))
 
     def _distribution(self, shared: LowRankDraw | None, **parameters: Tensor) -> LowRankNormal:
         loc, scale, factor = parameters["loc"], parameters["log_scale"].exp(), parameters["factor"]

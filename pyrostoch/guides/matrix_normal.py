@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-
 from pyro import distributions as dist
-from torch import Tensor, nn
+from torch import Tensor
 from torch.distributions import Distribution
 
 from pyrostoch import distributions
-from pyrostoch.guides.base import sites_of
 from pyrostoch.guides.joint import check_memory, positive_tril, raw_tril, refuse_constants
 from pyrostoch.guides.normal_start import NormalStart
-from pyrostoch.guides.starts import Start
 from pyrostoch.sites import Site
 
 __all__ = ["MatrixNormal"]
@@ -44,24 +40,13 @@ class MatrixNormal(NormalStart):
         with covariances that are diagonal.
 
     Example:
-        >>> import pyrostoch as ps
-        >>> model = ps.BayesianModel(nn.Linear(3, 2), prior=ps.priors.Normal(),
+        >>> import torch, pyrostoch as ps
+        >>> model = ps.BayesianModel(torch.nn.Linear(3, 2), prior=ps.priors.Normal(),
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
         >>> guide = MatrixNormal(model, init_scale=0.1)
         >>> {name: value.shape for name, value in guide.parameters_for("weight").items()}
         {'columns': torch.Size([3, 3]), 'loc': torch.Size([2, 3]), 'rows': torch.Size([2, 2])}
     """
-
-    def __init__(
-        self,
-        model: nn.Module,
-        *,
-        init_loc: Start | None = None,
-        init_scale: Start = 1e-2,
-        sites: Iterable[str] | None = None,
-    ) -> None:
-        self._out_axes = {name: site.out_axis for name, site in sites_of(model, "MatrixNormal").items()}
-        super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=sites)
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc` in the weight's shape, `rows`, (out, out), and `columns`, (in, in); `loc` and `log_scale` of a bias."""

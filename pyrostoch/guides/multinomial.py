@@ -12,7 +12,7 @@ from torch.distributions import Distribution
 from pyrostoch._checks import check_count
 from pyrostoch.distributions import SignedMultinomial
 from pyrostoch.effects import base_distribution
-from pyrostoch.guides.base import Guide, sites_of
+from pyrostoch.guides.base import Guide
 from pyrostoch.guides.export import with_weights
 from pyrostoch.guides.starts import weights_with_a_scale
 from pyrostoch.sites import Site
@@ -71,7 +71,6 @@ class MultinomialWeights(Guide):
 
     def __init__(self, model: nn.Module, *, n: int | None = None, sites: Iterable[str] | None = None) -> None:
         self.n = None if n is None else check_count("MultinomialWeights n", n)
-        self._out_axes = {name: site.out_axis for name, site in sites_of(model, "MultinomialWeights").items()}
         super().__init__(model, sites=sites)
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:

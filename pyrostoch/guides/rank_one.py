@@ -4,16 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-import pyro
 import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
 from pyrostoch._checks import check_count
 from pyrostoch.distributions import ComponentDraw, RankOneWeights
-from pyrostoch.effects import independent
-from pyrostoch.guides.base import sites_of
-from pyrostoch.guides.joint import refuse_constants
+from pyrostoch.guides.joint import draw_tied, refuse_constants
 from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
 from pyrostoch.sites import Site
@@ -71,13 +68,12 @@ class RankOne(NormalStart):
     ) -> None:
         self.components = check_count("RankOne components", components)
         self._init_spread = init_spread
-        self._out_axes = {name: site.out_axis for name, site in sites_of(model, "RankOne").items()}
         super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=sites)
 
     @property
     def _tied(self) -> tuple[str, ...]:
         """The sites that share the component."""
-        return tuple(name for name in self.site_names if self._kinds[name] == "real") if self.components > 1 else ()
+        return self._real_sites if self.components > 1 else ()
 
     @property
     def ties_sites(self) -> bool:
@@ -90,7 +86,7 @@ class RankOne(NormalStart):
         start = self.normal_start(site)
         scale = start["log_scale"].flatten()[0]
         parameters = {"loc": start["loc"]}
-        axes = {"outputs": self._out_axes[site.name], "inputs": 1 if self._out_axes[site.name] == 0 else 0}
+        axes = {"outputs": site.out_axis, "inputs": 1 if site.out_axis == 0 else 0}
         for name, axis in axes.items():
             if axis < max(site.init.dim(), 1):
                 shape = (self.components, site.init.shape[axis] if site.init.dim() else 1)
@@ -108,14 +104,7 @@ class RankOne(NormalStart):
         if not self._tied:
             return self._draw_sites(marked=True)
         shared = ComponentDraw(self.components, self._tied)
-        draws: dict[str, Tensor] = {}
-        for name in self.site_names:
-            if name not in self._tied:
-                draws[name] = pyro.sample(name, self.site_distribution(name))  # type: ignore[arg-type]
-                continue
-            distribution = self._distribution(name, shared, **self.parameters_for(name))
-            draws[name] = pyro.sample(name, distribution, infer=independent())
-        return draws
+        return draw_tied(self, shared, lambda name: self._distribution(name, shared, **self.parameters_for(name)))
 
     def _distribution(self, site: str, shared: ComponentDraw | None, **parameters: Tensor) -> RankOneWeights:
         outputs = parameters["outputs_loc"], parameters["outputs_log_scale"].exp()
