@@ -185,6 +185,7 @@ def test_resume_by_name_finds_the_interrupted_run(tmp_path: Path, monkeypatch: p
         ("--prior", "hierarchical", "--guide", "weightwise", "--random", "fc1.weight,fc2.*"),
         ("--guide", "variance-bernoulli", "--estimator", "shared"),
         ("--guide", "variance-uniform", "--estimator", "marginal", "--batch-size", "300"),
+        ("--guide", "matrix-normal", "--prior", "normal"),
     ],
 )
 def test_options_are_saved_in_the_record(options: tuple[str, ...]) -> None:
@@ -193,6 +194,13 @@ def test_options_are_saved_in_the_record(options: tuple[str, ...]) -> None:
     for key, value in zip(options[::2], options[1::2], strict=True):
         found = config["guides"][0] if key == "--guide" else config[key[2:].replace("-", "_")]
         assert str(found) == value
+
+
+def test_guide_without_moments_is_scored_by_its_other_modes() -> None:
+    call("train", *QUICK, "--epochs", "1", "--name", "x", "--quiet", "--guide", "low-rank", "--prior", "normal")
+    output = call("evaluate", "x")
+    assert "low-rank mc:20" in output and "low-rank mean" in output and "moments" not in output
+    assert "depends on the draws of other sites" in call("evaluate", "x", "--modes", "moments", code=2)
 
 
 def test_resume_takes_its_settings_from_the_run(run: Path) -> None:

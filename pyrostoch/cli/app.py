@@ -139,9 +139,14 @@ def train(
 def evaluate(
     run: opt.RunName,
     modes: Annotated[
-        str,
-        typer.Option("--modes", help="Predictive modes, separated by commas: mean, moments, mc:K.", metavar="MODES"),
-    ] = "mean,moments,mc:1,mc:20",
+        str | None,
+        typer.Option(
+            "--modes",
+            help="Predictive modes, separated by commas: mean, moments, mc:K. Default: mean,mc:1,mc:20, and moments "
+            "where the guide has rules for them.",
+            metavar="MODES",
+        ),
+    ] = None,
     guide: opt.SomeGuides = None,
     seed: opt.DrawSeed = None,
     labels: opt.Labels = None,
@@ -152,16 +157,17 @@ def evaluate(
     from pyrostoch.cli.screen import console, score_table
     from pyrostoch.runs import SavedRun
     from pyrostoch.runs.registry import short_name
-    from pyrostoch.runs.scores import score
+    from pyrostoch.runs.scores import modes_for, score
     from pyrostoch.runs.threads import limit_threads
 
     saved = SavedRun.open(run)
-    mode_names = [mode.strip() for mode in modes.split(",") if mode.strip()]
+    named = None if modes is None else [mode.strip() for mode in modes.split(",") if mode.strip()]
     rows = []
     for name in saved.finished_guides(guide or ()):
         experiment = saved.load_guide(name, data_dir=data_dir, device=device)
         with limit_threads(experiment.model.net):
             draw_seed = saved.config.seed if seed is None else seed
+            mode_names = modes_for(saved.config, experiment)[0] if named is None else named
             scores = score(experiment, mode_names, seed=draw_seed, labels=labels)
         rows += [(short_name(name), row) for row in scores.rows]
     console().print(score_table(rows))

@@ -239,8 +239,8 @@ OneGuide = Annotated[
     str | None,
     typer.Option(
         "--guide",
-        help="additive (default), weightwise, neuronwise, layerwise, variance, variance-bernoulli, variance-uniform, "
-        "or a class in a file of yours, my_guides.py:MyGuide.",
+        help="additive (default), weightwise, neuronwise, layerwise, low-rank, matrix-normal, variance, "
+        "variance-bernoulli, variance-uniform, or a class in a file of yours, my_guides.py:MyGuide.",
         metavar="NAME",
     ),
 ]

@@ -40,6 +40,8 @@ GUIDES: dict[str, GuideKind] = {
     "weightwise": GuideKind("Weight-wise alpha", guides.WeightwiseAlpha, has_log_alpha=True),
     "neuronwise": GuideKind("Neuron-wise alpha", guides.NeuronwiseAlpha, has_log_alpha=True),
     "layerwise": GuideKind("Layer-wise alpha", guides.LayerwiseAlpha, has_log_alpha=True),
+    "low-rank": GuideKind("Low-rank", guides.LowRank),
+    "matrix-normal": GuideKind("Matrix normal", guides.MatrixNormal),
     "variance": GuideKind("Variance-only", guides.VarianceOnly),
     "variance-bernoulli": GuideKind("Variance-only, Bernoulli", partial(guides.VarianceOnly, family="bernoulli")),
     "variance-uniform": GuideKind("Variance-only, uniform", partial(guides.VarianceOnly, family="uniform")),

@@ -10,7 +10,6 @@ from typing import Any
 import numpy as np
 import torch
 
-from pyrostoch._user_file import is_file_name
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides.ratio import free_entries
 from pyrostoch.infer.known_labels import KnownLabels
@@ -85,9 +84,7 @@ def modes_for(config: Config, experiment: Experiment) -> tuple[tuple[str, ...], 
     """
     if config.conditional:
         return _WITHOUT_MOMENTS, ""
-    if is_file_name(config.model) or any(map(is_file_name, config.guides)):
-        return modes_with_rules(experiment.model, experiment.guide, experiment.test[0][:2])
-    return MODES, ""
+    return modes_with_rules(experiment.model, experiment.guide, experiment.test[0][:2])
 
 
 def modes_with_rules(model: Model, guide: Guide, x: Inputs) -> tuple[tuple[str, ...], str]:
