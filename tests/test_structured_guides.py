@@ -284,3 +284,44 @@ def test_a_part_of_a_guide_that_ties_sites_is_its_marginal() -> None:
     marginal = MultivariateNormal(exact.loc[:12], exact.covariance_matrix[:12, :12])
     assert trace.log_prob_sum().item() == pytest.approx(marginal.log_prob(flat(trace, part)).item(), rel=1e-9)
     pyro.clear_param_store()
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        ps.guides.Additive,
+        ps.guides.LowRank,
+        partial(ps.guides.LowRank, rank=1, scope="site"),
+        ps.guides.MatrixNormal,
+        ps.guides.FullCovariance,
+        partial(ps.guides.LastLayer, sites=["2.weight"]),
+    ],
+)
+def test_guide_starts_where_another_one_is(make: Any) -> None:
+    model = model_of(mlp())
+    origin = shaken(ps.guides.Additive(model))
+    with torch.no_grad():  # a row's scale times a column's, as every one of them can be
+        for name in origin.site_names:
+            log_scale = origin.parameters_for(name)["log_scale"]
+            log_scale.copy_(log_scale.mean(-1, keepdim=True) + log_scale.reshape(-1, log_scale.shape[-1]).mean(0))
+    guide = make(model, init_loc=origin, init_scale=origin)
+    for name in guide.site_names:
+        found, expected = guide.site_distribution(name), origin.site_distribution(name)
+        torch.testing.assert_close(found.mean, expected.mean)
+        low_rank = 1.05 if isinstance(guide, ps.guides.LowRank) else 1.0  # what its vectors start with comes on top
+        ratio = (found.variance / expected.variance).detach()
+        assert (ratio > 0.999).all() and (ratio < 1 + 10 * (low_rank - 1) + 1e-6).all()
+    before = guide.parameters_for(guide.site_names[0])["loc"].clone()
+    shaken(origin)
+    assert torch.equal(before, guide.parameters_for(guide.site_names[0])["loc"]), "they share no tensor"
+    assert not any(parameter is other for parameter in guide.parameters() for other in origin.parameters())
+
+
+def test_start_at_a_guide_without_moments_or_of_other_sites_is_refused() -> None:
+    model = model_of(mlp())
+    flow = ps.guides.Flow(model, partial(affine_autoregressive, hidden_dims=[20]))
+    with pytest.raises(ValueError, match=r"site '0.weight': expected a guide whose distributions have a mean"):
+        ps.guides.LowRank(model, init_loc=flow)
+    other = ps.guides.Additive(model_of(nn.Sequential(nn.Linear(3, 4)).double()))
+    with pytest.raises(ValueError, match="no site '2.weight'"):
+        ps.guides.LowRank(model, init_loc=other)

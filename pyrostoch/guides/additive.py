@@ -17,9 +17,9 @@ class Additive(NormalStart):
 
     Args:
         model: A `BayesianModel`.
-        init_loc: Initial means, a number or a function of the site; by default the network's own values, which are its
-            initialization or its trained weights.
-        init_scale: Initial standard deviations, a number or a function of the site.
+        init_loc: Initial means: a number, a function of the site, or a trained guide; by default the network's own
+            values, which are its initialization or its trained weights.
+        init_scale: Initial standard deviations: a number, a function of the site, or a trained guide.
         sites: Names of the sites covered; all by default.
 
     References:

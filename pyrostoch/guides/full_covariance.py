@@ -24,8 +24,8 @@ class FullCovariance(NormalStart):
 
     Args:
         model: A `BayesianModel`.
-        init_loc: Initial means, a number or a function of the site; by default the network's own values.
-        init_scale: Initial standard deviations, a number or a function of the site.
+        init_loc: Initial means: a number, a function of the site, or a trained guide; by default the network's values.
+        init_scale: Initial standard deviations: a number, a function of the site, or a trained guide.
         sites: Names of the sites covered; all by default.
 
     Raises:

@@ -43,8 +43,8 @@ class LastLayer(NormalStart):
     Args:
         model: A `BayesianModel`, whose priors are those of one `nn.Linear`, such as
             `prior={"head.weight": priors.Normal(), "head.bias": priors.Normal()}`.
-        init_loc: Initial means, a number or a function of the site; by default the network's own values.
-        init_scale: Initial standard deviations, a number or a function of the site.
+        init_loc: Initial means: a number, a function of the site, or a trained guide; by default the network's values.
+        init_scale: Initial standard deviations: a number, a function of the site, or a trained guide.
         sites: Names of the sites covered; all by default.
 
     Raises:
@@ -69,8 +69,8 @@ class LastLayer(NormalStart):
         self,
         model: nn.Module,
         *,
-        init_loc: Start | None = None,
-        init_scale: Start = 1e-2,
+        init_loc: Start | Guide | None = None,
+        init_scale: Start | Guide = 1e-2,
         sites: Iterable[str] | None = None,
     ) -> None:
         known = sites_of(model, "LastLayer")

@@ -12,6 +12,7 @@ from torch.distributions import Distribution
 from pyrostoch._checks import check_choice, check_count
 from pyrostoch._manual import see
 from pyrostoch.distributions import LowRankDraw, LowRankNormal
+from pyrostoch.guides.base import Guide
 from pyrostoch.guides.joint import draw_tied, refuse_constants
 from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
@@ -40,8 +41,8 @@ class LowRank(NormalStart):
         model: A `BayesianModel`.
         rank: K, at least 1.
         scope: `"all"`, or `"site"`.
-        init_loc: Initial means, a number or a function of the site; by default the network's own values.
-        init_scale: Initial standard deviations of the independent part, a number or a function of the site.
+        init_loc: Initial means: a number, a function of the site, or a trained guide; by default the network's values.
+        init_scale: Initial standard deviations of the independent part: a number, a function of the site, or a guide.
         sites: Names of the sites covered; all by default.
 
     Raises:
@@ -68,8 +69,8 @@ class LowRank(NormalStart):
         rank: int = 5,
         *,
         scope: Literal["all", "site"] = "all",
-        init_loc: Start | None = None,
-        init_scale: Start = 1e-2,
+        init_loc: Start | Guide | None = None,
+        init_scale: Start | Guide = 1e-2,
         sites: Iterable[str] | None = None,
     ) -> None:
         self.rank, self.scope = check_count("LowRank rank", rank), check_choice("scope", scope, ("all", "site"))

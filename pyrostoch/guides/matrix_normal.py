@@ -27,9 +27,9 @@ class MatrixNormal(NormalStart):
 
     Args:
         model: A `BayesianModel`.
-        init_loc: Initial means, a number or a function of the site; by default the network's own values.
-        init_scale: Initial standard deviations of the weights, a number or a function of the site that is the same for
-            all of its weights.
+        init_loc: Initial means: a number, a function of the site, or a trained guide; by default the network's values.
+        init_scale: Initial standard deviations: a number, a function of the site, or a trained guide, whose are met up
+            to what a scale of the row times one of the column can.
         sites: Names of the sites covered; all by default.
 
     Raises:
@@ -57,11 +57,13 @@ class MatrixNormal(NormalStart):
         outputs = site.init.shape[site.out_axis]
         inputs = site.init.numel() // outputs
         check_memory(site, outputs**2 + inputs**2, "MatrixNormal")
-        scale = start["log_scale"].exp().mean()
+        # The products of a scale of the row and one of the column that are nearest to the scales, in logarithms.
+        log_scale = start["log_scale"].movedim(site.out_axis, 0).reshape(outputs, inputs)
+        columns = log_scale.mean(0) - log_scale.mean()
         return {
             "loc": start["loc"],
-            "rows": raw_tril(scale.expand(outputs)),
-            "columns": raw_tril(scale.new_ones(inputs)),
+            "rows": raw_tril(log_scale.mean(1).exp()),
+            "columns": raw_tril(columns.exp()),
         }
 
     def distribution(self, site: str, **parameters: Tensor) -> Distribution:

@@ -6,6 +6,7 @@ import math
 import statistics
 import time
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +36,8 @@ _DRAWS = 2000
 _ELBO_DRAWS = 200
 # Rounds in which blocks of steps of both guides are timed in turns, and steps in a block.
 _ROUNDS, _BLOCK = 7, 100
+# Share of the time in which other guides are the additive one, at which they start, and how much slower they go on.
+_FIRST, _SLOWER = 0.6, 0.1
 
 
 def recipe_of(context: TrialContext) -> PosteriorRecipe:
@@ -79,19 +82,13 @@ def guide_trial(context: TrialContext, *, make: Callable[[BayesianModel], nn.Mod
     Raises:
         FileNotFoundError: There is no reference.
     """
-    recipe, split, path = recipe_of(context), context.require_split(), reference_file(context)
+    split, path = context.require_split(), reference_file(context)
     if not path.is_file():
         raise FileNotFoundError(
             f"bench posteriors: no reference {path}; make it by `pyrostoch bench posteriors --only "
             f"'{context.case.name.partition('/')[0]}/nuts' --preset {context.setting.preset}`, after `make peers`"
         )
-    noted = context.checkpoint().with_name("ratio.json")
-    if not noted.is_file():
-        write_json(noted, {"ratio": _ratio(context, make)})
-    ratio = float(read_json(noted)["ratio"])
-    steps = max(1, round(recipe.epochs / ratio))
-    training = _Training(context, make)
-    training.run(steps)
+    ratio, training = _trained(context, make)
     model, guide = training.model, training.guide
     train = split.x_train, split.y_train
     with seeded(context.seed, torch.device("cpu")):
@@ -103,7 +100,7 @@ def guide_trial(context: TrialContext, *, make: Callable[[BayesianModel], nn.Mod
         "elbo/error": terms.elbo_stderr or 0.0,
         "kl": terms.kl,
         "rmse": rmse(functions.mean(0), split),
-        "steps": float(steps),
+        "steps": float(training.steps),
         "ratio": ratio,
         **found,
     }
@@ -137,11 +134,30 @@ def distances(functions: Tensor, reference: Tensor) -> dict[str, float]:
     }
 
 
+def _trained(context: TrialContext, make: Callable[[BayesianModel], nn.Module]) -> tuple[float, _Training]:
+    """Time of a guide's step over the additive one's, and its training in the time of the additive guide's."""
+    epochs = recipe_of(context).epochs
+    if make is Additive:
+        training = _Training(context, make)
+        training.run(epochs)
+        return 1.0, training
+    noted = context.checkpoint().with_name("ratio.json")
+    if not noted.is_file():
+        write_json(noted, {"ratio": _ratio(context, make)})
+    ratio = float(read_json(noted)["ratio"])
+    first = _Training(context, Additive)
+    first.run(round(_FIRST * epochs))
+    training = _Training(context, partial(make, init_loc=first.guide, init_scale=first.guide))
+    training.run(max(1, round((1 - _FIRST) * epochs / ratio)), _SLOWER)
+    return ratio, training
+
+
 class _Training:
     """A guide of the network, and its steps on all data; compiled but under the preset `quick`."""
 
     def __init__(self, context: TrialContext, make: Callable[[BayesianModel], nn.Module]) -> None:
         self.recipe, split = recipe_of(context), context.require_split()
+        self.steps = 0
         self._seed, self._data = context.seed, (split.x_train, split.y_train)
         with seeded(context.seed, torch.device("cpu")):
             self.model = _model(self.recipe, split, context.case.name.partition("/")[0])
@@ -160,15 +176,17 @@ class _Training:
         self._loss(*self._data).backward()
         self._optimizer.step()
 
-    def run(self, steps: int) -> None:
+    def run(self, steps: int, factor: float = 1.0) -> None:
         """All steps, by a rate that falls as a cosine.
 
         Args:
             steps: Their number.
+            factor: Rate at the start over that of the recipe.
         """
+        self.steps, rate = steps, factor * self.recipe.lr
         with seeded(self._seed, torch.device("cpu")):
             for number in range(steps):
-                self._optimizer.param_groups[0]["lr"] = self.recipe.lr * (1 + math.cos(math.pi * number / steps)) / 2
+                self._optimizer.param_groups[0]["lr"] = rate * (1 + math.cos(math.pi * number / steps)) / 2
                 self.step()
 
     def seconds(self) -> float:
