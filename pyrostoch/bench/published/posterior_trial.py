@@ -72,7 +72,7 @@ def rmse(mean: Tensor, split: DataSplit) -> float:
     return float((mean - split.y_test[:, 0]).square().mean().sqrt()) * scale
 
 
-def guide_trial(context: TrialContext, *, make: Callable[[BayesianModel], nn.Module]) -> Mapping[str, float]:
+def guide_trial(context: TrialContext, *, make: Callable[..., nn.Module]) -> Mapping[str, float]:
     """Train a guide in the time of the additive one, and compare the function's distribution with the reference's.
 
     Args:
@@ -134,7 +134,7 @@ def distances(functions: Tensor, reference: Tensor) -> dict[str, float]:
     }
 
 
-def _trained(context: TrialContext, make: Callable[[BayesianModel], nn.Module]) -> tuple[float, _Training]:
+def _trained(context: TrialContext, make: Callable[..., nn.Module]) -> tuple[float, _Training]:
     """Time of a guide's step over the additive one's, and its training in the time of the additive guide's."""
     epochs = recipe_of(context).epochs
     if make is Additive:
@@ -155,7 +155,7 @@ def _trained(context: TrialContext, make: Callable[[BayesianModel], nn.Module]) 
 class _Training:
     """A guide of the network, and its steps on all data; compiled but under the preset `quick`."""
 
-    def __init__(self, context: TrialContext, make: Callable[[BayesianModel], nn.Module]) -> None:
+    def __init__(self, context: TrialContext, make: Callable[..., nn.Module]) -> None:
         self.recipe, split = recipe_of(context), context.require_split()
         self.steps = 0
         self._seed, self._data = context.seed, (split.x_train, split.y_train)
@@ -197,7 +197,7 @@ class _Training:
         return time.process_time() - begin
 
 
-def _ratio(context: TrialContext, make: Callable[[BayesianModel], nn.Module]) -> float:
+def _ratio(context: TrialContext, make: Callable[..., nn.Module]) -> float:
     """Time of a guide's step over that of the additive guide's, from blocks in turns."""
     ours, theirs = _Training(context, make), _Training(context, Additive)
     for training in (ours, theirs):  # compiles, and leaves the cache warm
