@@ -294,7 +294,7 @@ def test_autoguides_are_decomposed_too():
         losses = torch.tensor([Trace_ELBO().loss(model, guide, x, y) for _ in range(200)])
     error = math.hypot(losses.std().item() / math.sqrt(200), own.elbo_stderr)
     assert within(own.elbo, -losses.mean().item(), error)
-    assert own.sites[0].treatment == "shared (no rule for Delta)"
+    assert own.sites[0].treatment == "shared (a point)"
 
 
 def test_the_result_is_printed_as_a_table_and_converted_to_plain_data():

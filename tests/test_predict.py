@@ -315,7 +315,7 @@ def test_autoguides_and_random_scales():
     model, _ = linear()
     auto = AutoNormal(model)
     auto(x, y)
-    assert predict(model, auto, x, mode="mc:3").treatments == {"weight": "shared (no rule for Delta)"}
+    assert predict(model, auto, x, mode="mc:3").treatments == {"weight": "shared (a point)"}
 
 
 def test_a_draw_gives_one_distribution_of_the_observations_under_replay():

@@ -149,3 +149,47 @@ def test_a_flow_is_drawn_where_moments_may_be() -> None:
     with pytest.raises(ValueError, match="no rule for FlowWeights"):
         ps.predict(model, guide, torch.ones(2, 3), mode="moments")
     assert torch.isfinite(ps.predict(model, guide, torch.ones(2, 3), mode="moments:mc:4").mean).all()
+
+
+class _Reads(nn.Module):
+    """A network that reads a value of its batch, so that draws cannot be vectorized, but for very few examples."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Linear(3, 4), nn.Linear(4, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.tanh(self.first(x))
+        if len(x) > 3:
+            hidden.sum().item()
+        return self.second(hidden)
+
+
+def _low_rank(model: ps.BayesianModel) -> Any:
+    guide = ps.guides.LowRank(model, rank=2, init_scale=0.1)
+    with torch.no_grad():
+        for name in guide.site_names:
+            guide.parameters_for(name)["factor"].normal_().mul_(0.5)
+    return guide
+
+
+def _components(model: ps.BayesianModel) -> Any:
+    return ps.guides.RankOne(model, components=3, init_spread=0.6)
+
+
+@pytest.mark.parametrize("reads", [False, True])
+@pytest.mark.parametrize(
+    ("make", "prior"), [(_low_rank, ps.priors.Normal()), (_components, ps.priors.RankOne())], ids=["low rank", "rank 1"]
+)
+def test_first_prediction_of_a_network_draws_what_sites_share_anew(make: Any, prior: Any, reads: bool) -> None:
+    # The first call finds out how the network uses its weights, which must leave no draw behind.
+    net = _Reads() if reads else nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
+    noise = ps.likelihoods.Gaussian(1.0)
+    model = ps.BayesianModel(net.double(), prior={"*": prior}, likelihood=noise, num_data=10)
+    guide, x = make(model), torch.randn(5, 3).double()
+    first, second = (ps.predict(model, guide, x, mode="mc:1000", seed=0).variance - 1.0 for _ in range(2))
+    with torch.no_grad():
+        outputs = torch.stack([torch.func.functional_call(net, guide(), x) for _ in range(1000)])
+    torch.testing.assert_close(first, second)
+    ratio = first / outputs.var(0)
+    assert 0.5 < ratio.min() and ratio.max() < 2.0

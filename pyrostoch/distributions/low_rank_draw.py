@@ -57,7 +57,6 @@ class LowRankDraw(SharedDraw):
         self.rank = rank
         self._members: list[_Weight] = []
         self._z: Tensor | None = None
-        self._rows: Tensor | None = None
         self._roots: dict[int, Tensor] = {}
 
     def add(self, member: _Weight) -> int:

@@ -156,7 +156,6 @@ class ComponentDraw(SharedDraw):
         super().__init__(sites)
         self.components = components
         self._whole: Tensor | None = None
-        self._rows: Tensor | None = None
 
     def record(self, value: Tensor) -> None:
         """Nothing: the weights do not tell their component, so that no site depends on the values of others.

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping, Sequence
+from typing import Self
 
 from torch import Tensor
 from torch.distributions import Distribution
 
-__all__ = ["SharedDraw", "depends_on_given", "is_pending", "mark_pending", "share_by_row"]
+__all__ = ["SharedDraw", "depends_on_given", "is_pending", "mark_pending", "share_by_row", "shared_again"]
 
 
 class SharedDraw:
@@ -40,6 +42,14 @@ class SharedDraw:
         self.by_row = False
         self.values: list[Tensor] = []
         self.drawn: dict[int, Tensor] = {}
+        # What each row of a batch has of its own, drawn when the first of the sites needs it.
+        self._rows: Tensor | None = None
+
+    def again(self) -> Self:
+        """The same draw for another pass through the network, in which the rows of the batch draw anew."""
+        other = copy.copy(self)
+        other._rows = None
+        return other
 
     def record(self, value: Tensor) -> None:
         """Take note of the value of the next site.
@@ -101,6 +111,23 @@ def share_by_row(replaced: Mapping[str, Distribution]) -> None:
         shared: SharedDraw | None = getattr(distribution, "shared", None)
         if shared is not None:
             shared.by_row = bool(shared.sites) and replaced.keys() >= set(shared.sites)
+
+
+def shared_again(distributions: Mapping[str, Distribution]) -> dict[str, Distribution]:
+    """The distributions for another pass through the network: copies of those that share something, which share anew.
+
+    Args:
+        distributions: The distributions of the sites, by name.
+    """
+    copies: dict[int, SharedDraw] = {}
+    found: dict[str, Distribution] = {}
+    for name, distribution in distributions.items():
+        shared: SharedDraw | None = getattr(distribution, "shared", None)
+        if shared is not None:
+            distribution = copy.copy(distribution)
+            distribution.shared = copies.setdefault(id(shared), shared.again())  # type: ignore[attr-defined]
+        found[name] = distribution
+    return found
 
 
 def depends_on_given(distribution: Distribution) -> bool:

@@ -22,6 +22,8 @@ def why_unsupported(distribution: Distribution) -> str:
         'no rule for Cauchy'
     """
     kind = type(distribution).__name__
+    if isinstance(distribution, Delta):
+        return "a point"
     if isinstance(distribution, PartlyFixed):
         return "some entries are constant"
     if isinstance(distribution, JointWeights):

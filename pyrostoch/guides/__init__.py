@@ -17,6 +17,9 @@
 | `Amortised` | that of another guide; it also draws random activations from q(h given x) |
 | `BinomialWeights` | count of successes of n trials, times one scale per site |
 | `MultinomialWeights` | counts of n trials that the weights of each output share, times one scale per site |
+| `Delta` | a point: the maximum a posteriori estimate |
+| `Ensemble` | an equal mixture of guides: of points, a deep ensemble |
+| `Samples` | one of many given draws, such as those of MCMC |
 | `PerSite` | that of another guide, chosen by the site's name |
 | `Guide` | any Pyro distribution: the base class for a guide of your own |
 
@@ -44,6 +47,8 @@ from pyrostoch.guides.amortised import Amortised
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.binomial import BinomialWeights
 from pyrostoch.guides.categorical import CategoricalWeights
+from pyrostoch.guides.delta import Delta
+from pyrostoch.guides.ensemble import Ensemble
 from pyrostoch.guides.export import load_pruned
 from pyrostoch.guides.flow import Flow
 from pyrostoch.guides.full_covariance import FullCovariance
@@ -57,6 +62,8 @@ from pyrostoch.guides.prune import Pruning, PruningRow, magnitude_masks, prune
 from pyrostoch.guides.prune_groups import GroupPruning, GroupPruningRow, prune_groups
 from pyrostoch.guides.rank_one import RankOne
 from pyrostoch.guides.refresh import refresh_batch_norm
+from pyrostoch.guides.samples import Samples
+from pyrostoch.guides.sets import GuideSet
 from pyrostoch.guides.smaller import load_smaller
 from pyrostoch.guides.sparse import SparseConv2d, SparseLinear
 from pyrostoch.guides.variance_limit import to_variance_only
@@ -67,11 +74,14 @@ __all__ = [
     "Amortised",
     "BinomialWeights",
     "CategoricalWeights",
+    "Delta",
+    "Ensemble",
     "Flow",
     "FullCovariance",
     "GroupPruning",
     "GroupPruningRow",
     "Guide",
+    "GuideSet",
     "LastLayer",
     "LayerwiseAlpha",
     "LowRank",
@@ -82,6 +92,7 @@ __all__ = [
     "Pruning",
     "PruningRow",
     "RankOne",
+    "Samples",
     "SparseConv2d",
     "SparseLinear",
     "VarianceOnly",

@@ -96,6 +96,8 @@ class Guide(nn.Module):
 
     #: Names of parameters that are logarithms of ratios, such as log alpha: trained with `fit`'s `lr_alpha`.
     alpha_parameters: tuple[str, ...] = ("log_alpha",)
+    #: Whether draws have a density, without which there is no ELBO.
+    has_density = True
 
     def __init__(self, model: nn.Module, *, sites: Iterable[str] | None = None) -> None:
         super().__init__()

@@ -135,6 +135,11 @@ class PerSite(nn.Module):
         part: Guide = self.parts[self._part_of[site]]  # type: ignore[assignment]
         return part
 
+    @property
+    def has_density(self) -> bool:
+        """Whether draws have a density, without which there is no ELBO."""
+        return all(part.has_density for part in self.parts)
+
     def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """The Pyro guide: draws every site, whatever the data.
 
@@ -146,6 +151,10 @@ class PerSite(nn.Module):
             The draws by site name.
         """
         announce_parameters(self, "guide")
+        return self.draw()
+
+    def draw(self) -> dict[str, Tensor]:
+        """Draw every site, by name."""
         drawn: dict[str, Tensor] = {}
         for part in self.parts:
             drawn.update(part.draw())  # type: ignore[operator]

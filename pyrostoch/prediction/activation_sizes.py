@@ -25,6 +25,7 @@ class SamplingPlan:
         vectorized: Whether several draws run through the network at a time, by `torch.vmap`.
         sampled_sites: Sites whose values are drawn before the network runs, anew for each draw.
         replaces_sites: Whether other sites are replaced by their distributions.
+        ties_sites: Whether sites that are replaced share numbers with some that are drawn.
         channels_last: Whether images are given to the network in the memory format `torch.channels_last`.
         shared_bytes: Bytes per example of the largest activation that is the same for all draws.
         draw_bytes: Bytes per example and draw of the largest activation that differs between draws.
@@ -34,6 +35,7 @@ class SamplingPlan:
     vectorized: bool = False
     sampled_sites: tuple[str, ...] = ()
     replaces_sites: bool = False
+    ties_sites: bool = False
     channels_last: bool = False
     shared_bytes: int = 0
     draw_bytes: int = 0

@@ -23,7 +23,7 @@ from pyrostoch._inputs import count_examples, device_of_inputs, have_common_part
 from pyrostoch._seeds import forked, generator_states, set_generator_states
 from pyrostoch._targets import Target
 from pyrostoch.effects import Interpretation, SharedSample
-from pyrostoch.effects.interpretation import SiteDraw
+from pyrostoch.effects.interpretation import SiteDraw, base_distribution
 from pyrostoch.effects.meeting import cut_is_safe
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.model import BayesianModel
@@ -35,7 +35,7 @@ from pyrostoch.prediction.activation_sizes import (
 )
 from pyrostoch.prediction.draw_chunk import DrawChunk, Statistics
 from pyrostoch.prediction.observed import output_summary
-from pyrostoch.prediction.readouts import MODES
+from pyrostoch.prediction.readouts import MODES, check_mode
 from pyrostoch.protocols import FlatInputs, Guide, InDims, Model
 from pyrostoch.sites import latent_sites, trace_of
 from pyrostoch.staging import restore_modules, restore_tensors, unique
@@ -87,6 +87,9 @@ class PosteriorSampler:
     max_chunk_size: int = 2**31
     plan: SamplingPlan = field(default_factory=SamplingPlan)
     _has_plan: bool = False
+
+    def __post_init__(self) -> None:
+        check_mode(self.guide, self.mode)
 
     @property
     def _in_dims(self) -> InDims:
@@ -223,12 +226,14 @@ class PosteriorSampler:
 
     def _distributions_are_fixed(self, plan: SamplingPlan) -> bool:
         """Whether each site that is replaced by its distribution has the same one in every draw from the guide."""
+        if plan.ties_sites:  # given the others, which are drawn
+            return False
         return isinstance(self._weights_guide, (guides.Guide, guides.PerSite)) or not plan.replaces_sites
 
     @property
     def _guide_ignores_data(self) -> bool:
         """Whether the guide's draws do not depend on the batch, so that the batch may be split."""
-        return isinstance(self._weights_guide, (guides.Guide, guides.PerSite, AutoGuide))
+        return isinstance(self._weights_guide, (guides.Guide, guides.PerSite, guides.GuideSet, AutoGuide))
 
     @property
     def _weights_guide(self) -> Guide | nn.Module | None:
@@ -245,6 +250,11 @@ class PosteriorSampler:
         latents = dict(latent_sites(model_trace))
         plan.sampled_sites = tuple(site for site in latents if site not in interpretation.replaced)
         plan.replaces_sites = len(plan.sampled_sites) < len(latents)
+        plan.ties_sites = any(
+            0 < len(set(shared.sites) & set(plan.sampled_sites)) < len(shared.sites)
+            for _, node in latent_sites(trace)
+            if (shared := getattr(base_distribution(node["fn"]), "shared", None)) is not None
+        )
         plan.weight_bytes = sum(tensor_bytes(latents[site]["value"]) for site in plan.sampled_sites)
         return recorder
 

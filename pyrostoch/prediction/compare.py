@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 
 from pyrostoch._checks import check_count
+from pyrostoch.guides import GuideSet
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.known_labels import GivenLabels, check_labels_around, known_labels, marked
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
@@ -33,7 +34,7 @@ def compare(
     guide: Guide,
     data: Data,
     *,
-    modes: Sequence[str] = ("mean", "mc:1", "mc:20"),
+    modes: Sequence[str] | None = None,
     batch_size: int = 1000,
     device: str | torch.device | None = None,
     seed: int | None = None,
@@ -49,7 +50,8 @@ def compare(
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)`.
         guide: Its guide.
         data: Held-out data: `(x, y)`, a `Dataset` or a `DataLoader`.
-        modes: Modes as for `predict`: `"mean"`, `"moments"`, `"mc:K"`.
+        modes: Modes as for `predict`: `"mean"`, `"moments"`, `"mc:K"`. By default `"mean"`, `"mc:1"` and `"mc:20"`; for
+            a guide that is a set of K members `"mc:1"` and `"mc:K"`, at most 100.
         batch_size: Largest number of examples that run through the network at a time; fewer if activations are large.
         device: The model's device, to which the data are moved batch by batch; found by default.
         seed: Seed of the draws, the same for every mode; torch's random state is restored afterwards. Without it, draws
@@ -78,6 +80,7 @@ def compare(
         Guo, Pleiss, Sun, Weinberger, "On calibration of modern neural networks", 2017; Brier, "Verification of
         forecasts expressed in terms of probability", 1950.
     """
+    modes = _default_modes(guide) if modes is None else modes
     names = [modes] if isinstance(modes, str) else list(modes)
     if not names or len(set(names)) < len(names):
         raise ValueError(f"modes: expected at least one, and each only once, got {names}")
@@ -93,6 +96,11 @@ def compare(
             with seeded(seed, device), evaluating(model, guide):
                 found[mode] = (sampler.num_samples, _scores_of(model, sampler, batches, device))
     return comparison_of(model, found)
+
+
+def _default_modes(guide: object) -> Sequence[str]:
+    members = len(guide) if isinstance(guide, GuideSet) else 0
+    return ("mean", "mc:1", "mc:20") if members < 2 else ("mc:1", f"mc:{min(members, 100)}")
 
 
 def _scores_of(model: Model, sampler: PosteriorSampler, batches: Batches, device: torch.device | None) -> HeadScores:

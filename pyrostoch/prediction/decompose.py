@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
+from pyro.infer.autoguide import AutoDelta
 from pyro.poutine.messenger import Messenger
 
 from pyrostoch._checks import check_choice, check_count
@@ -14,6 +15,7 @@ from pyrostoch._seeds import generator_states
 from pyrostoch._targets import Target
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
+from pyrostoch.guides import Amortised, Ensemble
 from pyrostoch.infer.elbo import ESTIMATORS, interpretation
 from pyrostoch.infer.known_labels import GivenLabels, check_no_labels_around, known_labels, marked
 from pyrostoch.infer.rates import check_rates_known
@@ -21,7 +23,7 @@ from pyrostoch.infer.terms import Terms, draw_terms
 from pyrostoch.likelihoods.pseudo import is_pseudo
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.data_terms import HeadTotals, mean_and_error
-from pyrostoch.prediction.decomposition import Decomposition, SiteRow
+from pyrostoch.prediction.decomposition import Decomposition, SiteRow, mean_of_members
 from pyrostoch.prediction.rates import RateRecorder, RateRow, RateTotals, find_cuts
 from pyrostoch.prediction.readouts import (
     batches_for,
@@ -101,9 +103,11 @@ def decompose(
     num_samples = check_count("num_samples", num_samples)
     check_guide(guide)
     check_no_labels_around("decompose", model)
+    settings: Any = (data, num_samples, batch_size, estimator, device_of(model, guide, device))
+    members = guide.members if isinstance(guide, Ensemble) else ()
     with known_labels(model, labels):
-        terms = _decompose(model, guide, data, num_samples, batch_size, estimator, device_of(model, guide, device))
-    return terms
+        found = [_decompose(model, member, *settings) for member in members]
+        return mean_of_members(found) if found else _decompose(model, guide, *settings)
 
 
 def _decompose(
@@ -151,7 +155,7 @@ def _decompose(
         _check_size(model, count)
         rates, bound = _rates_of(model, guide, first, rate_totals, count, estimator)
         draws = _kl_draws(model, guide, first or (), num_samples, recorder.names)
-    sites, kl_stderr = _site_rows(draws, treatments)
+    sites, kl_stderr = _site_rows(draws, treatments, _has_density(guide))
     totals = data_terms.by_draw()
     data_mean, data_stderr = mean_and_error(totals) if sampled else (totals[0], 0.0)
     rate = math.fsum(row.rate for row in rates)
@@ -160,10 +164,12 @@ def _decompose(
     gain_stderr = mean_and_error(gains)[1] if sampled else 0.0
     kl = math.fsum(row.kl for row in sites)
     penalty = _penalties(draws[0])
+    total = data_mean - kl - rate - math.fsum(penalty.values())
+    has_density = _has_density(guide)
     return Decomposition(
-        elbo=data_mean - kl - rate - math.fsum(penalty.values()),
+        elbo=total if has_density else math.nan,
         data=data_mean,
-        kl=kl,
+        kl=kl if has_density else math.nan,
         elbo_stderr=None if gain_stderr is None else math.hypot(gain_stderr, kl_stderr),
         data_stderr=data_stderr,
         kl_stderr=kl_stderr,
@@ -182,7 +188,13 @@ def _decompose(
         information_bound=bound,
         pseudo=pseudo,
         labels=None if first is None else marked(model, first[0]),
+        log_joint=None if has_density else total,
     )
+
+
+def _has_density(guide: Any) -> bool:
+    weights = guide.weights if isinstance(guide, Amortised) else guide
+    return bool(getattr(weights, "has_density", True)) and not isinstance(weights, AutoDelta)
 
 
 def _rates_of(
@@ -261,7 +273,9 @@ def _is_exact(draws: Sequence[Terms], site: str) -> bool:
     return all(term.exact for term in terms) and bool(terms[0].kl == terms[1].kl)
 
 
-def _site_rows(draws: Sequence[Terms], treatments: dict[str, str]) -> tuple[tuple[SiteRow, ...], float]:
+def _site_rows(
+    draws: Sequence[Terms], treatments: dict[str, str], has_density: bool
+) -> tuple[tuple[SiteRow, ...], float]:
     """A row for each site, and the standard error of the sum of their KLs."""
     rows = []
     inexact = [0.0] * len(draws)
@@ -271,7 +285,7 @@ def _site_rows(draws: Sequence[Terms], treatments: dict[str, str]) -> tuple[tupl
         kl, stderr = (values[0], 0.0) if exact else mean_and_error(values)
         if not exact:
             inexact = [total + value for total, value in zip(inexact, values, strict=True)]
-        method = "exact" if exact else "monte carlo"
+        method = ("exact" if exact else "monte carlo") if has_density else "log prior"
         rows.append(SiteRow(site, kl, method, stderr or 0.0, term.size, treatments.get(site, ""), term.improper))
     # From the sum in each draw, since under a random prior scale the KLs of the sites are correlated.
     return tuple(rows), mean_and_error(inexact)[1] or 0.0

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import Any
 
 from pyrostoch._checks import name_list
 from pyrostoch.infer.known_labels import KnownLabels
@@ -10,7 +13,7 @@ from pyrostoch.prediction.data_terms import HeadRow
 from pyrostoch.prediction.rates import RateRow, rate_lines
 from pyrostoch.records import Record, number, table
 
-__all__ = ["Decomposition", "SiteRow"]
+__all__ = ["Decomposition", "SiteRow", "mean_of_members"]
 
 
 @dataclass(frozen=True)
@@ -19,8 +22,9 @@ class SiteRow(Record):
 
     Args:
         site: Name of the site.
-        kl: KL(q || p) in nats, summed over the site's weights.
-        method: `"exact"`, or `"monte carlo"` where there is no closed form or the KL depends on another site's draw.
+        kl: KL(q || p) in nats, summed over the site's weights; where the guide has no density, minus the mean log prior.
+        method: `"exact"`; `"monte carlo"` where there is no closed form or the KL depends on another site's draw; or
+            `"log prior"` where the guide has no density.
         stderr: Standard error of `kl`; 0 where it is exact.
         weights: Number of weights.
         treatment: How the network treated the site, in words.
@@ -40,8 +44,12 @@ class SiteRow(Record):
 class Decomposition(Record):
     """The ELBO of a whole data set in nats: `elbo = data - kl - rate - sum(penalty.values())`.
 
+    A guide without a density (`guides.Delta`, `guides.Samples`, an ensemble of points) has no ELBO: `elbo` and `kl` are
+    then NaN, and `log_joint` is the mean log joint density, which is not to be compared with an ELBO.
+
     Args:
-        elbo: The evidence lower bound; that of the pseudo-evidence where `pseudo` is set.
+        elbo: The evidence lower bound; that of the pseudo-evidence where `pseudo` is set. Of an ensemble the mean of
+            its members', which is a lower bound of its own, up to `log K` nats below it.
         data: Expected log-likelihood, or log pseudo-likelihood, summed over all examples.
         kl: KL of guide to prior, summed over all sites.
         elbo_stderr: Standard error of `elbo`; `None` where `data_stderr` is.
@@ -65,6 +73,8 @@ class Decomposition(Record):
         num_observed: Number of those that are observed: not missing, and not left out by a mask. The data term is their
             sum.
         heads: Where the likelihood has several heads (`likelihoods.Joint`): the data term of each.
+        log_joint: Where the guide has no density: the mean of the data term and the log prior, less rate and penalties.
+        members: For an ensemble: the terms of each member.
     """
 
     elbo: float
@@ -88,26 +98,43 @@ class Decomposition(Record):
     num_targets: int | None = None
     num_observed: int | None = None
     heads: tuple[HeadRow, ...] = ()
+    log_joint: float | None = None
+    members: tuple[Decomposition, ...] = ()
 
     def __str__(self) -> str:
         rows = [("data term", self.data, _error(self.data_stderr) if self.num_samples else "")]
         rows += [(f"  {row.head}", row.data, _error(row.stderr) if self.num_samples else "") for row in self.heads]
-        rows += [("- KL", 0.0 - self.kl, _error(self.kl_stderr) if self.kl_samples else "exact")]
+        point = self.log_joint is not None
+        if point:
+            log_prior = 0.0 - sum(row.kl for row in self.sites)
+            rows += [("+ log prior", log_prior, _error(self.kl_stderr) if self.kl_samples else "exact")]
+        else:
+            rows += [("- KL", 0.0 - self.kl, _error(self.kl_stderr) if self.kl_samples else "exact")]
         if self.rates:
             rows += [("- rate", 0.0 - self.rate, "exact" if all(r.method == "exact" for r in self.rates) else "")]
         rows += [(f"- {name}", 0.0 - value, "") for name, value in self.penalty.items()]
-        rows += [("= ELBO", self.elbo, _error(self.elbo_stderr) if self.num_samples or self.kl_samples else "")]
+        total = ("= ELBO", self.elbo) if self.log_joint is None else ("= log joint", self.log_joint)
+        rows += [(*total, _error(self.elbo_stderr) if self.num_samples or self.kl_samples else "")]
         draws = {0: "nothing drawn", 1: "1 draw"}.get(self.num_samples, f"{self.num_samples} draws")
         known = ", labels known" if self.labels else ""
-        head = f"ELBO of {self.num_data} examples, {draws}, estimator {self.estimator!r}{known}"
+        head = f"{'Log joint density' if point else 'ELBO'} of {self.num_data} examples, {draws}, estimator {self.estimator!r}{known}"
         lines = [head, table(("", "nats", ""), rows), ""]
         sites = [
             (row.site, row.weights, row.kl, _error(row.stderr) if row.stderr else "", row.method, row.treatment)
             for row in self.sites
         ]
-        lines.append(table(("site", "weights", "KL, nats", "", "KL by", "treatment"), sites))
+        columns = ("-log prior", "", "by") if point else ("KL, nats", "", "KL by")
+        lines.append(table(("site", "weights", *columns, "treatment"), sites))
         lines += rate_lines(self.rates, self.information_bound)
-        if self.kl_samples:
+        if point:
+            lines.append("No ELBO: the guide has no density. The last term is no bound of the evidence.")
+        elif self.members:
+            values = ", ".join(number(member.elbo) for member in self.members)
+            lines.append(
+                f"Means over {len(self.members)} members, whose ELBOs are {values}. That of the mixture is at least "
+                f"this, and at most {number(math.log(len(self.members)))} nats higher."
+            )
+        if self.kl_samples and not point:
             lines.append(f"KLs by Monte Carlo: {self.kl_samples} draws of the guide.")
         if self.num_targets is not None and self.num_observed != self.num_targets:
             lines.append(f"Observed: {self.num_observed} of {self.num_targets} targets; the data term is their sum.")
@@ -124,6 +151,51 @@ class Decomposition(Record):
                 "ELBO bounds the log of a pseudo-evidence, no evidence;\ncompare it only under the same likelihood."
             )
         return "\n".join(lines)
+
+
+def mean_of_members(members: Sequence[Decomposition]) -> Decomposition:
+    """The terms of an equal mixture of guides, as means over those of its members.
+
+    Their ELBOs' mean is a lower bound of the mixture's, since the KL is convex.
+
+    Args:
+        members: The terms of each member, on the same data and by the same estimator.
+
+    Returns:
+        The means, with the members beside them.
+    """
+    count = len(members)
+
+    def mean(name: str, rows: Sequence[Any] = members) -> float:
+        return math.fsum(getattr(row, name) for row in rows) / count
+
+    def error(name: str, rows: Sequence[Any] = members) -> float | None:
+        errors = [getattr(row, name) for row in rows]
+        return None if None in errors else math.hypot(*errors) / count
+
+    sites = tuple(
+        replace(rows[0], kl=mean("kl", rows), stderr=error("stderr", rows) or 0.0)
+        for rows in zip(*(member.sites for member in members), strict=True)
+    )
+    heads = tuple(
+        replace(rows[0], data=mean("data", rows), stderr=error("stderr", rows))
+        for rows in zip(*(member.heads for member in members), strict=True)
+    )
+    return replace(
+        members[0],
+        elbo=mean("elbo"),
+        data=mean("data"),
+        kl=mean("kl"),
+        rate=mean("rate"),
+        elbo_stderr=error("elbo_stderr"),
+        data_stderr=error("data_stderr"),
+        kl_stderr=error("kl_stderr") or 0.0,
+        penalty={name: math.fsum(m.penalty[name] for m in members) / count for name in members[0].penalty},
+        sites=sites,
+        heads=heads,
+        log_joint=None if any(m.log_joint is None for m in members) else mean("log_joint"),
+        members=tuple(members),
+    )
 
 
 def _error(stderr: float | None) -> str:

@@ -17,6 +17,7 @@ from torch.distributions import Distribution
 from pyrostoch._inputs import device_of_inputs
 from pyrostoch._manual import see
 from pyrostoch._seeds import generator_states, set_generator_states
+from pyrostoch.distributions.shared_draw import shared_again
 from pyrostoch.effects import Interpretation
 from pyrostoch.effects.interpretation import SiteDraw, UsageUnknownError
 from pyrostoch.infer.elbo import MOMENTS
@@ -134,7 +135,8 @@ class DrawChunk:
         if self.sampler.joint:
             # Copies, since a draw is used for several batches and a network may write into its weights.
             values = {site: value.clone() for site, value in values.items()}
-        draws = {site: _copy_draw(draw, values.get(site, draw.value)) for site, draw in self.draws.items()}
+        again = shared_again({site: draw.distribution for site, draw in self.draws.items()})
+        draws = {site: _copy_draw(draw, values.get(site, draw.value), again[site]) for site, draw in self.draws.items()}
         trace = self.guide_trace.copy()
         for site, draw in draws.items():
             trace.nodes[site] = {**trace.nodes[site], "value": draw.value}
@@ -154,6 +156,6 @@ class DrawChunk:
         return statistics(distribution)
 
 
-def _copy_draw(draw: SiteDraw, value: Tensor) -> SiteDraw:
-    """The draw with this value, not used by any network call yet."""
-    return SiteDraw(value, draw.distribution, draw.independent, draw.pending and value is draw.value)
+def _copy_draw(draw: SiteDraw, value: Tensor, distribution: Distribution) -> SiteDraw:
+    """The draw with this value and distribution, not used by any network call yet."""
+    return SiteDraw(value, distribution, draw.independent, draw.pending and value is draw.value)

@@ -24,7 +24,7 @@ from pyrostoch.likelihoods.select import select_output
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.inputs import compute_device, split
 from pyrostoch.prediction.observed import class_log_probs, mean_and_variance
-from pyrostoch.prediction.readouts import check_guide, seeded
+from pyrostoch.prediction.readouts import check_guide, in_turn, seeded
 from pyrostoch.prediction.validation import training_mode
 from pyrostoch.protocols import Guide, Inputs
 from pyrostoch.records import Record
@@ -158,7 +158,7 @@ def draws(
     quantities: list[dict[str, Tensor | float]] = []
     sites = model.sites
     modules = [part for part in (model, guide) if isinstance(part, nn.Module)]  # a guide may be a function
-    with seeded(seed, target), training_mode(False, *modules), gradients:
+    with seeded(seed, target), training_mode(False, *modules), in_turn(guide), gradients:
         for _ in range(num):
             with torch.no_grad(), SharedSample():
                 trace = trace_of(of_weights, to_device(batches[0][0], target))

@@ -14,6 +14,7 @@ from pyro.poutine import Trace
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
+from pyrostoch import guides
 from pyrostoch._checks import check_choice, check_count, check_finite, name_list
 from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
@@ -36,10 +37,12 @@ __all__ = [
     "batches_for",
     "batches_on_device",
     "check_guide",
+    "check_mode",
     "check_targets",
     "device_of",
     "evaluating",
     "has_valid_arguments",
+    "in_turn",
     "observation_distribution",
     "parse_mode",
     "same_device",
@@ -141,8 +144,41 @@ def evaluating(*modules: PyroCallable) -> Iterator[None]:
         >>> net.training
         True
     """
-    with training_mode(False, *(module for module in modules if isinstance(module, nn.Module))), torch.no_grad():
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(training_mode(False, *(module for module in modules if isinstance(module, nn.Module))))
+        stack.enter_context(torch.no_grad())
+        for module in modules:
+            stack.enter_context(in_turn(module))
         yield
+
+
+def in_turn(guide: object) -> contextlib.AbstractContextManager[None]:
+    """A context in which a guide that is a set draws its members in turn; for any other, one that does nothing.
+
+    Args:
+        guide: The guide.
+    """
+    found = guide.weights if isinstance(guide, guides.Amortised) else guide
+    return found.in_turn() if isinstance(found, guides.GuideSet) else contextlib.nullcontext()
+
+
+def check_mode(guide: object, mode: str) -> None:
+    """Raise an error for a mode that needs the moments of the weights, for a guide that is a set.
+
+    Args:
+        guide: The guide.
+        mode: Name of the mode.
+
+    Raises:
+        ValueError: The guide has several members, which only draws can average.
+    """
+    found = guide.weights if isinstance(guide, guides.Amortised) else guide
+    if isinstance(found, guides.GuideSet) and len(found) > 1 and mode != "mc":
+        raise ValueError(
+            f"mode {mode!r}: the members of {type(found).__name__} are different networks, and the mean of their "
+            f"weights is none of them; predict by mode='mc:{min(len(found), 100)}', which averages over members"
+            f"{see('how-to/choose_guide')}"
+        )
 
 
 def check_guide(guide: object) -> None:

@@ -1,0 +1,116 @@
+"""A set of weight draws of any origin as a guide: those of MCMC, or of somebody else's sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyro
+import pyro.distributions as dist
+from torch import Tensor, nn
+
+from pyrostoch._checks import check_finite, name_list
+from pyrostoch._manual import see
+from pyrostoch.guides.base import sites_of
+from pyrostoch.guides.sets import GuideSet
+from pyrostoch.sites import site_key
+
+__all__ = ["Samples"]
+
+
+class Samples(GuideSet):
+    """Draws of the weights, whatever made them, as a guide: each draw of the guide is one of them.
+
+    The draws have no density, so that there is no ELBO: `decompose` gives the mean log joint density, and says so.
+
+    Args:
+        model: The model.
+        values: Draws of every site, (K, *shape), by the site's name.
+
+    Raises:
+        ValueError: A site is missing or unknown, its shape is another one, the numbers of draws differ, or a value is
+            not finite or outside of the site's support.
+
+    Example:
+        >>> import torch, pyrostoch as ps
+        >>> model = ps.BayesianModel(nn.Linear(2, 1), prior=ps.priors.Normal(),
+        ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
+        >>> guide = Samples(model, {"weight": torch.randn(100, 1, 2)})
+        >>> len(guide), guide()["weight"].shape
+        (100, torch.Size([1, 2]))
+    """
+
+    #: Draws have no density, and therefore no ELBO.
+    has_density = False
+
+    def __init__(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
+        super().__init__()
+        sites = sites_of(model, "Samples")
+        self.site_names = tuple(sites)
+        self.weight_names = tuple(name for name, site in sites.items() if site.role != "scale")
+        if set(values) != set(sites):
+            missing, unknown = sorted(set(sites) - set(values)), sorted(set(values) - set(sites))
+            raise ValueError(
+                f"guide Samples: expected draws of {name_list(sites)}; missing {name_list(missing) or 'none'}, unknown "
+                f"{name_list(unknown) or 'none'}{see('how-to/choose_guide')}"
+            )
+        counts = {len(value) if value.dim() else 0 for value in values.values()}
+        if len(counts) != 1 or not counts or 0 in counts:
+            raise ValueError(f"guide Samples: expected as many draws of each site, got {sorted(counts)}")
+        self._values = nn.Module()
+        for name, site in sites.items():
+            value = values[name].detach().to(site.init).clone()
+            if value.shape[1:] != site.init.shape:
+                raise ValueError(
+                    f"guide Samples: site {name!r}: expected draws of shape (K, *{tuple(site.init.shape)}), got "
+                    f"{tuple(value.shape)}"
+                )
+            check_finite(f"guide Samples: site {name!r}", value)
+            if not bool(site.support.check(value).all()):
+                raise ValueError(f"guide Samples: site {name!r}: expected values within {site.support}")
+            self._values.register_buffer(site_key(name), value)
+
+    @classmethod
+    def from_mcmc(cls, mcmc: Any, model: nn.Module) -> Samples:
+        """The draws of a finished run of `pyro.infer.MCMC`, all chains together.
+
+        Args:
+            mcmc: The run.
+            model: The model that it was run on.
+
+        Raises:
+            ValueError: The run has not drawn all sites of the model.
+        """
+        drawn = mcmc.get_samples()
+        return cls(model, {name: drawn[name] for name in sites_of(model, "Samples") if name in drawn})
+
+    def values(self, site: str) -> Tensor:
+        """All draws of a site, (K, *shape).
+
+        Args:
+            site: Name of the site.
+        """
+        if site not in self.site_names:
+            raise ValueError(f"guide Samples: no site {site!r}; it has {name_list(self.site_names)}")
+        return self._values.get_buffer(site_key(site))
+
+    def __len__(self) -> int:
+        return len(self.values(self.site_names[0])) if self.site_names else 1
+
+    def draw_member(self, index: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """One of the draws, as Pyro sites.
+
+        Args:
+            index: Its number.
+            args: The model's arguments, ignored.
+            kwargs: The same.
+        """
+        drawn = {}
+        for name in self.site_names:
+            value = self.values(name)[index]
+            drawn[name] = pyro.sample(name, dist.Delta(value).to_event(value.dim()))
+        return drawn
+
+    def extra_repr(self) -> str:
+        """The number of draws."""
+        return f"size={len(self)}"

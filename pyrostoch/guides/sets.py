@@ -1,0 +1,78 @@
+"""What guides that are sets have in common: each draw is that of a member, chosen at random or in turn."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+__all__ = ["GuideSet"]
+
+
+class GuideSet(nn.Module, ABC):
+    """Base class of guides that are sets, whose members have equal weights.
+
+    A draw takes a member at random. Within `in_turn()`, which `predict`, `compare`, `draws` and `decompose` enter,
+    draws take all members once, in a random order, before they begin anew: with as many draws as members, or twice as
+    many, the average over draws is that over all members. There is no mean of the weights: that of different networks
+    is none of them.
+
+    Example:
+        >>> import pyrostoch as ps
+        >>> issubclass(ps.guides.Ensemble, GuideSet)
+        True
+    """
+
+    site_names: tuple[str, ...]
+
+    def __init__(self) -> None:
+        super().__init__()
+        # A tuple, so that what restores attributes of modules restores it.
+        self._left: tuple[int, ...] | None = None
+
+    @abstractmethod
+    def __len__(self) -> int:
+        """Number of members."""
+
+    @abstractmethod
+    def draw_member(self, index: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """Draw every site from one member, as Pyro sites.
+
+        Args:
+            index: Number of the member.
+            args: The model's arguments.
+            kwargs: The same, by name.
+        """
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The Pyro guide: draws every site from one member.
+
+        Args:
+            args: The model's arguments.
+            kwargs: The same, by name.
+
+        Returns:
+            The draws by site name.
+        """
+        return self.draw_member(self._next(), *args, **kwargs)
+
+    def _next(self) -> int:
+        if self._left is None:
+            return int(torch.randint(len(self), ()))
+        if not self._left:
+            self._left = tuple(torch.randperm(len(self)).tolist())
+        index, self._left = self._left[0], self._left[1:]
+        return index
+
+    @contextlib.contextmanager
+    def in_turn(self) -> Iterator[None]:
+        """Let draws take all members in turn."""
+        before, self._left = self._left, ()
+        try:
+            yield
+        finally:
+            self._left = before
