@@ -22,7 +22,7 @@ class SiteRow(Record):
 
     Args:
         site: Name of the site.
-        kl: KL(q || p) in nats, summed over the site's weights; where the guide has no density, minus the mean log prior.
+        kl: KL(q || p) in nats, summed over the site's weights; minus the mean log prior where the guide has no density.
         method: `"exact"`; `"monte carlo"` where there is no closed form or the KL depends on another site's draw; or
             `"log prior"` where the guide has no density.
         stderr: Standard error of `kl`; 0 where it is exact.
@@ -117,7 +117,8 @@ class Decomposition(Record):
         rows += [(*total, _error(self.elbo_stderr) if self.num_samples or self.kl_samples else "")]
         draws = {0: "nothing drawn", 1: "1 draw"}.get(self.num_samples, f"{self.num_samples} draws")
         known = ", labels known" if self.labels else ""
-        head = f"{'Log joint density' if point else 'ELBO'} of {self.num_data} examples, {draws}, estimator {self.estimator!r}{known}"
+        what = "Log joint density" if point else "ELBO"
+        head = f"{what} of {self.num_data} examples, {draws}, estimator {self.estimator!r}{known}"
         lines = [head, table(("", "nats", ""), rows), ""]
         sites = [
             (row.site, row.weights, row.kl, _error(row.stderr) if row.stderr else "", row.method, row.treatment)
