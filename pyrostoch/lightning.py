@@ -25,9 +25,10 @@ from pyrostoch.prediction.predict import predict
 from pyrostoch.prediction.readouts import parse_mode
 from pyrostoch.prediction.scores import NothingToScoreError
 from pyrostoch.training.checks import check_model_and_guide, check_param_store
-from pyrostoch.training.schedule import Schedule, kl_weight, rate_factor
+from pyrostoch.training.optimizer import make_optimizer
+from pyrostoch.training.schedule import ScheduleName, kl_weight, rate_factor
 from pyrostoch.training.settings import Settings
-from pyrostoch.training.state import make_adam, parameter_names
+from pyrostoch.training.state import parameter_names
 
 try:
     from lightning.pytorch import LightningModule
@@ -128,7 +129,7 @@ class SVIModule(LightningModule):
         num_particles: int = 1,
         lr: float = 1e-3,
         lr_alpha: float | None = None,
-        schedule: Schedule = "linear",
+        schedule: ScheduleName = "linear",
         kl_warmup: float | tuple[float, float] = 0.0,
         rate_weight: float = 1.0,
         # Prediction.
@@ -167,7 +168,7 @@ class SVIModule(LightningModule):
                 "SVIModule: nothing to train: neither the guide nor the model has a parameter with requires_grad=True; "
                 "an autoguide of Pyro has none before it is called once, guide(x, y)"
             )
-        optimizer = make_adam(self.guide, names, settings)
+        optimizer = make_optimizer(self.guide, names, settings)
         steps = self._number_of_steps() if settings.schedule != "constant" else 1
         schedule = torch.optim.lr_scheduler.LambdaLR(
             optimizer, lambda step: rate_factor(settings.schedule, min(step, steps), steps)

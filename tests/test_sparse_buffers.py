@@ -14,7 +14,8 @@ from torch import Tensor, nn
 import pyrostoch as ps
 from pyrostoch.safefile import CheckpointError, read_file, write_file
 from pyrostoch.training.fit import fit
-from pyrostoch.training.state import TrainingState, make_adam, module_state, parameter_names
+from pyrostoch.training.optimizer import make_optimizer
+from pyrostoch.training.state import TrainingState, module_state, parameter_names
 from pyrostoch.training.trainer import NonFiniteLossError
 
 pytestmark = [
@@ -129,7 +130,7 @@ def test_a_state_is_rolled_back_with_its_sparse_buffers(layout: str) -> None:
     model, guide = build(matrix(layout))
     names = parameter_names(model, guide)
     settings = ps.training.settings.Settings(epochs=1)
-    state = TrainingState(model, guide, make_adam(guide, names, settings), names, torch.device("cpu"))
+    state = TrainingState(model, guide, make_optimizer(guide, names, settings), names, torch.device("cpu"))
     before, captured = bits_of(module_state(model, guide)), state.capture()
     held = model.net.adjacency
     held.copy_(another(layout))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 
 import torch
 from pyro import poutine
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from pyrostoch._inputs import to_device
 from pyrostoch._seeds import forked
 from pyrostoch._targets import Target
+from pyrostoch.guides import GuideSet
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.elbo import interpretation
 from pyrostoch.likelihoods.pseudo import normalized
@@ -88,10 +89,13 @@ def predictive_loss(
     """
     name = "shared" if estimator == "shared" else "marginal"
     draws = draws if model.sites else 1
+    members = len(guide) if isinstance(guide, GuideSet) else 1
+    draws = -(-draws // members) * members  # each of them as often as the others
     total, count = torch.zeros((), device=device), 0
     # A loader's own generator is restored, so that the order of the examples is the same at every call, too.
     generators = [(generator, generator.get_state()) for generator in held_out.generators()]
-    with training_mode(False, model, guide), forked(device, seed=0):
+    turns = guide.in_turn() if isinstance(guide, GuideSet) else nullcontext()
+    with training_mode(False, model, guide), forked(device, seed=0), turns:
         for x, y in held_out.epoch(None, 0):
             x, y = to_device(x, device), to_device(y, device)
             log_probs, observed = zip(*(_log_prob(model, guide, x, y, name) for _ in range(draws)), strict=True)

@@ -15,6 +15,7 @@ from torch import nn
 
 from pyrostoch._descriptions import describe_function
 from pyrostoch._seeds import forked
+from pyrostoch.guides import Ensemble
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.compile import worth_compiling
 from pyrostoch.infer.data_sets import move_to_device
@@ -38,10 +39,12 @@ from pyrostoch.training.checks import (
     move_modules,
 )
 from pyrostoch.training.history import Fit
+from pyrostoch.training.members import MembersTrainer, check_members
+from pyrostoch.training.optimizer import OptimizerFactory
 from pyrostoch.training.resume import read_training
 from pyrostoch.training.run import Callback, Run
 from pyrostoch.training.schedule import Schedule
-from pyrostoch.training.settings import Settings
+from pyrostoch.training.settings import OWN, Settings
 from pyrostoch.training.trainer import Trainer
 
 __all__ = ["fit"]
@@ -66,7 +69,9 @@ def fit(
     lr: float = 1e-3,
     lr_alpha: float | None = None,
     schedule: Schedule = "linear",
+    optimizer: OptimizerFactory | None = None,
     kl_warmup: float | tuple[float, float] = 0.0,
+    temperature: float = 1.0,
     rate_weight: float = 1.0,
     noise_weight: float = 0.0,
     clip: float | None = None,
@@ -82,7 +87,7 @@ def fit(
     callback: Callback | None = None,
     progress: bool = True,
 ) -> Fit:
-    r"""Train a guide, and the parameters of the model that have no prior, by maximizing the ELBO with Adam.
+    r"""Train a guide, and the parameters of the model that have no prior, by maximizing the ELBO.
 
     The network is in training mode during the run, and every submodule is put back into its own mode afterwards; batch
     normalization whose parameters the user has fixed (`requires_grad=False`) keeps its running statistics. The
@@ -113,9 +118,14 @@ def fit(
         num_particles: Number of independent draws averaged in a step.
         lr: Learning rate at the start.
         lr_alpha: Learning rate of the guide's logarithms of ratios (log alpha, logits of levels); by default `lr`.
-        schedule: How the learning rate falls over the steps of the run: `"linear"` or `"cosine"` to 0, or `"constant"`.
+        schedule: How the learning rate falls over the steps of the run: `"linear"` or `"cosine"` to 0, `"constant"`, or
+            a function of yours from the fraction of steps already made, from 0 to 1, to the factor of the rate.
+        optimizer: Makes the optimizer from parameter groups that have learning rates: a class of `torch.optim`, or
+            `functools.partial(torch.optim.SGD, momentum=0.9)`; Adam by default.
         kl_warmup: Number of epochs over which the weight of the KL rises linearly from 0 to 1; or a pair of epochs
             between which it rises.
+        temperature: T of a cold (below 1) or warm posterior, proportional to $p(y \mid x, w)^{1/T} p(w)$: the weight of
+            the KL at the end of its warm-up. Other than 1, the loss is no ELBO, and the result says so.
         rate_weight: Weight of the rate of random activations with a prior; see `ELBO`.
         noise_weight: Weight of the size of the noise of random activations, which is enlarged; see `ELBO`.
         clip: Largest norm of the whole gradient.
@@ -159,7 +169,8 @@ def fit(
         (True, 'finished')
 
     References:
-        Graves, "Practical variational inference for neural networks", 2011; Kingma, Ba, "Adam", 2015.
+        Graves, "Practical variational inference for neural networks", 2011; Kingma, Ba, "Adam", 2015; Wenzel et al.,
+        "How good is the Bayes posterior in deep neural networks really?", 2020, for cold posteriors.
     """
     settings = Settings(
         epochs=epochs,
@@ -168,7 +179,9 @@ def fit(
         num_particles=num_particles,
         lr=lr,
         lr_alpha=lr_alpha,
-        schedule=schedule,
+        schedule=OWN + describe_function(schedule)[0] if callable(schedule) else schedule,
+        optimizer="Adam" if optimizer is None else describe_function(optimizer)[0],
+        temperature=temperature,
         kl_warmup=kl_warmup,
         rate_weight=rate_weight,
         noise_weight=noise_weight,
@@ -180,6 +193,8 @@ def fit(
     seed = settings.seed
     check_model_and_guide(model, guide)
     check_likelihood_function(model)
+    if isinstance(guide, Ensemble):
+        check_members(model, guide, clip)
     check_rate_weight(model, settings.rate_weight)
     if patience is not None and validation is None:
         raise ValueError(f"patience={patience} needs held-out data: give validation=(x, y)")
@@ -231,7 +246,18 @@ def fit(
             raise ValueError("compile=True: the step of several processes is not compiled; leave compile out")
         if resumed is not None and compile == "auto" and not ranks.is_distributed:
             compiled = resumed.compiled
-        trainer = Trainer(model, guide, batches, settings, used_device, order_seed, compiled=compiled, ranks=ranks)
+        trainer = (MembersTrainer if isinstance(guide, Ensemble) else Trainer)(
+            model,
+            guide,
+            batches,
+            settings,
+            used_device,
+            order_seed,
+            compiled=compiled,
+            ranks=ranks,
+            optimizer=optimizer,
+            schedule=schedule,
+        )
         run = Run(trainer, held_out, path)
         if resumed is not None:
             run.resume(resumed)

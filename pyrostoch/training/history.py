@@ -41,6 +41,9 @@ class Fit(Record):
         compile_seconds: Seconds spent on compiling the step, contained in those of the first epoch; `None` where it ran
             eagerly.
         pseudo: Whether the likelihood is a pseudo-likelihood, as a loss or weights make it: no bound of the evidence.
+        density: Whether the guide has a density. A point has none: `elbo` is then the log joint density, and `kl` minus
+            the log prior.
+        temperature: That of the training. Other than 1, what was maximized is no ELBO.
 
     Example:
         >>> print(Fit({"epoch": [1], "elbo": [-5.0], "data": [-3.0], "kl": [2.0]}, 1, 0.5, -5.0, "finished"))
@@ -59,13 +62,18 @@ class Fit(Record):
     compile_seconds: float | None = None
     labels: KnownLabels = None
     pseudo: bool = False
+    density: bool = True
+    temperature: float = 1.0
 
     def __str__(self) -> str:
         count = f"{self.epochs} epoch{'' if self.epochs == 1 else 's'}"
         spent = "" if self.compile_seconds is None else f" ({self.compile_seconds:.1f} s of them to compile the step)"
-        head = f"{count} in {self.seconds:.1f} s{spent}, {self.stopped}; ELBO {self.elbo:.4f} nats"
+        head = f"{count} in {self.seconds:.1f} s{spent}, {self.stopped}; "
+        head += f"{'ELBO' if self.density else 'log joint density'} {self.elbo:.4f} nats"
         head += " of a pseudo-likelihood" if self.pseudo else ""
         head += ", labels known" if self.labels else ""
+        if self.temperature != 1.0:
+            head += f", trained at temperature {self.temperature:g}, which maximizes no ELBO"
         if self.best_epoch is not None:
             head += f", parameters of epoch {self.best_epoch}"
         if self.checkpoint is not None:

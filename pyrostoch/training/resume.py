@@ -20,8 +20,9 @@ from pyrostoch._checks import name_list
 from pyrostoch._manual import see
 from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.history import COLUMNS, History
+from pyrostoch.training.optimizer import ADAM
 from pyrostoch.training.other_generators import numpy_state, python_state, set_numpy_state, set_python_state
-from pyrostoch.training.state import ADAM, TrainingState, form, module_state
+from pyrostoch.training.state import TrainingState, form, module_state
 
 __all__ = ["SavedTraining", "check_state", "read_training"]
 
@@ -44,7 +45,7 @@ class SavedTraining:
         order_seed: Seed of the order of the examples.
         compiled: Whether the step was compiled.
         device: Type of the device that it ran on.
-        optimizer: Names of the parameters of which Adam keeps something.
+        optimizer: Names of the parameters of which the optimizer keeps something.
         history: History of the epochs.
         stopped: Why the run ended, `None` if it did not.
         best_epoch: The epoch with the best loss on held-out data.
@@ -158,10 +159,16 @@ def check_state(saved: SavedTraining, state: TrainingState) -> None:
         expected |= {f"best.{name}": value for name, value in expected.items()}
     parameters = {name: parameter for parameter, name in state.names.items()}
     if unknown := [name for name in saved.optimizer if name not in parameters]:
-        raise _wrong(path, f"it has Adam's state of {name_list(unknown)}, which this run does not train")
+        raise _wrong(path, f"it has the optimizer's state of {name_list(unknown)}, which this run does not train")
+    is_adam = type(state.optimizer) is torch.optim.Adam and not any(
+        group["amsgrad"] for group in state.optimizer.param_groups
+    )
     for name in saved.optimizer:
-        moments = dict.fromkeys(ADAM[1:], parameters[name].detach()) | {"step": torch.tensor(0.0)}
-        expected |= {f"optimizer.{kind}.{name}": moments[kind] for kind in ADAM}
+        if is_adam:
+            moments = dict.fromkeys(ADAM[1:], parameters[name].detach()) | {"step": torch.tensor(0.0)}
+            expected |= {f"optimizer.{kind}.{name}": moments[kind] for kind in ADAM}
+        else:  # what another optimizer keeps is known only after its first step
+            expected |= {key: tensors[key] for key in tensors if _is_state_of(name, key)}
     generators = {"rng.cpu": torch.default_generator}
     if saved.device == "cuda" and state.device.type == "cuda":
         generators["rng.cuda"] = torch.cuda.default_generators[state.device.index or 0]
@@ -178,7 +185,10 @@ def check_state(saved: SavedTraining, state: TrainingState) -> None:
         )
     for name, value in expected.items():
         _check_like(path, name, value, tensors[name])
-    for name in saved.optimizer:
+    for key in tensors:
+        if key.startswith("optimizer.") and not bool(torch.isfinite(tensors[key]).all()):
+            raise _wrong(path, f"the optimizer's state {key!r}: expected finite numbers")
+    for name in saved.optimizer if is_adam else ():
         step, squares = tensors[f"optimizer.step.{name}"], tensors[f"optimizer.exp_avg_sq.{name}"]
         if not (bool(torch.isfinite(step)) and step >= 1) or bool((_real(squares) < 0).any()):
             raise _wrong(path, f"Adam's state of {name!r}: expected a step from 1 up and mean squares from 0 up")
@@ -193,6 +203,11 @@ def check_state(saved: SavedTraining, state: TrainingState) -> None:
         set_numpy_state(tensors.get("rng.numpy", others["rng.numpy"]), np.random.RandomState())
     except ValueError as error:
         raise _wrong(path, f"a state of Python's or NumPy's random generator is none ({error})") from error
+
+
+def _is_state_of(name: str, key: str) -> bool:
+    prefix, _, rest = key.partition(".")
+    return prefix == "optimizer" and rest.partition(".")[2] == name
 
 
 def _real(squares: Tensor) -> Tensor:

@@ -127,6 +127,8 @@ class Run:
             best_epoch=self.best_epoch,
             checkpoint=None if self.path is None else str(self.path),
             compile_seconds=self.trainer.step.seconds if self.trainer.step.stagings else None,
+            density=bool(getattr(self.trainer.guide, "has_density", True)),
+            temperature=self.trainer.settings.temperature,
             pseudo=any(part.pseudo for part in parts_of(self.trainer.model.likelihood)),
         )
 

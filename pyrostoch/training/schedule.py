@@ -8,9 +8,11 @@ from typing import Literal
 
 from pyrostoch._checks import check_choice
 
-__all__ = ["SCHEDULES", "Schedule", "kl_weight", "rate_factor"]
+__all__ = ["SCHEDULES", "Schedule", "ScheduleName", "kl_weight", "rate_factor"]
 
-Schedule = Literal["linear", "cosine", "constant"]
+ScheduleName = Literal["linear", "cosine", "constant"]
+#: A name, or a function of the user's: the factor of the learning rate by the fraction of steps already made.
+Schedule = ScheduleName | Callable[[float], float]
 
 #: The factor of the learning rate, as a function of the fraction of steps already made.
 SCHEDULES: dict[str, Callable[[float], float]] = {
@@ -26,15 +28,15 @@ def rate_factor(schedule: Schedule | str, step: int, steps: int) -> float:
     With $t$ of $T$ steps made: $1 - t/T$ (`"linear"`), $(1 + \cos \pi t/T)/2$ (`"cosine"`), or 1 (`"constant"`).
 
     Args:
-        schedule: Name of the schedule.
+        schedule: Name of the schedule, or a function of the fraction $t/T$.
         step: Number of steps already made.
         steps: Number of steps of the whole run.
 
     Returns:
-        A number from 0 to 1.
+        A number from 0 to 1; of a function what it returns.
 
     Raises:
-        ValueError: The name is unknown.
+        ValueError: The name is unknown, or the function returned no finite number from 0 up.
 
     Example:
         >>> [rate_factor("linear", step, 4) for step in range(4)]
@@ -45,7 +47,12 @@ def rate_factor(schedule: Schedule | str, step: int, steps: int) -> float:
     References:
         For the cosine: Loshchilov, Hutter, "SGDR: stochastic gradient descent with warm restarts", 2017.
     """
-    return SCHEDULES[check_choice("schedule", schedule, SCHEDULES)](step / steps)
+    if not callable(schedule):
+        return SCHEDULES[check_choice("schedule", schedule, SCHEDULES)](step / steps)
+    factor = float(schedule(step / steps))
+    if not math.isfinite(factor) or factor < 0:
+        raise ValueError(f"schedule: expected a factor from 0 up at the fraction {step / steps:g}, got {factor}")
+    return factor
 
 
 def kl_weight(step: int, steps_per_epoch: int, warmup: float | tuple[float, float]) -> float:

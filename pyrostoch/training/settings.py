@@ -12,12 +12,15 @@ from pyrostoch.infer.elbo import ESTIMATORS
 from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.schedule import SCHEDULES
 
-__all__ = ["Settings", "check_same_run"]
+__all__ = ["OWN", "Settings", "check_same_run"]
+
+#: With this the text of a schedule of the user's begins.
+OWN = "own: "
 
 
 @dataclass(frozen=True)
 class Settings:
-    """The settings of `fit` that determine its result, by the same names; `labels` as a text.
+    """The settings of `fit` that determine its result, by the same names; functions of the user's as texts.
 
     Raises:
         ValueError: A setting is out of range; it is named.
@@ -43,6 +46,8 @@ class Settings:
     precision: str = "float32"
     seed: int | None = None
     labels: str | None = None
+    optimizer: str = "Adam"
+    temperature: float = 1.0
 
     def __post_init__(self) -> None:
         for name, least in (("epochs", 1), ("num_particles", 1), ("patience", 1), ("seed", 0)):
@@ -51,6 +56,7 @@ class Settings:
                 # As Python's own integer, which a checkpoint can hold.
                 object.__setattr__(self, name, check_count(name, value, least))
         check_positive("lr", self.lr)
+        check_positive("temperature", self.temperature)
         for name in ("lr_alpha", "clip"):
             if getattr(self, name) is not None:
                 check_positive(name, getattr(self, name))
@@ -60,7 +66,8 @@ class Settings:
             if not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name}: expected a number from 0 up, got {value!r}")
         check_choice("estimator", self.estimator, ESTIMATORS)
-        check_choice("schedule", self.schedule, SCHEDULES)
+        if not self.schedule.startswith(OWN):
+            check_choice("schedule", self.schedule, SCHEDULES)
         check_choice("precision", self.precision, ("float32", "bf16"))
 
     def to_plain(self, **data: object) -> dict[str, Any]:

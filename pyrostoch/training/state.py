@@ -3,7 +3,7 @@
 | name | content |
 | --- | --- |
 | `model.<key>`, `guide.<key>` | their state dictionaries, including buffers |
-| `optimizer.<kind>.<parameter>` | Adam's state of a parameter, by the parameter's name |
+| `optimizer.<kind>.<parameter>` | the optimizer's state of a parameter, by the parameter's name |
 | `rng.cpu`, `rng.cuda`, `rng.loader.<i>` | states of torch's random generators |
 | `rng.python`, `rng.numpy` | states of the global generators of Python and NumPy, where the data have drawn from them |
 """
@@ -16,13 +16,11 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch.safefile import check_layouts
+from pyrostoch.training.optimizer import optimizer_tensors, restore_optimizer
 from pyrostoch.training.other_generators import numpy_state, python_state, set_numpy_state, set_python_state
-from pyrostoch.training.settings import Settings
 
-__all__ = ["ADAM", "TrainingState", "form", "make_adam", "module_state", "overwrite", "parameter_names"]
+__all__ = ["TrainingState", "form", "module_state", "overwrite", "parameter_names"]
 
-#: What Adam keeps of each parameter.
-ADAM = ("step", "exp_avg", "exp_avg_sq")
 _OTHER_GENERATORS: dict[str, tuple[Callable[[], Tensor], Callable[[Tensor], None]]] = {
     "rng.python": (python_state, set_python_state),
     "rng.numpy": (numpy_state, set_numpy_state),
@@ -136,26 +134,6 @@ def parameter_names(model: nn.Module, guide: nn.Module) -> dict[nn.Parameter, st
     return names
 
 
-def make_adam(guide: nn.Module, names: dict[nn.Parameter, str], settings: Settings) -> torch.optim.Adam:
-    """Make an Adam optimizer; the guide's logarithms of alpha are a parameter group with its own learning rate.
-
-    Args:
-        guide: The guide; its `parameter_groups()["alpha"]`, if it has that method, are the logarithms of alpha.
-        names: The trained parameters of model and guide.
-        settings: The initial learning rates `lr` and `lr_alpha`.
-    """
-    groups = guide.parameter_groups() if hasattr(guide, "parameter_groups") else {}  # type: ignore[operator]
-    alphas = {id(parameter) for parameter in groups.get("alpha", ())}
-    param_groups = [
-        {"params": [p for p in names if id(p) not in alphas], "lr": settings.lr},
-        {
-            "params": [p for p in names if id(p) in alphas],
-            "lr": settings.lr if settings.lr_alpha is None else settings.lr_alpha,
-        },
-    ]
-    return torch.optim.Adam([group for group in param_groups if group["params"]])
-
-
 class TrainingState:
     """Captures and restores the whole state of a training run.
 
@@ -190,9 +168,8 @@ class TrainingState:
     def capture(self) -> dict[str, Tensor]:
         """Copies of the whole state, on the devices of the originals."""
         state = {name: value.detach().clone() for name, value in module_state(self.model, self.guide).items()}
-        for parameter, name in self.names.items():
-            for kind, value in self.optimizer.state.get(parameter, {}).items():
-                state[f"optimizer.{kind}.{name}"] = value.detach().clone()
+        kept = optimizer_tensors(self.optimizer, self.names)
+        state |= {name: value.detach().clone() for name, value in kept.items()}
         state["rng.cpu"] = torch.get_rng_state()
         for name, (state_of, _) in _OTHER_GENERATORS.items():
             now = state_of()
@@ -211,14 +188,7 @@ class TrainingState:
             state: The state.
         """
         self.restore_modules(state)
-        self.optimizer.state.clear()
-        for parameter, name in self.names.items():
-            for kind in ADAM:
-                value = state.get(f"optimizer.{kind}.{name}")
-                if value is not None:
-                    # Adam keeps its step count on the CPU, so that reading it does not wait for the device.
-                    device = value.device if kind == "step" else parameter.device
-                    self.optimizer.state[parameter][kind] = value.detach().clone().to(device)
+        restore_optimizer(self.optimizer, self.names, state)
         torch.set_rng_state(state["rng.cpu"])
         for name, (_, set_state) in _OTHER_GENERATORS.items():
             if name in state or self._used[name]:

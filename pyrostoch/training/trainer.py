@@ -20,9 +20,10 @@ from pyrostoch.infer.terms import Terms
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import FlatInputs
 from pyrostoch.staging import StagedStep
-from pyrostoch.training.schedule import kl_weight, rate_factor
+from pyrostoch.training.optimizer import OptimizerFactory, make_optimizer
+from pyrostoch.training.schedule import Schedule, kl_weight, rate_factor
 from pyrostoch.training.settings import Settings
-from pyrostoch.training.state import TrainingState, make_adam, parameter_names
+from pyrostoch.training.state import TrainingState, parameter_names
 
 __all__ = ["NonFiniteLossError", "Trainer"]
 
@@ -69,6 +70,8 @@ class Trainer:
         order_seed: Seed of the order of the examples.
         compiled: Whether to compile the step.
         ranks: The processes that train together, if there are several.
+        optimizer: Makes the optimizer; Adam by default.
+        schedule: How the learning rates fall; that of the settings by default, which must be a name.
 
     Raises:
         ValueError: Neither guide nor model has a parameter to train.
@@ -85,6 +88,8 @@ class Trainer:
         *,
         compiled: bool = False,
         ranks: Ranks | None = None,
+        optimizer: OptimizerFactory | None = None,
+        schedule: Schedule | str | None = None,
     ) -> None:
         self.model, self.guide, self.batches = model, guide, batches
         self.settings, self.device, self.order_seed = settings, device, order_seed
@@ -95,7 +100,8 @@ class Trainer:
             raise ValueError(
                 "fit: nothing to train: neither the guide nor the model has a parameter with requires_grad=True"
             )
-        self.optimizer = make_adam(guide, self.names, settings)
+        self.optimizer = make_optimizer(guide, self.names, settings, optimizer)
+        self._schedule: Schedule | str = settings.schedule if schedule is None else schedule
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.state = TrainingState(model, guide, self.optimizer, self.names, device, batches.generators())
         self.ranks = Ranks() if ranks is None else ranks
@@ -164,16 +170,24 @@ class Trainer:
     def _step(self, share: Share, number: int, index: int) -> Tensor:
         """Make one step of the optimizer; return the loss and the terms of the ELBO as a tensor on the device."""
         self._set_schedules(number, index)
-        x, y = to_device(share.x, self.device), to_device(share.y, self.device)
-        return self.step(x, y, self._kl_weight, share.weight)[1]
+        return self.step(*self._arguments(share), self._kl_weight, share.weight)[1]
+
+    def _arguments(self, share: Share) -> tuple[Any, Any]:
+        """Inputs and targets of a batch, on the device."""
+        return to_device(share.x, self.device), to_device(share.y, self.device)
 
     def _loss(self, x: FlatInputs, y: Target, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
         """The loss of a batch, and a tensor of loss, data term, KL, rate and penalty."""
+        return self._loss_of(self.guide, x, y, kl_weight, weight)
+
+    def _loss_of(
+        self, guide: nn.Module, x: FlatInputs, y: Target, kl_weight: Tensor, weight: float | None
+    ) -> tuple[Tensor, Tensor]:
         total: Any = [0.0] * 5
         draws = particles(self.settings.num_particles)
         for draw in draws:
             with draw:
-                terms = self._terms(x, y)
+                terms = self._terms(guide, x, y)
             part = 1.0 if weight is None else weight
             loss = terms.loss(kl_weight, self.elbo.rate_weight, weight, self.elbo.noise_weight)
             values = (loss, terms.data * part, terms.kl, terms.rate * part, terms.penalty)
@@ -184,15 +198,15 @@ class Trainer:
         """Set the learning rates and the weight of the KL for a step."""
         steps_per_epoch = len(self.batches)
         step, steps = (number - 1) * steps_per_epoch + index, self.settings.epochs * steps_per_epoch
-        factor = rate_factor(self.settings.schedule, min(step, steps), steps)
+        factor = rate_factor(self._schedule, min(step, steps), steps)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
-        self.kl_weight = kl_weight(step, steps_per_epoch, self.settings.kl_warmup)
+        self.kl_weight = self.settings.temperature * kl_weight(step, steps_per_epoch, self.settings.kl_warmup)
         self._kl_weight.fill_(self.kl_weight)
 
-    def _terms(self, x: FlatInputs, y: Target) -> Terms:
+    def _terms(self, guide: nn.Module, x: FlatInputs, y: Target) -> Terms:
         with torch.autocast(self.device.type, torch.bfloat16, enabled=self.settings.precision == "bf16"):
-            return self.elbo.terms(self.model, self.guide, x, y)
+            return self.elbo.terms(self.model, guide, x, y)
 
     def _as_tensor(self, value: Tensor | float) -> Tensor:
         dtype = torch.float32 if self.device.type == "mps" else torch.float64
@@ -211,7 +225,8 @@ class Trainer:
         where: list[str] = []
         for index, share in enumerate(self._shares(number)):
             if index == bad:
-                where = self._find_nonfinite(share.x, share.y, number, index)
+                self._set_schedules(number, index)
+                where = self._find_nonfinite(share)
                 break
             self._step(share, number, index)
         if not where:
@@ -230,16 +245,17 @@ class Trainer:
             + "; try a smaller lr, clip=1.0, kl_warmup, or a smaller initial scale",
         )
 
-    def _find_nonfinite(self, x: FlatInputs, y: Target, number: int, index: int) -> list[str]:
+    def _find_nonfinite(self, share: Share) -> list[str]:
         """What is not finite in a step that has not been made: inputs, parameters, terms."""
-        self._set_schedules(number, index)
-        x, y = to_device(x, self.device), to_device(y, self.device)
+        return self._nonfinite_in(self.guide, *self._arguments(share))
+
+    def _nonfinite_in(self, guide: nn.Module, x: FlatInputs, y: Target) -> list[str]:
         parts = [part.coalesce().values() if part.layout is torch.sparse_coo else part for part in tensors_in(x)]
         found = [] if all(bool(torch.isfinite(part).all()) for part in parts) else ["inputs x of this batch"]
         found += [f"parameter {name!r}" for name in self._nonfinite_parameters()]
         for draw in particles(self.settings.num_particles):
             with draw:
-                terms = self._terms(x, y)
+                terms = self._terms(guide, x, y)
             values: dict[str, Tensor | float] = {"data term": terms.data, "penalty": terms.penalty}
             values |= {f"KL of site {name!r}": site.kl for name, site in terms.sites.items()}
             values |= {f"rate of layer {name!r} (a scale of 0?)": term.rate for name, term in terms.rates.items()}

@@ -1,0 +1,144 @@
+"""The steps of an ensemble, whose members are trained side by side, each on its own order of the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _NormBase
+
+from pyrostoch._checks import name_list
+from pyrostoch._inputs import to_device
+from pyrostoch._manual import see
+from pyrostoch._seeds import mixed_seed
+from pyrostoch.effects.interpretation import UsageUnknownError
+from pyrostoch.guides import Ensemble
+from pyrostoch.infer.batches import Share
+from pyrostoch.model import BayesianModel
+from pyrostoch.training.trainer import Trainer
+
+__all__ = ["MembersTrainer", "check_members"]
+
+# Up to how many weights of a member all run through the network together, by torch.vmap: beyond, products of matrices
+# take most of the time, and those of a batch of matrices are no faster than one after another.
+_FEW_WEIGHTS = 20_000
+
+
+@dataclass(frozen=True)
+class _Shares(Share):
+    """A batch of each member: `x` and `y` are those of the first, which `fit` checks."""
+
+    parts: tuple[Share, ...] = ()
+
+
+def check_members(model: BayesianModel, guide: Ensemble, clip: float | None) -> None:
+    """Raise an error for an ensemble whose members would train something together that each needs for itself.
+
+    Args:
+        model: The model.
+        guide: The ensemble.
+        clip: Largest norm of the gradient.
+
+    Raises:
+        ValueError: The model trains parameters without a prior, or keeps running statistics; they are named.
+    """
+    plain = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
+    if plain:
+        raise ValueError(
+            f"fit: the members of an ensemble would share the parameters {name_list(plain)}, which have no prior; give "
+            "every one a prior, as prior={'*': priors.Normal(), 'a.bias': priors.Normal(0.0, 10.0)}, or fix them by "
+            f"requires_grad_(False){see('how-to/choose_guide')}"
+        )
+    running = [
+        name
+        for name, module in model.net.named_modules()
+        if isinstance(module, _NormBase) and module.running_mean is not None
+    ]
+    if running:
+        raise ValueError(
+            f"fit: the members of an ensemble would share the running statistics of {name_list(running)}; take "
+            "normalization without, as GroupNorm or LayerNorm, or train each member with a network of its own"
+            f"{see('how-to/choose_guide')}"
+        )
+    if clip is not None and len(guide) > 1:
+        raise ValueError("fit: clip= is the norm of one network's gradient; train the members of an ensemble without")
+
+
+class MembersTrainer(Trainer):
+    """Trains the members of an ensemble side by side; see `Trainer`.
+
+    The gradient of each member is that of its own loss, so that its training does not depend on the others. Few weights
+    run through the network together, by `torch.vmap`; many one after another, in the same step.
+    """
+
+    guide: Ensemble
+    # Whether the network can be vectorized, until it turns out that it cannot.
+    _together = True
+
+    def _shares(self, number: int) -> Iterator[Share]:
+        if self.batches.from_loader:  # which has one order
+            for share in super()._shares(number):
+                yield _Shares(share.x, share.y, share.weight, share.count, (share,) * len(self.guide))
+            return
+        seeds = [self.order_seed, *(mixed_seed(self.order_seed, 0, member) for member in range(1, len(self.guide)))]
+        orders = [self.batches.shares(seed, number, self.ranks) for seed in seeds]
+        for parts in zip(*orders, strict=True):
+            yield _Shares(parts[0].x, parts[0].y, parts[0].weight, parts[0].count, parts)
+
+    def _arguments(self, share: Any) -> tuple[Any, Any]:
+        parts = share.parts
+        return tuple(to_device(p.x, self.device) for p in parts), tuple(to_device(p.y, self.device) for p in parts)
+
+    def _loss(self, x: Any, y: Any, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
+        """The sum of the members' losses, and the means of loss, data term, KL, rate and penalty."""
+        if self._together and _alike(list(self.guide.members)) and all(isinstance(p, Tensor) for p in (*x, *y)):
+            try:
+                return self._loss_together(torch.stack(x), torch.stack(y), kl_weight, weight)
+            except UsageUnknownError:  # the step below finds out how the network uses its weights
+                pass
+            except Exception:  # a network may do anything that cannot be vectorized
+                self._together = False
+        found = [self._loss_of(*part, kl_weight, weight) for part in zip(self.guide.members, x, y, strict=True)]
+        losses, terms = (torch.stack(list(column)) for column in zip(*found, strict=True))
+        return losses.sum(), terms.mean(0)
+
+    def _loss_together(self, x: Tensor, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
+        members: Any = list(self.guide.members)
+        names = [f"guide.{name}" for name, _ in members[0].named_parameters()]
+        columns = zip(*(member.parameters() for member in members), strict=True)
+        stacked = {name: torch.stack(column) for name, column in zip(names, columns, strict=True)}
+        member = _Member(members[0], self)
+
+        def loss_of(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+            found: Any = torch.func.functional_call(member, parameters, (x, y, kl_weight, weight))
+            return found[0], found[1]
+
+        losses, terms = torch.vmap(loss_of, randomness="different")(stacked, x, y)
+        return losses.sum(), terms.mean(0)
+
+    def _find_nonfinite(self, share: Any) -> list[str]:
+        found = []
+        for number, (member, x, y) in enumerate(zip(self.guide.members, *self._arguments(share), strict=True)):
+            found += [f"{name} (member {number})" for name in self._nonfinite_in(member, x, y)]
+        return found
+
+
+class _Member(nn.Module):
+    """The loss of one member, as a function of its parameters."""
+
+    def __init__(self, guide: nn.Module, trainer: MembersTrainer) -> None:
+        super().__init__()
+        self.guide, self._trainer = guide, trainer
+
+    def forward(self, *args: Any) -> tuple[Tensor, Tensor]:
+        return self._trainer._loss_of(self.guide, *args)
+
+
+def _alike(members: list[nn.Module]) -> bool:
+    """Whether all members have the same settings, and few weights."""
+    weights = sum(parameter.numel() for parameter in members[0].parameters())
+    own = all(type(part).__module__.startswith("pyrostoch.guides") for part in members)
+    return own and weights <= _FEW_WEIGHTS and all(repr(member) == repr(members[0]) for member in members)
