@@ -13,11 +13,12 @@ from torch.nn.modules.batchnorm import _NormBase
 from pyrostoch._checks import name_list
 from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
-from pyrostoch._seeds import mixed_seed
+from pyrostoch._seeds import generator_states, mixed_seed, set_generator_states
 from pyrostoch.effects.interpretation import UsageUnknownError
 from pyrostoch.guides import Ensemble
 from pyrostoch.infer.batches import Share
 from pyrostoch.model import BayesianModel
+from pyrostoch.staging import restore_tensors, unique
 from pyrostoch.training.trainer import Trainer
 
 __all__ = ["MembersTrainer", "check_members"]
@@ -95,12 +96,20 @@ class MembersTrainer(Trainer):
     def _loss(self, x: Any, y: Any, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
         """The sum of the members' losses, and the means of loss, data term, KL, rate and penalty."""
         if self._together and _alike(list(self.guide.members)) and all(isinstance(p, Tensor) for p in (*x, *y)):
+            batch = (torch.stack(x), torch.stack(y), kl_weight, weight)
+            states = generator_states(self.device)
             try:
-                return self._loss_together(torch.stack(x), torch.stack(y), kl_weight, weight)
-            except UsageUnknownError:  # the step below finds out how the network uses its weights
-                pass
+                try:
+                    return self._loss_together(*batch)
+                except UsageUnknownError:
+                    # A pass outside of vmap finds out how the network uses its weights, and leaves nothing else.
+                    with restore_tensors(unique(list(self.model.buffers()))):
+                        self._loss_of(self.guide.members[0], x[0], y[0], kl_weight, weight)
+                    set_generator_states(self.device, states)
+                    return self._loss_together(*batch)
             except Exception:  # a network may do anything that cannot be vectorized
                 self._together = False
+                set_generator_states(self.device, states)
         found = [self._loss_of(*part, kl_weight, weight) for part in zip(self.guide.members, x, y, strict=True)]
         losses, terms = (torch.stack(list(column)) for column in zip(*found, strict=True))
         return losses.sum(), terms.mean(0)

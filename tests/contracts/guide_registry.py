@@ -90,6 +90,7 @@ GUIDES = {
         partial(guides.Flow, transform=planar), closed_form=False, constants=False, moments=False
     ),
     "LastLayer": GuideMember(_last_layer),
+    "Delta": GuideMember(guides.Delta, local=False, closed_form=False, by_convention=True),
     "VarianceOnly": GuideMember(guides.VarianceOnly),
     "VarianceOnly, uniform": GuideMember(partial(guides.VarianceOnly, family="uniform")),
     "VarianceOnly, bernoulli": GuideMember(
