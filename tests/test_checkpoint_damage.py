@@ -156,7 +156,7 @@ WRONG: dict[str, tuple[Any, str, str]] = {
     "best_epoch": (edit("training", "best_epoch", value=0), "best_epoch: expected null, or with patience", "both"),
     "best_loss": (edit("training", "best_loss", value=0.0), "best_loss: expected .*, as in the history", "both"),
     "optimizer": (edit("training", "optimizer", value=[1]), "optimizer: expected a list of names", "both"),
-    "optimizer of another": (edit("training", "optimizer", value=["x"]), "Adam's state of 'x'", "resume"),
+    "optimizer of another": (edit("training", "optimizer", value=["x"]), "the optimizer's state of 'x'", "resume"),
     "no moments": (drop(SQUARES), f"missing '{SQUARES}'", "resume"),
     "other moments": (put(SQUARES, lambda x: x[:1]), f"'{SQUARES}': expected float32", "resume"),
     "moments of ints": (retype(SQUARES, torch.int32), f"'{SQUARES}': expected float32", "resume"),
