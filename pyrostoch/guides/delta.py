@@ -69,7 +69,7 @@ class Delta(NormalStart):
                 f"guide Delta: expected priors of fixed scale, but that of {name_list([*random, *fitted])} is "
                 f"{'random' if random else 'fitted'}: as a scale shrinks together with what it scales, the joint "
                 "density grows without bound, and there is no maximum. Give the prior a fixed scale, or take another "
-                f"guide by PerSite{see('how-to/choose_guide')}"
+                f"guide by PerSite{see('how-to/ensembles')}"
             )
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
@@ -77,7 +77,7 @@ class Delta(NormalStart):
         if site.improper:
             raise ValueError(
                 f"guide Delta: expected a prior whose density has a maximum at site {site.name!r}, got {site.prior}, "
-                f"which is improper; give it a proper one, such as Normal{see('how-to/choose_guide')}"
+                f"which is improper; give it a proper one, such as Normal{see('how-to/ensembles')}"
             )
         return {"loc": self.normal_start(site)["loc"]}
 

@@ -106,7 +106,7 @@ def _check_members(members: list[Any]) -> None:
         if not hasattr(member, "draw") or not hasattr(member, "site_names"):
             raise ValueError(
                 f"guide Ensemble: expected guides of this library as members, got {type(member).__name__}"
-                f"{see('how-to/choose_guide')}"
+                f"{see('how-to/ensembles')}"
             )
         if any(member is other for other in members[:number]):
             raise ValueError(f"guide Ensemble: member {number} is there twice; each needs parameters of its own")
@@ -117,7 +117,7 @@ def _check_members(members: list[Any]) -> None:
             raise ValueError(
                 f"guide Ensemble: expected guides of one network, but members 0 and {number} differ in "
                 f"{name_list(other)}; average the predictions of different networks instead"
-                f"{see('how-to/choose_guide')}"
+                f"{see('how-to/ensembles')}"
             )
 
 
@@ -142,7 +142,7 @@ def _start(model: BayesianModel, *, again: bool) -> Callable[[Site], Tensor] | N
         if torch.equal(value, site.init) and not bool((value == value.flatten()[0]).all()):
             raise ValueError(
                 f"guide Ensemble: all members would start at the same weights at site {site.name!r}, since its layer "
-                f"has no reset_parameters; make the members yourself, by Ensemble([...]){see('how-to/choose_guide')}"
+                f"has no reset_parameters; make the members yourself, by Ensemble([...]){see('how-to/ensembles')}"
             )
         return value
 

@@ -52,7 +52,7 @@ class Samples(GuideSet):
             missing, unknown = sorted(set(sites) - set(values)), sorted(set(values) - set(sites))
             raise ValueError(
                 f"guide Samples: expected draws of {name_list(sites)}; missing {name_list(missing) or 'none'}, unknown "
-                f"{name_list(unknown) or 'none'}{see('how-to/choose_guide')}"
+                f"{name_list(unknown) or 'none'}{see('how-to/ensembles')}"
             )
         counts = {len(value) if value.dim() else 0 for value in values.values()}
         if len(counts) != 1 or not counts or 0 in counts:

@@ -177,7 +177,7 @@ def check_mode(guide: object, mode: str) -> None:
         raise ValueError(
             f"mode {mode!r}: the members of {type(found).__name__} are different networks, and the mean of their "
             f"weights is none of them; predict by mode='mc:{min(len(found), 100)}', which averages over members"
-            f"{see('how-to/choose_guide')}"
+            f"{see('how-to/ensembles')}"
         )
 
 

@@ -51,7 +51,7 @@ def check_members(model: BayesianModel, guide: Ensemble, clip: float | None) -> 
         raise ValueError(
             f"fit: the members of an ensemble would share the parameters {name_list(plain)}, which have no prior; give "
             "every one a prior, as prior={'*': priors.Normal(), 'a.bias': priors.Normal(0.0, 10.0)}, or fix them by "
-            f"requires_grad_(False){see('how-to/choose_guide')}"
+            f"requires_grad_(False){see('how-to/ensembles')}"
         )
     running = [
         name
@@ -62,7 +62,7 @@ def check_members(model: BayesianModel, guide: Ensemble, clip: float | None) -> 
         raise ValueError(
             f"fit: the members of an ensemble would share the running statistics of {name_list(running)}; take "
             "normalization without, as GroupNorm or LayerNorm, or train each member with a network of its own"
-            f"{see('how-to/choose_guide')}"
+            f"{see('how-to/ensembles')}"
         )
     if clip is not None and len(guide) > 1:
         raise ValueError("fit: clip= is the norm of one network's gradient; train the members of an ensemble without")

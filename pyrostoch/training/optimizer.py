@@ -53,13 +53,13 @@ def make_optimizer(
     if not isinstance(optimizer, torch.optim.Optimizer):
         raise TypeError(
             f"fit optimizer: expected a function that makes a torch.optim.Optimizer from parameter groups, got one "
-            f"that makes a {type(optimizer).__name__}{see('how-to/choose_guide')}"
+            f"that makes a {type(optimizer).__name__}{see('how-to/ensembles')}"
         )
     closure = inspect.signature(optimizer.step).parameters.get("closure")
     if closure is not None and closure.default is inspect.Parameter.empty:
         raise TypeError(
             f"fit optimizer: {type(optimizer).__name__} computes the loss several times in a step, and fit draws new "
-            f"noise each time; take another one, such as torch.optim.AdamW{see('how-to/choose_guide')}"
+            f"noise each time; take another one, such as torch.optim.AdamW{see('how-to/ensembles')}"
         )
     found = [parameter for group in optimizer.param_groups for parameter in group["params"]]
     if {id(parameter) for parameter in found} != {id(parameter) for parameter in names}:
@@ -89,7 +89,7 @@ def optimizer_tensors(optimizer: torch.optim.Optimizer, names: Mapping[nn.Parame
                 raise TypeError(
                     f"fit optimizer: expected one that keeps tensors, got {type(optimizer).__name__}, which keeps a "
                     f"{type(value).__name__} of each parameter, {kind!r}, that cannot be put back. Train in a loop of "
-                    f"your own: ELBO()(model, guide) is the loss{see('how-to/choose_guide')}"
+                    f"your own: ELBO()(model, guide) is the loss{see('how-to/ensembles')}"
                 )
             found[f"optimizer.{kind}.{name}"] = value
     return found
