@@ -148,7 +148,9 @@ def test_heads_read_their_part_and_have_their_own_quantities() -> None:
     assert torch.equal(length.means, length.outputs)
     # The scale is drawn from the guide, with a deviation of its logarithm of 0.1, not from its prior, of 1.
     site = "likelihood.length.scale"
-    scales = torch.stack([torch.as_tensor(part["scale"]) for part in ps.draws(model, guide, X, 8, head="length").quantities])
+    scales = torch.stack(
+        [torch.as_tensor(part["scale"]) for part in ps.draws(model, guide, X, 8, head="length").quantities]
+    )
     assert scales.unique().numel() == 8
     assert torch.allclose(scales.log(), guide.parameters_for(site)["loc"].detach().expand(8), atol=0.6)
     prior = ps.prior_predictive(model, X, num_samples=5, seed=0, head="length")
