@@ -26,7 +26,7 @@ from torch import Tensor, nn
 from torch.distributions import Distribution, Transform
 from torch.distributions.utils import lazy_property
 
-__all__ = ["describe_function", "describe_settings", "describe_value", "trained_values"]
+__all__ = ["describe_function", "describe_settings", "describe_value", "is_cached", "trained_values"]
 
 # Longer sources, and more numbers, are told apart by their checksum.
 _MAX_TEXT, _MAX_NUMBERS = 300, 20
@@ -237,8 +237,18 @@ def _is_record(value: Any) -> bool:
     return vars(value).keys() <= {field.name for field in dataclasses.fields(value)}
 
 
+def is_cached(cls: type, name: str) -> bool:
+    """Whether an attribute of an object is what its class computed and keeps, `functools.cached_property`.
+
+    Args:
+        cls: The class.
+        name: Name of the attribute.
+    """
+    return isinstance(inspect.getattr_static(cls, name, None), functools.cached_property)
+
+
 def _is_lazy(cls: type, name: str) -> bool:
-    return isinstance(inspect.getattr_static(cls, name, None), lazy_property)
+    return isinstance(inspect.getattr_static(cls, name, None), lazy_property) or is_cached(cls, name)
 
 
 def _shortened(name: str, source: str, longest: int = _MAX_TEXT) -> str:

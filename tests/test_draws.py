@@ -118,6 +118,45 @@ def test_dictionaries_and_fields() -> None:
     assert ps.draws(model, guide, {"x": X.float()}, 2).outputs.shape == (2, N, 3)
 
 
+class Parts(nn.Module):
+    """A network that returns several tensors, by name or by position."""
+
+    def __init__(self, named: bool) -> None:
+        super().__init__()
+        self.layer, self.named = nn.Linear(2, 4).double(), named
+
+    def forward(self, x: Tensor) -> Any:
+        kind, size = self.layer(x).split([3, 1], 1)
+        return {"kind": kind, "size": size} if self.named else (size, kind)
+
+
+@pytest.mark.parametrize("output", ["kind", 1])
+def test_distributions_of_one_part_of_the_output(output: Any) -> None:
+    model, guide = build(Parts(isinstance(output, str)), Categorical(output=output))
+    found = ps.draws(model, guide, X, 3, seed=0)
+    assert torch.allclose(found.probs, found.outputs.softmax(-1)) and found.likelihood.output == output
+    prior = ps.prior_predictive(model, X, num_samples=3, seed=0)
+    assert prior.observations.shape == (3, N) and "3 classes" in str(prior)
+
+
+def test_heads_read_their_part_and_have_their_own_quantities() -> None:
+    noise = Gaussian(dist.LogNormal(torch.tensor(0.0, dtype=F64), 1.0), output="size")
+    joint = ps.likelihoods.Joint({"label": Categorical(output="kind"), "length": noise})
+    model, guide = build(Parts(True), joint)
+    label, length = (ps.draws(model, guide, X, 4, seed=0, head=head) for head in ("label", "length"))
+    assert torch.allclose(label.probs, label.outputs.softmax(-1)) and not label.quantities[0]
+    assert torch.equal(length.means, length.outputs)
+    # The scale is drawn from the guide, with a deviation of its logarithm of 0.1, not from its prior, of 1.
+    site = "likelihood.length.scale"
+    scales = torch.stack(
+        [torch.as_tensor(part["scale"]) for part in ps.draws(model, guide, X, 8, head="length").quantities]
+    )
+    assert scales.unique().numel() == 8
+    assert torch.allclose(scales.log(), guide.parameters_for(site)["loc"].detach().expand(8), atol=0.6)
+    prior = ps.prior_predictive(model, X, num_samples=5, seed=0, head="length")
+    assert prior.observations.shape == (5, N, 1)
+
+
 def test_what_has_no_draws_is_refused() -> None:
     model, guide = build(network(), Categorical())
     with pytest.raises(ValueError, match="the observations have no mean; for classes, there are probs"):

@@ -196,6 +196,17 @@ class Wrapped(nn.Module):
         return self.head(hidden["pooled"])
 
 
+def test_weights_and_bias_start_at_their_own_scales() -> None:
+    model = last(network(), 40)
+    scales = {"2.weight": torch.tensor([0.1, 0.2, 0.3, 0.4, 0.5, 0.6]), "2.bias": torch.tensor([3.0, 4.0])}
+    by_function = ps.guides.LastLayer(model, init_scale=lambda site: scales[site.name])
+    for guide in (by_function, ps.guides.LastLayer(model, init_scale=by_function)):
+        for name, scale in scales.items():
+            found = guide.site_distribution(name).variance.sqrt()
+            assert torch.allclose(found, scale.double().expand(found.shape))
+    assert torch.allclose(ps.guides.LastLayer(model).site_distribution("2.bias").variance, torch.tensor(1e-4).double())
+
+
 def test_any_network_gives_the_features() -> None:
     net, (x, y) = Wrapped().double(), data()
     model = ps.BayesianModel(

@@ -173,6 +173,57 @@ def test_text_says_what_the_prior_means() -> None:
     assert "observations, 97.5 %" in text
 
 
+def rows_of(found: ps.PriorPredictive) -> dict[str, float]:
+    """The numbers in the table of a text."""
+    rows = [line.rsplit(maxsplit=1) for line in str(found).splitlines()[1:] if line.strip()]
+    return {name.strip(): float(value) for name, value in (row for row in rows if len(row) == 2)}
+
+
+@pytest.mark.parametrize("censoring", ["event", "interval"])
+@pytest.mark.parametrize("kind", [likelihoods.WeibullTime, likelihoods.LogNormalTime])
+def test_text_of_times_pools_no_events(kind: Any, censoring: Any) -> None:
+    model = model_of(nn.Linear(2, 1), priors.Normal(0, 0.1), kind(0.5, censoring=censoring))
+    found = ps.prior_predictive(model, torch.randn(N, 2), num_samples=50, seed=0)
+    times = found.observations[..., 0].double()
+    rows = rows_of(found)
+    assert rows["times, mean"] == pytest.approx(times.mean().item(), rel=1e-3)
+    assert rows["times, standard deviation"] == pytest.approx(times.std().item(), rel=1e-3)
+    assert rows["times, 97.5 %"] == pytest.approx(times.flatten().quantile(0.975).item(), rel=0.05)
+    assert not any(name.startswith("observations") for name in rows)
+
+
+class Pixels(nn.Module):
+    """Classes of four pixels, each with the same class in every example."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        logits = torch.tensor([[1.0, 0.0, 0.0, 1.0], [0.0, 1.0, 1.0, 0.0]]) * self.scale
+        return logits.reshape(1, 2, 2, 2).expand(len(x), 2, 2, 2)
+
+
+def test_text_compares_classes_output_by_output() -> None:
+    share = "draws with one class for all examples, share"
+    x = torch.randn(N, 2)
+    coins = nn.Linear(2, 2)
+    with torch.no_grad():
+        coins.bias.copy_(torch.tensor([9.0, -9.0]))
+    several = ps.prior_predictive(model_of(coins, priors.Normal(0, 0.01), likelihoods.Bernoulli()), x, seed=0)
+    assert several.probs.shape == (100, N, 2, 2) and rows_of(several)[share] == 1.0
+    pixels = ps.prior_predictive(model_of(Pixels(), None, likelihoods.Categorical()), x, num_samples=9, seed=0)
+    assert pixels.probs.shape == (9, N, 2, 2, 2) and rows_of(pixels)[share] == 1.0
+    # One output of two is the same for all examples.
+    half = nn.Linear(2, 2)
+    with torch.no_grad():
+        half.weight.copy_(torch.tensor([[50.0, 0.0], [0.0, 0.0]]))
+        half.bias.copy_(torch.tensor([0.0, 9.0]))
+    mixed = model_of(half, {"weight": priors.around(half, 0.01)}, likelihoods.Bernoulli())
+    x = torch.tensor([[1.0, 0.0], [-1.0, 0.0]] * 3)
+    assert rows_of(ps.prior_predictive(mixed, x, seed=0))[share] == 0.5
+
+
 def test_pictures() -> None:
     pytest.importorskip("matplotlib")
     x = torch.linspace(-1, 1, N)[:, None].flip(0)

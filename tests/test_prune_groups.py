@@ -224,6 +224,30 @@ def test_nothing_of_the_users_is_changed_or_drawn():
     assert torch.equal(first.export()[0].weight, second.export()[0].weight)
 
 
+def instance_normalized():
+    return nn.Sequential(
+        nn.Conv2d(1, 6, 3), nn.InstanceNorm2d(6), nn.ReLU(), nn.Conv2d(6, 5, 3), nn.InstanceNorm2d(5), nn.ReLU(),
+        nn.Flatten(2), nn.Conv1d(5, 4, 3), nn.InstanceNorm1d(4), nn.ReLU(), nn.Flatten(), nn.Linear(4 * 14, 3),
+    )  # fmt: skip
+
+
+@pytest.mark.filterwarnings("error")
+def test_instance_normalization_without_weights_has_the_size_of_its_input():
+    x = torch.randn(IMAGE)
+    pruning = cut(instance_normalized(), x)
+    small = pruning.export()
+    assert len(pruning.masks) == 3
+    sizes = [small[place].out_channels for place in (0, 3, 7)]
+    assert [small[place].num_features for place in (1, 4, 8)] == sizes and sizes == [4, 3, 2]
+    torch.testing.assert_close(outputs(small, x), outputs(pruning.masked, x), rtol=1e-4, atol=1e-5)
+    loaded = load_smaller(instance_normalized(), small.state_dict())
+    for net in (copy.deepcopy(loaded), loaded):
+        torch.testing.assert_close(outputs(net, x), outputs(small, x))
+        assert [net[place].num_features for place in (1, 4, 8)] == sizes
+        assert not any(module._forward_pre_hooks for module in net.modules())
+    assert not any(module._forward_pre_hooks for module in small.modules())
+
+
 def test_what_is_refused():
     model = bayes(ps.models.MLP(5, (6, 4), 3))
     guide, x = ps.guides.Additive(model), torch.randn(6, 5)

@@ -99,6 +99,15 @@ def test_divergence_to_one_of_the_same_kind(name: str) -> None:
     assert kl_sum(one, one).item() == pytest.approx(0.0, abs=1e-10)
 
 
+def test_divergence_under_autocast_is_in_full_precision() -> None:
+    loc, scale, factor = torch.randn(4, 5), 0.3 + torch.rand(4, 5), 0.7 * torch.randn(2, 4, 5)
+    exact = LowRankNormal(loc, scale, factor).information
+    one = LowRankNormal(loc, scale, factor)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert torch.equal(one.information, exact)
+    assert torch.equal(one.information, exact)
+
+
 def test_another_prior_needs_draws() -> None:
     assert not has_closed_form(low_rank(2, 3), torch.distributions.Laplace(0.0, 1.0))
     assert not has_closed_form(low_rank(2, 3), matrix(2, 3))

@@ -15,6 +15,8 @@ from torch import Tensor, nn
 
 import pyrostoch as ps
 from pyrostoch.effects import LocalReparameterization, MomentPropagation, SharedSample
+from pyrostoch.priors.base import tensors_of, values_of
+from pyrostoch.training.checkpoint import CheckpointError
 
 
 def chain() -> tuple[ps.BayesianModel, ps.guides.LowRank]:
@@ -193,3 +195,31 @@ def test_first_prediction_of_a_network_draws_what_sites_share_anew(make: Any, pr
     torch.testing.assert_close(first, second)
     ratio = first / outputs.var(0)
     assert 0.5 < ratio.min() and ratio.max() < 2.0
+
+
+def test_a_prior_is_described_without_what_was_computed_from_it(tmp_path: Path) -> None:
+    """A KL, another precision and a copy leave the prior as it is, for checkpoints too."""
+    net = nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 1))
+
+    def later(old: Any) -> ps.BayesianModel:
+        return ps.BayesianModel(net, prior=old, likelihood=ps.likelihoods.Gaussian(0.5), num_data=8)
+
+    first = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.5), num_data=8)
+    old, other = (ps.guides.LowRank(first, rank=2, scope="site", init_scale=0.3) for _ in range(2))
+    data = torch.randn(8, 3), torch.randn(8, 1)
+    model = later(old)
+    guide = ps.guides.LowRank(model, rank=2, scope="site", init_scale=0.2)
+    kl = ps.decompose(model, guide, data).kl
+    ps.save(tmp_path / "one.pt", model, guide)
+    again = later(old)
+    ps.load(tmp_path / "one.pt", again, ps.guides.LowRank(again, rank=2, scope="site"))
+    assert ps.decompose(model.double(), guide.double(), tuple(part.double() for part in data)).kl == pytest.approx(kl)  # type: ignore[arg-type]
+    prior: Any = model.prior("0.weight")
+    kept = set(vars(values_of(prior.base)))
+    _ = prior.base.information
+    assert "_terms" in vars(prior.base) and set(vars(values_of(prior.base))) == kept
+    assert len(tensors_of(prior.base)) == 3
+    wrong = later(other)
+    with pytest.raises(CheckpointError, match=r"site '0.weight': expected the prior from_guide.*got from_gu") as error:
+        ps.load(tmp_path / "one.pt", wrong, ps.guides.LowRank(wrong, rank=2, scope="site"))
+    assert len(str(error.value)) < 1200

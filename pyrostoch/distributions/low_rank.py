@@ -103,7 +103,9 @@ class LowRankNormal(JointWeights):
     @cached_property
     def _terms(self) -> tuple[Tensor, Tensor]:
         factor = self.factor.reshape(len(self.factor), -1)
-        found: tuple[Tensor, Tensor] = _Terms.apply(factor, self.scale.reshape(-1).square().reciprocal())
+        # In the weight's own precision: what autocast to half precision made would be kept.
+        with torch.autocast(self.loc.device.type, enabled=False):
+            found: tuple[Tensor, Tensor] = _Terms.apply(factor, self.scale.reshape(-1).square().reciprocal())
         return found
 
     @property

@@ -87,7 +87,9 @@ class LastLayer(NormalStart):
             )
         self._weight = matrix[0].name
         self._bias = biases[0].name if biases else None
+        self._biases = biases
         super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=chosen)
+        self._biases = []  # the site holds the network's values
 
     @property
     def ties_sites(self) -> bool:
@@ -103,9 +105,11 @@ class LastLayer(NormalStart):
         outputs, inputs = site.init.shape
         size = inputs + (self._bias is not None)
         check_memory(site, outputs * size**2, "LastLayer")
-        scale = start["log_scale"].exp()
-        rows = torch.cat([scale, scale.mean(1, keepdim=True)], 1) if self._bias is not None else scale
-        return {"loc": start["loc"], "tril": raw_tril(rows)}
+        scales = [start["log_scale"].exp(), *(self._bias_scale(bias) for bias in self._biases)]
+        return {"loc": start["loc"], "tril": raw_tril(torch.cat(scales, 1))}
+
+    def _bias_scale(self, bias: Site) -> Tensor:
+        return self.normal_start(bias)["log_scale"].exp().unsqueeze(1)
 
     def distribution(self, site: str, **parameters: Tensor) -> Distribution:
         """The distribution of the site alone, an event of its shape."""

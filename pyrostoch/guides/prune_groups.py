@@ -20,6 +20,7 @@ from pyrostoch._seeds import forked
 from pyrostoch._structure import flat_inputs
 from pyrostoch.guides.export import with_weights
 from pyrostoch.guides.group_scores import scores_by_layer, weight_means
+from pyrostoch.guides.layer_probe import call_plain
 from pyrostoch.guides.smaller import largest_difference, masked_network, smaller_network
 from pyrostoch.guides.units import Wires, wires_of
 from pyrostoch.model import BayesianModel
@@ -229,6 +230,7 @@ def prune_groups(
         )
     masked = masked_network(net, wires, removed)
     small = smaller_network(masked, wires, removed)
+    call_plain(small, inputs)  # what has no tensors takes its size now
     criterion = f"{1 - amount:.0%} of the units, by {by}" if amount is not None else _words(by, limit)
     sizes = dict(small.named_modules())
     modules = dict(net.named_modules())

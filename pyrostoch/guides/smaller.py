@@ -30,6 +30,9 @@ _SIZES = {
     "num_parameters": 0,
 }
 
+#: Instance normalization, which may have no tensors that tell its size, with the number of axes after its channels.
+_SPATIAL = {nn.InstanceNorm1d: 1, nn.InstanceNorm2d: 2, nn.InstanceNorm3d: 3}
+
 
 def masked_network(net: nn.Module, wires: Mapping[str, Wires], kept: Mapping[str, Tensor]) -> nn.Module:
     """A copy of a network in which the weights of the removed units are zero.
@@ -94,6 +97,7 @@ def smaller_network(masked: nn.Module, wires: Mapping[str, Wires], kept: Mapping
                 held = module.weight
                 _set(module, "weight", held[:, torch.nonzero(columns[name])[:, 0].to(held.device)])
             _set_sizes(module, len(torch.nonzero(rows[name])) if name in rows else None)
+    _count_channels_once(net)
     return net
 
 
@@ -163,6 +167,7 @@ def load_smaller(net: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
             like = held if isinstance(held, Tensor) else module.weight
             _set(module, part, torch.zeros(given.shape, dtype=like.dtype, device=like.device))
         _set_sizes(module, None)
+    _count_channels_once(loaded)
     try:
         loaded.load_state_dict(state_dict)
     except RuntimeError as error:
@@ -172,6 +177,25 @@ def load_smaller(net: nn.Module, state_dict: Mapping[str, Any]) -> nn.Module:
             f"{name_list(name for name, _ in loaded.named_parameters())}{see('how-to/prune_and_export')}"
         ) from error
     return loaded
+
+
+def _count_channels_once(net: nn.Module) -> None:
+    """Let instance normalization that has no tensors take its size from what it gets in its next call.
+
+    Only a call tells which channels it reads. It works with any number, but warns where its size is another.
+    """
+    for module in net.modules():
+        if isinstance(module, tuple(_SPATIAL)) and not module.state_dict():
+            module.register_forward_pre_hook(_count_channels)
+
+
+def _count_channels(module: Any, args: tuple[Any, ...]) -> None:
+    spatial = next(axes for kind, axes in _SPATIAL.items() if isinstance(module, kind))
+    if args:
+        module.num_features = args[0].shape[-1 - spatial]
+    for key, hook in list(module._forward_pre_hooks.items()):
+        if hook is _count_channels:
+            del module._forward_pre_hooks[key]
 
 
 def _fold(module: Any, features: Tensor, constants: Tensor) -> None:

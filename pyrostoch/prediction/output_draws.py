@@ -59,7 +59,11 @@ class Draws(Record):
         Args:
             draw: Number of the draw.
         """
-        found: Distribution = self.likelihood(self.outputs[draw], self.quantities[draw])
+        likelihood = self.likelihood
+        if likelihood.output is not None:  # the outputs are that part already
+            likelihood = copy.copy(likelihood)
+            likelihood.output = None
+        found: Distribution = likelihood(self.outputs[draw], self.quantities[draw])
         return found
 
     @property
@@ -163,7 +167,9 @@ def draws(
             with torch.no_grad(), SharedSample():
                 trace = trace_of(of_weights, to_device(batches[0][0], target))
                 weights = _weights(sites, trace)
-                quantities.append(poutine.replay(likelihood.draw, trace=trace)())
+                # Of the whole likelihood, since the sites of a head are named after it.
+                drawn = poutine.replay(model.likelihood.draw, trace=trace)()
+            quantities.append(_own(drawn, head))
             with SharedSample():
                 pieces = [_read(likelihood, part, model.outputs(to_device(x, target), weights)) for x, _ in batches]
             outputs.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
@@ -197,6 +203,13 @@ def _head(likelihood: Likelihood, head: str | None) -> tuple[Likelihood, str | i
         )
     found = likelihood.by_name[check_choice("draws head", head, likelihood.head_names)]
     return found, head if found.output is None else found.output
+
+
+def _own(quantities: dict[str, Tensor | float], head: str | None) -> dict[str, Tensor | float]:
+    """The quantities of a head, by their names in its own likelihood; all of them without heads."""
+    if head is None:
+        return quantities
+    return {name.removeprefix(f"{head}."): value for name, value in quantities.items() if name.startswith(f"{head}.")}
 
 
 def _read(likelihood: Likelihood, part: str | int | None, output: Any) -> Tensor:

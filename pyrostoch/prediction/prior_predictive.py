@@ -15,6 +15,7 @@ from pyrostoch._structure import flat_inputs
 from pyrostoch.effects.activation_sites import site_names
 from pyrostoch.likelihoods import Likelihood
 from pyrostoch.likelihoods.parts import is_loss
+from pyrostoch.likelihoods.survival import CensoredTime
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.observed import class_log_probs
 from pyrostoch.prediction.output_draws import Draws, draws
@@ -57,7 +58,8 @@ class PriorPredictive(Draws):
         if self.has_classes:
             probs = self.probs
             average = probs.mean(0)
-            same = (probs.argmax(-1).flatten(1) == probs.argmax(-1).flatten(1)[:, :1]).all(1)
+            classes = probs.argmax(-1)
+            same = (classes == classes[:, :1]).all(1)  # for each draw, and each output of several or pixel
             rows = [
                 ("largest class probability, mean", probs.amax(-1).mean().item()),
                 ("entropy of a draw, nats, mean", _entropy(probs).mean().item()),
@@ -65,15 +67,12 @@ class PriorPredictive(Draws):
                 ("draws with one class for all examples, share", same.double().mean().item()),
             ]
             return f"{count}, {probs.shape[-1]} classes\n{table(('', ''), rows)}"
-        seen = self.observations.double()
         shape = tuple(self.observations.shape[2:])
-        low, high = seen.flatten().sort().values[[round(q * (seen.numel() - 1)) for q in (0.025, 0.975)]].tolist()
-        rows = [
-            ("observations, mean", seen.mean().item()),
-            ("observations, standard deviation", seen.std().item()),
-            ("observations, 2.5 %", low),
-            ("observations, 97.5 %", high),
-        ]
+        if isinstance(self.distribution(0), CensoredTime):
+            # Draws are times that are known; the other number of a target says so.
+            rows = _summary("times", self.observations[..., 0])
+        else:
+            rows = _summary("observations", self.observations)
         return f"{count}, observations of shape {shape}\n{table(('', ''), rows)}"
 
 
@@ -188,3 +187,14 @@ def _check_can_be_drawn(model: BayesianModel, head: str | None) -> None:
 
 def _entropy(probs: Tensor) -> Tensor:
     return torch.special.entr(probs).sum(-1)
+
+
+def _summary(name: str, values: Tensor) -> list[tuple[str, float]]:
+    seen = values.double()
+    low, high = seen.flatten().sort().values[[round(q * (seen.numel() - 1)) for q in (0.025, 0.975)]].tolist()
+    return [
+        (f"{name}, mean", seen.mean().item()),
+        (f"{name}, standard deviation", seen.std().item()),
+        (f"{name}, 2.5 %", low),
+        (f"{name}, 97.5 %", high),
+    ]

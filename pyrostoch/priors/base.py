@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution, Independent, Transform, constraints
 
+from pyrostoch._descriptions import is_cached
 from pyrostoch._manual import see
 from pyrostoch.protocols import SiteGuide
 
@@ -222,6 +223,8 @@ def _copied(value: Tensor) -> Tensor:
 def map_tensors(part: Any, fn: Callable[[Tensor], Tensor], copies: dict[int, Any] | None = None) -> Any:
     """A copy of a distribution, or of a part of one, with `fn` applied to every tensor in it.
 
+    What its class computes once and keeps (`functools.cached_property`) is left out.
+
     Args:
         part: The distribution or the part.
         fn: Maps a tensor.
@@ -240,7 +243,11 @@ def map_tensors(part: Any, fn: Callable[[Tensor], Tensor], copies: dict[int, Any
     if isinstance(part, (Distribution, Transform, nn.Module)):
         if id(part) not in copies:
             mapped = copies[id(part)] = copy.copy(part)
-            mapped.__dict__.update({name: map_tensors(value, fn, copies) for name, value in vars(part).items()})
+            for name, value in vars(part).items():
+                if is_cached(type(part), name):  # computed again when it is asked for
+                    del mapped.__dict__[name]
+                else:
+                    mapped.__dict__[name] = map_tensors(value, fn, copies)
         return copies[id(part)]
     return part
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import json
+import os
 import warnings
 from collections.abc import Iterable
 from pathlib import Path
@@ -28,6 +29,8 @@ __all__ = ["CheckpointError", "check_fits", "describe", "load", "save"]
 
 # Number of entries in which descriptions differ that are shown.
 _SHOWN = 5
+# Length of a text that is shown, and of what is before the first difference where it is cut.
+_LONGEST, _BEFORE = 400, 80
 # The type of each part of a checkpoint's plain data, and of the items of its lists and dictionaries.
 _TYPES: dict[str, tuple[type, type | None]] = {
     "guide": (list, str),
@@ -190,8 +193,9 @@ def check_fits(
         for field in ("shape", "prior"):
             expected, got = site[field], sites[name].get(field)
             if expected != got:
+                here, there = _around_difference(str(expected), str(got))
                 raise CheckpointError(
-                    f"checkpoint {path}: site {name!r}: expected the {field} {expected}, got {got}; {advice}"
+                    f"checkpoint {path}: site {name!r}: expected the {field} {here}, got {there}; {advice}"
                 )
     if not any(name.startswith("guide.") for name in state) and any(name.startswith("guide.") for name in tensors):
         raise CheckpointError(
@@ -201,7 +205,7 @@ def check_fits(
         )
     for part in ("guide", "likelihood", "network", "model", "num_data"):
         if description[part] != content[part]:
-            expected, got = _differences(description[part], content[part])
+            expected, got = _around_difference(*_differences(description[part], content[part]))
             raise CheckpointError(f"checkpoint {path}: expected the {part} {expected}, got {got}; {advice}")
     # The other tensors of a run matter only where it is resumed.
     of_run = ("best.", "optimizer.", "rng.") if "training" in content else ()
@@ -320,6 +324,20 @@ def _differences(expected: Any, got: Any) -> tuple[str, str]:
     if (not here and not there) or (len(here) == len(expected) and len(there) == len(got)):
         return ", ".join(expected), ", ".join(got)
     return (_shown(here) if here else "as it is here"), (f"one {_shown(there)}" if there else "one without that")
+
+
+def _around_difference(expected: str, got: str) -> tuple[str, str]:
+    """Two texts; of long ones only the beginning and what is near the first place where they differ."""
+    if max(len(expected), len(got)) <= _LONGEST:
+        return expected, got
+    at = len(os.path.commonprefix([expected, got]))
+    start = at - _BEFORE if at - _BEFORE > _BEFORE else 0
+    texts = []
+    for text in (expected, got):
+        head = f"{text[:_BEFORE]}[...]" if start else ""
+        end = start + _LONGEST - len(head)
+        texts.append(f"{head}{text[start:end]}{'[...]' if end < len(text) else ''}")
+    return texts[0], texts[1]
 
 
 def _shown(entries: list[str]) -> str:
