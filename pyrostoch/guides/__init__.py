@@ -20,6 +20,7 @@
 | `Delta` | a point: the maximum a posteriori estimate |
 | `Ensemble` | an equal mixture of guides: of points, a deep ensemble |
 | `Samples` | one of many given draws, such as those of MCMC |
+| `Swag` | normal, around the iterates of stochastic gradient descent |
 | `PerSite` | that of another guide, chosen by the site's name |
 | `Guide` | any Pyro distribution: the base class for a guide of your own |
 
@@ -66,6 +67,7 @@ from pyrostoch.guides.samples import Samples
 from pyrostoch.guides.sets import GuideSet
 from pyrostoch.guides.smaller import load_smaller
 from pyrostoch.guides.sparse import SparseConv2d, SparseLinear
+from pyrostoch.guides.swag import Swag
 from pyrostoch.guides.variance_limit import to_variance_only
 from pyrostoch.guides.variance_only import VarianceOnly
 
@@ -95,6 +97,7 @@ __all__ = [
     "Samples",
     "SparseConv2d",
     "SparseLinear",
+    "Swag",
     "VarianceOnly",
     "WeightwiseAlpha",
     "ZeroMeanGap",

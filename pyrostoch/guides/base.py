@@ -115,6 +115,8 @@ class Guide(nn.Module):
         # Strings and not torch's constraints: those are compared by identity, which a deep copy does not keep.
         self._kinds = {name: _kind(model_sites[name]) for name in chosen}
         self._out_axes = {name: model_sites[name].out_axis for name in chosen}
+        #: The shape of each site.
+        self.site_shapes = {name: model_sites[name].init.shape for name in chosen}
         self.parameters_of = nn.ModuleDict()
         self.constants = nn.ModuleDict()
         for name in chosen:
@@ -264,6 +266,7 @@ class Guide(nn.Module):
                         del part[site_key(name)]
         restricted._kinds = {name: kind for name, kind in self._kinds.items() if name in kept}
         restricted.site_names = tuple(name for name in self.site_names if name in kept)
+        restricted.site_shapes = {name: self.site_shapes[name] for name in restricted.site_names}
         restricted.weight_names = tuple(name for name in self.weight_names if name in kept)
         return restricted
 

@@ -15,7 +15,7 @@ from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
 from pyrostoch.sites import Site, site_key
 
-__all__ = ["Delta"]
+__all__ = ["Delta", "check_maximum", "point"]
 
 
 class Delta(NormalStart):
@@ -57,30 +57,56 @@ class Delta(NormalStart):
         self, model: nn.Module, *, init_loc: Start | Guide | None = None, sites: Iterable[str] | None = None
     ) -> None:
         super().__init__(model, init_loc=init_loc, sites=sites)
-        random = [name for name in self.site_names if self._kinds[name] != "real"]
-        priors = getattr(model, "priors", {})
-        fitted = [
-            name
-            for name in self.site_names
-            if site_key(name) in priors and any(p.requires_grad for p in priors[site_key(name)].parameters())
-        ]
-        if random or fitted:
-            raise ValueError(
-                f"guide Delta: expected priors of fixed scale, but that of {name_list([*random, *fitted])} is "
-                f"{'random' if random else 'fitted'}: as a scale shrinks together with what it scales, the joint "
-                "density grows without bound, and there is no maximum. Give the prior a fixed scale, or take another "
-                f"guide by PerSite{see('how-to/ensembles')}"
-            )
+        check_maximum(self, model)
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc`, in the weight's shape."""
-        if site.improper:
-            raise ValueError(
-                f"guide Delta: expected a prior whose density has a maximum at site {site.name!r}, got {site.prior}, "
-                f"which is improper; give it a proper one, such as Normal{see('how-to/ensembles')}"
-            )
-        return {"loc": self.normal_start(site)["loc"]}
+        return {"loc": point(self, site)}
 
     def distribution(self, site: str, **parameters: Tensor) -> Distribution:
         """The point, an elementwise distribution."""
         return dist.Delta(parameters["loc"])
+
+
+def check_maximum(guide: Guide, model: nn.Module) -> None:
+    """Raise an error for a model whose joint density has no maximum.
+
+    Args:
+        guide: The guide that looks for it.
+        model: The model.
+
+    Raises:
+        ValueError: The scale of a prior is random or fitted.
+    """
+    random = [name for name in guide.site_names if guide._kinds[name] != "real"]
+    priors = getattr(model, "priors", {})
+    fitted = [
+        name
+        for name in guide.site_names
+        if site_key(name) in priors and any(p.requires_grad for p in priors[site_key(name)].parameters())
+    ]
+    if random or fitted:
+        raise ValueError(
+            f"guide {type(guide).__name__}: expected priors of fixed scale, but that of "
+            f"{name_list([*random, *fitted])} is {'random' if random else 'fitted'}: as a scale shrinks together with "
+            "what it scales, the joint density grows without bound, and there is no maximum. Give the prior a fixed "
+            f"scale, or take another guide by PerSite{see('how-to/ensembles')}"
+        )
+
+
+def point(guide: NormalStart, site: Site) -> Tensor:
+    """Where a guide that looks for a maximum starts at a site.
+
+    Args:
+        guide: The guide.
+        site: The site.
+
+    Raises:
+        ValueError: The prior is improper.
+    """
+    if site.improper:
+        raise ValueError(
+            f"guide {type(guide).__name__}: expected a prior whose density has a maximum at site {site.name!r}, got "
+            f"{site.prior}, which is improper; give it a proper one, such as Normal{see('how-to/ensembles')}"
+        )
+    return guide.normal_start(site)["loc"]

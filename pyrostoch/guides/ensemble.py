@@ -103,14 +103,14 @@ def _check_members(members: list[Any]) -> None:
     if not members:
         raise ValueError("guide Ensemble: expected at least one guide, got none")
     for number, member in enumerate(members):
-        if not hasattr(member, "draw") or not hasattr(member, "site_names"):
+        if not hasattr(member, "draw") or not hasattr(member, "site_shapes"):
             raise ValueError(
                 f"guide Ensemble: expected guides of this library as members, got {type(member).__name__}"
                 f"{see('how-to/ensembles')}"
             )
         if any(member is other for other in members[:number]):
             raise ValueError(f"guide Ensemble: member {number} is there twice; each needs parameters of its own")
-    shapes = [_shapes(member) for member in members]
+    shapes = [member.site_shapes for member in members]
     for number, found in enumerate(shapes):
         if found != shapes[0]:
             other = sorted(name for name in {*found, *shapes[0]} if found.get(name) != shapes[0].get(name))
@@ -119,10 +119,6 @@ def _check_members(members: list[Any]) -> None:
                 f"{name_list(other)}; average the predictions of different networks instead"
                 f"{see('how-to/ensembles')}"
             )
-
-
-def _shapes(member: Any) -> dict[str, Any]:
-    return {name: member.site_distribution(name).event_shape for name in member.site_names}
 
 
 def _start(model: BayesianModel, *, again: bool) -> Callable[[Site], Tensor] | None:

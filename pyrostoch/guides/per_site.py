@@ -6,6 +6,7 @@ import fnmatch
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
@@ -100,6 +101,11 @@ class PerSite(nn.Module):
         """The sites that are weights of the network, without random scales of priors and likelihoods."""
         weights = {name for part in self.parts for name in part.weight_names}  # type: ignore[union-attr]
         return tuple(name for name in self.site_names if name in weights)
+
+    @property
+    def site_shapes(self) -> dict[str, torch.Size]:
+        """The shape of each site."""
+        return {name: self._part(name).site_shapes[name] for name in self.site_names}
 
     def site_distribution(self, site: str) -> Distribution:
         """The present distribution of one site, with all its axes declared as one event.

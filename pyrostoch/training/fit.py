@@ -15,7 +15,7 @@ from torch import nn
 
 from pyrostoch._descriptions import describe_function
 from pyrostoch._seeds import forked
-from pyrostoch.guides import Ensemble
+from pyrostoch.guides import Ensemble, Swag
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.compile import worth_compiling
 from pyrostoch.infer.data_sets import move_to_device
@@ -39,7 +39,7 @@ from pyrostoch.training.checks import (
     move_modules,
 )
 from pyrostoch.training.history import Fit
-from pyrostoch.training.members import MembersTrainer, check_members
+from pyrostoch.training.members import MembersTrainer, check_several
 from pyrostoch.training.optimizer import OptimizerFactory
 from pyrostoch.training.resume import read_training
 from pyrostoch.training.run import Callback, Run
@@ -193,8 +193,7 @@ def fit(
     seed = settings.seed
     check_model_and_guide(model, guide)
     check_likelihood_function(model)
-    if isinstance(guide, Ensemble):
-        check_members(model, guide, clip)
+    check_several(model, guide, clip, schedule)
     check_rate_weight(model, settings.rate_weight)
     if patience is not None and validation is None:
         raise ValueError(f"patience={patience} needs held-out data: give validation=(x, y)")
@@ -210,6 +209,9 @@ def fit(
         if path is not None:
             ranks.run_on_first(lambda: stack.enter_context(only_writer_of(path)))
         stack.enter_context(training_mode(True, model, guide))
+        for part in guide.modules():
+            if isinstance(part, Swag):
+                stack.enter_context(part.collecting())
         keep_fixed_statistics(model.net)
         stack.enter_context(pyro.validation_enabled(False))
         # Pyro's autoguides look in the global parameter store first, which may hold another guide's parameters by the

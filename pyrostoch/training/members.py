@@ -15,13 +15,13 @@ from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._seeds import generator_states, mixed_seed, set_generator_states
 from pyrostoch.effects.interpretation import UsageUnknownError
-from pyrostoch.guides import Ensemble
+from pyrostoch.guides import Ensemble, Swag
 from pyrostoch.infer.batches import Share
 from pyrostoch.model import BayesianModel
 from pyrostoch.staging import restore_tensors, unique
 from pyrostoch.training.trainer import Trainer
 
-__all__ = ["MembersTrainer", "check_members"]
+__all__ = ["MembersTrainer", "check_several"]
 
 # Up to how many weights of a member all run through the network together, by torch.vmap: beyond, products of matrices
 # take most of the time, and those of a batch of matrices are no faster than one after another.
@@ -35,21 +35,27 @@ class _Shares(Share):
     parts: tuple[Share, ...] = ()
 
 
-def check_members(model: BayesianModel, guide: Ensemble, clip: float | None) -> None:
-    """Raise an error for an ensemble whose members would train something together that each needs for itself.
+def check_several(model: BayesianModel, guide: nn.Module, clip: float | None, schedule: object) -> None:
+    """Raise an error for a guide of several networks, where they would share something that each needs for itself.
 
     Args:
         model: The model.
-        guide: The ensemble.
+        guide: The guide; one that is neither an ensemble nor has one as a part, nor SWAG, is left alone.
         clip: Largest norm of the gradient.
+        schedule: The schedule of the learning rate.
 
     Raises:
-        ValueError: The model trains parameters without a prior, or keeps running statistics; they are named.
+        ValueError: The model trains parameters without a prior, or keeps running statistics; they are named. Or the
+            iterates of SWAG would stand still.
     """
+    iterates = any(isinstance(part, Swag) for part in guide.modules())
+    if not iterates and not isinstance(guide, Ensemble):
+        return
+    what = "the members of an ensemble" if isinstance(guide, Ensemble) else "the iterates of SWAG"
     plain = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if plain:
         raise ValueError(
-            f"fit: the members of an ensemble would share the parameters {name_list(plain)}, which have no prior; give "
+            f"fit: {what} would share the parameters {name_list(plain)}, which have no prior; give "
             "every one a prior, as prior={'*': priors.Normal(), 'a.bias': priors.Normal(0.0, 10.0)}, or fix them by "
             f"requires_grad_(False){see('how-to/ensembles')}"
         )
@@ -60,11 +66,15 @@ def check_members(model: BayesianModel, guide: Ensemble, clip: float | None) -> 
     ]
     if running:
         raise ValueError(
-            f"fit: the members of an ensemble would share the running statistics of {name_list(running)}; take "
-            "normalization without, as GroupNorm or LayerNorm, or train each member with a network of its own"
-            f"{see('how-to/ensembles')}"
+            f"fit: {what} would share the running statistics of {name_list(running)}; take "
+            f"normalization without, as GroupNorm or LayerNorm{see('how-to/ensembles')}"
         )
-    if clip is not None and len(guide) > 1:
+    if iterates and schedule in ("linear", "cosine"):
+        raise ValueError(
+            f"fit: schedule={schedule!r} ends at a rate of 0, where iterates stand still, so that SWAG finds no "
+            f"spread; take schedule='constant', or a function{see('how-to/ensembles')}"
+        )
+    if clip is not None and isinstance(guide, Ensemble) and len(guide) > 1:
         raise ValueError("fit: clip= is the norm of one network's gradient; train the members of an ensemble without")
 
 

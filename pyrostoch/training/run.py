@@ -18,6 +18,7 @@ from pyrostoch._checks import name_list
 from pyrostoch._seeds import forked
 from pyrostoch._targets import Target
 from pyrostoch.effects.usage import warn_of_unused
+from pyrostoch.guides import Swag
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.likelihoods.parts import parts_of
@@ -127,7 +128,8 @@ class Run:
             best_epoch=self.best_epoch,
             checkpoint=None if self.path is None else str(self.path),
             compile_seconds=self.trainer.step.seconds if self.trainer.step.stagings else None,
-            density=bool(getattr(self.trainer.guide, "has_density", True)),
+            density=bool(getattr(self.trainer.guide, "has_density", True))
+            and not any(isinstance(part, Swag) for part in self.trainer.guide.modules()),
             temperature=self.trainer.settings.temperature,
             pseudo=any(part.pseudo for part in parts_of(self.trainer.model.likelihood)),
         )
@@ -157,6 +159,9 @@ class Run:
                 error.add_note(f"The checkpoint {self.path} holds the end of epoch {self.done}.")
             raise
         self.done += 1
+        for part in trainer.guide.modules():
+            if isinstance(part, Swag):
+                part.after_epoch(self.done)
         if self.done == 1 and (unused := trainer.model.unused_weights()):
             warn_of_unused(trainer.model.net, unused, "the passes of the first epoch")
         if self.held_out is not None:
