@@ -50,10 +50,11 @@ from pyrostoch.prediction import (
     prior_predictive,
 )
 from pyrostoch.report import write_report
-from pyrostoch.training import Fit, fit, fit_last_layer, fit_two_steps, load, save
+from pyrostoch.training import SGHMC, Fit, fit, fit_last_layer, fit_two_steps, load, save
 
 __all__ = [
     "ELBO",
+    "SGHMC",
     "BayesianModel",
     "Comparison",
     "Decomposition",

@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import contextlib
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pyro
 import pyro.distributions as dist
+import torch
 from torch import Tensor, nn
 
-from pyrostoch._checks import check_finite, name_list
+from pyrostoch._checks import check_count, check_finite, name_list
 from pyrostoch._manual import see
-from pyrostoch.guides.base import sites_of
+from pyrostoch.guides.base import Guide, sites_of
+from pyrostoch.guides.delta import Delta
 from pyrostoch.guides.sets import GuideSet
-from pyrostoch.sites import site_key
+from pyrostoch.guides.starts import Start
+from pyrostoch.sites import Site, announce_parameters, site_key
 
 __all__ = ["Samples"]
 
@@ -43,11 +47,11 @@ class Samples(GuideSet):
     #: Draws have no density, and therefore no ELBO.
     has_density = False
 
+    count: Tensor
+
     def __init__(self, model: nn.Module, values: Mapping[str, Tensor]) -> None:
         super().__init__()
         sites = sites_of(model, "Samples")
-        self.site_names = tuple(sites)
-        self.weight_names = tuple(name for name, site in sites.items() if site.role != "scale")
         if set(values) != set(sites):
             missing, unknown = sorted(set(sites) - set(values)), sorted(set(values) - set(sites))
             raise ValueError(
@@ -55,11 +59,10 @@ class Samples(GuideSet):
                 f"{name_list(unknown) or 'none'}{see('how-to/ensembles')}"
             )
         counts = {len(value) if value.dim() else 0 for value in values.values()}
-        if len(counts) != 1 or not counts or 0 in counts:
+        if len(counts) != 1 or 0 in counts:
             raise ValueError(f"guide Samples: expected as many draws of each site, got {sorted(counts)}")
-        self._values = nn.Module()
         for name, site in sites.items():
-            value = values[name].detach().to(site.init).clone()
+            value = values[name]
             if value.shape[1:] != site.init.shape:
                 raise ValueError(
                     f"guide Samples: site {name!r}: expected draws of shape (K, *{tuple(site.init.shape)}), got "
@@ -68,7 +71,38 @@ class Samples(GuideSet):
             check_finite(f"guide Samples: site {name!r}", value)
             if not bool(site.support.check(value).all()):
                 raise ValueError(f"guide Samples: site {name!r}: expected values within {site.support}")
+        size = counts.pop()
+        self._hold(sites, {name: values[name].detach().to(site.init).clone() for name, site in sites.items()}, size)
+
+    def _hold(self, sites: Mapping[str, Site], values: Mapping[str, Tensor], count: int) -> None:
+        self.site_names = tuple(sites)
+        self.weight_names = tuple(name for name, site in sites.items() if site.role != "scale")
+        self.point: Delta | None = None
+        self._collecting = False
+        self.register_buffer("count", torch.tensor(count))
+        self._values = nn.Module()
+        for name, value in values.items():
             self._values.register_buffer(site_key(name), value)
+
+    @classmethod
+    def chain(cls, model: nn.Module, size: int, *, init_loc: Start | Guide | None = None) -> Samples:
+        """A guide that keeps the draws of a Markov chain, which `fit(sampler=)` runs; empty until then.
+
+        Args:
+            model: The model.
+            size: Number of draws that it will have.
+            init_loc: Where the chain starts, as for `Delta`.
+
+        Raises:
+            ValueError: As `Delta`.
+        """
+        guide, sites = cls.__new__(cls), sites_of(model, "Samples")
+        GuideSet.__init__(guide)
+        size = check_count("Samples size", size)
+        point = Delta(model, init_loc=init_loc)
+        guide._hold(sites, {name: site.init.new_zeros((size, *site.init.shape)) for name, site in sites.items()}, 0)
+        guide.point = point
+        return guide
 
     @classmethod
     def from_mcmc(cls, mcmc: Any, model: nn.Module) -> Samples:
@@ -84,6 +118,11 @@ class Samples(GuideSet):
         drawn = mcmc.get_samples()
         return cls(model, {name: drawn[name] for name in sites_of(model, "Samples") if name in drawn})
 
+    @property
+    def size(self) -> int:
+        """Number of draws that the guide has room for."""
+        return len(self._values.get_buffer(site_key(self.site_names[0]))) if self.site_names else 1
+
     def values(self, site: str) -> Tensor:
         """All draws of a site, (K, *shape).
 
@@ -92,10 +131,45 @@ class Samples(GuideSet):
         """
         if site not in self.site_names:
             raise ValueError(f"guide Samples: no site {site!r}; it has {name_list(self.site_names)}")
-        return self._values.get_buffer(site_key(site))
+        return self._values.get_buffer(site_key(site))[: len(self)]
 
     def __len__(self) -> int:
-        return len(self.values(self.site_names[0])) if self.site_names else 1
+        return int(self.count)
+
+    def forward(self, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
+        """The Pyro guide: one of the draws; while `fit` runs the chain, the point where it is.
+
+        Args:
+            args: The model's arguments, ignored.
+            kwargs: The same.
+        """
+        if self._collecting and self.point is not None:
+            announce_parameters(self, "guide")
+            return self.point.draw()
+        if not len(self):
+            raise ValueError(
+                "guide Samples: expected draws, got none yet; run the chain by fit(model, guide, data, "
+                f"sampler=SGHMC()){see('how-to/ensembles')}"
+            )
+        return super().forward(*args, **kwargs)
+
+    @contextlib.contextmanager
+    def collecting(self) -> Iterator[None]:
+        """Draw the point where the chain is, while `fit` runs it."""
+        self._collecting = True
+        try:
+            yield
+        finally:
+            self._collecting = False
+
+    @torch.no_grad()
+    def collect(self) -> None:
+        """Add the point where the chain is to the draws."""
+        if self.point is None or len(self) == self.size:
+            raise ValueError(f"guide Samples: there is no room for more than {self.size} draws")
+        for name in self.site_names:
+            self._values.get_buffer(site_key(name))[len(self)] = self.point.parameters_for(name)["loc"]
+        self.count += 1
 
     def draw_member(self, index: int, *args: Any, **kwargs: Any) -> dict[str, Tensor]:
         """One of the draws, as Pyro sites.
@@ -112,5 +186,5 @@ class Samples(GuideSet):
         return drawn
 
     def extra_repr(self) -> str:
-        """The number of draws."""
-        return f"size={len(self)}"
+        """The number of draws that it has room for."""
+        return f"size={self.size}"

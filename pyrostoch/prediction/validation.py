@@ -89,7 +89,7 @@ def predictive_loss(
     """
     name = "shared" if estimator == "shared" else "marginal"
     draws = draws if model.sites else 1
-    members = len(guide) if isinstance(guide, GuideSet) else 1
+    members = max(len(guide), 1) if isinstance(guide, GuideSet) else 1  # a chain has none before its first draw
     draws = -(-draws // members) * members  # each of them as often as the others
     total, count = torch.zeros((), device=device), 0
     # A loader's own generator is restored, so that the order of the examples is the same at every call, too.

@@ -7,10 +7,12 @@ from pyrostoch.training.checkpoint import load, save
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
 from pyrostoch.training.last_layer import fit_last_layer
+from pyrostoch.training.sgmcmc import SGHMC
 from pyrostoch.training.trainer import NonFiniteLossError
 from pyrostoch.training.two_steps import TwoStepFit, fit_two_steps
 
 __all__ = [
+    "SGHMC",
     "CheckpointError",
     "Fit",
     "NonFiniteLossError",

@@ -6,6 +6,7 @@ import warnings
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Literal
 
@@ -15,7 +16,7 @@ from torch import nn
 
 from pyrostoch._descriptions import describe_function
 from pyrostoch._seeds import forked
-from pyrostoch.guides import Ensemble, Swag
+from pyrostoch.guides import Ensemble, Samples, Swag
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.compile import worth_compiling
 from pyrostoch.infer.data_sets import move_to_device
@@ -45,6 +46,7 @@ from pyrostoch.training.resume import read_training
 from pyrostoch.training.run import Callback, Run
 from pyrostoch.training.schedule import Schedule
 from pyrostoch.training.settings import OWN, Settings
+from pyrostoch.training.sgmcmc import SGHMC, Dynamics, check_sampler
 from pyrostoch.training.trainer import Trainer
 
 __all__ = ["fit"]
@@ -68,8 +70,9 @@ def fit(
     num_particles: int = 1,
     lr: float = 1e-3,
     lr_alpha: float | None = None,
-    schedule: Schedule = "linear",
+    schedule: Schedule | None = None,
     optimizer: OptimizerFactory | None = None,
+    sampler: SGHMC | None = None,
     kl_warmup: float | tuple[float, float] = 0.0,
     temperature: float = 1.0,
     rate_weight: float = 1.0,
@@ -118,10 +121,12 @@ def fit(
         num_particles: Number of independent draws averaged in a step.
         lr: Learning rate at the start.
         lr_alpha: Learning rate of the guide's logarithms of ratios (log alpha, logits of levels); by default `lr`.
-        schedule: How the learning rate falls over the steps of the run: `"linear"` or `"cosine"` to 0, `"constant"`, or
-            a function of yours from the fraction of steps already made, from 0 to 1, to the factor of the rate.
+        schedule: How the learning rate falls over the steps of the run: `"linear"` (the default) or `"cosine"` to 0,
+            `"constant"`, or a function of yours from the fraction of steps already made, from 0 to 1, to the factor of
+            the rate.
         optimizer: Makes the optimizer from parameter groups that have learning rates: a class of `torch.optim`, or
             `functools.partial(torch.optim.SGD, momentum=0.9)`; Adam by default.
+        sampler: Run a Markov chain in place of an optimizer, whose draws `guides.Samples.chain` keeps.
         kl_warmup: Number of epochs over which the weight of the KL rises linearly from 0 to 1; or a pair of epochs
             between which it rises.
         temperature: T of a cold (below 1) or warm posterior, proportional to $p(y \mid x, w)^{1/T} p(w)$: the weight of
@@ -172,6 +177,11 @@ def fit(
         Graves, "Practical variational inference for neural networks", 2011; Kingma, Ba, "Adam", 2015; Wenzel et al.,
         "How good is the Bayes posterior in deep neural networks really?", 2020, for cold posteriors.
     """
+    if sampler is not None:
+        check_sampler(sampler, guide, epochs, optimizer, schedule, patience, clip)
+        optimizer = partial(Dynamics, friction=sampler.friction, temperature=temperature)
+        schedule = sampler.factor
+    schedule = "linear" if schedule is None else schedule
     settings = Settings(
         epochs=epochs,
         patience=patience,
@@ -179,8 +189,8 @@ def fit(
         num_particles=num_particles,
         lr=lr,
         lr_alpha=lr_alpha,
-        schedule=OWN + describe_function(schedule)[0] if callable(schedule) else schedule,
-        optimizer="Adam" if optimizer is None else describe_function(optimizer)[0],
+        schedule=_text(schedule, sampler),
+        optimizer=repr(sampler) if sampler else "Adam" if optimizer is None else describe_function(optimizer)[0],
         temperature=temperature,
         kl_warmup=kl_warmup,
         rate_weight=rate_weight,
@@ -210,7 +220,7 @@ def fit(
             ranks.run_on_first(lambda: stack.enter_context(only_writer_of(path)))
         stack.enter_context(training_mode(True, model, guide))
         for part in guide.modules():
-            if isinstance(part, Swag):
+            if isinstance(part, (Swag, Samples)):
                 stack.enter_context(part.collecting())
         keep_fixed_statistics(model.net)
         stack.enter_context(pyro.validation_enabled(False))
@@ -259,6 +269,7 @@ def fit(
             ranks=ranks,
             optimizer=optimizer,
             schedule=schedule,
+            sampler=sampler,
         )
         run = Run(trainer, held_out, path)
         if resumed is not None:
@@ -267,6 +278,13 @@ def fit(
         if labels is not None:
             warn_of_unseen_classes(model.net)
         return replace(result, labels=None if labels is None else "known")
+
+
+def _text(schedule: Schedule, sampler: SGHMC | None) -> str:
+    """The schedule in the settings of a run."""
+    if sampler is not None:
+        return f"{OWN}that of the sampler"
+    return OWN + describe_function(schedule)[0] if callable(schedule) else schedule
 
 
 @contextmanager

@@ -15,7 +15,7 @@ from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._seeds import generator_states, mixed_seed, set_generator_states
 from pyrostoch.effects.interpretation import UsageUnknownError
-from pyrostoch.guides import Ensemble, Swag
+from pyrostoch.guides import Ensemble, Samples, Swag
 from pyrostoch.infer.batches import Share
 from pyrostoch.model import BayesianModel
 from pyrostoch.staging import restore_tensors, unique
@@ -40,7 +40,7 @@ def check_several(model: BayesianModel, guide: nn.Module, clip: float | None, sc
 
     Args:
         model: The model.
-        guide: The guide; one that is neither an ensemble nor has one as a part, nor SWAG, is left alone.
+        guide: The guide; one that is neither an ensemble nor a chain nor has SWAG as a part is left alone.
         clip: Largest norm of the gradient.
         schedule: The schedule of the learning rate.
 
@@ -49,9 +49,10 @@ def check_several(model: BayesianModel, guide: nn.Module, clip: float | None, sc
             iterates of SWAG would stand still.
     """
     iterates = any(isinstance(part, Swag) for part in guide.modules())
-    if not iterates and not isinstance(guide, Ensemble):
+    if not iterates and not isinstance(guide, (Ensemble, Samples)):
         return
-    what = "the members of an ensemble" if isinstance(guide, Ensemble) else "the iterates of SWAG"
+    kinds: dict[type, str] = {Ensemble: "the members of an ensemble", Samples: "the draws of a chain"}
+    what = kinds.get(type(guide), "the iterates of SWAG")
     plain = [name for name, parameter in model.named_parameters() if parameter.requires_grad]
     if plain:
         raise ValueError(

@@ -18,7 +18,7 @@ from pyrostoch._checks import name_list
 from pyrostoch._seeds import forked
 from pyrostoch._targets import Target
 from pyrostoch.effects.usage import warn_of_unused
-from pyrostoch.guides import Swag
+from pyrostoch.guides import Samples, Swag
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.likelihoods.parts import parts_of
@@ -162,6 +162,9 @@ class Run:
         for part in trainer.guide.modules():
             if isinstance(part, Swag):
                 part.after_epoch(self.done)
+            elif isinstance(part, Samples) and trainer.sampler is not None:
+                if trainer.sampler.takes(self.done, settings.epochs, part.size):
+                    part.collect()
         if self.done == 1 and (unused := trainer.model.unused_weights()):
             warn_of_unused(trainer.model.net, unused, "the passes of the first epoch")
         if self.held_out is not None:

@@ -23,6 +23,7 @@ from pyrostoch.staging import StagedStep
 from pyrostoch.training.optimizer import OptimizerFactory, make_optimizer
 from pyrostoch.training.schedule import Schedule, kl_weight, rate_factor
 from pyrostoch.training.settings import Settings
+from pyrostoch.training.sgmcmc import SGHMC, Dynamics
 from pyrostoch.training.state import TrainingState, parameter_names
 
 __all__ = ["NonFiniteLossError", "Trainer"]
@@ -72,6 +73,7 @@ class Trainer:
         ranks: The processes that train together, if there are several.
         optimizer: Makes the optimizer; Adam by default.
         schedule: How the learning rates fall; that of the settings by default, which must be a name.
+        sampler: The sampler, where a Markov chain is run.
 
     Raises:
         ValueError: Neither guide nor model has a parameter to train.
@@ -90,6 +92,7 @@ class Trainer:
         ranks: Ranks | None = None,
         optimizer: OptimizerFactory | None = None,
         schedule: Schedule | str | None = None,
+        sampler: SGHMC | None = None,
     ) -> None:
         self.model, self.guide, self.batches = model, guide, batches
         self.settings, self.device, self.order_seed = settings, device, order_seed
@@ -101,6 +104,7 @@ class Trainer:
                 "fit: nothing to train: neither the guide nor the model has a parameter with requires_grad=True"
             )
         self.optimizer = make_optimizer(guide, self.names, settings, optimizer)
+        self.sampler = sampler
         self._schedule: Schedule | str = settings.schedule if schedule is None else schedule
         self._rates = [group["lr"] for group in self.optimizer.param_groups]
         self.state = TrainingState(model, guide, self.optimizer, self.names, device, batches.generators())
@@ -201,6 +205,8 @@ class Trainer:
         factor = rate_factor(self._schedule, min(step, steps), steps)
         for group, rate in zip(self.optimizer.param_groups, self._rates, strict=True):
             group["lr"] = rate * factor
+        if self.sampler is not None and isinstance(self.optimizer, Dynamics):
+            self.optimizer.noise = self.sampler.has_noise(step / steps)
         self.kl_weight = self.settings.temperature * kl_weight(step, steps_per_epoch, self.settings.kl_warmup)
         self._kl_weight.fill_(self.kl_weight)
 
