@@ -31,6 +31,7 @@ For a trained guide:
   network that a `Pruning` exports is saved as a state dict, which `load_pruned` reads.
 - `prune_groups` removes whole neurons and channels, and makes a smaller dense network of what is left, whose state dict
   `load_smaller` reads.
+- `from_ivon` makes a guide of what the optimizer IVON has found.
 - `refresh_batch_norm` estimates batch normalization's running statistics again for a network without noise.
 """
 
@@ -54,6 +55,7 @@ from pyrostoch.guides.export import load_pruned
 from pyrostoch.guides.flow import Flow
 from pyrostoch.guides.full_covariance import FullCovariance
 from pyrostoch.guides.gap import ZeroMeanGap, ZeroMeanRow
+from pyrostoch.guides.ivon import from_ivon
 from pyrostoch.guides.last_layer import LastLayer
 from pyrostoch.guides.low_rank import LowRank
 from pyrostoch.guides.matrix_normal import MatrixNormal
@@ -102,6 +104,7 @@ __all__ = [
     "WeightwiseAlpha",
     "ZeroMeanGap",
     "ZeroMeanRow",
+    "from_ivon",
     "load_pruned",
     "load_smaller",
     "magnitude_masks",
