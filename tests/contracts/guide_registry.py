@@ -30,6 +30,7 @@ class GuideMember:
     log_prior: float | None = None  # of one weight, where the prior has no density of its own
     amortised: bool = False  # it draws random activations too: it is called with inputs, and copied with its model
     moments: bool = True  # its distributions have a mean and a variance
+    collected: bool = False  # its posterior is made of iterates, and has no gradient
     source: bool = True  # its docstring names a publication
 
 
@@ -53,6 +54,17 @@ def _last_layer(model: Any) -> Any:
     others = [name for name in model.sites if name != matrices[-1]]
     rules = {"*": partial(guides.Additive, init_scale=0.3), matrices[-1]: last}
     return guides.PerSite(model, rules) if others else last(model)
+
+
+def _swag(model: Any) -> guides.Swag:
+    """SWAG after a few iterates."""
+    guide = guides.Swag(model, rank=2)
+    with torch.no_grad():
+        for _ in range(5):
+            for parameter in guide.parameters():
+                parameter.add_(0.2 * torch.randn_like(parameter))
+            guide.collect()
+    return guide
 
 
 class LaplaceGuide(guides.Guide):
@@ -91,6 +103,7 @@ GUIDES = {
     ),
     "LastLayer": GuideMember(_last_layer),
     "Delta": GuideMember(guides.Delta, local=False, closed_form=False, by_convention=True),
+    "Swag": GuideMember(_swag, constants=False, collected=True),
     "VarianceOnly": GuideMember(guides.VarianceOnly),
     "VarianceOnly, uniform": GuideMember(partial(guides.VarianceOnly, family="uniform")),
     "VarianceOnly, bernoulli": GuideMember(
