@@ -55,6 +55,15 @@ def _last_layer(model: Any) -> Any:
     return guides.PerSite(model, rules) if others else last(model)
 
 
+def _laplace_layer(model: Any) -> Any:
+    """A guide whose last matrix has one covariance."""
+    matrices = [name for name, site in model.sites.items() if site.init.dim() == 2]
+    last = partial(guides.Laplace, structure="last_layer", init_scale=0.3)
+    others = [name for name in model.sites if name != matrices[-1]]
+    rules = {"*": partial(guides.Additive, init_scale=0.3), matrices[-1]: last}
+    return guides.PerSite(model, rules) if others else last(model)
+
+
 class LaplaceGuide(guides.Guide):
     """A guide of a user's own, as the documentation of `Guide` writes it."""
 
@@ -90,6 +99,14 @@ GUIDES = {
         partial(guides.Flow, transform=planar), closed_form=False, constants=False, moments=False
     ),
     "LastLayer": GuideMember(_last_layer),
+    "Laplace": GuideMember(partial(guides.Laplace, init_scale=0.3)),
+    "Laplace, last layer": GuideMember(_laplace_layer),
+    "Laplace, kronecker": GuideMember(
+        partial(guides.Laplace, structure="kronecker", init_scale=0.3), constants=False
+    ),
+    "Laplace, full": GuideMember(
+        partial(guides.Laplace, structure="full", init_scale=0.3), constants=False
+    ),
     "VarianceOnly": GuideMember(guides.VarianceOnly),
     "VarianceOnly, uniform": GuideMember(partial(guides.VarianceOnly, family="uniform")),
     "VarianceOnly, bernoulli": GuideMember(
