@@ -6,6 +6,7 @@ from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.checkpoint import load, save
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
+from pyrostoch.training.laplace import LaplaceFit, fit_laplace
 from pyrostoch.training.last_layer import fit_last_layer
 from pyrostoch.training.trainer import NonFiniteLossError
 from pyrostoch.training.two_steps import TwoStepFit, fit_two_steps
@@ -13,9 +14,11 @@ from pyrostoch.training.two_steps import TwoStepFit, fit_two_steps
 __all__ = [
     "CheckpointError",
     "Fit",
+    "LaplaceFit",
     "NonFiniteLossError",
     "TwoStepFit",
     "fit",
+    "fit_laplace",
     "fit_last_layer",
     "fit_two_steps",
     "load",
