@@ -102,6 +102,15 @@ def _matrix_matrix(q: MatrixNormal, p: MatrixNormal) -> Tensor:
     return 0.5 * (of_rows * of_columns + distance - q.loc.numel() - q.log_det + p.log_det)
 
 
+@register_kl(TiedNormal, TiedNormal)
+def _tied_tied(q: TiedNormal, p: TiedNormal) -> Tensor:
+    root = p.conditional_factor()
+    spread = torch.linalg.solve_triangular(root, q.root.double(), upper=False).square().sum()
+    shift = (q.loc - p.loc).double().reshape(-1, 1)
+    distance = torch.linalg.solve_triangular(root, shift, upper=False).square().sum()
+    return 0.5 * (spread + distance - q.loc.numel() - q.log_det + p.log_det)
+
+
 @register_kl(KroneckerNormal, KroneckerNormal)
 def _kronecker_kronecker(q: KroneckerNormal, p: KroneckerNormal) -> Tensor:
     of_rows, of_columns = p.rows.double().mT @ q.rows.double(), p.columns.double().mT @ q.columns.double()

@@ -90,7 +90,7 @@ class TiedNormal(JointWeights):
     @property
     def log_det(self) -> Tensor:
         """Log of the determinant of the covariance given the sites drawn before, in double precision."""
-        return 2.0 * self._factor().diagonal().log().sum()
+        return 2.0 * self.conditional_factor().diagonal().log().sum()
 
     def root_products(self, rows: Tensor) -> Tensor:
         """Vectors of the weight's shape times the root, with a column for each number that the sites share."""
@@ -145,14 +145,14 @@ class TiedNormal(JointWeights):
     def _noise(self, shape: tuple[int, ...]) -> Tensor:
         return torch.randn(shape, dtype=self.loc.dtype, device=self.loc.device)
 
-    def _factor(self) -> Tensor:
+    def conditional_factor(self) -> Tensor:
         """Lower triangular factor of the covariance given the sites drawn before, in double precision."""
         if self.shared is not None or self.root.shape[0] == self.root.shape[1]:
             return self.own.double()
         return torch.linalg.cholesky(self.covariance.double())
 
     def _conditional(self) -> tuple[Tensor, Tensor]:
-        return self._conditional_mean(), self._factor()
+        return self._conditional_mean(), self.conditional_factor()
 
     def _conditional_mean(self) -> Tensor:
         """The means given the sites drawn before, or whatever they are if this one is taken alone."""

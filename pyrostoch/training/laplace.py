@@ -34,7 +34,7 @@ __all__ = ["LaplaceFit", "fit_laplace"]
 _PRECISIONS = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 9))
 # How many nats, for each effective weight, a Newton step may add to the log joint density at what counts as a maximum;
 # and how negative the curvature of a direction may be in units of that of the approximation.
-_MOST_GAIN, _MOST_NEGATIVE = 0.5, 0.1
+_MOST_GAIN, _MOST_NEGATIVE = 0.05, 0.1
 
 
 @dataclass(frozen=True, eq=False)
