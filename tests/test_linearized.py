@@ -64,13 +64,13 @@ def whole_covariance(guide: Any) -> Tensor:
     if isinstance(guide, G.Laplace) and guide.tied_sites:
         return guide.factor() @ guide.factor().mT
     sites = [guide.site_distribution(name) for name in guide.site_names]
-    blocks = [
-        site.covariance if hasattr(site, "covariance") else torch.diag(site.variance.flatten()) for site in sites
-    ]
+    blocks = [site.covariance if hasattr(site, "covariance") else torch.diag(site.variance.flatten()) for site in sites]
     found = torch.block_diag(*blocks)
     if getattr(guide, "ties_sites", False):
         factor = torch.cat([guide.parameters_for(name)["factor"].flatten(1) for name in guide.site_names], 1)
-        diagonal = torch.cat([guide.parameters_for(name)["log_scale"].flatten().exp().square() for name in guide.site_names])
+        diagonal = torch.cat(
+            [guide.parameters_for(name)["log_scale"].flatten().exp().square() for name in guide.site_names]
+        )
         found = factor.mT @ factor + torch.diag(diagonal)
     return found.detach()
 
@@ -122,13 +122,19 @@ def test_a_last_layer_with_its_bias() -> None:
         assert ((spread / found.epistemic - 1.0).abs() < 0.15).all() and feature.shape == (5, 5)
 
 
-@pytest.mark.parametrize("name", ["Additive", "LowRank, by site", "MatrixNormal", "FullCovariance", "Laplace, kronecker"])
+@pytest.mark.parametrize(
+    "name", ["Additive", "LowRank, by site", "MatrixNormal", "FullCovariance", "Laplace, kronecker"]
+)
 @pytest.mark.parametrize("likelihood", [ps.likelihoods.Gaussian(0.3), ps.likelihoods.Categorical()])
 def test_a_linear_network_is_predicted_as_by_moments(name: str, likelihood: Any) -> None:
     model = model_of(nn.Linear(3, 2).double(), likelihood)
     guide = GUIDES[name](model)
     moved(guide)
-    labels = torch.tensor([0, 1, 0, 1, 1]) if isinstance(likelihood, ps.likelihoods.Categorical) else torch.ones(5, 2).double()
+    labels = (
+        torch.tensor([0, 1, 0, 1, 1])
+        if isinstance(likelihood, ps.likelihoods.Categorical)
+        else torch.ones(5, 2).double()
+    )
     for form in ("", ":closed"):
         exact = ps.predict(model, guide, X, y=labels, mode="moments:full" + form)
         found = ps.predict(model, guide, X, y=labels, mode="linearized" + form)
@@ -262,7 +268,9 @@ def unmarked(*args: Any) -> None:
 
 def test_what_has_no_covariance_is_refused_by_name() -> None:
     model = model_of(nn.Linear(3, 2).double(), prior={"*": ps.priors.RankOne()})
-    with pytest.raises(ValueError, match=r"site 'weight': lin.*RankOneWeights has no covariance in closed form.*mode='mc'"):
+    with pytest.raises(
+        ValueError, match=r"site 'weight': lin.*RankOneWeights has no covariance in closed form.*mode='mc'"
+    ):
         ps.predict(model, G.RankOne(model), X, mode="linearized")
     model = model_of(nn.Linear(3, 2).double())
     with pytest.raises(ValueError, match="site 'weight'.*it is not marked independent"):
@@ -284,6 +292,61 @@ def test_what_has_no_covariance_is_refused_by_name() -> None:
         ps.predict(nothing, G.Additive(nothing), X, mode="linearized")
     with pytest.raises(ValueError, match="'linearized' draws nothing"):
         ps.predict(model, tied, X, mode="linearized", num_samples=5)
+
+
+class Writing(nn.Module):
+    """Writes into its input and into its weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        with torch.no_grad():
+            self.layer.weight.clamp_(-0.3, 0.3)
+        return torch.tanh(self.layer(x.mul_(2.0)))
+
+
+def test_a_network_that_writes_into_its_inputs_gets_copies() -> None:
+    net = Writing().double()
+    x = X.clone()
+    model = model_of(net)
+    guide = G.Additive(model, init_scale=0.3)
+    found = ps.predict(model, guide, x, mode="linearized")
+    again = ps.predict(model, guide, x, mode="linearized")
+    assert torch.equal(x, X) and torch.equal(found.variance, again.variance)
+    plain = model_of(nn.Sequential(nn.Linear(3, 2), nn.Tanh()).double())
+    weight = net.layer.weight.clamp(-0.3, 0.3)
+    plain.net.load_state_dict({"0.weight": weight, "0.bias": net.layer.bias})
+    other = ps.predict(plain, G.Additive(plain, init_scale=0.3), 2.0 * X, mode="linearized")
+    assert torch.allclose(found.mean, other.mean) and torch.allclose(found.variance, other.variance)
+
+
+class Noisy(nn.Module):
+    """Draws random numbers of its own in every mode."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layer(x) + torch.randn(len(x), 2).double()
+
+
+def test_a_network_with_noise_of_its_own_is_refused() -> None:
+    model = model_of(Noisy().double())
+    with pytest.raises(ValueError, match="differs from call to call.*mode='mc'"):
+        ps.predict(model, G.Additive(model), X, mode="linearized")
+
+
+def test_in_training_mode_the_batch_is_differentiated_as_a_whole() -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4, track_running_stats=False), nn.Linear(4, 2)).double()
+    model = model_of(net, prior={"0.weight": ps.priors.Normal()})
+    guide = G.FullCovariance(model, init_scale=0.3)
+    loc, covariance = by_hand(model, guide, X)
+    found = ps.predict(model, guide, X, mode="linearized")
+    assert torch.allclose(found.mean, loc)
+    assert torch.allclose(found.epistemic, covariance.diagonal(dim1=1, dim2=2), rtol=1e-9)
 
 
 class Several(nn.Module):

@@ -26,7 +26,8 @@ r"""Distributions of a random weight, and the KL divergences between them.
 | `FlowWeights` | standard normal numbers through invertible transforms |
 | `RankOne` | prior of the factors of `RankOneWeights` |
 | `JointWeights` | base class of distributions of a whole weight, whose entries depend on each other |
-| `SharedDraw`, `LowRankDraw`, `ComponentDraw`, `RowsDraw`, `TiedDraw` | what ties the weights of several sites in one draw |
+| `SharedDraw` | base class of what ties the weights of several sites in one draw |
+| `LowRankDraw`, `ComponentDraw`, `RowsDraw`, `TiedDraw` | the classes of this kind |
 | `ImproperPrior` | base class of the priors with infinite mass |
 | `SymmetricDistribution` | base class of `SymmetricUniform` and `TwoPoint` |
 | `kl_log_uniform` | exact KL of N(mu, alpha mu^2) to `LogUniform`, a function of log alpha |

@@ -32,8 +32,8 @@ class KroneckerNormal(JointWeights):
         out_axis: Axis of the weight that counts outputs.
 
     References:
-        Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015; Ritter, Botev,
-        Barber, "A scalable Laplace approximation for neural networks", 2018.
+        Martens, Grosse, "Optimizing neural networks with Kronecker-factored approximate curvature", 2015; Ritter,
+        Botev, Barber, "A scalable Laplace approximation for neural networks", 2018.
 
     Example:
         >>> weight = KroneckerNormal(torch.zeros(2, 3), torch.eye(2), torch.eye(3), torch.full((2, 3), 0.5))

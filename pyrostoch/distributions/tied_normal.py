@@ -19,14 +19,14 @@ __all__ = ["TiedDraw", "TiedNormal"]
 class TiedNormal(JointWeights):
     r"""A site's weights $w = \mu + L_{<} e_{<} + L_{=}\,e$, where $e_{<}$ are the numbers of the sites drawn before.
 
-    The rows $(L_{<}, L_{=})$ are those of the lower triangular factor of the covariance of all sites. `log_prob` and the
-    KL divergence are given the sites drawn before; the sum of all divergences is that of all sites together. Taken
+    The rows $(L_{<}, L_{=})$ are those of the lower triangular factor of the covariance of all sites. `log_prob` and
+    the KL divergence are given the sites drawn before; the sum of all divergences is that of all sites together. Taken
     alone, without `shared`, a site has its marginal distribution.
 
     Args:
         loc: Means, in the shape of the weight, of n entries.
-        root: The factor's rows of this site, (n, m) with $m \ge n$; its last n columns are $L_{=}$, lower triangular and
-            positive on the diagonal.
+        root: The factor's rows of this site, (n, m) with $m \ge n$; its last n columns are $L_{=}$, lower triangular
+            and positive on the diagonal.
         shared: What it shares with the other sites; by default it is taken alone.
         place: Its place among the sites.
 
@@ -71,7 +71,9 @@ class TiedNormal(JointWeights):
         """A draw, (*sample shape, *shape), given the sites drawn before."""
         shape = Size(sample_shape)
         if self.shared is None:
-            return self.loc + (self._noise((*shape, self.root.shape[1])) @ self.root.mT).reshape((*shape, *self.loc.shape))
+            return self.loc + (self._noise((*shape, self.root.shape[1])) @ self.root.mT).reshape(
+                (*shape, *self.loc.shape)
+            )
         noise = self._noise((*shape, len(self.root))) if shape else self.shared.noise(self.place)
         drawn = self._conditional_mean() + (noise @ self.own.mT).reshape((*shape, *self.loc.shape))
         if not shape:

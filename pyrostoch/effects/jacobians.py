@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from pyrostoch._checks import name_list
 from pyrostoch._inputs import count_examples, example_axes, have_common_part, take_examples
 from pyrostoch._manual import see
-from pyrostoch.effects.meeting import depends_on_place, examples_meet
+from pyrostoch.effects.meeting import MOST_EXAMPLES, depends_on_place, examples_meet
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.effects.usage import call_kind
@@ -50,15 +50,19 @@ def output_of(call: NetworkCall) -> tuple[Any, Tensor]:
     Raises:
         ValueError: There is no tensor, or several; or its first axis does not count the examples.
     """
+    given = call.weights
+    # Copies, since a network may write into its weights, at which it is differentiated afterwards.
+    call.weights = {name: value.clone() for name, value in given.items()}
     output = call.run()
+    call.weights = given
     found = [leaf for leaf in tensors_in(output) if leaf.is_floating_point()]
     count = count_examples(call.args, call.in_dims) if call.args else None
     if len(found) != 1 or found[0].dim() == 0 or len(found[0]) == 0 or (count is not None and len(found[0]) != count):
         shapes = name_list(str(tuple(leaf.shape)) for leaf in found) or "none"
         raise ValueError(
-            f"{type(call.net).__name__}: linearization expects a network that returns one tensor whose first axis counts "
-            f"the examples, got {shapes}; wrap the network so that it returns what the likelihood reads, or predict with "
-            f"mode='mc'{see('how-to/convert_network')}"
+            f"{type(call.net).__name__}: linearization expects a network that returns one tensor whose first axis "
+            f"counts the examples, got {shapes}; wrap the network so that it returns what the likelihood reads, or "
+            f"predict with mode='mc'{see('how-to/convert_network')}"
         )
     return output, found[0]
 
@@ -78,22 +82,28 @@ def jacobian_rows(call: NetworkCall, output: Tensor) -> Iterator[Rows]:
     size = sum(weight.numel() for weight in call.weights.values()) * output.element_size() * max(entries, 1)
     step = max(1, _MAX_BYTES // max(size, 1))
     meets = _meets(call)
-    vectorized = not meets
+    ways = [_whole] if meets else [_vectorized, _one_by_one, _whole]
     for start in range(0, len(output), step):
         examples = slice(start, min(start + step, len(output)))
-        found = _vectorized(call, output, examples) if vectorized else None
-        if found is None:
-            vectorized = False
-            found = _by_entry(call, output.shape, examples, whole=meets)
+        while (found := ways[0](call, output, examples)) is None:
+            if len(ways) == 1:
+                raise ValueError(
+                    f"{type(call.net).__name__}: its output for the same inputs and weights differs from call to "
+                    "call, so that it has no derivative by the weights; put it into evaluation mode, or predict with "
+                    f"mode='mc'{see('how-to/convert_network')}"
+                )
+            ways = ways[1:]
         yield Rows(examples, found)
 
 
 def _meets(call: NetworkCall) -> bool:
     """Whether an example's output may depend on the others; the result is kept for as long as the network exists."""
-    args = call.args
-    if call.kwargs or have_common_part(args, call.in_dims) or count_examples(args, call.in_dims) is None:
+    args, count = call.args, count_examples(call.args, call.in_dims)
+    if call.kwargs or have_common_part(args, call.in_dims) or count is None:
         return True
-    kind = (*call_kind(call.net, {}, args, {})[1:], call.in_dims, call.reading is None)
+    # What is found on so many examples holds for any number.
+    size = min(count, MOST_EXAMPLES)
+    kind = (*call_kind(call.net, {}, args, {})[1:], call.in_dims, call.reading is None, size)
     known = _MEETS.setdefault(call.net, {})
     if kind not in known:
         known[kind] = examples_meet(call.net, args, call.in_dims, call.reading) or depends_on_place(
@@ -104,9 +114,9 @@ def _meets(call: NetworkCall) -> bool:
 
 def _output(call: NetworkCall, args: tuple[Any, ...], weights: dict[str, Tensor]) -> Tensor:
     """The tensor that the network returns for given inputs and weights."""
-    inner = NetworkCall(
-        call.net, weights, args, call.kwargs, call.sites, {}, call.in_dims, call.reading, call.fixed
-    )
+    copies = {name: weight.clone() for name, weight in weights.items()}
+    inner = NetworkCall(call.net, copies, args, call.kwargs, call.sites, {}, call.in_dims, call.reading, call.fixed)
+    inner.usage = call.usage
     return next(leaf for leaf in tensors_in(inner.run()) if leaf.is_floating_point())
 
 
@@ -116,9 +126,7 @@ def _vectorized(call: NetworkCall, output: Tensor, examples: slice) -> dict[str,
     axes = example_axes(some, call.in_dims)
 
     def single(weights: dict[str, Tensor], *parts: Any) -> tuple[Tensor, Tensor]:
-        args = tuple(
-            part if axis is None else part.unsqueeze(axis) for part, axis in zip(parts, axes, strict=True)
-        )
+        args = tuple(part if axis is None else part.unsqueeze(axis) for part, axis in zip(parts, axes, strict=True))
         found = _output(call, args, weights).squeeze(0)
         return found, found
 
@@ -127,41 +135,57 @@ def _vectorized(call: NetworkCall, output: Tensor, examples: slice) -> dict[str,
         found, outputs = torch.vmap(jacobian, in_dims=(None, *axes), randomness="error")(dict(call.weights), *some)
     except Exception:  # a network may do anything that cannot be vectorized
         return None
-    expected = output[examples].detach()
-    if outputs.shape != expected.shape:
-        return None
-    limit = _TOLERANCE.get(output.dtype, 1e-2) * (1.0 + expected.abs().amax())
-    if not bool(((outputs - expected).abs() <= limit).all()):
-        return None
-    return {name: rows.detach() for name, rows in found.items()}
+    return {name: rows.detach() for name, rows in found.items()} if _same(outputs, output[examples]) else None
 
 
-def _by_entry(call: NetworkCall, shape: torch.Size, examples: slice, *, whole: bool) -> dict[str, Tensor]:
-    """The same, with a derivative of its own for each entry of each output."""
-    names = list(call.weights)
-    rows: dict[str, list[Tensor]] = {name: [] for name in names}
-    indices = range(*examples.indices(shape[0]))
+def _one_by_one(call: NetworkCall, output: Tensor, examples: slice) -> dict[str, Tensor] | None:
+    """The same for a network that cannot be vectorized, with a derivative of its own for each entry of each output."""
+    rows: list[dict[str, Tensor]] = []
     with torch.enable_grad():
-        weights = {name: weight.detach().clone().requires_grad_() for name, weight in call.weights.items()}
-        batch = _output(call, call.args, weights) if whole else None
-        for index in indices:
-            if batch is None:
-                one = take_examples(call.args, slice(index, index + 1), call.in_dims)
-                flat = _output(call, one, weights).reshape(-1)
-            else:
-                flat = batch[index].reshape(-1)
-            for entry in flat:
-                gradients = _gradients(entry, [weights[name] for name in names])
-                for name, gradient in zip(names, gradients, strict=True):
-                    rows[name].append(gradient)
-    lead = (len(indices), *shape[1:])
-    return {name: torch.stack(found).reshape((*lead, *call.weights[name].shape)) for name, found in rows.items()}
+        weights = _leaves(call)
+        for index in range(*examples.indices(len(output))):
+            one = _output(call, take_examples(call.args, slice(index, index + 1), call.in_dims), weights)
+            if not _same(one, output[index : index + 1]):
+                return None
+            rows += [_gradients(entry, weights) for entry in one.reshape(-1)]
+    return _stacked(rows, output[examples].shape)
 
 
-def _gradients(entry: Tensor, weights: list[Tensor]) -> list[Tensor]:
+def _whole(call: NetworkCall, output: Tensor, examples: slice) -> dict[str, Tensor] | None:
+    """The same for a network in which examples meet, whose whole batch runs."""
+    with torch.enable_grad():
+        weights = _leaves(call)
+        batch = _output(call, call.args, weights)
+        if not _same(batch, output):
+            return None
+        rows = [_gradients(entry, weights) for entry in batch[examples].reshape(-1)]
+    return _stacked(rows, output[examples].shape)
+
+
+def _same(found: Tensor, expected: Tensor) -> bool:
+    """Whether outputs are those of the batch, up to rounding errors."""
+    if found.shape != expected.shape:
+        return False
+    limit = _TOLERANCE.get(expected.dtype, 1e-2) * (1.0 + expected.detach().abs().amax())
+    return bool(((found - expected).abs() <= limit).all())
+
+
+def _leaves(call: NetworkCall) -> dict[str, Tensor]:
+    return {name: weight.detach().clone().requires_grad_() for name, weight in call.weights.items()}
+
+
+def _stacked(rows: list[dict[str, Tensor]], shape: torch.Size) -> dict[str, Tensor]:
+    return {
+        name: torch.stack([row[name] for row in rows]).reshape((*shape, *first.shape))
+        for name, first in rows[0].items()
+    }
+
+
+def _gradients(entry: Tensor, weights: dict[str, Tensor]) -> dict[str, Tensor]:
     if not entry.requires_grad:
-        return [torch.zeros_like(weight) for weight in weights]
-    found = torch.autograd.grad(entry, weights, retain_graph=True, allow_unused=True)
-    return [torch.zeros_like(w) if g is None else g.detach() for w, g in zip(weights, found, strict=True)]
-
-
+        return {name: torch.zeros_like(weight) for name, weight in weights.items()}
+    found = torch.autograd.grad(entry, list(weights.values()), retain_graph=True, allow_unused=True)
+    return {
+        name: torch.zeros_like(weight) if gradient is None else gradient.detach()
+        for (name, weight), gradient in zip(weights.items(), found, strict=True)
+    }

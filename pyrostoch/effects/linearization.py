@@ -16,6 +16,7 @@ from pyrostoch.effects.mean import replace_by_mean
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.trees import map_tensors
 from pyrostoch.effects.unsupported import entries_may_depend
+from pyrostoch.effects.usage import batch_of
 from pyrostoch.moments import Moments, MomentSettings
 
 __all__ = ["Linearization"]
@@ -27,8 +28,8 @@ _MAX_OUTPUTS = 256
 class Linearization(Interpretation):
     r"""The output is $f(x, \mu) + J(x)\,(w - \mu)$, and so Gaussian with covariance $J \Sigma J^\top$.
 
-    J is the derivative of the output by all random weights, at their means $\mu$; $\Sigma$ is their covariance, with that
-    between sites. Exact for normal weights where the output is linear in them; elsewhere it is the prediction that
+    J is the derivative of the output by all random weights, at their means $\mu$; $\Sigma$ is their covariance, with
+    that between sites. Exact for normal weights where the output is linear in them; elsewhere it is the prediction that
     goes with a Laplace approximation, whose curvature belongs to this linear function. Nothing is drawn, and any
     network works: weights may be used in any operation, and several times.
 
@@ -85,6 +86,7 @@ class Linearization(Interpretation):
             return  # an interpretation that was entered after this one handles the call
         random = {name: self._checked(call.sites[name], value) for name, value in call.weights.items()}
         random = {name: distribution for name, distribution in random.items() if distribution is not None}
+        self.prepare(call)
         output, tensor = output_of(call)
         if not random:
             raise ValueError(
@@ -103,9 +105,19 @@ class Linearization(Interpretation):
         covariance = torch.cat(covariances) if full else None  # type: ignore[arg-type]
         lazy = None if covariance is None else _Constant(covariance)
         moments = Moments(tensor, variance, None, self.settings, lazy_covariance=lazy)
-        msg["value"] = map_tensors(lambda leaf: moments if leaf is tensor else leaf, output)  # type: ignore[arg-type,return-value]
+        put: Any = _Put(tensor, moments)
+        msg["value"] = map_tensors(put, output)
         msg["done"] = True
         self.replaced |= {call.sites[name] for name in random}
+
+    def prepare(self, call: NetworkCall) -> None:
+        """Find out how a network uses its weights and inputs, of which it gets copies where it writes into them.
+
+        Args:
+            call: The network call.
+        """
+        self.batch = batch_of(call.args, call.kwargs, call.in_dims)
+        call.usage = self._usage_of(call)
 
     def _checked(self, site: str, value: Tensor) -> Any:
         """The distribution of a site whose covariance is known; `None` where its value is given."""
@@ -148,6 +160,16 @@ _ACTIVATIONS = (
 )
 
 
+class _Put:
+    """Puts moments in the place of a tensor."""
+
+    def __init__(self, tensor: Tensor, moments: Moments) -> None:
+        self.tensor, self.moments = tensor, moments
+
+    def __call__(self, leaf: Tensor) -> Tensor | Moments:
+        return self.moments if leaf is self.tensor else leaf
+
+
 class _Constant:
     """A covariance that is known, called for like one that is computed on demand."""
 
@@ -160,8 +182,8 @@ class _Constant:
 
 def _refuse(site: str, reason: str) -> NoReturn:
     raise ValueError(
-        f"site {site!r}: linearization expects a weight whose mean and covariance are known; the reason here: {reason}. "
-        f"Predict with mode='mc', which draws the whole network{see('how-to/choose_guide')}"
+        f"site {site!r}: linearization expects a weight whose mean and covariance are known; the reason here: "
+        f"{reason}. Predict with mode='mc', which draws the whole network{see('how-to/choose_guide')}"
     )
 
 

@@ -33,15 +33,15 @@ class Laplace(NormalStart):
     normal prior. Its structure is
 
     - `"diagonal"`: the diagonal of H alone; weights are independent;
-    - `"last_layer"`: all of H for the weight of one linear layer, and its bias if that is random; the model has no other
-      random weights;
+    - `"last_layer"`: all of H for the weight of one linear layer, and its bias if that is random; the model has no
+      other random weights;
     - `"full"`: all of H for all random weights, for small networks;
     - `"kronecker"`: for each site the Kronecker product of a matrix for the outputs and one for the inputs.
 
     Train the network first, to a maximum of the log joint density: in torch, with the prior as weight decay, or by
     `fit` with this guide. The means are its only parameters; until `fit_laplace` is called, the covariance is a narrow
-    one, `init_scale`, that training does not change, so that `fit` maximizes the log joint density, up to that noise. Then
-    `fit_laplace` sets the covariance in one pass, and gives the log marginal likelihood.
+    one, `init_scale`, that training does not change, so that `fit` maximizes the log joint density, up to that noise.
+    Then `fit_laplace` sets the covariance in one pass, and gives the log marginal likelihood.
 
     The divergences to a normal prior are exact. `predict(mode="linearized")` is the prediction that goes with it.
 
@@ -53,8 +53,8 @@ class Laplace(NormalStart):
         sites: Names of the sites covered; all by default.
 
     Raises:
-        ValueError: The sites are not those of one linear layer (`"last_layer"`), the covariance does not fit into memory,
-            or some entries of a site are constant (but for `"diagonal"`).
+        ValueError: The sites are not those of one linear layer (`"last_layer"`), the covariance does not fit into
+            memory, or some entries of a site are constant (but for `"diagonal"`).
 
     References:
         MacKay, "A practical Bayesian framework for backpropagation networks", 1992; Ritter, Botev, Barber, "A scalable
@@ -84,7 +84,8 @@ class Laplace(NormalStart):
         init_scale: Start | Guide = 1e-2,
         sites: Iterable[str] | None = None,
     ) -> None:
-        self.structure: Structure = check_choice("structure", structure, ("diagonal", "last_layer", "kronecker", "full"))
+        check_choice("structure", structure, ("diagonal", "last_layer", "kronecker", "full"))
+        self.structure: Structure = structure
         known = sites_of(model, "Laplace")
         chosen = list(known) if sites is None else list(sites)
         if structure == "last_layer":
@@ -172,9 +173,7 @@ class Laplace(NormalStart):
         if self.ties_sites and isinstance(restricted, Laplace) and restricted.tied_sites:
             whole = self.factor().double()
             sizes = [self.parameters_for(name)["loc"].numel() for name in self.tied_sites]
-            rows = [
-                part for name, part in zip(self.tied_sites, whole.split(sizes), strict=True) if name in kept
-            ]
+            rows = [part for name, part in zip(self.tied_sites, whole.split(sizes), strict=True) if name in kept]
             covariance = torch.cat(rows) @ torch.cat(rows).mT
             fitted = bool(self.fitted)
             restricted.set_covariance(covariance)
@@ -255,5 +254,5 @@ def _kronecker_start(site: Site, scale: Tensor) -> dict[str, Tensor]:
     inputs = site.init.numel() // max(outputs, 1)
     check_memory(site, outputs**2 + inputs**2, "Laplace(structure='kronecker')")
     matrix = scale.movedim(site.out_axis, 0).reshape(outputs, inputs) if scale.dim() > 1 else scale.reshape(-1, 1)
-    like = {"dtype": scale.dtype, "device": scale.device}
-    return {"rows": torch.eye(outputs, **like), "columns": torch.eye(inputs, **like), "scale": matrix}
+    rows, columns = (torch.eye(size, dtype=scale.dtype, device=scale.device) for size in (outputs, inputs))
+    return {"rows": rows, "columns": columns, "scale": matrix}

@@ -6,7 +6,8 @@ from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.checkpoint import load, save
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
-from pyrostoch.training.laplace import LaplaceFit, fit_laplace
+from pyrostoch.training.laplace import fit_laplace
+from pyrostoch.training.laplace_fit import LaplaceFit
 from pyrostoch.training.last_layer import fit_last_layer
 from pyrostoch.training.trainer import NonFiniteLossError
 from pyrostoch.training.two_steps import TwoStepFit, fit_two_steps

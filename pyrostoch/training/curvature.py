@@ -15,7 +15,7 @@ __all__ = ["Curvature", "DiagonalCurvature", "FullCurvature", "KroneckerCurvatur
 
 
 class Curvature(Protocol):
-    """The matrix H of the negative log-likelihood; precisions of the prior P are given by site, in the weights' shapes."""
+    """The matrix H of the negative log-likelihood; the prior's precisions are given by site, in the weights' shapes."""
 
     def eigenvalues(self) -> dict[str, Tensor]:
         """The eigenvalues of H, by what has a precision of its own: the sites, or all of them under the name `""`."""
@@ -116,8 +116,8 @@ class FullCurvature:
         root, failed = torch.linalg.cholesky_ex(self.matrix + torch.diag(flat))
         if bool(failed):
             raise ValueError(
-                "fit_laplace: the curvature plus the prior's precision is not positive definite within rounding errors; "
-                f"take a narrower prior, or structure='diagonal'{see('how-to/choose_guide')}"
+                "fit_laplace: the curvature plus the prior's precision is not positive definite within rounding "
+                f"errors; take a narrower prior, or structure='diagonal'{see('how-to/choose_guide')}"
             )
         return root
 

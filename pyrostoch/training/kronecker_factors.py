@@ -26,16 +26,16 @@ __all__ = ["kronecker_factors"]
 _MISSING = (
     "fit_laplace structure='kronecker' needs the library curvlinops, which is missing or incomplete: pip install "
     "--no-deps curvlinops-for-pytorch==3.0.1 backpack-for-pytorch einconv unfoldNd linear_operator einops; then pip "
-    "install jaxtyping scipy tqdm. There is no extra for it, since an ordinary install brings torchvision, which breaks "
-    "imports beside a torch of another build; the other structures need no library"
+    "install jaxtyping scipy tqdm. There is no extra for it, since an ordinary install brings torchvision, which "
+    "breaks imports beside a torch of another build; the other structures need no library"
 )
 
 
 def kronecker_factors(passes: DataPasses, weights: dict[str, Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
     r"""For each site the factors G, (out, out), and A, (in, in), of the curvature of the negative log-likelihood.
 
-    $G = \sum_i g_i g_i^\top$ over the derivatives of the layer's outputs (with the exact curvature of the likelihood), and
-    $A = \tfrac{1}{N} \sum_i a_i a_i^\top$ over its inputs; a bias has $A = 1$.
+    $G = \sum_i g_i g_i^\top$ over the derivatives of the layer's outputs (with the exact curvature of the likelihood),
+    and $A = \tfrac{1}{N} \sum_i a_i a_i^\top$ over its inputs; a bias has $A = 1$.
 
     Args:
         passes: The data.
@@ -78,7 +78,8 @@ def kronecker_factors(passes: DataPasses, weights: dict[str, Tensor]) -> dict[st
         if layer not in state["gradient_covariances"]:
             raise ValueError(
                 f"fit_laplace structure='kronecker': site {site!r}: the network uses this weight without calling its "
-                f"layer, so that its inputs are not seen; take structure='diagonal' or 'full'{see('how-to/choose_guide')}"
+                "layer, so that its inputs are not seen; take structure='diagonal' or "
+                f"'full'{see('how-to/choose_guide')}"
             )
         of_outputs = state["gradient_covariances"][layer].double()
         if isinstance(likelihood, Gaussian):
@@ -156,8 +157,8 @@ def _check(call: NetworkCall, passes: DataPasses, first: Any) -> None:
     """Raise an error where factors would not be those of the network."""
     if len(call.args) != 1 or call.kwargs or not isinstance(call.args[0], Tensor):
         raise ValueError(
-            f"fit_laplace structure='kronecker': expected a network with one tensor as its input, got {len(call.args)}; "
-            f"take structure='diagonal'{see('how-to/choose_guide')}"
+            "fit_laplace structure='kronecker': expected a network with one tensor as its input, got "
+            f"{len(call.args)}; take structure='diagonal'{see('how-to/choose_guide')}"
         )
     if passes.model.examples_meet(first):
         raise ValueError(

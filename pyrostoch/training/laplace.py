@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
@@ -19,74 +18,22 @@ from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.compare import compare
 from pyrostoch.priors import Normal
 from pyrostoch.protocols import Data
-from pyrostoch.records import Record, number, table
 from pyrostoch.sites import trace_of
 from pyrostoch.training.curvature import Curvature, DiagonalCurvature, FullCurvature, KroneckerCurvature
 from pyrostoch.training.kronecker_factors import kronecker_factors
+from pyrostoch.training.laplace_fit import LaplaceFit
 from pyrostoch.training.log_joint import DataPasses
 from pyrostoch.training.marginal_likelihood import best_precision, effective_number
 from pyrostoch.training.optimum import find_negative_curvature, largest_sites
 from pyrostoch.training.output_curvature import check_likelihood
 
-__all__ = ["LaplaceFit", "fit_laplace"]
+__all__ = ["fit_laplace"]
 
 # The precisions that are tried on held-out data.
 _PRECISIONS = tuple(10.0 ** (exponent / 2) for exponent in range(-8, 9))
 # How many nats, for each effective weight, a Newton step may add to the log joint density at what counts as a maximum;
 # and how negative the curvature of a direction may be in units of that of the approximation.
 _MOST_GAIN, _MOST_NEGATIVE = 0.05, 0.1
-
-
-@dataclass(frozen=True, eq=False)
-class LaplaceFit(Record):
-    """What `fit_laplace` found.
-
-    Args:
-        structure: The guide's structure.
-        log_marginal_likelihood: Laplace's approximation of the log evidence, in nats.
-        log_likelihood: The log-likelihood of all data at the means, in nats.
-        log_prior: The log density of the prior at the means, in nats.
-        log_det: Log of the determinant of the posterior's precision.
-        prior_precision: The precision of each site's prior; of several the largest and the smallest are given.
-        chosen: How it was chosen: `"given"`, `"marginal"` or `"held-out"`.
-        effective_weights: How many weights the data determine: the sum of the curvature's eigenvalues over themselves plus
-            the prior's precision. (`"last_layer"` and `"full"` with several precisions: by their geometric mean.)
-        num_weights: Number of random weights.
-        newton_gain: What a Newton step would add to the log joint density under the given prior, in nats; 0 at a maximum.
-        negative_curvature: The negative curvature found in a direction that was looked for; `None` if there was none.
-        num_data: Number of examples.
-        held_out: Mean negative log predictive density on the held-out data by precision, in nats, if they were given.
-    """
-
-    structure: str
-    log_marginal_likelihood: float
-    log_likelihood: float
-    log_prior: float
-    log_det: float
-    prior_precision: dict[str, float | tuple[float, float]]
-    chosen: str
-    effective_weights: float
-    num_weights: int
-    newton_gain: float
-    negative_curvature: float | None
-    num_data: int
-    held_out: dict[float, float] | None = None
-
-    def __str__(self) -> str:
-        rows: list[tuple[str, object]] = [
-            ("log marginal likelihood, nats", self.log_marginal_likelihood),
-            ("log-likelihood, nats", self.log_likelihood),
-            ("log prior density, nats", self.log_prior),
-            ("log determinant of the precision", self.log_det),
-            ("effective weights", f"{number(self.effective_weights, 1)} of {self.num_weights}"),
-            ("gain of a Newton step, nats", self.newton_gain),
-        ]
-        for site, value in self.prior_precision.items():
-            ends = (value, value) if isinstance(value, float) else value
-            text = number(ends[0]) if ends[0] == ends[1] else f"{number(ends[0])} to {number(ends[1])}"
-            rows.append((f"prior precision of {site}", text))
-        head = f"Laplace approximation ({self.structure}) from {self.num_data} examples, prior {self.chosen}"
-        return f"{head}\n{table(('', 'value'), rows)}"
 
 
 def fit_laplace(
@@ -103,9 +50,9 @@ def fit_laplace(
     r"""Set a `guides.Laplace` guide to the Laplace approximation at its means, and give the log marginal likelihood.
 
     The covariance is $(H + P)^{-1}$ in the guide's structure, where P is the precision of the normal prior and
-    $H = \sum_i J_i^\top \Lambda_i J_i$ the generalized Gauss-Newton matrix of the negative log-likelihood: $J_i$ are the
-    derivatives of the network's output by the weights, and $\Lambda_i$ is the Hessian of $-\log p(y_i \mid f)$ by the
-    output. With a determinant and a log density of the prior at the means $w^*$,
+    $H = \sum_i J_i^\top \Lambda_i J_i$ the generalized Gauss-Newton matrix of the negative log-likelihood: $J_i$ are
+    the derivatives of the network's output by the weights, and $\Lambda_i$ is the Hessian of $-\log p(y_i \mid f)$ by
+    the output. With a determinant and a log density of the prior at the means $w^*$,
 
     $$ \log p(D) \approx \log p(D \mid w^*) + \log p(w^*) + \tfrac{n}{2} \log 2\pi - \tfrac{1}{2} \log\det(H + P), $$
 
@@ -117,19 +64,19 @@ def fit_laplace(
     is refused. Predict by `mode="linearized"`, whose linear output the curvature belongs to.
 
     Args:
-        model: The model, with normal priors, and the likelihood `Categorical`, `Bernoulli`, or `Gaussian` with a fixed or
-            learned scale.
+        model: The model, with normal priors, and the likelihood `Categorical`, `Bernoulli`, or `Gaussian` with a fixed
+            or learned scale.
         guide: Its guide, which is changed.
         data: The training set of `num_data` examples, as `fit` takes it.
         prior_precision: `"given"` takes the model's priors. `"marginal"` takes the one precision of all sites with the
             largest marginal likelihood, held-out data the one (of 17, from 1e-4 to 1e4) with the largest log predictive
-            density on them by `mode="linearized"`; both change the scale of the model's priors, `priors.Normal`, so that
-            what the guide and the model say fits together. The means stay where they are: train on and call again.
+            density on them by `mode="linearized"`; both change the scale of the model's priors, `priors.Normal`, so
+            that what the guide and the model say fits together. The means stay where they are: train on and call again.
         per_site: With `"marginal"`, whether each site has a precision of its own; for `"diagonal"` and `"kronecker"`.
         batch_size: Number of examples in a batch; it has no influence on the result.
         not_optimum: What is done at a point that is no maximum: `"raise"` an error, or `"warn"`.
-        curvature_steps: Number of passes in which a direction of negative curvature is looked for, by Lanczos steps with
-            the exact Hessian, which sees saddles that H does not; 0 leaves the search out.
+        curvature_steps: Number of passes in which a direction of negative curvature is looked for, by Lanczos steps
+            with the exact Hessian, which sees saddles that H does not; 0 leaves the search out.
 
     Returns:
         The marginal likelihood and its terms.
@@ -161,15 +108,17 @@ def fit_laplace(
             f"fit_laplace: expected a guide Laplace, got {type(guide).__name__}{see('how-to/choose_guide')}"
         )
     check_choice("not_optimum", not_optimum, ("raise", "warn"))
-    how = check_choice("prior_precision", prior_precision, ("given", "marginal")) if isinstance(
-        prior_precision, str
-    ) else "held-out"
+    how = (
+        check_choice("prior_precision", prior_precision, ("given", "marginal"))
+        if isinstance(prior_precision, str)
+        else "held-out"
+    )
     check_likelihood(model.likelihood)
     _check_sites(model, guide)
     if per_site and (how != "marginal" or guide.tied_sites):
         raise ValueError(
-            "fit_laplace per_site=True: expected prior_precision='marginal' and the structure 'diagonal' or 'kronecker', "
-            f"got {guide.structure!r} and {how!r}{see('how-to/choose_guide')}"
+            "fit_laplace per_site=True: expected prior_precision='marginal' and the structure 'diagonal' or "
+            f"'kronecker', got {guide.structure!r} and {how!r}{see('how-to/choose_guide')}"
         )
     if how != "given":
         _check_changeable(model, guide)
@@ -220,7 +169,7 @@ class _Fitter:
         return found
 
     def check_maximum(self, not_optimum: str, steps: int) -> tuple[float, float | None]:
-        """Raise an error, or warn, where the means are no maximum; the gain of a Newton step, and a negative curvature."""
+        """Raise an error, or warn, where the means are no maximum; gain of a Newton step, and a negative curvature."""
         slopes = self.passes.gradient(self.weights)
         gradient = {
             name: (slopes[name] - self.precisions[name] * self._distances(name)) * self.free[name] for name in slopes
@@ -231,8 +180,8 @@ class _Fitter:
         if not math.isfinite(gain) or gain > limit:
             _report(
                 not_optimum,
-                f"the means are no maximum of the log joint density: a Newton step would add about {gain:.4g} nats to it, "
-                f"where up to {limit:.4g} are taken for rounding and early stopping; the gradient is largest at "
+                f"the means are no maximum of the log joint density: a Newton step would add about {gain:.4g} nats to "
+                f"it, where up to {limit:.4g} are taken for rounding and early stopping; the gradient is largest at "
                 f"{largest_sites(gradient)}",
             )
 
@@ -244,7 +193,13 @@ class _Fitter:
                 for name, value in vector.items()
             }
 
-        found = find_negative_curvature(product, self.weights, steps)
+        try:
+            found = find_negative_curvature(product, self.weights, steps)
+        except RuntimeError as error:  # of an operation that torch can differentiate once only
+            raise ValueError(
+                f"fit_laplace: the search for negative curvature needs second derivatives of the network, but {error}; "
+                f"leave it out by curvature_steps=0{see('how-to/choose_guide')}"
+            ) from error
         if found is not None:
             relative = found.value * self.curvature.squares(found.vector, self.precisions)
             if relative < -_MOST_NEGATIVE:
@@ -287,9 +242,7 @@ class _Fitter:
         self.means, self.precisions = _normal_priors(self.model, self.guide)
         self.curvature.set(self.guide, self.precisions)
 
-    def result(
-        self, how: str, gain: float, negative: float | None, scores: dict[float, float] | None
-    ) -> LaplaceFit:
+    def result(self, how: str, gain: float, negative: float | None, scores: dict[float, float] | None) -> LaplaceFit:
         """The marginal likelihood and its terms."""
         size = sum(int(free.sum()) for free in self.free.values())
         log_prior = -0.5 * size * math.log(2 * math.pi)
@@ -321,14 +274,20 @@ def _check_sites(model: BayesianModel, guide: Laplace) -> None:
     scales = [name for name, site in model.sites.items() if site.role == "scale"]
     if scales:
         raise ValueError(
-            f"fit_laplace: expected weights as the only random sites, got the random scale(s) {name_list(scales)}; take "
-            f"a fixed or fitted scale (priors.Normal, likelihoods.Gaussian(learn=True)){see('how-to/choose_guide')}"
+            f"fit_laplace: expected weights as the only random sites, got the random scale(s) {name_list(scales)}; "
+            "take a fixed or fitted scale (priors.Normal, "
+            f"likelihoods.Gaussian(learn=True)){see('how-to/choose_guide')}"
+        )
+    if model.penalty is not None:
+        raise ValueError(
+            "fit_laplace: expected a model without a penalty, whose curvature is not known; say by a normal prior "
+            f"what it says{see('how-to/choose_guide')}"
         )
     if not model.sites or set(model.sites) != set(guide.site_names):
         raise ValueError(
-            f"fit_laplace: expected a guide of all random weights of the model, {name_list(model.sites) or 'none'}, got "
-            f"one of {name_list(guide.site_names)}; give the others no prior (prior={{'head.*': ...}}), so that they are "
-            f"fixed{see('how-to/choose_guide')}"
+            f"fit_laplace: expected a guide of all random weights of the model, {name_list(model.sites) or 'none'}, "
+            f"got one of {name_list(guide.site_names)}; give the others no prior (prior={{'head.*': ...}}), so that "
+            f"they are fixed{see('how-to/choose_guide')}"
         )
 
 
@@ -336,8 +295,8 @@ def _check_changeable(model: BayesianModel, guide: Laplace) -> None:
     others = [name for name in guide.site_names if type(model.prior(name)) is not Normal]
     if others:
         raise ValueError(
-            "fit_laplace prior_precision: expected the priors priors.Normal, whose scale can be changed, got another at "
-            f"site(s) {name_list(others)}; take prior_precision='given'{see('how-to/choose_guide')}"
+            "fit_laplace prior_precision: expected the priors priors.Normal, whose scale can be changed, got another "
+            f"at site(s) {name_list(others)}; take prior_precision='given'{see('how-to/choose_guide')}"
         )
 
 
@@ -368,5 +327,3 @@ def _report(not_optimum: str, what: str) -> None:
     if not_optimum == "raise":
         raise ValueError(f"{text}; or take the point as it is by not_optimum='warn'{see('how-to/choose_guide')}")
     warnings.warn(text, UserWarning, stacklevel=4)
-
-

@@ -36,6 +36,7 @@ class RecordedCall(Linearization):
 
     def _pyro_network(self, msg: Any) -> None:
         self.call = msg["args"][0]
+        self.prepare(self.call)
         msg["value"], self.output = output_of(self.call)
         msg["done"] = True
 
@@ -75,8 +76,8 @@ class DataPasses:
                 total, seen = total + float(found), seen + len(y)
         if seen != self.model.num_data:
             raise ValueError(
-                f"fit_laplace data: expected the model's num_data={self.model.num_data} examples, the training set, got "
-                f"{seen}; held-out data are given by prior_precision{see('how-to/choose_guide')}"
+                f"fit_laplace data: expected the model's num_data={self.model.num_data} examples, the training set, "
+                f"got {seen}; held-out data are given by prior_precision{see('how-to/choose_guide')}"
             )
         return total
 

@@ -59,7 +59,8 @@ def best_precision(eigenvalues: Tensor, distance: float, what: str) -> float:
         where = "zero" if best == 0 else "infinity"
         raise ValueError(
             f"fit_laplace prior_precision='marginal': the marginal likelihood of {what} rises as the precision goes to "
-            f"{where}" + ("; the weights are at the prior's mean: train the network first" if best else "")
+            f"{where}"
+            + ("; the weights are at the prior's mean: train the network first" if best else "")
             + f", or take prior_precision='given'{see('how-to/choose_guide')}"
         )
     low, high = logs[best - 1].item(), logs[best + 1].item()

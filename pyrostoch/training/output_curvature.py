@@ -30,8 +30,8 @@ def check_likelihood(likelihood: Likelihood) -> None:
     if known and not (random or weighted or likelihood.missing):
         return
     raise ValueError(
-        "fit_laplace: expected the likelihood Categorical, Bernoulli, or Gaussian with a fixed or learned scale, without "
-        f"missing targets or class weights, got {likelihood!r}; train a guide such as Additive by fit instead"
+        "fit_laplace: expected the likelihood Categorical, Bernoulli, or Gaussian with a fixed or learned scale, "
+        f"without missing targets or class weights, got {likelihood!r}; train a guide such as Additive by fit instead"
         f"{see('how-to/choose_guide')}"
     )
 
@@ -56,8 +56,8 @@ def whitened(likelihood: Likelihood, output: Tensor, jacobian: Tensor) -> Tensor
         jacobian: Its derivatives by m weights, (n, *output, m).
 
     Returns:
-        In double precision, (n, outputs, m). The sum over examples of $J^\top R R^\top J$ is the generalized Gauss-Newton
-        matrix.
+        In double precision, (n, outputs, m). The sum over examples of $J^\top R R^\top J$ is the generalized
+        Gauss-Newton matrix.
 
     Example:
         >>> rows = whitened(Bernoulli(), torch.zeros(1, 1), torch.ones(1, 1, 1))

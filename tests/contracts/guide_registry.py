@@ -101,12 +101,8 @@ GUIDES = {
     "LastLayer": GuideMember(_last_layer),
     "Laplace": GuideMember(partial(guides.Laplace, init_scale=0.3)),
     "Laplace, last layer": GuideMember(_laplace_layer),
-    "Laplace, kronecker": GuideMember(
-        partial(guides.Laplace, structure="kronecker", init_scale=0.3), constants=False
-    ),
-    "Laplace, full": GuideMember(
-        partial(guides.Laplace, structure="full", init_scale=0.3), constants=False
-    ),
+    "Laplace, kronecker": GuideMember(partial(guides.Laplace, structure="kronecker", init_scale=0.3), constants=False),
+    "Laplace, full": GuideMember(partial(guides.Laplace, structure="full", init_scale=0.3), constants=False),
     "VarianceOnly": GuideMember(guides.VarianceOnly),
     "VarianceOnly, uniform": GuideMember(partial(guides.VarianceOnly, family="uniform")),
     "VarianceOnly, bernoulli": GuideMember(
