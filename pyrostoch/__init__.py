@@ -50,7 +50,7 @@ from pyrostoch.prediction import (
     prior_predictive,
 )
 from pyrostoch.report import write_report
-from pyrostoch.training import SGHMC, Fit, fit, fit_last_layer, fit_two_steps, load, save
+from pyrostoch.training import SGHMC, Fit, LaplaceFit, fit, fit_laplace, fit_last_layer, fit_two_steps, load, save
 
 __all__ = [
     "ELBO",
@@ -61,6 +61,7 @@ __all__ = [
     "Draws",
     "Fit",
     "Homeostasis",
+    "LaplaceFit",
     "MomentsError",
     "NoiseSummary",
     "Prediction",
@@ -77,6 +78,7 @@ __all__ = [
     "effects",
     "estimators",
     "fit",
+    "fit_laplace",
     "fit_last_layer",
     "fit_two_steps",
     "from_mcmc",

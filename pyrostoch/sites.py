@@ -127,7 +127,7 @@ def trace_of(fn: PyroCallable, *args: Any, **kwargs: Any) -> poutine.Trace:
         return poutine.trace(fn).get_trace(*args, **kwargs)
     except (ValueError, RuntimeError) as error:
         raised: BaseException = error
-        while " Trace Shapes:" in str(raised) and raised.__cause__ is not None:
+        while "Trace Shapes:" in str(raised) and raised.__cause__ is not None:
             raised = raised.__cause__
         if raised is error:
             raise

@@ -87,10 +87,11 @@ SAME_LAYER = {
 }
 
 # Results are read, not called: their docstring needs no example.
-RESULT_CLASSES = {"Comparison", "Decomposition", "Diagnosis", "Fit", "MomentsError", "Prediction"}
+RESULT_CLASSES = {"Comparison", "Decomposition", "Diagnosis", "Fit", "LaplaceFit", "MomentsError", "Prediction"}
 
 # Imported inside the functions that need them; what torch and Pyro load by themselves does not count.
 HEAVY = {
+    "curvlinops",
     *("PIL", "arviz", "arviz_base", "flwr", "h5netcdf", "h5py", "lightning", "matplotlib", "pandas", "rich", "scipy"),
     *("pyarrow", "sklearn", "sympy", "torch._dynamo", "torch._inductor", "torchvision", "typer", "xarray"),
 }

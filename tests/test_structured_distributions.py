@@ -15,11 +15,14 @@ from pyrostoch._ops import LinearOp, bind
 from pyrostoch.distributions import (
     FlowWeights,
     FullNormal,
+    KroneckerNormal,
     LowRankNormal,
     MatrixNormal,
     RankOneWeights,
     RowsDraw,
     RowsNormal,
+    TiedDraw,
+    TiedNormal,
     has_closed_form,
     kl_sum,
 )
@@ -51,12 +54,29 @@ def rows(*shape: int) -> RowsNormal:
     return RowsNormal(torch.randn(shape).double(), torch.stack([tril(inputs) for _ in range(outputs)]))
 
 
+def kronecker(*shape: int, out_axis: int = 0) -> KroneckerNormal:
+    outputs = shape[out_axis]
+    inputs = math.prod(shape) // outputs
+    bases = [torch.linalg.qr(torch.randn(size, size).double())[0] for size in (outputs, inputs)]
+    scale = 0.3 + torch.rand(outputs, inputs).double()
+    return KroneckerNormal(torch.randn(shape).double(), *bases, scale, out_axis=out_axis)
+
+
+def tied(*shape: int) -> TiedNormal:
+    """One of two sites, taken alone."""
+    size = math.prod(shape)
+    return TiedNormal(torch.randn(shape).double(), tril(size + 2)[2:])
+
+
 NORMAL = {
     "low rank": low_rank,
     "matrix": matrix,
     "matrix, outputs second": lambda *shape: matrix(*shape, out_axis=1),
     "full": full,
     "rows": rows,
+    "kronecker": kronecker,
+    "kronecker, outputs second": lambda *shape: kronecker(*shape, out_axis=1),
+    "tied, alone": tied,
 }
 each_normal = pytest.mark.parametrize("name", NORMAL)
 
@@ -150,8 +170,8 @@ def flow(*shape: int) -> FlowWeights:
 
 @pytest.mark.parametrize("make", [*NORMAL.values(), rank_one, flow], ids=[*NORMAL, "rank one", "flow"])
 def test_a_linear_layer_has_the_outputs_of_drawn_weights(make: Any) -> None:
-    if make is NORMAL["matrix, outputs second"]:
-        make = matrix
+    makers = {NORMAL["matrix, outputs second"]: matrix, NORMAL["kronecker, outputs second"]: kronecker}
+    make = makers.get(make, make)
     distribution = make(2, 3)
     x = torch.randn(3).to(distribution.loc.dtype)
     with torch.no_grad():
@@ -169,12 +189,13 @@ CONVOLUTIONS: dict[str, tuple[Any, tuple[int, ...], int, dict[str, Any]]] = {
 
 
 @pytest.mark.parametrize("convolution", CONVOLUTIONS)
-@pytest.mark.parametrize("kind", ["low rank", "matrix", "rank one"])
+@pytest.mark.parametrize("kind", ["low rank", "matrix", "kronecker", "rank one"])
 def test_a_convolution_at_one_position_has_the_outputs_of_drawn_kernels(kind: str, convolution: str) -> None:
     func, shape, out_axis, rest = CONVOLUTIONS[convolution]
     makers: dict[str, Any] = {
         "low rank": low_rank,
         "matrix": lambda *shape: matrix(*shape, out_axis=out_axis),
+        "kronecker": lambda *shape: kronecker(*shape, out_axis=out_axis),
         "rank one": lambda *shape: rank_one(*shape, out_axis=out_axis),
     }
     distribution = makers[kind](*shape)
@@ -182,7 +203,7 @@ def test_a_convolution_at_one_position_has_the_outputs_of_drawn_kernels(kind: st
     x, count = torch.randn(1, channels, 2, 2).double(), 4000
     op = bind(func, (x.expand(count, -1, -1, -1), distribution.loc, None), rest)
     assert op is not None
-    if kind == "matrix" and convolution != "plain":
+    if kind in ("matrix", "kronecker") and convolution != "plain":
         assert not distribution.covers(op)
         return
     assert distribution.covers(op)
@@ -240,6 +261,54 @@ def test_weight_and_bias_of_a_last_layer_together() -> None:
     total = kl_sum(shared.weight, prior) + kl_sum(shared.bias, prior)
     whole = MultivariateNormal(torch.full((3,), 0.2, dtype=torch.float64), 0.49 * torch.eye(3).double())
     assert total.item() == pytest.approx(sum(kl_divergence(part, whole).item() for part in exact), rel=1e-10)
+
+
+@pytest.mark.parametrize("one_layer", [True, False])
+def test_sites_of_one_covariance_together(one_layer: bool) -> None:
+    root, locs = tril(8), [torch.randn(2, 3).double(), torch.randn(2).double()]
+
+    def draw() -> TiedDraw:
+        return TiedDraw(locs, [root[:6, :6], root[6:]], ("weight", "bias"), one_layer=one_layer)
+
+    found, densities = [], []
+    for _ in range(2000):
+        shared = draw()
+        for member in shared.members:
+            shared.record(member.rsample())
+        found.append(torch.cat([value.flatten() for value in shared.values]))
+        parts = zip(shared.members, shared.values, strict=True)
+        densities.append(sum(member.log_prob(value) for member, value in parts))
+    exact = MultivariateNormal(torch.cat([loc.flatten() for loc in locs]), scale_tril=root)
+    drawn = torch.stack(found)
+    assert torch.allclose(torch.stack(densities), exact.log_prob(drawn))  # type: ignore[arg-type]
+    check_alike(drawn, exact.sample((2000,)))
+    prior = Normal(torch.full((), 0.2, dtype=torch.float64), torch.full((), 0.7, dtype=torch.float64))
+    total = sum(kl_sum(member, prior).item() for member in draw().members)
+    whole = MultivariateNormal(torch.full((8,), 0.2, dtype=torch.float64), 0.49 * torch.eye(8).double())
+    assert total == pytest.approx(kl_divergence(exact, whole).item(), rel=1e-10)
+    # By row, weight and bias of an example come from one draw.
+    shared, x = draw(), torch.randn(3).double()
+    shared.by_row = True
+    weight, bias = shared.members
+    output = weight.draw_output(linear(x.expand(DRAWS, 3), weight))
+    assert weight.includes(bias) == one_layer
+    output = output if one_layer else output + bias.draw_rows(DRAWS)
+    rows = exact.sample((DRAWS,))
+    check_alike(output, torch.einsum("noi,i->no", rows[:, :6].reshape(-1, 2, 3), x) + rows[:, 6:])
+
+
+def test_a_site_follows_another_that_the_user_gives() -> None:
+    root = tril(3)
+    locs = [torch.zeros(2).double(), torch.zeros(1).double()]
+    shared = TiedDraw(locs, [root[:2, :2], root[2:]])
+    given = torch.tensor([0.7, -0.4]).double()
+    shared.record(given)
+    covariance = root @ root.mT
+    gain = torch.linalg.solve(covariance[:2, :2], covariance[:2, 2])
+    exact = Normal(given @ gain, (covariance[2, 2] - covariance[:2, 2] @ gain).sqrt())
+    value = torch.tensor([0.3]).double()
+    assert torch.allclose(shared.members[1].log_prob(value), exact.log_prob(value).sum())
+    check_alike(shared.members[1].sample((2000,)), exact.sample((2000, 1)))
 
 
 def test_a_bias_follows_weights_that_the_user_gives() -> None:

@@ -19,12 +19,15 @@ r"""Distributions of a random weight, and the KL divergences between them.
 | `LowRankNormal` | a variance for each weight and a covariance of low rank |
 | `MatrixNormal` | a covariance of a weight's rows and one of its columns |
 | `FullNormal` | a full covariance of a weight's entries |
+| `KroneckerNormal` | a covariance that is diagonal in a basis of rows times one of columns |
+| `TiedNormal` | a full covariance of the weights of several sites |
 | `RowsNormal`, `RowsBias` | a last layer with a full covariance of each output's weights and bias |
 | `RankOneWeights` | a fixed weight times a random factor for each output and each input |
 | `FlowWeights` | standard normal numbers through invertible transforms |
 | `RankOne` | prior of the factors of `RankOneWeights` |
 | `JointWeights` | base class of distributions of a whole weight, whose entries depend on each other |
-| `SharedDraw`, `LowRankDraw`, `ComponentDraw`, `RowsDraw` | what ties the weights of several sites in one draw |
+| `SharedDraw` | base class of what ties the weights of several sites in one draw |
+| `LowRankDraw`, `ComponentDraw`, `RowsDraw`, `TiedDraw` | the classes of this kind |
 | `ImproperPrior` | base class of the priors with infinite mass |
 | `SymmetricDistribution` | base class of `SymmetricUniform` and `TwoPoint` |
 | `kl_log_uniform` | exact KL of N(mu, alpha mu^2) to `LogUniform`, a function of log alpha |
@@ -48,6 +51,7 @@ from pyrostoch.distributions.gaussian import CenteredNormal, MultiplicativeNorma
 from pyrostoch.distributions.improper import ImproperPrior
 from pyrostoch.distributions.joint import JointWeights
 from pyrostoch.distributions.kl import has_closed_form, kl_sum
+from pyrostoch.distributions.kronecker_normal import KroneckerNormal
 from pyrostoch.distributions.levels import Grid, Levels, matching_scale
 from pyrostoch.distributions.log_uniform import LogUniform
 from pyrostoch.distributions.low_rank import LowRankNormal
@@ -60,6 +64,7 @@ from pyrostoch.distributions.rank_one import ComponentDraw, RankOne, RankOneWeig
 from pyrostoch.distributions.rows_normal import RowsBias, RowsDraw, RowsNormal
 from pyrostoch.distributions.shared_draw import SharedDraw
 from pyrostoch.distributions.symmetric import SymmetricDistribution
+from pyrostoch.distributions.tied_normal import TiedDraw, TiedNormal
 from pyrostoch.distributions.uniform import SymmetricUniform
 
 __all__ = [
@@ -72,6 +77,7 @@ __all__ = [
     "Grid",
     "ImproperPrior",
     "JointWeights",
+    "KroneckerNormal",
     "Levels",
     "LogUniform",
     "LowRankDraw",
@@ -90,6 +96,8 @@ __all__ = [
     "SymmetricBinomial",
     "SymmetricDistribution",
     "SymmetricUniform",
+    "TiedDraw",
+    "TiedNormal",
     "TwoPoint",
     "UniformMultinomial",
     "has_closed_form",

@@ -66,6 +66,10 @@ class FullNormal(JointWeights):
         """Log of the determinant of the covariance, in double precision."""
         return 2.0 * self.scale_tril.diagonal().abs().double().log().sum()
 
+    def root_products(self, rows: Tensor) -> Tensor:
+        """Vectors of the weight's shape times L, (..., n)."""
+        return rows.reshape(*rows.shape[: rows.dim() - len(self.event_shape)], -1) @ self.scale_tril
+
     def output_covariance(self, mean: Tensor, second: Tensor) -> Tensor:
         """What the weight adds to the covariance of the outputs, in closed form."""
         moments = mean.unsqueeze(2) * mean.unsqueeze(1) + (torch.diag_embed(second) if second.dim() == 2 else second)

@@ -78,6 +78,31 @@ class JointWeights(TorchDistribution):
         """The covariance of all entries, (n, n), in the order of the flattened weight."""
         raise TypeError(f"{type(self).__name__} has no covariance in closed form")
 
+    def root_products(self, rows: Tensor) -> Tensor:
+        r"""Vectors times a root R of the covariance $R R^\top$ of all entries, (..., m).
+
+        Where sites share numbers, R has a column for each of them, so that the products of several sites are added.
+        What a weight has beside these is in `own_products`.
+
+        Args:
+            rows: The vectors, (..., *shape).
+
+        Raises:
+            TypeError: The class knows no root.
+        """
+        raise TypeError(f"{type(self).__name__} has no root of its covariance in closed form")
+
+    def own_products(self, rows: Tensor) -> Tensor | None:
+        """Vectors times a root of the rest of the covariance, which the weight shares with no other, (..., m).
+
+        Args:
+            rows: The vectors, (..., *shape).
+
+        Returns:
+            The products; `None` where there is no such rest.
+        """
+        return None
+
     def draw_rows(self, count: int) -> Tensor:
         """A draw of the weight for each of some rows, (count, *shape).
 

@@ -27,10 +27,12 @@ from torch.distributions import Distribution, Independent, Normal, kl_divergence
 from pyrostoch.distributions.full_normal import FullNormal
 from pyrostoch.distributions.joint import JointWeights, as_kernels
 from pyrostoch.distributions.kl_normal import shared_value
+from pyrostoch.distributions.kronecker_normal import KroneckerNormal
 from pyrostoch.distributions.low_rank import LowRankNormal
 from pyrostoch.distributions.matrix_normal import MatrixNormal
 from pyrostoch.distributions.rank_one import RankOne, RankOneWeights
 from pyrostoch.distributions.rows_normal import RowsBias, RowsNormal
+from pyrostoch.distributions.tied_normal import TiedNormal
 
 __all__ = ["joint_kl"]
 
@@ -72,6 +74,8 @@ def _low_rank_normal(q: LowRankNormal, p: Normal) -> Tensor:
 @register_kl(FullNormal, Normal)
 @register_kl(RowsNormal, Normal)
 @register_kl(RowsBias, Normal)
+@register_kl(KroneckerNormal, Normal)
+@register_kl(TiedNormal, Normal)
 def _joint_normal(q: Any, p: Normal) -> Tensor:
     spread = (q.variance + (q.mean - p.loc).square()) / p.scale.square() + 2.0 * p.scale.log() - 1.0
     total: Tensor = 0.5 * (spread.sum(dtype=torch.float64) - q.log_det)
@@ -96,6 +100,24 @@ def _matrix_matrix(q: MatrixNormal, p: MatrixNormal) -> Tensor:
     half = torch.linalg.solve_triangular(rows, shift, upper=False)
     distance = torch.linalg.solve_triangular(columns, half.mT, upper=False).square().sum()
     return 0.5 * (of_rows * of_columns + distance - q.loc.numel() - q.log_det + p.log_det)
+
+
+@register_kl(TiedNormal, TiedNormal)
+def _tied_tied(q: TiedNormal, p: TiedNormal) -> Tensor:
+    root = p.conditional_factor()
+    spread = torch.linalg.solve_triangular(root, q.root.double(), upper=False).square().sum()
+    shift = (q.loc - p.loc).double().reshape(-1, 1)
+    distance = torch.linalg.solve_triangular(root, shift, upper=False).square().sum()
+    return 0.5 * (spread + distance - q.loc.numel() - q.log_det + p.log_det)
+
+
+@register_kl(KroneckerNormal, KroneckerNormal)
+def _kronecker_kronecker(q: KroneckerNormal, p: KroneckerNormal) -> Tensor:
+    of_rows, of_columns = p.rows.double().mT @ q.rows.double(), p.columns.double().mT @ q.columns.double()
+    precision = p.scale.double().square().reciprocal()
+    spread = (precision * (of_rows.square() @ q.scale.double().square() @ of_columns.square().mT)).sum()
+    distance = (p.root_products((q.loc - p.loc).double()) / p.scale.double().flatten().square()).square().sum()
+    return 0.5 * (spread + distance - q.loc.numel() - q.log_det + p.log_det)
 
 
 @register_kl(RowsNormal, RowsNormal)

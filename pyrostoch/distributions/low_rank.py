@@ -127,6 +127,17 @@ class LowRankNormal(JointWeights):
             return independent + 2.0 * cholesky.diagonal().log().sum()
         return independent + self.shared.log_det(self.place + 1) - self.shared.log_det(self.place)
 
+    def root_products(self, rows: Tensor) -> Tensor:
+        """Vectors of the weight's shape times F, (..., K)."""
+        axes = len(self.event_shape)
+        flat = rows.reshape(*rows.shape[: rows.dim() - axes], -1)
+        return flat @ self.factor.reshape(len(self.factor), -1).mT
+
+    def own_products(self, rows: Tensor) -> Tensor:
+        r"""Vectors of the weight's shape times $\mathrm{diag}(\sigma)$, (..., n)."""
+        axes = len(self.event_shape)
+        return (rows * self.scale).reshape(*rows.shape[: rows.dim() - axes], -1)
+
     def covers(self, op: LinearOp) -> bool:
         """Linear layers and convolutions."""
         return op.input.dim() == 2 if op.spatial == 0 else op.batched()

@@ -86,6 +86,10 @@ class MatrixNormal(JointWeights):
         of_columns = self.columns.diagonal().abs().double().log().sum()
         return 2.0 * (len(self.columns) * of_rows + len(self.rows) * of_columns)
 
+    def root_products(self, rows: Tensor) -> Tensor:
+        r"""Vectors of the weight's shape times $A \otimes B$, (..., n)."""
+        return (self.rows.mT @ as_kernels(rows, self.out_axis, len(self.event_shape)) @ self.columns).flatten(-2)
+
     def covers(self, op: LinearOp) -> bool:
         """Linear layers, and convolutions that are neither transposed nor grouped."""
         if op.spatial == 0:

@@ -86,6 +86,11 @@ class RowsNormal(JointWeights):
         """Log of the determinant of the covariance, in double precision."""
         return 2.0 * self.own.diagonal(dim1=1, dim2=2).abs().double().log().sum()
 
+    def root_products(self, rows: Tensor) -> Tensor:
+        """Vectors of the weight's shape times the factors, (..., out n), with n = in + 1 where there is a bias."""
+        tril = self.tril[:, : self.loc.shape[1]] if self.shared is not None else self.own
+        return torch.einsum("...oi,oij->...oj", rows, tril).flatten(-2)
+
     def covers(self, op: LinearOp) -> bool:
         """Linear layers; one with a bias only where weight and bias are replaced together."""
         tied = self.shared is not None and not self.shared.by_row
@@ -172,6 +177,10 @@ class RowsBias(JointWeights):
         normal = torch.distributions.Normal(self._conditional_mean(), self._conditional_scale(), validate_args=False)
         found: Tensor = normal.log_prob(value).sum(-1)
         return found
+
+    def root_products(self, rows: Tensor) -> Tensor:
+        """Vectors of the bias's shape times the last rows of the factors, (..., out (in + 1))."""
+        return (rows.unsqueeze(-1) * self.tril[:, -1]).flatten(-2)
 
     @property
     def log_det(self) -> Tensor:

@@ -10,6 +10,7 @@ An interpretation is a Pyro handler, entered with `with`. The network's code doe
 | `"mean"` | `MeanPropagation` | its mean |
 | `"noise-free"` | `NoiseFree` | its mean; random activations lose their noise |
 | `"moments"` | `MomentPropagation` | its mean and variance; activations carry mean and variance too |
+| `"linearized"` | `Linearization` | its mean; the output's covariance is that of its linear part in the weights |
 
 `Interpretation` is the base class, and explains how to write another one. `frozen_noise` fixes an ensemble of draws, so
 that a loss becomes a deterministic function.
@@ -23,6 +24,7 @@ from pyrostoch.effects.flipout import Flipout
 from pyrostoch.effects.frozen import frozen_noise
 from pyrostoch.effects.independent import independent
 from pyrostoch.effects.interpretation import Interpretation, base_distribution
+from pyrostoch.effects.linearization import Linearization
 from pyrostoch.effects.local import LocalReparameterization
 from pyrostoch.effects.mean import MeanPropagation, NoiseFree
 from pyrostoch.effects.moments import MomentPropagation
@@ -32,6 +34,7 @@ from pyrostoch.effects.shared import SharedSample
 __all__ = [
     "Flipout",
     "Interpretation",
+    "Linearization",
     "LocalReparameterization",
     "MeanPropagation",
     "MomentPropagation",

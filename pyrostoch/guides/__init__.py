@@ -12,6 +12,7 @@
 | `RankOne` | fitted, times a random factor for each output and each input, in several components |
 | `Flow` | standard normal numbers through learned invertible transforms |
 | `LastLayer` | normal, with a full covariance of each output's weights and bias, for one layer |
+| `Laplace` | normal around trained weights, with the inverse curvature as covariance |
 | `VarianceOnly` | mean zero: N(0, sigma^2), +-sigma with equal probability, or uniform on [-a, a] |
 | `CategoricalWeights` | categorical over a few levels, times one scale per site |
 | `Amortised` | that of another guide; it also draws random activations from q(h given x) |
@@ -56,6 +57,7 @@ from pyrostoch.guides.flow import Flow
 from pyrostoch.guides.full_covariance import FullCovariance
 from pyrostoch.guides.gap import ZeroMeanGap, ZeroMeanRow
 from pyrostoch.guides.ivon import from_ivon
+from pyrostoch.guides.laplace import Laplace
 from pyrostoch.guides.last_layer import LastLayer
 from pyrostoch.guides.low_rank import LowRank
 from pyrostoch.guides.matrix_normal import MatrixNormal
@@ -86,6 +88,7 @@ __all__ = [
     "GroupPruningRow",
     "Guide",
     "GuideSet",
+    "Laplace",
     "LastLayer",
     "LayerwiseAlpha",
     "LowRank",

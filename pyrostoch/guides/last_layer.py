@@ -20,7 +20,7 @@ from pyrostoch.guides.starts import Start
 from pyrostoch.priors import clean_name
 from pyrostoch.sites import Site, site_key
 
-__all__ = ["LastLayer"]
+__all__ = ["LastLayer", "sites_of_layer"]
 
 
 class LastLayer(NormalStart):
@@ -75,19 +75,8 @@ class LastLayer(NormalStart):
     ) -> None:
         known = sites_of(model, "LastLayer")
         chosen = list(known) if sites is None else list(sites)
-        weights = [known[name] for name in chosen if name in known and known[name].role != "scale"]
-        matrix = [site for site in weights if site.init.dim() == 2]
-        biases = [site for site in weights if site.init.dim() == 1]
-        if len(matrix) != 1 or len(biases) > 1 or len(weights) != 1 + len(biases) or not _belong(matrix[0], biases):
-            raise ValueError(
-                "guide LastLayer: expected the weight of one linear layer as the model's random weight, alone or with "
-                f"its bias, got {name_list(site.name for site in weights) or 'none'}; give priors to the last layer "
-                "only, such as prior={'head.weight': priors.Normal(), 'head.bias': priors.Normal()}, or cover the "
-                f"others by other guides by PerSite{see('how-to/choose_guide')}"
-            )
-        self._weight = matrix[0].name
-        self._bias = biases[0].name if biases else None
-        self._biases = biases
+        self._weight, self._bias = sites_of_layer(known, chosen, "LastLayer")
+        self._biases = [] if self._bias is None else [known[self._bias]]
         super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=chosen)
         self._biases = []  # the site holds the network's values
 
@@ -190,6 +179,30 @@ class LastLayer(NormalStart):
 
     def _tril(self) -> Tensor:
         return positive_tril(self.parameters_for(self._weight)["tril"])
+
+
+def sites_of_layer(known: dict[str, Site], chosen: Iterable[str], guide: str) -> tuple[str, str | None]:
+    """The sites of the weight of a linear layer, and of its bias or `None`, which are to be all that is random.
+
+    Args:
+        known: The model's sites, by name.
+        chosen: Names of those that the guide covers.
+        guide: Name of the guide.
+
+    Raises:
+        ValueError: They are others.
+    """
+    weights = [known[name] for name in chosen if name in known and known[name].role != "scale"]
+    matrix = [site for site in weights if site.init.dim() == 2]
+    biases = [site for site in weights if site.init.dim() == 1]
+    if len(matrix) != 1 or len(biases) > 1 or len(weights) != 1 + len(biases) or not _belong(matrix[0], biases):
+        raise ValueError(
+            f"guide {guide}: expected the weight of one linear layer as the model's random weight, alone or with "
+            f"its bias, got {name_list(site.name for site in weights) or 'none'}; give priors to the last layer "
+            "only, such as prior={'head.weight': priors.Normal(), 'head.bias': priors.Normal()}, or cover the "
+            f"others by other guides by PerSite{see('how-to/choose_guide')}"
+        )
+    return matrix[0].name, biases[0].name if biases else None
 
 
 def _belong(weight: Site, biases: list[Site]) -> bool:

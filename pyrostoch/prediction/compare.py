@@ -50,8 +50,8 @@ def compare(
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)`.
         guide: Its guide.
         data: Held-out data: `(x, y)`, a `Dataset` or a `DataLoader`.
-        modes: Modes as for `predict`: `"mean"`, `"moments"`, `"mc:K"`. By default `"mean"`, `"mc:1"` and `"mc:20"`; for
-            a guide that is a set of K members `"mc:1"` and `"mc:K"`, at most 100.
+        modes: Modes as for `predict`: `"mean"`, `"moments"`, `"linearized"`, `"mc:K"`. By default `"mean"`, `"mc:1"`
+            and `"mc:20"`; for a guide that is a set of K members `"mc:1"` and `"mc:K"`, at most 100.
         batch_size: Largest number of examples that run through the network at a time; fewer if activations are large.
         device: The model's device, to which the data are moved batch by batch; found by default.
         seed: Seed of the draws, the same for every mode; torch's random state is restored afterwards. Without it, draws

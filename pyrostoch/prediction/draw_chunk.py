@@ -140,7 +140,8 @@ class DrawChunk:
         trace = self.guide_trace.copy()
         for site, draw in draws.items():
             trace.nodes[site] = {**trace.nodes[site], "value": draw.value}
-        moments = self.sampler.mode in MOMENTS and not MODES[self.sampler.mode].sampled
+        name = self.sampler.mode
+        moments = (name in MOMENTS or name.startswith("linearized")) and not MODES[name].sampled
         states = generator_states(device_of_inputs(x)) if moments else []
         with self.sampler.interpretation() as interpretation:
             interpretation.import_draws(draws)

@@ -169,9 +169,10 @@ def predict(
     Mode `"mc"` averages probabilities (not logits) over draws, $p(y \mid x) \approx \frac1K \sum_k p(y \mid x, w_k)$.
     Mode `"mean"` replaces every weight by its mean and runs once. Mode `"moments"` also runs once, but propagates the
     mean and the variance of every activation, and averages over a Gaussian of the output (`moments_error` tells how far
-    that can be trusted). The network is in evaluation mode throughout, whether weights are drawn or not, and every
-    submodule is put back into its own mode afterwards. Several draws run at a time, in a fixed amount of memory that
-    does not grow with K.
+    that can be trusted). Mode `"linearized"` takes the output as linear in the weights around their means, which makes
+    it Gaussian for any network, and averages over it in the same way. The network is in evaluation mode throughout,
+    whether weights are drawn or not, and every submodule is put back into its own mode afterwards. Several draws run
+    at a time, in a fixed amount of memory that does not grow with K.
 
     Args:
         model: A `BayesianModel`, or a Pyro model with a method `observation(x)` that returns the observations'
@@ -185,6 +186,8 @@ def predict(
             `"moments:full"` propagates full covariances (memory grows with the square of a layer's width),
             `"moments:mc"` or `"moments:mc:K"` samples through operations without a rule, draws the weights that moments
             cannot replace, and averages over K such passes; they can be combined, as in `"moments:full:mc:5:closed"`.
+            `"linearized"`, and `"linearized:closed"`, needs the mean and the covariance of every weight; its cost is a
+            derivative by all weights for each output of each example.
             `"noise-free"` is `"mean"` without the noise of stochastic neurons.
         num_samples: The K of `"mc"` and `"moments:mc"`; 20 by default, and 1 where nothing is drawn.
         joint: Whether `"mc"` uses each draw of the weights for all examples. Otherwise, a layer draws anew for each one

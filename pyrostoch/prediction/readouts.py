@@ -20,7 +20,7 @@ from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 from pyrostoch._targets import Target
-from pyrostoch.effects import Interpretation, MeanPropagation, NoiseFree, base_distribution
+from pyrostoch.effects import Interpretation, Linearization, MeanPropagation, NoiseFree, base_distribution
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.elbo import MOMENTS, interpretation
@@ -71,6 +71,8 @@ MODES: dict[str, PredictiveMode] = {
     "mc": PredictiveMode(lambda model: interpretation("marginal", model), sampled=True),
     "noise-free": PredictiveMode(lambda model: NoiseFree(), sampled=False),
     **{name: PredictiveMode(partial(interpretation, name), sampled=":mc" in name) for name in MOMENTS},
+    "linearized": PredictiveMode(lambda model: Linearization(), sampled=False),
+    "linearized:closed": PredictiveMode(lambda model: Linearization(closed=True), sampled=False),
 }
 
 

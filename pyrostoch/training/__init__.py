@@ -6,6 +6,8 @@ from pyrostoch.safefile import CheckpointError
 from pyrostoch.training.checkpoint import load, save
 from pyrostoch.training.fit import fit
 from pyrostoch.training.history import Fit
+from pyrostoch.training.laplace import fit_laplace
+from pyrostoch.training.laplace_fit import LaplaceFit
 from pyrostoch.training.last_layer import fit_last_layer
 from pyrostoch.training.sgmcmc import SGHMC
 from pyrostoch.training.trainer import NonFiniteLossError
@@ -15,9 +17,11 @@ __all__ = [
     "SGHMC",
     "CheckpointError",
     "Fit",
+    "LaplaceFit",
     "NonFiniteLossError",
     "TwoStepFit",
     "fit",
+    "fit_laplace",
     "fit_last_layer",
     "fit_two_steps",
     "load",

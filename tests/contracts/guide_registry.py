@@ -67,6 +67,15 @@ def _swag(model: Any) -> guides.Swag:
     return guide
 
 
+def _laplace_layer(model: Any) -> Any:
+    """A guide whose last matrix has one covariance."""
+    matrices = [name for name, site in model.sites.items() if site.init.dim() == 2]
+    last = partial(guides.Laplace, structure="last_layer", init_scale=0.3)
+    others = [name for name in model.sites if name != matrices[-1]]
+    rules = {"*": partial(guides.Additive, init_scale=0.3), matrices[-1]: last}
+    return guides.PerSite(model, rules) if others else last(model)
+
+
 class LaplaceGuide(guides.Guide):
     """A guide of a user's own, as the documentation of `Guide` writes it."""
 
@@ -104,6 +113,10 @@ GUIDES = {
     "LastLayer": GuideMember(_last_layer),
     "Delta": GuideMember(guides.Delta, local=False, closed_form=False, by_convention=True),
     "Swag": GuideMember(_swag, constants=False, collected=True),
+    "Laplace": GuideMember(partial(guides.Laplace, init_scale=0.3)),
+    "Laplace, last layer": GuideMember(_laplace_layer),
+    "Laplace, kronecker": GuideMember(partial(guides.Laplace, structure="kronecker", init_scale=0.3), constants=False),
+    "Laplace, full": GuideMember(partial(guides.Laplace, structure="full", init_scale=0.3), constants=False),
     "VarianceOnly": GuideMember(guides.VarianceOnly),
     "VarianceOnly, uniform": GuideMember(partial(guides.VarianceOnly, family="uniform")),
     "VarianceOnly, bernoulli": GuideMember(

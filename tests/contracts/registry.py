@@ -151,6 +151,7 @@ class InterpretationMember:
     draws: bool = True
     by_example: bool = False
     source: bool = True
+    carries: bool = False  # its output is moments, with a variance
 
 
 INTERPRETATIONS = {
@@ -159,7 +160,8 @@ INTERPRETATIONS = {
     "Flipout": InterpretationMember(effects.Flipout, by_example=True),
     "MeanPropagation": InterpretationMember(effects.MeanPropagation, draws=False),
     "NoiseFree": InterpretationMember(effects.NoiseFree, draws=False, source=False),
-    "MomentPropagation": InterpretationMember(effects.MomentPropagation, draws=False),
+    "MomentPropagation": InterpretationMember(effects.MomentPropagation, draws=False, carries=True),
+    "Linearization": InterpretationMember(effects.Linearization, draws=False, carries=True),
 }
 
 
