@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -179,15 +180,36 @@ def _components(model: ps.BayesianModel) -> Any:
     return ps.guides.RankOne(model, components=3, init_spread=0.6)
 
 
+def _laplace(model: ps.BayesianModel, structure: str) -> Any:
+    guide = ps.guides.Laplace(model, structure=structure, init_scale=0.3)
+    with torch.no_grad():
+        for name, buffer in guide.named_buffers():
+            if buffer.dim() >= 2 and "root" in name:
+                buffer.add_(0.3 * torch.randn_like(buffer).tril())
+    return guide
+
+
 @pytest.mark.parametrize("reads", [False, True])
 @pytest.mark.parametrize(
-    ("make", "prior"), [(_low_rank, ps.priors.Normal()), (_components, ps.priors.RankOne())], ids=["low rank", "rank 1"]
+    ("make", "prior"),
+    [
+        (_low_rank, {"*": ps.priors.Normal()}),
+        (_components, {"*": ps.priors.RankOne()}),
+        (partial(_laplace, structure="full"), {"*": ps.priors.Normal()}),
+        (partial(_laplace, structure="last_layer"), {"second.*": ps.priors.Normal(), "2.*": ps.priors.Normal()}),
+    ],
+    ids=["low rank", "rank 1", "full", "last layer"],
 )
 def test_first_prediction_of_a_network_draws_what_sites_share_anew(make: Any, prior: Any, reads: bool) -> None:
     # The first call finds out how the network uses its weights, which must leave no draw behind.
     net = _Reads() if reads else nn.Sequential(nn.Linear(3, 4), nn.Tanh(), nn.Linear(4, 2))
     noise = ps.likelihoods.Gaussian(1.0)
-    model = ps.BayesianModel(net.double(), prior={"*": prior}, likelihood=noise, num_data=10)
+    model = ps.BayesianModel(
+        net.double(),
+        prior={name: p for name, p in prior.items() if name == "*" or name[0] == ("s" if reads else "2")},
+        likelihood=noise,
+        num_data=10,
+    )
     guide, x = make(model), torch.randn(5, 3).double()
     first, second = (ps.predict(model, guide, x, mode="mc:1000", seed=0).variance - 1.0 for _ in range(2))
     with torch.no_grad():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
-from typing import Self
+from typing import Any, Self
 
 from torch import Tensor
 from torch.distributions import Distribution
@@ -50,6 +50,16 @@ class SharedDraw:
         other = copy.copy(self)
         other._rows = None
         return other
+
+    def member(self, distribution: Distribution) -> Distribution:
+        """The distribution of one of the sites, as a copy that shares this draw.
+
+        Args:
+            distribution: The distribution, of the draw that this one was made from by `again`.
+        """
+        found: Any = copy.copy(distribution)
+        found.shared = self
+        return found
 
     def record(self, value: Tensor) -> None:
         """Take note of the value of the next site.
@@ -124,8 +134,9 @@ def shared_again(distributions: Mapping[str, Distribution]) -> dict[str, Distrib
     for name, distribution in distributions.items():
         shared: SharedDraw | None = getattr(distribution, "shared", None)
         if shared is not None:
-            distribution = copy.copy(distribution)
-            distribution.shared = copies.setdefault(id(shared), shared.again())  # type: ignore[attr-defined]
+            if id(shared) not in copies:
+                copies[id(shared)] = shared.again()
+            distribution = copies[id(shared)].member(distribution)
         found[name] = distribution
     return found
 

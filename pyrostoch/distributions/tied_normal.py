@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from typing import Any, Self
 
 import torch
 from torch import Size, Tensor
@@ -191,7 +193,22 @@ class TiedDraw(SharedDraw):
         #: How many numbers the sites share.
         self.size = sum(len(root) for root in roots)
         self._noise: dict[int, Tensor] = {}
-        self._rows: Tensor | None = None
+
+    def again(self) -> Self:
+        """The same draw for another pass through the network, with its own distributions of all sites."""
+        other = super().again()
+        other.members = [copy.copy(member) for member in self.members]
+        for member in other.members:
+            member.shared = other
+        return other
+
+    def member(self, distribution: Any) -> Any:
+        """The distribution of one of the sites that shares this draw.
+
+        Args:
+            distribution: That of the draw that this one was made from.
+        """
+        return self.members[distribution.place]
 
     def noise(self, place: int) -> Tensor:
         """The standard normal numbers of the site at a place, (n,).
