@@ -143,12 +143,18 @@ class Swap(nn.Module):
 def test_constant_entries_cost_nothing() -> None:
     x, y = torch.randint(5, (40, 2)), torch.randn(40, 2).double()
     padded = nn.Sequential(nn.Embedding(5, 3, padding_idx=1), nn.Flatten(), nn.Linear(6, 2)).double()
-    model = model_of(padded, Gaussian(0.5), 40, {"0.weight": ps.priors.Normal(), "2.*": ps.priors.Normal()})
+    with torch.no_grad():
+        padded[0].weight[1] = 0.6
+    prior = ps.priors.Normal(0.1, 0.7)
+    model = model_of(padded, Gaussian(0.5), 40, {"0.weight": prior, "2.*": prior})
     guide = Laplace(model)
     found = ps.fit_laplace(model, guide, (x, y), not_optimum="warn", curvature_steps=0)
-    exact = ggn_by_hand(model, x, y).diagonal() + 1.0
+    exact = ggn_by_hand(model, x, y).diagonal() + 1.0 / 0.49
     free = torch.ones(29, dtype=torch.bool)
     free[3:6] = False
     assert found.num_weights == 26
     assert found.log_det == pytest.approx(exact[free].log().sum().item(), rel=1e-10)
+    numbers = torch.tensor([0.1, 0.7], dtype=torch.float64)
+    density = torch.distributions.Normal(*numbers).log_prob(flat(weights_of(model))[free]).sum()
+    assert found.log_prior == pytest.approx(density.item(), rel=1e-10)
     assert (guide.site_distribution("0.weight").variance[1] == 0).all()

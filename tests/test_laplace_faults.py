@@ -8,12 +8,24 @@ from typing import Any
 import pyro.distributions as dist
 import pytest
 import torch
-from laplace_twins import PRIOR, classes, evidence_by_hand, flat, ggn_by_hand, model_of, regression, small, train
+from laplace_twins import (
+    PRIOR,
+    classes,
+    evidence_by_hand,
+    flat,
+    ggn_by_hand,
+    model_of,
+    regression,
+    small,
+    train,
+    unflat,
+)
 from torch import Tensor, nn
 
 import pyrostoch as ps
 from pyrostoch.guides import Laplace
 from pyrostoch.likelihoods import Categorical, Gaussian
+from pyrostoch.training.optimum import find_negative_curvature
 
 
 @pytest.mark.filterwarnings("ignore:fit_laplace")
@@ -85,6 +97,26 @@ def test_training_with_the_guide_finds_a_maximum() -> None:
     found = ps.fit_laplace(model, guide, (x, y))
     assert found.newton_gain < 1e-3 and 0 < found.effective_weights < found.num_weights
     assert "log marginal likelihood" in str(found) and found.to_dict()["structure"] == "diagonal"
+
+
+def test_the_direction_of_negative_curvature_is_one() -> None:
+    root = torch.randn(6, 6).double()
+    matrix = root @ root.mT - 0.5 * torch.eye(6).double()
+    like = {"a": torch.zeros(2, 2), "b": torch.zeros(2)}
+
+    def product(vector: dict[str, Tensor]) -> dict[str, Tensor]:
+        return unflat(matrix @ flat(vector), like)
+
+    for steps in (2, 4, 6):
+        found = find_negative_curvature(product, like, steps)
+        if found is not None:
+            vector = flat(found.vector)
+            assert (vector @ matrix @ vector).item() == pytest.approx(found.value, rel=1e-8)
+            assert torch.linalg.vector_norm(vector).item() == pytest.approx(1.0)
+    smallest = torch.linalg.eigvalsh(matrix)[0].item()
+    assert (smallest < 0) == (found is not None)
+    assert found is None or found.value == pytest.approx(smallest, rel=1e-6)
+    assert find_negative_curvature(lambda vector: vector, like, 6) is None
 
 
 def test_a_saddle_is_named_with_the_remedy() -> None:

@@ -62,6 +62,7 @@ REFUSED = {
     "BinomialWeights, binomial": "weight.*BinomialLevels that is discrete",
     "MultinomialWeights": "weight.*SignedMultinomial that is discrete",
     "LowRank": "LowRank joins sites",
+    "Laplace, full": "Laplace joins sites",
     "RankOne": "weight.*RankOneWeights that has no density",
     "RankOne, components": "RankOne joins sites",
     "Flow": "weight.*FlowWeights that has no density",

@@ -114,8 +114,8 @@ def _tied_tied(q: TiedNormal, p: TiedNormal) -> Tensor:
 @register_kl(KroneckerNormal, KroneckerNormal)
 def _kronecker_kronecker(q: KroneckerNormal, p: KroneckerNormal) -> Tensor:
     of_rows, of_columns = p.rows.double().mT @ q.rows.double(), p.columns.double().mT @ q.columns.double()
-    precision = p.scale.double().square().reciprocal()
-    spread = (precision * (of_rows.square() @ q.scale.double().square() @ of_columns.square().mT)).sum()
+    variances = of_rows.square() @ q.scale.double().square() @ of_columns.square().mT
+    spread = (variances / p.scale.double().square()).sum()
     distance = (p.root_products((q.loc - p.loc).double()) / p.scale.double().flatten().square()).square().sum()
     return 0.5 * (spread + distance - q.loc.numel() - q.log_det + p.log_det)
 
