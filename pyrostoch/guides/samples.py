@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import pyro
@@ -14,6 +13,7 @@ from torch import Tensor, nn
 from pyrostoch._checks import check_count, check_finite, name_list
 from pyrostoch._manual import see
 from pyrostoch.guides.base import Guide, sites_of
+from pyrostoch.guides.collecting import Collecting
 from pyrostoch.guides.delta import Delta
 from pyrostoch.guides.sets import GuideSet
 from pyrostoch.guides.starts import Start
@@ -22,7 +22,7 @@ from pyrostoch.sites import Site, announce_parameters, site_key
 __all__ = ["Samples"]
 
 
-class Samples(GuideSet):
+class Samples(Collecting, GuideSet):
     """Draws of the weights, whatever made them, as a guide: each draw of the guide is one of them.
 
     The draws have no density, so that there is no ELBO: `decompose` gives the mean log joint density, and says so.
@@ -78,7 +78,6 @@ class Samples(GuideSet):
         self.site_names = tuple(sites)
         self.weight_names = tuple(name for name, site in sites.items() if site.role != "scale")
         self.point: Delta | None = None
-        self._collecting = False
         self.register_buffer("count", torch.tensor(count))
         self._values = nn.Module()
         for name, value in values.items():
@@ -152,15 +151,6 @@ class Samples(GuideSet):
                 f"sampler=SGHMC()){see('how-to/ensembles')}"
             )
         return super().forward(*args, **kwargs)
-
-    @contextlib.contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Draw the point where the chain is, while `fit` runs it."""
-        self._collecting = True
-        try:
-            yield
-        finally:
-            self._collecting = False
 
     @torch.no_grad()
     def collect(self) -> None:

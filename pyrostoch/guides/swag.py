@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 
 import pyro
 import torch
@@ -14,6 +13,7 @@ from pyrostoch._checks import check_count
 from pyrostoch._manual import see
 from pyrostoch.distributions import LowRankDraw, LowRankNormal
 from pyrostoch.guides.base import Guide
+from pyrostoch.guides.collecting import Collecting
 from pyrostoch.guides.delta import check_maximum, point
 from pyrostoch.guides.joint import draw_tied, refuse_constants
 from pyrostoch.guides.normal_start import NormalStart
@@ -26,7 +26,7 @@ __all__ = ["Swag"]
 _LEAST = 1e-20
 
 
-class Swag(NormalStart):
+class Swag(Collecting, NormalStart):
     r"""A normal posterior around the mean of SGD's iterates, with their variances and main directions.
 
     $$ w \sim N\left(\bar w,\; \tfrac{1}{2} \mathrm{diag}(s^2) + \tfrac{1}{2 (K - 1)} D D^\top\right), $$
@@ -81,7 +81,6 @@ class Swag(NormalStart):
         self.iterates = nn.ModuleDict(
             {site_key(name): _Iterates(self.parameters_for(name)["loc"], self.rank) for name in self.site_names}
         )
-        self._collecting = False
 
     def initial_parameters(self, site: Site) -> dict[str, Tensor]:
         """`loc`, the point that is trained, in the weight's shape."""
@@ -102,15 +101,6 @@ class Swag(NormalStart):
             }
         shared = LowRankDraw(self.rank, self.site_names)
         return draw_tied(self, shared, lambda name: self._distribution(name, shared))
-
-    @contextlib.contextmanager
-    def collecting(self) -> Iterator[None]:
-        """Draw the point that is trained, while `fit` collects iterates."""
-        self._collecting = True
-        try:
-            yield
-        finally:
-            self._collecting = False
 
     @torch.no_grad()
     def collect(self) -> None:

@@ -16,7 +16,8 @@ from torch import nn
 
 from pyrostoch._descriptions import describe_function
 from pyrostoch._seeds import forked
-from pyrostoch.guides import Ensemble, Samples, Swag
+from pyrostoch.guides import Ensemble
+from pyrostoch.guides.collecting import Collecting
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.compile import worth_compiling
 from pyrostoch.infer.data_sets import move_to_device
@@ -220,7 +221,7 @@ def fit(
             ranks.run_on_first(lambda: stack.enter_context(only_writer_of(path)))
         stack.enter_context(training_mode(True, model, guide))
         for part in guide.modules():
-            if isinstance(part, (Swag, Samples)):
+            if isinstance(part, Collecting):
                 stack.enter_context(part.collecting())
         keep_fixed_statistics(model.net)
         stack.enter_context(pyro.validation_enabled(False))
