@@ -7,6 +7,7 @@ __all__ = ["Order"]
 _NAMES = (
     "three_pictures",
     "toy_regression",
+    "posteriors_in_a_gap",
     "reading_an_elbo",
     "variance_networks",
     "moments_in_one_pass",
