@@ -64,8 +64,8 @@ def fit_laplace(
     is refused. Predict by `mode="linearized"`, whose linear output the curvature belongs to.
 
     Args:
-        model: The model, with normal priors, and the likelihood `Categorical`, `Bernoulli`, or `Gaussian` with a fixed
-            or learned scale.
+        model: The model, with normal priors, and the likelihood `likelihoods.Categorical`, `likelihoods.Bernoulli`, or
+            `likelihoods.Gaussian` with a fixed or learned scale.
         guide: Its guide, which is changed.
         data: The training set of `num_data` examples, as `fit` takes it.
         prior_precision: `"given"` takes the model's priors. `"marginal"` takes the one precision of all sites with the
