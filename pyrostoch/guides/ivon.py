@@ -41,7 +41,7 @@ def from_ivon(model: BayesianModel, optimizer: Any) -> Additive:
         effective for large deep networks", 2024.
 
     Example:
-        >>> import pyrostoch as ps
+        >>> import torch, pyrostoch as ps
         >>> from types import SimpleNamespace
         >>> net = torch.nn.Linear(2, 1, bias=False)
         >>> model = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.1),
