@@ -48,7 +48,7 @@ def from_ivon(model: BayesianModel, optimizer: Any) -> Additive:
         ...                          num_data=100)
         >>> group = {"params": [net.weight], "ess": 100.0, "weight_decay": 0.01, "hess": torch.tensor([0.03, 0.99])}
         >>> optimizer = SimpleNamespace(param_groups=[group])  # as ivon.IVON(net.parameters(), lr=0.1, ess=100) has it
-        >>> from_ivon(model, optimizer).site_distribution("weight").stddev
+        >>> from_ivon(model, optimizer).site_distribution("weight").stddev.detach()
         tensor([[0.5000, 0.1000]])
     """
     scales: dict[int, Tensor] = {}
