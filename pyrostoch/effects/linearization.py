@@ -9,10 +9,10 @@ from torch import Tensor
 
 from pyrostoch._manual import see
 from pyrostoch.distributions import JointWeights
-from pyrostoch.distributions.shared_draw import depends_on_given, mark_pending
-from pyrostoch.effects.interpretation import Interpretation, SiteDraw, base_distribution
+from pyrostoch.distributions.shared_draw import depends_on_given
+from pyrostoch.effects.interpretation import Interpretation, SiteDraw
 from pyrostoch.effects.jacobians import jacobian_rows, output_of
-from pyrostoch.effects.mean import replace_by_mean
+from pyrostoch.effects.mean import stand_in_mean
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.trees import map_tensors
 from pyrostoch.effects.unsupported import entries_may_depend
@@ -73,12 +73,7 @@ class Linearization(Interpretation):
         return super().export_draws(())
 
     def _pyro_sample(self, msg: Any) -> None:
-        distribution = base_distribution(msg["fn"])
-        if msg["done"] or msg["is_observed"] or not isinstance(distribution, JointWeights):
-            replace_by_mean(msg)
-            return
-        value = distribution.mean if distribution.has_mean else distribution.loc
-        msg["value"], msg["done"] = mark_pending(value.clone()), True
+        stand_in_mean(msg)
 
     def _pyro_network(self, msg: Any) -> None:
         call: NetworkCall = msg["args"][0]

@@ -9,9 +9,11 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch._C._functorch import maybe_current_level
 
+from pyrostoch.distributions import JointWeights
+from pyrostoch.distributions.shared_draw import mark_pending
 from pyrostoch.effects.interpretation import Interpretation, base_distribution
 
-__all__ = ["MeanPropagation", "NoiseFree", "replace_by_mean"]
+__all__ = ["MeanPropagation", "NoiseFree", "replace_by_mean", "stand_in_mean"]
 
 
 class MeanPropagation(Interpretation):
@@ -100,6 +102,20 @@ def replace_by_mean(msg: Message) -> None:
     # A copy, since a network may write into its weights, and the mean may be a parameter of the guide.
     msg["value"] = mean.expand(fn.shape()).clone()
     msg["done"] = True
+
+
+def stand_in_mean(msg: Message) -> None:
+    """As `replace_by_mean`, but of weights that others depend on the mean stands in for a draw that is made later.
+
+    Args:
+        msg: Pyro's message of the site.
+    """
+    distribution = base_distribution(msg["fn"])
+    if msg["done"] or msg["is_observed"] or not isinstance(distribution, JointWeights):
+        replace_by_mean(msg)
+        return
+    value = distribution.mean if distribution.has_mean else distribution.loc
+    msg["value"], msg["done"] = mark_pending(value.clone()), True
 
 
 def _mean_through_transforms(distribution: Any) -> Any:

@@ -12,15 +12,13 @@ from torch.distributions import Distribution
 from pyrostoch._checks import check_choice
 from pyrostoch._ops import LinearOp
 from pyrostoch.distributions import JointWeights
-from pyrostoch.distributions.shared_draw import mark_pending
 from pyrostoch.effects.interpretation import (
     Decision,
     Interpretation,
     Outcome,
     SiteDraw,
-    base_distribution,
 )
-from pyrostoch.effects.mean import replace_by_mean
+from pyrostoch.effects.mean import stand_in_mean
 from pyrostoch.effects.network import NetworkCall
 from pyrostoch.effects.trees import leaves_of
 from pyrostoch.effects.unsupported import entries_may_depend
@@ -171,13 +169,7 @@ class MomentPropagation(Interpretation):
         return (None if zero else distribution.mean), distribution.variance
 
     def _pyro_sample(self, msg: Any) -> None:
-        distribution = base_distribution(msg["fn"])
-        if msg["done"] or msg["is_observed"] or not isinstance(distribution, JointWeights):
-            replace_by_mean(msg)
-            return
-        # A draw that others depend on is made later, where it is made: the mean stands in for it.
-        value = distribution.mean if distribution.has_mean else distribution.loc
-        msg["value"], msg["done"] = mark_pending(value.clone()), True
+        stand_in_mean(msg)
 
     def _pyro_post_network(self, msg: Any) -> None:
         """Raise an error where the network has lost the moments on the way."""

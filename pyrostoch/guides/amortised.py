@@ -12,10 +12,11 @@ from pyrostoch._manual import see
 from pyrostoch.effects.activation_sites import guide_draws_activations
 from pyrostoch.guides.base import sites_of
 from pyrostoch.guides.gap import ZeroMeanGap
+from pyrostoch.guides.per_site import PerSite
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import Inputs
 
-__all__ = ["Amortised"]
+__all__ = ["Amortised", "weights_of"]
 
 
 class Amortised(nn.Module):
@@ -139,3 +140,14 @@ class Amortised(nn.Module):
     def _check(self, site: str) -> None:
         if site not in self.site_names:
             raise ValueError(f"guide Amortised: no site {site!r} of a weight; it has {name_list(self.site_names)}")
+
+
+def weights_of(guide: Any) -> Any:
+    """The guide of the weights inside an `Amortised` one, an empty one where it has none; any other guide as it is.
+
+    Args:
+        guide: The guide.
+    """
+    if not isinstance(guide, Amortised):
+        return guide
+    return PerSite.of([], sites=[]) if guide.weights is None else guide.weights

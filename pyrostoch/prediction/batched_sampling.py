@@ -25,6 +25,7 @@ from pyrostoch._targets import Target
 from pyrostoch.effects import Interpretation, SharedSample
 from pyrostoch.effects.interpretation import SiteDraw, base_distribution
 from pyrostoch.effects.meeting import cut_is_safe
+from pyrostoch.guides.amortised import weights_of
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.activation_sizes import (
@@ -228,19 +229,12 @@ class PosteriorSampler:
         """Whether each site that is replaced by its distribution has the same one in every draw from the guide."""
         if plan.ties_sites:  # given the others, which are drawn
             return False
-        return isinstance(self._weights_guide, (guides.Guide, guides.PerSite)) or not plan.replaces_sites
+        return isinstance(weights_of(self.guide), (guides.Guide, guides.PerSite)) or not plan.replaces_sites
 
     @property
     def _guide_ignores_data(self) -> bool:
         """Whether the guide's draws do not depend on the batch, so that the batch may be split."""
-        return isinstance(self._weights_guide, (guides.Guide, guides.PerSite, guides.GuideSet, AutoGuide))
-
-    @property
-    def _weights_guide(self) -> Guide | nn.Module | None:
-        """The guide of the weights; one without weights counts as an empty one."""
-        if not isinstance(self.guide, guides.Amortised):
-            return self.guide
-        return guides.PerSite.of([], sites=[]) if self.guide.weights is None else self.guide.weights
+        return isinstance(weights_of(self.guide), (guides.Guide, guides.PerSite, guides.GuideSet, AutoGuide))
 
     def _record_pass(self, plan: SamplingPlan, x: FlatInputs) -> SizeRecorder:
         """Record the sizes of one pass, and enter into the plan which sites it replaces."""

@@ -15,7 +15,8 @@ from pyrostoch._seeds import generator_states
 from pyrostoch._targets import Target
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
-from pyrostoch.guides import Amortised, Ensemble
+from pyrostoch.guides import Ensemble
+from pyrostoch.guides.amortised import weights_of
 from pyrostoch.infer.elbo import ESTIMATORS, interpretation
 from pyrostoch.infer.known_labels import GivenLabels, check_no_labels_around, known_labels, marked
 from pyrostoch.infer.rates import check_rates_known
@@ -193,7 +194,7 @@ def _decompose(
 
 
 def _has_density(guide: Any) -> bool:
-    weights = guide.weights if isinstance(guide, Amortised) else guide
+    weights = weights_of(guide)
     return bool(getattr(weights, "has_density", True)) and not isinstance(weights, AutoDelta)
 
 

@@ -12,12 +12,12 @@ from pyro import poutine
 from torch import Tensor, nn
 from torch.distributions import Distribution
 
-from pyrostoch import guides
 from pyrostoch._checks import check_choice, check_count, check_finite, name_list
 from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._structure import flat_inputs
 from pyrostoch.effects import SharedSample
+from pyrostoch.guides.amortised import weights_of
 from pyrostoch.likelihoods import Joint, Likelihood, Weighted
 from pyrostoch.likelihoods.reading import full_precision
 from pyrostoch.likelihoods.select import select_output
@@ -155,8 +155,7 @@ def draws(
     target = compute_device(flat, model, guide, device)
     check_finite("inputs x", flat)
     batches = [(flat, None)] if differentiable else split(model, flat, None, batch_size)
-    of_weights: Any = guide.weights if isinstance(guide, guides.Amortised) else guide
-    of_weights = guides.PerSite.of([], sites=[]) if of_weights is None else of_weights
+    of_weights: Any = weights_of(guide)
     gradients = contextlib.nullcontext() if differentiable else torch.no_grad()
     outputs: list[Tensor] = []
     quantities: list[dict[str, Tensor | float]] = []

@@ -21,6 +21,7 @@ from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 from pyrostoch._targets import Target
 from pyrostoch.effects import Interpretation, Linearization, MeanPropagation, NoiseFree, base_distribution
+from pyrostoch.guides.amortised import weights_of
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.elbo import MOMENTS, interpretation
@@ -160,7 +161,7 @@ def in_turn(guide: object) -> contextlib.AbstractContextManager[None]:
     Args:
         guide: The guide.
     """
-    found = guide.weights if isinstance(guide, guides.Amortised) else guide
+    found = weights_of(guide)
     return found.in_turn() if isinstance(found, guides.GuideSet) else contextlib.nullcontext()
 
 
@@ -174,7 +175,7 @@ def check_mode(guide: object, mode: str) -> None:
     Raises:
         ValueError: The guide has several members, which only draws can average.
     """
-    found = guide.weights if isinstance(guide, guides.Amortised) else guide
+    found = weights_of(guide)
     if isinstance(found, guides.GuideSet) and len(found) > 1 and mode != "mc":
         raise ValueError(
             f"mode {mode!r}: the members of {type(found).__name__} are different networks, and the mean of their "
