@@ -332,3 +332,10 @@ def test_a_compiled_step_of_a_set_is_refused_and_runs_eagerly() -> None:
     with pytest.warns(UserWarning, match="runs eagerly"):
         for _ in range(3):
             step(x, y)
+
+
+def test_a_set_within_an_amortised_guide_is_not_trained() -> None:
+    model = model_of()
+    guide = ps.guides.Amortised(model, weights=ps.guides.Ensemble.of(model, size=2))
+    with pytest.raises(ValueError, match="expected the Ensemble itself, got it within Amortised"):
+        ps.fit(model, guide, data(), epochs=1, progress=False)

@@ -15,7 +15,7 @@ from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._seeds import generator_states, mixed_seed, set_generator_states
 from pyrostoch.effects.interpretation import UsageUnknownError
-from pyrostoch.guides import Ensemble, Samples, Swag
+from pyrostoch.guides import Amortised, Ensemble, GuideSet, Samples, Swag
 from pyrostoch.infer.batches import Share
 from pyrostoch.model import BayesianModel
 from pyrostoch.staging import restore_tensors, unique
@@ -46,8 +46,13 @@ def check_several(model: BayesianModel, guide: nn.Module, clip: float | None, sc
 
     Raises:
         ValueError: The model trains parameters without a prior, or keeps running statistics; they are named. Or the
-            iterates of SWAG would stand still.
+            iterates of SWAG would stand still, or a set is within an `Amortised` guide.
     """
+    if isinstance(guide, Amortised) and isinstance(guide.weights, GuideSet):
+        raise ValueError(
+            f"fit: expected the {type(guide.weights).__name__} itself, got it within Amortised, in which a step would "
+            f"train one member by chance; fit draws random activations without{see('how-to/ensembles')}"
+        )
     iterates = any(isinstance(part, Swag) for part in guide.modules())
     if not iterates and not isinstance(guide, (Ensemble, Samples)):
         return
