@@ -36,7 +36,8 @@ _INSTALLED = tuple(
 )
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CACHES = ("_inv", "_cached_x_y", "_cache_size", "_validate_args")
-_NOT_SETTINGS = {*vars(nn.Module()), "training"}
+# The note that a run makes on the guide it trains is none either: `pyrostoch.guides.temperature`.
+_NOT_SETTINGS = {*vars(nn.Module()), "training", "_trained_at_temperature"}
 
 
 def describe_function(function: Callable[..., Any]) -> tuple[str, list[str]]:

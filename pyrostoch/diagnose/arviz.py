@@ -15,6 +15,7 @@ from torch import Tensor
 from pyrostoch._checks import check_count, name_list
 from pyrostoch._manual import see
 from pyrostoch.diagnose.groups import GroupOptions, collect_groups
+from pyrostoch.guides.temperature import temperature_text, temperatures_of
 from pyrostoch.prediction.readouts import device_of, evaluating, seeded
 from pyrostoch.protocols import Data, Guide, Inputs, Model
 from pyrostoch.sites import trace_of
@@ -93,7 +94,10 @@ def to_arviz(
 
     device = device_of(model, guide, device)
     with seeded(seed, device), evaluating(model, guide):
-        return collect_groups(model, guide_trace, data, options, batch_size, device, {"guide": type(guide).__name__})
+        attrs = {"guide": type(guide).__name__}
+        if trained := temperature_text(temperatures_of(guide)):
+            attrs["temperature"] = trained
+        return collect_groups(model, guide_trace, data, options, batch_size, device, attrs)
 
 
 def from_mcmc(

@@ -110,12 +110,13 @@ class Batches(ABC):
         return self
 
 
-def must_stay_whole(batches: Batches, model: object) -> bool:
+def must_stay_whole(batches: Batches, model: object, *, also_of_loader: bool = False) -> bool:
     """Whether a data set must not be cut into batches, since a model's examples meet in its network.
 
     Args:
         batches: The batches. Those of a loader are what its owner wants them to be.
         model: A model; one without a method `examples_meet` is taken to keep examples apart.
+        also_of_loader: Whether the batches of a loader are to be cut, too, and not only used as they come.
 
     Example:
         >>> from pyrostoch.infer.data_sets import as_batches
@@ -123,6 +124,6 @@ def must_stay_whole(batches: Batches, model: object) -> bool:
         False
     """
     find = getattr(model, "examples_meet", None)
-    if not callable(find) or batches.from_loader:
+    if not callable(find) or (batches.from_loader and not also_of_loader):
         return False
     return bool(find(*(batches.first() if batches.in_memory is None else batches.in_memory)))

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 
 from pyrostoch._checks import check_count
 from pyrostoch.guides import GuideSet
+from pyrostoch.guides.temperature import temperatures_of
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.known_labels import GivenLabels, check_labels_around, known_labels, marked
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
@@ -95,7 +97,7 @@ def compare(
             sampler = PosteriorSampler(model, guide, name, draws)
             with seeded(seed, device), evaluating(model, guide):
                 found[mode] = (sampler.num_samples, _scores_of(model, sampler, batches, device))
-    return comparison_of(model, found)
+    return replace(comparison_of(model, found), temperatures=temperatures_of(guide))
 
 
 def _default_modes(guide: object) -> Sequence[str]:
@@ -181,7 +183,8 @@ def accuracy_by_samples(
                         scores[k].update(average)
                         scores[k].seconds += spent
                         start = time.perf_counter()
-    return comparison_of(model, {f"mc:{k}": (k, found) for k, found in scores.items()})
+    table = comparison_of(model, {f"mc:{k}": (k, found) for k, found in scores.items()})
+    return replace(table, temperatures=temperatures_of(guide))
 
 
 def _synchronize(device: torch.device | None) -> None:

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 from typing import Any
 
+from pyrostoch.guides.temperature import temperature_text
 from pyrostoch.infer.known_labels import KnownLabels
 from pyrostoch.metrics import Reliability
 from pyrostoch.records import Record, number, table
@@ -68,6 +69,7 @@ class Comparison(Record):
             rows then have the log density of the targets of all heads together, which depend on the same draws, and
             nothing else.
         loss: Whether the likelihood is a loss (`likelihoods.Loss`): what is called NLL is then no density's.
+        temperatures: Those other than 1 at which the guide or parts of it were trained: a cold or warm posterior.
     """
 
     num_examples: int
@@ -75,6 +77,7 @@ class Comparison(Record):
     reliability: dict[str, Reliability]
     heads: dict[str, Comparison] = field(default_factory=dict)
     loss: bool = False
+    temperatures: tuple[float, ...] = ()
 
     def __getitem__(self, mode: str) -> ComparisonRow:
         """The row of a mode."""
@@ -92,6 +95,8 @@ class Comparison(Record):
         }
         if self.heads:
             found["heads"] = {name: scores.to_dict() for name, scores in self.heads.items()}
+        if self.temperatures:
+            found["temperatures"] = list(self.temperatures)
         return {**found, "loss": True} if self.loss else found
 
     def __str__(self) -> str:
@@ -125,8 +130,10 @@ class Comparison(Record):
         meanless = not (self.reliability or self.heads or self.loss) and any(row.rmse is None for row in self.rows)
         note = "; no RMSE: the likelihood has no mean of the targets" if meanless else ""
         what = "loss: minus the log of the mean of exp(-loss) over draws, no density's," if self.loss else "NLL"
+        trained = f"; guide {temperature_text(self.temperatures)}" if self.temperatures else ""
         below = [f"\n\nHead {name!r}: {scores}" for name, scores in self.heads.items()]
-        return f"{self.num_examples} examples; {what} in nats per example{note}\n{table(head, cells)}{''.join(below)}"
+        first = f"{self.num_examples} examples; {what} in nats per example{note}{trained}"
+        return f"{first}\n{table(head, cells)}{''.join(below)}"
 
 
 def _with_error(value: float | None, stderr: float | None) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.guides import Ensemble
 from pyrostoch.guides.amortised import weights_of
+from pyrostoch.guides.temperature import temperatures_of
 from pyrostoch.infer.elbo import ESTIMATORS, interpretation
 from pyrostoch.infer.known_labels import GivenLabels, check_no_labels_around, known_labels, marked
 from pyrostoch.infer.rates import check_rates_known
@@ -108,7 +110,8 @@ def decompose(
     members = guide.members if isinstance(guide, Ensemble) else ()
     with known_labels(model, labels):
         found = [_decompose(model, member, *settings) for member in members]
-        return mean_of_members(found) if found else _decompose(model, guide, *settings)
+        terms = mean_of_members(found) if found else _decompose(model, guide, *settings)
+    return replace(terms, temperatures=temperatures_of(guide))
 
 
 def _decompose(

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from pyrostoch._checks import name_list
+from pyrostoch.guides.temperature import temperature_text
 from pyrostoch.infer.known_labels import KnownLabels
 from pyrostoch.prediction.data_terms import HeadRow
 from pyrostoch.prediction.rates import RateRow, rate_lines
@@ -75,6 +76,8 @@ class Decomposition(Record):
         heads: Where the likelihood has several heads (`likelihoods.Joint`): the data term of each.
         log_joint: Where the guide has no density: the mean of the data term and the log prior, less rate and penalties.
         members: For an ensemble: the terms of each member.
+        temperatures: Those other than 1 at which the guide or parts of it were trained. It then maximizes no ELBO; its
+            ELBO is a lower bound all the same.
     """
 
     elbo: float
@@ -100,6 +103,7 @@ class Decomposition(Record):
     heads: tuple[HeadRow, ...] = ()
     log_joint: float | None = None
     members: tuple[Decomposition, ...] = ()
+    temperatures: tuple[float, ...] = ()
 
     def __str__(self) -> str:
         rows = [("data term", self.data, _error(self.data_stderr) if self.num_samples else "")]
@@ -135,6 +139,8 @@ class Decomposition(Record):
                 f"Means over {len(self.members)} members, whose ELBOs are {values}. That of the mixture is at least "
                 f"this, and at most {number(math.log(len(self.members)))} nats higher."
             )
+        if trained := temperature_text(self.temperatures):
+            lines.append(f"The guide was {trained}, where it maximizes no {'log joint density' if point else 'ELBO'}.")
         if self.kl_samples and not point:
             lines.append(f"KLs by Monte Carlo: {self.kl_samples} draws of the guide.")
         if self.num_targets is not None and self.num_observed != self.num_targets:

@@ -8,6 +8,7 @@ from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from pyrostoch.guides.temperature import temperature_text
 from pyrostoch.report import plots
 from pyrostoch.report.audit_section import audit_content, audit_title
 from pyrostoch.report.record import check, is_regression, mode_title, modes, number, row_of
@@ -222,6 +223,12 @@ def _comparison(results: Mapping[str, Any]) -> str:
             '<p class="note"><strong>The likelihood is a pseudo-likelihood,</strong> as losses and weights make it: '
             "the posterior is not that of the data, and the ELBO is no bound of the evidence.</p>"
         )
+    content += [
+        f'<p class="note"><strong>{escape(str(guide.get("title") or guide["name"]))} was '
+        f"{temperature_text(tuple(trained))},</strong> where it maximizes no ELBO: a cold or warm posterior.</p>"
+        for guide in results["guides"]
+        if (trained := (guide.get("decomposition") or {}).get("temperatures"))
+    ]
     content += [
         f"<p>{escape(str(guide.get('title') or guide['name']))} has no scores by moments: "
         f"{escape(str(guide['without_moments']))}.</p>"

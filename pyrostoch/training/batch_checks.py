@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
+from pyrostoch._inputs import example_axes
 from pyrostoch._manual import see
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.data_sets import as_batches
@@ -37,7 +38,7 @@ def training_batches(
     return as_batches(data, batch_size, shuffle=shuffle, in_dims=model.in_dims, reader=reader_of(model), stream=stream)
 
 
-def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: Ranks) -> None:
+def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: Ranks, accumulate: int = 1) -> None:
     """Raise an error if examples that meet in the network would be trained in random parts of the data set.
 
     Labels that are entered around a run belong to the examples of one batch, and would be those of all others, too.
@@ -47,14 +48,25 @@ def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: 
         batches: The training data.
         shuffle: Whether their order is random.
         ranks: The processes among which each batch is divided.
+        accumulate: Number of parts in which a batch is computed.
 
     Raises:
         ValueError: They would.
     """
-    if len(batches) > 1:
+    if len(batches) > 1 or accumulate > 1:
         check_no_labels_around("fit", model)
-    divided = ranks.is_distributed or (shuffle and len(batches) > 1)
-    if not divided or not must_stay_whole(batches, model):
+    if accumulate > 1 and batches.items_are_batches:
+        raise ValueError(
+            f"accumulate={accumulate}: expected batches that can be cut, got a loader of whole ones, as parts of "
+            f"graphs; let the loader make smaller ones{see('how-to/whole_batches')}"
+        )
+    if accumulate > 1 and all(axis is None for axis in example_axes(batches.first()[0], model.in_dims)):
+        raise ValueError(
+            f"accumulate={accumulate}: expected an input with an axis of examples, got in_dims={model.in_dims}; leave "
+            f"accumulate out{see('how-to/whole_batches')}"
+        )
+    divided = ranks.is_distributed or (shuffle and len(batches) > 1) or accumulate > 1
+    if not divided or not must_stay_whole(batches, model, also_of_loader=accumulate > 1):
         return
     start = (
         f"{type(model.net).__name__}: its output for one example depends on others in the batch (a graph, attention "
@@ -63,6 +75,11 @@ def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: 
     if ranks.is_distributed:
         raise ValueError(
             f"{start}, so a batch cannot be divided among {ranks.world_size} processes; train in one"
+            f"{see('how-to/whole_batches')}"
+        )
+    if accumulate > 1:
+        raise ValueError(
+            f"{start}, so a batch cannot be computed in accumulate={accumulate} parts; leave accumulate out"
             f"{see('how-to/whole_batches')}"
         )
     declare = (

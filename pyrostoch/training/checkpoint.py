@@ -18,6 +18,7 @@ from pyrostoch._checks import name_list
 from pyrostoch._descriptions import describe_function, describe_settings, describe_value
 from pyrostoch._manual import see
 from pyrostoch._version import __version__
+from pyrostoch.guides.temperature import check_temperatures, marked_temperatures, set_temperatures
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import FromDistribution, clean_name
 from pyrostoch.safefile import CheckpointError, check_layouts, not_while_written, read_file, write_file
@@ -39,6 +40,7 @@ _TYPES: dict[str, tuple[type, type | None]] = {
     "model": (list, str),
     "sites": (dict, dict),
     "num_data": (int, None),
+    "temperatures": (dict, None),
     "versions": (dict, str),
     "extra": (dict, None),
 }
@@ -130,6 +132,7 @@ def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, 
     if "training" in content:
         read_training(path, tensors, content)
     overwrite(module_state(model, guide), tensors)
+    set_temperatures(guide, content["temperatures"])
     return content
 
 
@@ -156,6 +159,7 @@ def describe(model: BayesianModel, guide: nn.Module) -> dict[str, Any]:
             for name, site in model.sites.items()
         },
         "num_data": model.num_data,
+        "temperatures": marked_temperatures(guide),
         "versions": {"pyrostoch": __version__, "torch": torch.__version__, "pyro": pyro.__version__},
     }
 
@@ -207,6 +211,10 @@ def check_fits(
         if description[part] != content[part]:
             expected, got = _around_difference(*_differences(description[part], content[part]))
             raise CheckpointError(f"checkpoint {path}: expected the {part} {expected}, got {got}; {advice}")
+    try:
+        check_temperatures(guide, content["temperatures"])
+    except ValueError as error:
+        raise CheckpointError(f"checkpoint {path}: temperatures: {error}; {advice}") from error
     # The other tensors of a run matter only where it is resumed.
     of_run = ("best.", "optimizer.", "rng.") if "training" in content else ()
     _check_tensors(path, state, {n: value for n, value in tensors.items() if not n.startswith(of_run)}, advice)

@@ -69,6 +69,7 @@ def fit(
     # How.
     estimator: Estimator | str = "local",
     num_particles: int = 1,
+    accumulate: int = 1,
     lr: float = 1e-3,
     lr_alpha: float | None = None,
     schedule: Schedule | None = None,
@@ -120,6 +121,9 @@ def fit(
             the epoch with the best loss are restored.
         estimator: How random weights are treated; see `ELBO`.
         num_particles: Number of independent draws averaged in a step.
+        accumulate: Number of parts in which a batch runs through the network one after another, to take the memory of
+            one part. Their gradients are averaged before the optimizer's step, so that only the noise and the batch
+            statistics are those of each part.
         lr: Learning rate at the start.
         lr_alpha: Learning rate of the guide's logarithms of ratios (log alpha, logits of levels); by default `lr`.
         schedule: How the learning rate falls over the steps of the run: `"linear"` (the default) or `"cosine"` to 0,
@@ -188,6 +192,7 @@ def fit(
         patience=patience,
         estimator=estimator,
         num_particles=num_particles,
+        accumulate=accumulate,
         lr=lr,
         lr_alpha=lr_alpha,
         schedule=_text(schedule, sampler),
@@ -230,7 +235,7 @@ def fit(
         stack.enter_context(pyro.get_param_store().scope())
         if seed is not None or ranks.is_distributed:
             stack.enter_context(forked(used_device, seed))
-        check_batches(model, batches, shuffle, ranks)
+        check_batches(model, batches, shuffle, ranks, settings.accumulate)
         check = check_data(model, guide, batches, used_device)
         check_param_store(model, guide)
         if held_out is not None:

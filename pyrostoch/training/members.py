@@ -105,6 +105,11 @@ class MembersTrainer(Trainer):
         for parts in zip(*orders, strict=True):
             yield _Shares(parts[0].x, parts[0].y, parts[0].weight, parts[0].count, parts)
 
+    def _parts(self, share: Any) -> list[Share]:
+        """Parts of the batches of all members, which are of one size."""
+        columns = zip(*(super(MembersTrainer, self)._parts(part) for part in share.parts), strict=True)
+        return [_Shares(parts[0].x, parts[0].y, parts[0].weight, parts[0].count, parts) for parts in columns]
+
     def _arguments(self, share: Any) -> tuple[Any, Any]:
         parts = share.parts
         return tuple(to_device(p.x, self.device) for p in parts), tuple(to_device(p.y, self.device) for p in parts)
@@ -146,9 +151,10 @@ class MembersTrainer(Trainer):
 
     def _find_nonfinite(self, share: Any) -> list[str]:
         found = []
-        for number, (member, x, y) in enumerate(zip(self.guide.members, *self._arguments(share), strict=True)):
-            found += [f"{name} (member {number})" for name in self._nonfinite_in(member, x, y)]
-        return found
+        for part in self._parts(share):
+            for number, (member, x, y) in enumerate(zip(self.guide.members, *self._arguments(part), strict=True)):
+                found += [f"{name} (member {number})" for name in self._nonfinite_in(member, x, y)]
+        return list(dict.fromkeys(found))
 
 
 class _Member(nn.Module):

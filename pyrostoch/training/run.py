@@ -19,6 +19,7 @@ from pyrostoch._seeds import forked
 from pyrostoch._targets import Target
 from pyrostoch.effects.usage import warn_of_unused
 from pyrostoch.guides import Samples, Swag
+from pyrostoch.guides.temperature import mark_temperature, marked_temperatures
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.likelihoods.parts import parts_of
@@ -96,6 +97,7 @@ class Run:
     ) -> Fit:
         """Run the remaining epochs."""
         settings = self.trainer.settings
+        mark_temperature(self.trainer.guide, settings.temperature)
         bar = tqdm(
             total=settings.epochs,
             initial=self.done,
@@ -226,7 +228,8 @@ class Run:
             "best_epoch": self.best_epoch,
             "best_loss": self.best_loss,
         }
-        write_file(path, tensors, {**self._description, "extra": {}, "training": training})
+        noted = {"temperatures": marked_temperatures(self.trainer.guide)}
+        write_file(path, tensors, {**self._description, **noted, "extra": {}, "training": training})
 
     def _has_moments(self, parameter: nn.Parameter) -> bool:
         # A parameter that no step has used has none.

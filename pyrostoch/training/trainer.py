@@ -20,6 +20,7 @@ from pyrostoch.infer.terms import Terms
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import FlatInputs
 from pyrostoch.staging import StagedStep
+from pyrostoch.training.accumulate import Accumulation, parts_of_batch
 from pyrostoch.training.optimizer import OptimizerFactory, make_optimizer
 from pyrostoch.training.schedule import Schedule, kl_weight, rate_factor
 from pyrostoch.training.settings import Settings
@@ -113,7 +114,9 @@ class Trainer:
         if self.ranks.is_distributed:
             # Copies the parameters of the first rank to all ranks, and averages the gradients.
             loss = nn.parallel.DistributedDataParallel(_Loss(model, guide, self._loss))
-        self.step = StagedStep(loss, self.optimizer, [guide, model], clip=settings.clip, staged=compiled, name="fit")
+        self._accumulation = Accumulation(self.optimizer, settings.clip) if settings.accumulate > 1 else None
+        updates, clip = (self._accumulation, None) if self._accumulation else (self.optimizer, settings.clip)
+        self.step = StagedStep(loss, updates, [guide, model], clip=clip, staged=compiled, name="fit")
         # A tensor, since a compiled step would keep a number for ever.
         dtypes = {p.dtype for p in self.names if p.dtype.is_floating_point}
         self._kl_weight = torch.ones((), dtype=torch.float64 if torch.float64 in dtypes else torch.float32)
@@ -149,6 +152,8 @@ class Trainer:
                 )
         except Exception as error:
             self.state.restore(start)
+            if self._accumulation is not None:
+                self._accumulation.discard()
             error.add_note(
                 f"This was step {len(rows) + 1} of epoch {number}; model and guide are as they were before that epoch."
             )
@@ -174,7 +179,18 @@ class Trainer:
     def _step(self, share: Share, number: int, index: int) -> Tensor:
         """Make one step of the optimizer; return the loss and the terms of the ELBO as a tensor on the device."""
         self._set_schedules(number, index)
-        return self.step(*self._arguments(share), self._kl_weight, share.weight)[1]
+        parts = self._parts(share)
+        if self._accumulation is not None:
+            self._accumulation.expected = len(parts)
+        rows = [self.step(*self._arguments(part), self._kl_weight, part.weight)[1] for part in parts]
+        return rows[0] if len(rows) == 1 else torch.stack(rows).mean(0)
+
+    def _parts(self, share: Share) -> list[Share]:
+        """What of a batch is computed at a time; as many parts in all processes, which wait for one another."""
+        if self._accumulation is None:
+            return [share]
+        count = min(self.settings.accumulate, max(1, share.count // self.ranks.world_size))
+        return parts_of_batch(share, count, self.model.in_dims)
 
     def _arguments(self, share: Share) -> tuple[Any, Any]:
         """Inputs and targets of a batch, on the device."""
@@ -253,7 +269,8 @@ class Trainer:
 
     def _find_nonfinite(self, share: Share) -> list[str]:
         """What is not finite in a step that has not been made: inputs, parameters, terms."""
-        return self._nonfinite_in(self.guide, *self._arguments(share))
+        found = [name for part in self._parts(share) for name in self._nonfinite_in(self.guide, *self._arguments(part))]
+        return list(dict.fromkeys(found))
 
     def _nonfinite_in(self, guide: nn.Module, x: FlatInputs, y: Target) -> list[str]:
         parts = [part.coalesce().values() if part.layout is torch.sparse_coo else part for part in tensors_in(x)]
