@@ -11,6 +11,8 @@
 | `trident` | ternary neurons, gradients and weights; gradient estimators | `ternary`, `discrete` |
 | `layers` | stochastic layers by architecture, embodiment and distribution | `layers_networks` |
 | `conditional` | noise for each class, under selections by the input, static, or by label | `conditional_networks` |
+| `posteriors` | structured guides beside NUTS; time of their steps | `posterior_trial`, `posterior_steps` |
+| `rivals` | posteriors of every kind at equal training time | `rivals_stages`, `rivals_trial` |
 | `privacy` | training on few clean and many obfuscated examples | `conditional_networks` |
 
 `binary` has the networks of binary neurons of `moments` and `homeostasis`.
@@ -27,6 +29,7 @@ from pyrostoch.bench.published.moments import MOMENTS
 from pyrostoch.bench.published.posteriors import POSTERIORS
 from pyrostoch.bench.published.privacy import PRIVACY
 from pyrostoch.bench.published.pruning import PRUNING
+from pyrostoch.bench.published.rivals import RIVALS
 from pyrostoch.bench.published.trident import TRIDENT
 from pyrostoch.bench.published.variance import VARIANCE
 from pyrostoch.bench.speed import SPEED
@@ -48,5 +51,6 @@ BENCHES: dict[str, Bench] = {
         CONDITIONAL,
         PRIVACY,
         POSTERIORS,
+        RIVALS,
     )
 }

@@ -34,6 +34,8 @@ NOISE = {"yacht": 0.05, "energy": 0.05, "bostonHousing": 0.3}
 
 _DRAWS = 2000
 _ELBO_DRAWS = 200
+# Quantiles between which frequencies are compared.
+_BINS = 20
 # Rounds in which blocks of steps of both guides are timed in turns, and steps in a block.
 _ROUNDS, _BLOCK = 7, 100
 # Share of the time in which other guides are the additive one, at which they start, and how much slower they go on.
@@ -114,21 +116,28 @@ def distances(functions: Tensor, reference: Tensor) -> dict[str, float]:
         reference: Draws of the reference, (m, inputs).
 
     Returns:
-        `distance`, the Wasserstein distance of the values' distributions; `shift`, the absolute difference of their
-        means; and `spread`, the ratio of standard deviations.
+        `distance`, the Wasserstein distance of the values' distributions; `total_variation`, from their frequencies
+        between 20 quantiles of the reference; `shift`, the absolute difference of their means; and `spread`, the ratio
+        of standard deviations.
 
     Example:
         >>> draws = torch.randn(1000, 3, generator=torch.Generator().manual_seed(0))
         >>> {name: round(value, 6) for name, value in distances(draws, draws).items()}
-        {'distance': 0.0, 'shift': 0.0, 'spread': 1.0}
+        {'distance': 0.0, 'total_variation': 0.0, 'shift': 0.0, 'spread': 1.0}
     """
     ours, theirs = functions.double(), reference.double()
     # In one dimension the distance is the mean difference of quantiles, here of the middles of equal parts.
     levels = (torch.arange(1000, dtype=torch.float64) + 0.5) / 1000
     apart = (torch.quantile(ours, levels, dim=0) - torch.quantile(theirs, levels, dim=0)).abs().mean(0)
+    edges = torch.quantile(theirs, torch.linspace(0, 1, _BINS + 1, dtype=torch.float64)[1:-1], dim=0).T.contiguous()
+    counts = [
+        nn.functional.one_hot(torch.searchsorted(edges, part.T.contiguous()), _BINS).double().mean(1)
+        for part in (ours, theirs)
+    ]
     scale = theirs.std(0)
     return {
         "distance": float((apart / scale).mean()),
+        "total_variation": float((counts[0] - counts[1]).abs().sum(1).mean() / 2),
         "shift": float(((ours.mean(0) - theirs.mean(0)).abs() / scale).mean()),
         "spread": float((ours.std(0) / scale).mean()),
     }
