@@ -116,7 +116,7 @@ def test_list_runs_nothing(quiet: tuple[str, ...]) -> None:
         (
             ("varianc",),
             "bench: expected one of 'variance', 'elbo', 'pruning', 'speed', 'moments', 'homeostasis', 'trident', "
-            "'layers', ... (4 more), got 'varianc'; did you mean 'var",
+            "'layers', ... (5 more), got 'varianc'; did you mean 'var",
         ),
         (("tiny", "--preset", "fast"), "preset: expected one of 'quick', 'cpu', 'full', got 'fast'"),
         (("tiny", "--preset", "fast", "--list"), "preset: expected one of"),

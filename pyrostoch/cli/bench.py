@@ -18,8 +18,8 @@ def bench(
     name: Annotated[
         str,
         typer.Argument(
-            help="variance, elbo, pruning, speed, moments, homeostasis, trident, layers, conditional, privacy or "
-            "posteriors.",
+            help="variance, elbo, pruning, speed, moments, homeostasis, trident, layers, conditional, privacy, "
+            "posteriors or rivals.",
             metavar="NAME",
         ),
     ],

@@ -125,10 +125,17 @@ class Decomposition(Record):
         head = f"{what} of {self.num_data} examples, {draws}, estimator {self.estimator!r}{known}"
         lines = [head, table(("", "nats", ""), rows), ""]
         sites = [
-            (row.site, row.weights, row.kl, _error(row.stderr) if row.stderr else "", row.method, row.treatment)
+            (
+                row.site,
+                row.weights,
+                0.0 - row.kl if point else row.kl,
+                _error(row.stderr) if row.stderr else "",
+                row.method,
+                row.treatment,
+            )
             for row in self.sites
         ]
-        columns = ("-log prior", "", "by") if point else ("KL, nats", "", "KL by")
+        columns = ("log prior", "", "by") if point else ("KL, nats", "", "KL by")
         lines.append(table(("site", "weights", *columns, "treatment"), sites))
         lines += rate_lines(self.rates, self.information_bound)
         if point:
