@@ -305,6 +305,28 @@ def test_a_guide_that_starts_at_a_member_has_its_statistics() -> None:
         ps.guides.prune(start(model))
 
 
+@pytest.mark.filterwarnings("ignore:fit_laplace")
+@pytest.mark.parametrize("structure", ["diagonal", "kronecker"])
+def test_a_laplace_approximation_around_a_member_has_its_statistics(structure: Any) -> None:
+    net, (x, y) = dense(), data()
+    # Normalization has no factors.
+    prior: Any = {"*": ps.priors.Normal()} if structure == "kronecker" else everywhere
+    model = ps.BayesianModel(net, prior=prior, likelihood=ps.likelihoods.Gaussian(0.5), num_data=40)
+    members = [Delta(model), Delta(model, init_loc=lambda site: 0.5 * torch.randn_like(site.init))]
+    ensemble = Ensemble(members)
+    ps.fit_statistics(model, ensemble, (x, y))
+    found = []
+    for member in ensemble.members:
+        settings: Any = {"not_optimum": "warn", "curvature_steps": 0}
+        own = ps.guides.Laplace(model, structure, init_loc=member)
+        found.append(ps.fit_laplace(model, own, (x, y), **settings).log_marginal_likelihood)
+        twin_net = plain(net, state_of(member)).requires_grad_(True)
+        twin = ps.BayesianModel(twin_net, prior=prior, likelihood=ps.likelihoods.Gaussian(0.5), num_data=40)
+        expected = ps.fit_laplace(twin, ps.guides.Laplace(twin, structure), (x, y), **settings)
+        assert found[-1] == pytest.approx(expected.log_marginal_likelihood, abs=1e-8)
+    assert found[0] != pytest.approx(found[1], abs=1.0)
+
+
 def test_fixed_normalization_is_shared_by_all() -> None:
     net = dense()
     net[1].requires_grad_(False)  # type: ignore[index]

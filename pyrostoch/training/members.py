@@ -14,7 +14,8 @@ from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._seeds import generator_states, mixed_seed, set_generator_states
 from pyrostoch.effects.interpretation import UsageUnknownError
-from pyrostoch.guides import Amortised, Ensemble, GuideSet, Samples, Swag
+from pyrostoch.guides import Amortised, Ensemble, GuideSet, Laplace, Samples, Swag
+from pyrostoch.guides.delta import check_maximum
 from pyrostoch.guides.statistics import statistics_of
 from pyrostoch.infer.batches import Share
 from pyrostoch.model import BayesianModel
@@ -36,23 +37,26 @@ class _Shares(Share):
 
 
 def check_several(model: BayesianModel, guide: nn.Module, clip: float | None, schedule: object) -> None:
-    """Raise an error for a guide of several networks, where they would share something that each needs for itself.
+    """Raise an error for a guide of several networks that would share something, and for one without a maximum.
 
     Args:
         model: The model.
-        guide: The guide; one that is neither an ensemble nor a chain nor has SWAG as a part is left alone.
+        guide: The guide; one that is neither an ensemble nor a chain nor has SWAG or Laplace as a part is left alone.
         clip: Largest norm of the gradient.
         schedule: The schedule of the learning rate.
 
     Raises:
         ValueError: The model trains parameters without a prior; they are named. Or the iterates of SWAG would stand
-            still, or a set is within an `Amortised` guide.
+            still, a set is within an `Amortised` guide, or `Laplace` looks for a maximum under a prior that is fitted.
     """
     if isinstance(guide, Amortised) and isinstance(guide.weights, GuideSet):
         raise ValueError(
             f"fit: expected the {type(guide.weights).__name__} itself, got it within Amortised, in which a step would "
             f"train one member by chance; fit draws random activations without{see('how-to/ensembles')}"
         )
+    for part in guide.modules():
+        if isinstance(part, Laplace):
+            check_maximum(part, model)
     iterates = any(isinstance(part, Swag) for part in guide.modules())
     if not iterates and not isinstance(guide, (Ensemble, Samples)):
         return
