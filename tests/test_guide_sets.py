@@ -247,6 +247,9 @@ def test_ensembles_of_different_networks_are_refused() -> None:
         ps.guides.Ensemble([member, member])
     with pytest.raises(ValueError, match="at least one guide"):
         ps.guides.Ensemble([])
+    for inner in (ps.guides.Ensemble.of(model, size=2), samples_of(model, 2)):
+        with pytest.raises(ValueError, match="member 1 is a set, a (Ensemble|Samples); give the members of all sets"):
+            ps.guides.Ensemble([member, inner])
     with pytest.raises(ValueError, match="got Linear"):
         ps.guides.Ensemble([nn.Linear(1, 1)])
 

@@ -260,6 +260,23 @@ def test_a_failed_run_leaves_unknown_statistics_unknown() -> None:
         guide()
 
 
+def test_a_staged_step_of_a_member_writes_into_its_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pyrostoch.staging.step.lower", lambda module, inputs: module)
+    monkeypatch.setattr("pyrostoch.staging.step.missing", lambda device: None)
+    model, pair = model_of(), data()
+    ensemble = Ensemble.of(model, size=2)
+    before = {name: value.clone() for name, value in model.net.named_buffers()}
+    found: list[dict[str, Tensor]] = []
+    for compiled in (True, False):
+        guide = copy.deepcopy(ensemble.members[1])
+        result = ps.fit(model, guide, pair, epochs=2, **{**SETTINGS, "compile": compiled})
+        assert (result.compile_seconds is not None) == compiled
+        found.append(state_of(guide))
+    for name, value in found[1].items():
+        torch.testing.assert_close(found[0][name], value)
+    assert all(torch.equal(value, before[name]) for name, value in model.net.named_buffers())
+
+
 def test_plain_pyro_runs_a_draw_with_its_statistics() -> None:
     model, (x, y) = model_of(), data()
     guide = Ensemble.of(model, size=2)

@@ -119,6 +119,12 @@ def _check_members(members: list[Any]) -> None:
     if not members:
         raise ValueError("guide Ensemble: expected at least one guide, got none")
     for number, member in enumerate(members):
+        if isinstance(member, GuideSet):
+            raise ValueError(
+                f"guide Ensemble: expected guides of one network each, but member {number} is a set, a "
+                f"{type(member).__name__}; give the members of all sets in one list, or join draws of a site by "
+                f"torch.cat in one Samples{see('how-to/ensembles')}"
+            )
         if not hasattr(member, "draw") or not hasattr(member, "site_shapes"):
             raise ValueError(
                 f"guide Ensemble: expected guides of this library as members, got {type(member).__name__}"

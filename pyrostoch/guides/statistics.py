@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.utils.parametrizations import _SpectralNorm
 from torch.nn.utils.spectral_norm import SpectralNorm
+from torch.utils._python_dispatch import is_in_torch_dispatch_mode
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
@@ -62,7 +63,8 @@ class Statistics(nn.Module):
     def are_known(self) -> bool:
         """`known` as a number of Python, which is read only after it was written to: a step never waits for it."""
         state = (id(self.known), self.known._version)
-        if self._seen is None or self._seen[0] != state:
+        # A graph that is traced cannot read it; the eager step before has.
+        if self._seen is None or (self._seen[0] != state and not is_in_torch_dispatch_mode()):
             self._seen = (state, bool(self.known))
         return self._seen[1]
 
