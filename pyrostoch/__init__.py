@@ -50,7 +50,18 @@ from pyrostoch.prediction import (
     prior_predictive,
 )
 from pyrostoch.report import write_report
-from pyrostoch.training import SGHMC, Fit, LaplaceFit, fit, fit_laplace, fit_last_layer, fit_two_steps, load, save
+from pyrostoch.training import (
+    SGHMC,
+    Fit,
+    LaplaceFit,
+    fit,
+    fit_laplace,
+    fit_last_layer,
+    fit_statistics,
+    fit_two_steps,
+    load,
+    save,
+)
 
 __all__ = [
     "ELBO",
@@ -80,6 +91,7 @@ __all__ = [
     "fit",
     "fit_laplace",
     "fit_last_layer",
+    "fit_statistics",
     "fit_two_steps",
     "from_mcmc",
     "guides",

@@ -31,6 +31,7 @@ from pyrostoch.effects.activation import InvalidParametersError
 from pyrostoch.effects.activation_rows import activations_are_by_example, uses_batch_statistics
 from pyrostoch.effects.activation_sites import ActivationSites, ExamplePlate, needs_score, site_names
 from pyrostoch.effects.meeting import MOST_EXAMPLES, depends_on_place, examples_meet
+from pyrostoch.effects.statistics import holding_buffers, replayed_buffers
 from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import LikelihoodSpec, as_likelihood
 from pyrostoch.likelihoods.apart import densities_meet
@@ -170,8 +171,7 @@ class BayesianModel(nn.Module):
 
     def unused_weights(self) -> list[str]:
         """The random weights that no forward pass has used so far, by site name; none before the first pass."""
-        site_of = {parameter: site for site, parameter in self._parameter_of.items()}
-        known = list(self._usage_cache.values())
+        site_of, known = {name: site for site, name in self._parameter_of.items()}, list(self._usage_cache.values())
         return [site_of[name] for name in site_of if known and all(name in usage.unused for usage in known)]
 
     def examples_meet(self, x: Inputs, y: Target | None = None) -> bool:
@@ -262,7 +262,7 @@ class BayesianModel(nn.Module):
             separate=needs_score(self.net) and self._keeps_examples_apart(x),
         )
         try:
-            with activations:
+            with holding_buffers(self.net, replayed_buffers()), activations:
                 return call_network(
                     self.net,
                     values,

@@ -91,7 +91,6 @@ RESULT_CLASSES = {"Comparison", "Decomposition", "Diagnosis", "Fit", "LaplaceFit
 
 # Imported inside the functions that need them; what torch and Pyro load by themselves does not count.
 HEAVY = {
-    "curvlinops",
     *("PIL", "arviz", "arviz_base", "flwr", "h5netcdf", "h5py", "lightning", "matplotlib", "pandas", "rich", "scipy"),
     *("pyarrow", "sklearn", "sympy", "torch._dynamo", "torch._inductor", "torchvision", "typer", "xarray"),
 }

@@ -191,6 +191,13 @@ def test_what_it_cannot_treat_is_refused_by_name() -> None:
         Laplace(model, "low_rank")  # type: ignore[arg-type]
 
 
+def test_a_fitted_prior_has_no_maximum_that_fit_could_find() -> None:
+    model = model_of(small(), Gaussian(0.3), 40, {"*": ps.priors.EmpiricalBayes(0.5)})
+    data = torch.randn(40, 3).double(), torch.randn(40, 2).double()
+    with pytest.raises(ValueError, match="'0.weight', .* is fitted.*no maximum.*prior_precision='marginal'"):
+        ps.fit(model, Laplace(model), data, epochs=1, progress=False, compile=False)
+
+
 def test_the_marginal_likelihood_without_a_maximum_is_refused() -> None:
     x = torch.linspace(-1, 1, 20).double()[:, None]
     net = nn.Linear(1, 1).double()

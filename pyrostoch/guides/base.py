@@ -20,6 +20,7 @@ from pyrostoch.distributions import PartlyFixed
 from pyrostoch.effects import independent
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
 from pyrostoch.guides.starts import nudge_from_zero
+from pyrostoch.guides.statistics import announce_buffers_of, layers_with_statistics
 from pyrostoch.sites import Site, announce_parameters, site_key
 
 __all__ = ["Guide", "sites_of"]
@@ -115,6 +116,8 @@ class Guide(nn.Module):
         # Strings and not torch's constraints: those are compared by identity, which a deep copy does not keep.
         self._kinds = {name: _kind(model_sites[name]) for name in chosen}
         self._out_axes = {name: model_sites[name].out_axis for name in chosen}
+        # Layers of the network whose buffers training changes.
+        self._layers_with_statistics = tuple(layers_with_statistics(getattr(model, "net", None)))
         #: The shape of each site.
         self.site_shapes = {name: model_sites[name].init.shape for name in chosen}
         self.parameters_of = nn.ModuleDict()
@@ -201,7 +204,16 @@ class Guide(nn.Module):
             The draws by site name.
         """
         announce_parameters(self, "guide")
+        self.announce_statistics()
         return self.draw()
+
+    def announce_statistics(self) -> None:
+        """Announce the running statistics that belong to the guide's draws, where it has some of its own.
+
+        Raises:
+            ValueError: They were never computed.
+        """
+        announce_buffers_of(self)
 
     def draw(self) -> dict[str, Tensor]:
         """Draw every site, by name."""

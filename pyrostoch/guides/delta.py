@@ -90,7 +90,8 @@ def check_maximum(guide: Guide, model: nn.Module) -> None:
             f"guide {type(guide).__name__}: expected priors of fixed scale, but that of "
             f"{name_list([*random, *fitted])} is {'random' if random else 'fitted'}: as a scale shrinks together with "
             "what it scales, the joint density grows without bound, and there is no maximum. Give the prior a fixed "
-            f"scale, or take another guide by PerSite{see('how-to/ensembles')}"
+            "scale (which fit_laplace(prior_precision='marginal') finds), or take another guide by PerSite"
+            f"{see('how-to/ensembles')}"
         )
 
 

@@ -13,6 +13,7 @@ from pyrostoch._checks import check_count, name_list
 from pyrostoch._manual import see
 from pyrostoch.guides.delta import Delta
 from pyrostoch.guides.sets import GuideSet
+from pyrostoch.guides.statistics import Statistics, give_statistics, statistics_of
 from pyrostoch.model import BayesianModel
 from pyrostoch.sites import Site, announce_parameters
 
@@ -26,7 +27,9 @@ class Ensemble(GuideSet):
     mean of its members' by the information that a draw has of its member, between 0 and $\log K$ nats. `decompose`
     gives that mean, and each member's. `fit` trains each member by itself, on its own order of the data.
 
-    Every weight that differs between members must have a prior, since a model has one set of parameters without.
+    Every weight that differs between members must have a prior, since a model has one set of parameters without. The
+    buffers of the network, such as the running statistics of batch normalization, are each member's own. Members made
+    by hand get theirs from `fit` of the ensemble, or from `fit_statistics`; draws without are refused.
 
     Args:
         guides: The members, guides of the same model.
@@ -53,6 +56,11 @@ class Ensemble(GuideSet):
         members = list(guides)
         _check_members(members)
         self.members = nn.ModuleList(members)
+        for member in members:
+            layers: Any = member._layers_with_statistics
+            if layers and len(members) > 1 and statistics_of(member) is None:
+                # The network has those of one member at most, and nobody knows which.
+                member.own_statistics = Statistics({}, layers)
         self.site_names = tuple(members[0].site_names)  # type: ignore[arg-type]
         self.weight_names = tuple(members[0].weight_names)  # type: ignore[arg-type]
 
@@ -72,7 +80,10 @@ class Ensemble(GuideSet):
             ValueError: A layer with a prior on its weights has no `reset_parameters`.
         """
         size = check_count("Ensemble size", size)
-        return cls(make(model, init_loc=_start(model, again=number > 0)) for number in range(size))
+        guide = cls(make(model, init_loc=_start(model, again=number > 0)) for number in range(size))
+        for member in guide.members:
+            give_statistics(model.net, member, known=True)
+        return guide
 
     @property
     def has_density(self) -> bool:
@@ -89,9 +100,14 @@ class Ensemble(GuideSet):
             index: Number of the member.
             args: The model's arguments.
             kwargs: The same, by name.
+
+        Raises:
+            ValueError: The member has no running statistics of its own.
         """
         announce_parameters(self, "guide")
-        drawn: dict[str, Tensor] = self.members[index].draw()  # type: ignore[operator]
+        member: Any = self.members[index]
+        member.announce_statistics()
+        drawn: dict[str, Tensor] = member.draw()
         return drawn
 
     def extra_repr(self) -> str:
@@ -103,6 +119,12 @@ def _check_members(members: list[Any]) -> None:
     if not members:
         raise ValueError("guide Ensemble: expected at least one guide, got none")
     for number, member in enumerate(members):
+        if isinstance(member, GuideSet):
+            raise ValueError(
+                f"guide Ensemble: expected guides of one network each, but member {number} is a set, a "
+                f"{type(member).__name__}; give the members of all sets in one list, or join draws of a site by "
+                f"torch.cat in one Samples{see('how-to/ensembles')}"
+            )
         if not hasattr(member, "draw") or not hasattr(member, "site_shapes"):
             raise ValueError(
                 f"guide Ensemble: expected guides of this library as members, got {type(member).__name__}"

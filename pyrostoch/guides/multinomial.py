@@ -15,6 +15,7 @@ from pyrostoch.effects import base_distribution
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.export import with_weights
 from pyrostoch.guides.starts import weights_with_a_scale
+from pyrostoch.guides.statistics import refuse_own
 from pyrostoch.sites import Site
 
 __all__ = ["MultinomialWeights"]
@@ -109,6 +110,7 @@ class MultinomialWeights(Guide):
         Returns:
             The copy, in evaluation mode, with nothing random in it.
         """
+        refuse_own(self, "export")
         weights = {}
         for name in self.weight_names:
             distribution = cast(SignedMultinomial, base_distribution(self.site_distribution(name)))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable
 from functools import partial
 from typing import Any
@@ -10,7 +11,9 @@ from torch import Tensor, nn
 
 from pyrostoch._manual import see
 from pyrostoch.guides.base import Guide
+from pyrostoch.guides.collecting import Collecting
 from pyrostoch.guides.starts import Start, start_value
+from pyrostoch.guides.statistics import Statistics, statistics_of
 from pyrostoch.sites import Site
 
 __all__ = ["NormalStart"]
@@ -22,7 +25,8 @@ class NormalStart(Guide):
     Args:
         model: A `BayesianModel`.
         init_loc: Initial means: a number, a function of the site, or a trained guide, which gives its own; by default
-            the network's values, which are its initialization or its trained weights.
+            the network's values, which are its initialization or its trained weights. Running statistics that
+            belong to a guide are copied with its means.
         init_scale: Initial standard deviations: a number, a function of the site, or a trained guide.
         sites: Names of the sites covered; all by default.
 
@@ -43,6 +47,11 @@ class NormalStart(Guide):
         self._starts = {"init_loc": _start(init_loc, "mean"), "init_scale": _start(init_scale, "stddev")}
         super().__init__(model, sites=sites)
         self._starts.clear()  # they may hold another guide, or functions that cannot be pickled
+        own = statistics_of(init_loc)
+        if own is not None:
+            self.own_statistics = copy.deepcopy(own)
+        elif isinstance(init_loc, Collecting) and self._layers_with_statistics:
+            self.own_statistics = Statistics({}, self._layers_with_statistics)  # those of a mean of iterates
 
     def normal_start(self, site: Site) -> dict[str, Tensor]:
         """`loc` and `log_scale` of independent normal weights, in the site's shape.

@@ -14,6 +14,7 @@ from pyrostoch._checks import name_list
 from pyrostoch._manual import see
 from pyrostoch.guides.base import Guide, sites_of
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
+from pyrostoch.guides.statistics import announce_buffers_of, statistics_of
 from pyrostoch.sites import announce_parameters
 
 __all__ = ["PerSite"]
@@ -93,8 +94,18 @@ class PerSite(nn.Module):
                 f"PerSite: expected parts that cover each of {name_list(names)} once, got {name_list(covered)}"
             )
         self.site_names = tuple(names)
+        own = [found for part in parts if (found := statistics_of(part)) is not None]
+        for part in parts:
+            if statistics_of(part) is not None:
+                del part.own_statistics
+        if own:  # of one network, as they come from one trained guide
+            self.own_statistics = own[0]
         self.parts = nn.ModuleList(parts)
         self._part_of = {name: index for index, part in enumerate(parts) for name in part.site_names}
+
+    @property
+    def _layers_with_statistics(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for part in self.parts for name in part._layers_with_statistics))  # type: ignore[union-attr]
 
     @property
     def weight_names(self) -> tuple[str, ...]:
@@ -157,7 +168,18 @@ class PerSite(nn.Module):
             The draws by site name.
         """
         announce_parameters(self, "guide")
+        self.announce_statistics()
         return self.draw()
+
+    def announce_statistics(self) -> None:
+        """Announce the running statistics that belong to the guide's draws, where it has some of its own.
+
+        Raises:
+            ValueError: They were never computed, or a part has other ones at each draw.
+        """
+        announce_buffers_of(self)
+        for part in self.parts:
+            part.announce_statistics()  # type: ignore[operator]
 
     def draw(self) -> dict[str, Tensor]:
         """Draw every site, by name."""

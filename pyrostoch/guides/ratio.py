@@ -9,6 +9,7 @@ from torch.distributions import Distribution, Normal
 from pyrostoch._fixed_entries import FixedEntries
 from pyrostoch.distributions import MultiplicativeNormal, PartlyFixed
 from pyrostoch.effects import base_distribution
+from pyrostoch.guides.statistics import refuse_own
 from pyrostoch.protocols import SiteGuide
 
 __all__ = ["free_entries", "is_zero_mean", "log_alpha", "squared_signal_to_noise", "weight_distributions"]
@@ -26,10 +27,13 @@ def weight_distributions(guide: SiteGuide, purpose: str = "weight_distributions"
 
     Raises:
         TypeError: The guide has no `weight_names`.
+        ValueError: The caller makes another network of them, and the guide has running statistics of its own.
     """
     names = getattr(guide, "weight_names", None)
     if names is None:
         raise TypeError(f"{purpose}: expected a guide of pyrostoch.guides, got {type(guide).__name__}")
+    if purpose in ("export", "prune", "prune_groups", "to_variance_only"):
+        refuse_own(guide, purpose)
     return {name: base_distribution(guide.site_distribution(name)) for name in names}
 
 

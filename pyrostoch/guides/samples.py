@@ -15,8 +15,16 @@ from pyrostoch._manual import see
 from pyrostoch.guides.base import Guide, sites_of
 from pyrostoch.guides.collecting import Collecting
 from pyrostoch.guides.delta import Delta
+from pyrostoch.guides.per_site import PerSite
 from pyrostoch.guides.sets import GuideSet
 from pyrostoch.guides.starts import Start
+from pyrostoch.guides.statistics import (
+    Statistics,
+    announce_buffers_of,
+    layers_with_statistics,
+    running_buffers,
+    statistics_of,
+)
 from pyrostoch.sites import Site, announce_parameters, site_key
 
 __all__ = ["Samples"]
@@ -26,6 +34,10 @@ class Samples(Collecting, GuideSet):
     """Draws of the weights, whatever made them, as a guide: each draw of the guide is one of them.
 
     The draws have no density, so that there is no ELBO: `decompose` gives the mean log joint density, and says so.
+
+    A network with batch normalization has other running statistics with each draw: `fit_statistics` computes them, and
+    without them draws are refused. Draws that were made with the statistics as they are, with the network in evaluation
+    mode, share them.
 
     Args:
         model: The model.
@@ -73,6 +85,9 @@ class Samples(Collecting, GuideSet):
                 raise ValueError(f"guide Samples: site {name!r}: expected values within {site.support}")
         size = counts.pop()
         self._hold(sites, {name: values[name].detach().to(site.init).clone() for name, site in sites.items()}, size)
+        net = getattr(model, "net", None)
+        if any(module.training for module in layers_with_statistics(net).values()):
+            self.make_statistics(net)
 
     def _hold(self, sites: Mapping[str, Site], values: Mapping[str, Tensor], count: int) -> None:
         self.site_names = tuple(sites)
@@ -82,6 +97,17 @@ class Samples(Collecting, GuideSet):
         self._values = nn.Module()
         for name, value in values.items():
             self._values.register_buffer(site_key(name), value)
+
+    def make_statistics(self, net: object) -> None:
+        """Make room for the running statistics of all draws, unless there is some; `fit_statistics` fills it.
+
+        Args:
+            net: The network.
+        """
+        buffers = running_buffers(net)
+        if buffers and statistics_of(self) is None:
+            values = {name: value.expand(self.size, *value.shape) for name, value in buffers.items()}
+            self.own_statistics = Statistics(values, layers_with_statistics(net))
 
     @classmethod
     def chain(cls, model: nn.Module, size: int, *, init_loc: Start | Guide | None = None) -> Samples:
@@ -101,7 +127,42 @@ class Samples(Collecting, GuideSet):
         point = Delta(model, init_loc=init_loc)
         guide._hold(sites, {name: site.init.new_zeros((size, *site.init.shape)) for name, site in sites.items()}, 0)
         guide.point = point
+        guide.make_statistics(getattr(model, "net", None))
         return guide
+
+    @classmethod
+    @torch.no_grad()
+    def of(cls, model: nn.Module, guide: nn.Module, size: int) -> Samples:
+        """Keep some draws of another guide; of an ensemble, as many of each member.
+
+        `fit_statistics` then computes running statistics for each, which SWAG needs with batch normalization.
+
+        Args:
+            model: The model.
+            guide: The guide: `Swag`, an `Ensemble`, or any other whose draws do not depend on the data.
+            size: Number of draws.
+
+        Raises:
+            TypeError: The guide is of another kind.
+
+        Example:
+            >>> import pyrostoch as ps
+            >>> model = ps.BayesianModel(nn.Linear(2, 1), prior=ps.priors.Normal(),
+            ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
+            >>> len(Samples.of(model, ps.guides.Additive(model), 30))
+            30
+        """
+        size = check_count("Samples size", size)
+        parts: list[Any] = list(getattr(guide, "members", [guide]))
+        if not all(isinstance(part, (Guide, PerSite)) for part in parts):
+            raise TypeError(
+                f"guide Samples.of: expected a guide of this library whose draws do not depend on the data, such as "
+                f"Swag or Ensemble, got {type(guide).__name__}{see('how-to/ensembles')}"
+            )
+        drawn = [parts[number % len(parts)].draw() for number in range(size)]
+        found = cls(model, {name: torch.stack([draw[name] for draw in drawn]) for name in drawn[0]})
+        found.make_statistics(getattr(model, "net", None))
+        return found
 
     @classmethod
     def from_mcmc(cls, mcmc: Any, model: nn.Module) -> Samples:
@@ -169,6 +230,7 @@ class Samples(Collecting, GuideSet):
             args: The model's arguments, ignored.
             kwargs: The same.
         """
+        announce_buffers_of(self, index)
         drawn = {}
         for name in self.site_names:
             value = self.values(name)[index]

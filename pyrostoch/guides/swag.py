@@ -18,6 +18,7 @@ from pyrostoch.guides.delta import check_maximum, point
 from pyrostoch.guides.joint import draw_tied, refuse_constants
 from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
+from pyrostoch.guides.statistics import refuse_unknown
 from pyrostoch.sites import Site, site_key
 
 __all__ = ["Swag"]
@@ -35,6 +36,9 @@ class Swag(Collecting, NormalStart):
     from the mean as it was then. `fit` trains one point, as `Delta`, and collects its iterates from the epoch after
     `start`; give it `optimizer=torch.optim.SGD` (or a partial of it) and `schedule="constant"`, with a rate at which
     the iterates wander. The result has a density and an ELBO, which `decompose` gives; it was not maximized.
+
+    A network with batch normalization needs running statistics of each draw: `Samples.of(model, guide, 30)` keeps some
+    draws, and `fit_statistics(model, samples, train)` computes theirs. Without, draws are refused.
 
     Args:
         model: A `BayesianModel`.
@@ -101,6 +105,21 @@ class Swag(Collecting, NormalStart):
             }
         shared = LowRankDraw(self.rank, self.site_names)
         return draw_tied(self, shared, lambda name: self._distribution(name, shared))
+
+    def announce_statistics(self) -> None:
+        """Announce the running statistics of the point that is trained; those of other draws are not known.
+
+        Raises:
+            ValueError: The network has running statistics, and the draw is none that `fit` trains.
+        """
+        if self._layers_with_statistics and not self._collecting:
+            refuse_unknown(
+                "Swag",
+                self._layers_with_statistics,
+                "keep some draws, and compute theirs: samples = Samples.of(model, guide, 30); fit_statistics(model, "
+                "samples, train)",
+            )
+        super().announce_statistics()
 
     @torch.no_grad()
     def collect(self) -> None:

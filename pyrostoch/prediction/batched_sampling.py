@@ -25,6 +25,7 @@ from pyrostoch._targets import Target
 from pyrostoch.effects import Interpretation, SharedSample
 from pyrostoch.effects.interpretation import SiteDraw, base_distribution
 from pyrostoch.effects.meeting import cut_is_safe
+from pyrostoch.effects.statistics import buffer_sites
 from pyrostoch.guides.amortised import weights_of
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.model import BayesianModel
@@ -182,7 +183,8 @@ class PosteriorSampler:
             with self.interpretation() as interpretation:
                 trace = trace_of(self.guide, x)
                 draws = interpretation.export_draws(self.plan.sampled_sites)
-            values.append({site: draws[site].value for site in self.plan.sampled_sites if site in draws})
+            sampled = {site: draws[site].value for site in self.plan.sampled_sites if site in draws}
+            values.append(sampled | buffer_sites(trace))
             if first_trace is None:
                 first_trace, first_draws = trace, draws
             else:

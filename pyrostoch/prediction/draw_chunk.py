@@ -20,6 +20,7 @@ from pyrostoch._seeds import generator_states, set_generator_states
 from pyrostoch.distributions.shared_draw import shared_again
 from pyrostoch.effects import Interpretation
 from pyrostoch.effects.interpretation import SiteDraw, UsageUnknownError
+from pyrostoch.effects.statistics import with_buffers
 from pyrostoch.infer.elbo import MOMENTS
 from pyrostoch.prediction.activation_sizes import SamplingPlan, is_out_of_memory
 from pyrostoch.prediction.readouts import MODES, has_valid_arguments, observation_distribution
@@ -56,7 +57,8 @@ class DrawChunk:
         sampler: The sampler that made them.
         guide_trace: A trace of the guide.
         draws: The draw of each site, from `Interpretation.export_draws`.
-        values: For each draw, the values of the sites in `SamplingPlan.sampled_sites`.
+        values: For each draw, the values of the sites in `SamplingPlan.sampled_sites`, and the network's buffers that
+            belong to it.
     """
 
     sampler: Sampler
@@ -137,7 +139,7 @@ class DrawChunk:
             values = {site: value.clone() for site, value in values.items()}
         again = shared_again({site: draw.distribution for site, draw in self.draws.items()})
         draws = {site: _copy_draw(draw, values.get(site, draw.value), again[site]) for site, draw in self.draws.items()}
-        trace = self.guide_trace.copy()
+        trace = with_buffers(self.guide_trace, values)
         for site, draw in draws.items():
             trace.nodes[site] = {**trace.nodes[site], "value": draw.value}
         name = self.sampler.mode

@@ -17,6 +17,7 @@ from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._structure import flat_inputs
 from pyrostoch.effects import SharedSample
+from pyrostoch.effects.statistics import drawn_buffers, holding_buffers
 from pyrostoch.guides.amortised import weights_of
 from pyrostoch.likelihoods import Joint, Likelihood, Weighted
 from pyrostoch.likelihoods.reading import full_precision
@@ -169,7 +170,7 @@ def draws(
                 # Of the whole likelihood, since the sites of a head are named after it.
                 drawn = poutine.replay(model.likelihood.draw, trace=trace)()
             quantities.append(_own(drawn, head))
-            with SharedSample():
+            with SharedSample(), holding_buffers(model.net, drawn_buffers(trace)):
                 pieces = [_read(likelihood, part, model.outputs(to_device(x, target), weights)) for x, _ in batches]
             outputs.append(torch.cat(pieces) if len(pieces) > 1 else pieces[0])
     # A copy, since later training changes what a likelihood learns.

@@ -21,6 +21,7 @@ from pyrostoch._seeds import generator_states, set_generator_states
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.activation_sites import activation_of
 from pyrostoch.effects.meeting import MOST_EXAMPLES
+from pyrostoch.effects.statistics import drawn_buffers, holding_buffers
 from pyrostoch.effects.trees import tensors_in
 from pyrostoch.infer.rates import rate_term
 from pyrostoch.model import BayesianModel
@@ -225,12 +226,13 @@ def find_cuts(model: Model, guide: Guide, x: FlatInputs) -> InformationCuts:
         rows = torch.linspace(0, count - 1, min(count, MOST_EXAMPLES)).round().long()
         x = take_examples(x, rows, model.in_dims)
     with SharedSample():
-        weights = {name: node["value"] for name, node in latent_sites(trace_of(guide, x))}
+        trace = trace_of(guide, x)
+        weights, buffers = {name: node["value"] for name, node in latent_sites(trace)}, drawn_buffers(trace)
     states = generator_states(device_of_inputs(x))
 
     def run(inputs: FlatInputs, values: dict[str, Tensor] | None = None) -> tuple[list[Tensor], dict[str, Tensor]]:
         set_generator_states(device_of_inputs(x), states)
-        with SharedSample(), _PutBack(values) as handler:
+        with SharedSample(), _PutBack(values) as handler, holding_buffers(model.net, buffers):
             output = list(tensors_in(model.outputs(inputs, dict(weights))))
         return output, handler.found
 

@@ -21,7 +21,9 @@ from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 from pyrostoch._targets import Target
 from pyrostoch.effects import Interpretation, Linearization, MeanPropagation, NoiseFree, base_distribution
+from pyrostoch.effects.statistics import holding_buffers
 from pyrostoch.guides.amortised import weights_of
+from pyrostoch.guides.statistics import statistics_of
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.elbo import MOMENTS, interpretation
@@ -152,7 +154,18 @@ def evaluating(*modules: PyroCallable) -> Iterator[None]:
         stack.enter_context(torch.no_grad())
         for module in modules:
             stack.enter_context(in_turn(module))
+        stack.enter_context(_own_buffers(*modules))
         yield
+
+
+def _own_buffers(*modules: PyroCallable) -> contextlib.AbstractContextManager[None]:
+    """Where a guide of one network has buffers of its own, let the model's network hold them."""
+    nets = [net for module in modules if isinstance(net := getattr(module, "net", None), nn.Module)]
+    for guide in map(weights_of, modules):
+        found = None if isinstance(guide, guides.GuideSet) else statistics_of(guide)
+        if found is not None and nets:
+            return holding_buffers(nets[0], found.values())
+    return contextlib.nullcontext()
 
 
 def in_turn(guide: object) -> contextlib.AbstractContextManager[None]:

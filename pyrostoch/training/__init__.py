@@ -10,6 +10,7 @@ from pyrostoch.training.laplace import fit_laplace
 from pyrostoch.training.laplace_fit import LaplaceFit
 from pyrostoch.training.last_layer import fit_last_layer
 from pyrostoch.training.sgmcmc import SGHMC
+from pyrostoch.training.statistics import fit_statistics
 from pyrostoch.training.trainer import NonFiniteLossError
 from pyrostoch.training.two_steps import TwoStepFit, fit_two_steps
 
@@ -23,6 +24,7 @@ __all__ = [
     "fit",
     "fit_laplace",
     "fit_last_layer",
+    "fit_statistics",
     "fit_two_steps",
     "load",
     "save",

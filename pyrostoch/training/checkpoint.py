@@ -25,6 +25,7 @@ from pyrostoch.safefile import CheckpointError, check_layouts, not_while_written
 from pyrostoch.sites import Site
 from pyrostoch.training.resume import read_training
 from pyrostoch.training.state import form, module_state, overwrite
+from pyrostoch.training.statistics import give_members_statistics
 
 __all__ = ["CheckpointError", "check_fits", "describe", "load", "save"]
 
@@ -85,6 +86,7 @@ def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: obje
                 f"{see('how-to/save_and_load')}"
             ) from error
     path = Path(path)
+    give_members_statistics(model, guide)
     with not_while_written(path):
         write_file(path, module_state(model, guide), {**describe(model, guide), "extra": extra})
 
@@ -127,6 +129,7 @@ def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, 
         True
     """
     path = Path(path)
+    give_members_statistics(model, guide)
     tensors, content = read_file(path)
     check_fits(path, tensors, content, model, guide)
     if "training" in content:

@@ -48,6 +48,7 @@ from pyrostoch.training.run import Callback, Run
 from pyrostoch.training.schedule import Schedule
 from pyrostoch.training.settings import OWN, Settings
 from pyrostoch.training.sgmcmc import SGHMC, Dynamics, check_sampler
+from pyrostoch.training.statistics import check_buffers, training_statistics
 from pyrostoch.training.trainer import Trainer
 
 __all__ = ["fit"]
@@ -229,6 +230,7 @@ def fit(
             if isinstance(part, Collecting):
                 stack.enter_context(part.collecting())
         keep_fixed_statistics(model.net)
+        stack.enter_context(training_statistics(model, guide))
         stack.enter_context(pyro.validation_enabled(False))
         # Pyro's autoguides look in the global parameter store first, which may hold another guide's parameters by the
         # same names: the store is empty during the run.
@@ -237,6 +239,7 @@ def fit(
             stack.enter_context(forked(used_device, seed))
         check_batches(model, batches, shuffle, ranks, settings.accumulate)
         check = check_data(model, guide, batches, used_device)
+        check_buffers(model, guide, batches, used_device)
         check_param_store(model, guide)
         if held_out is not None:
             check_all_batches(held_out, used_device, check_data(model, guide, held_out, used_device, "validation"))

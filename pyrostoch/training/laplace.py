@@ -57,8 +57,8 @@ def fit_laplace(
     $$ \log p(D) \approx \log p(D \mid w^*) + \log p(w^*) + \tfrac{n}{2} \log 2\pi - \tfrac{1}{2} \log\det(H + P), $$
 
     which is exact where the output is linear in the weights and the noise Gaussian. The network is in evaluation mode,
-    sums are in double precision, and any network works, with weights that are used in any way; `"kronecker"` takes its
-    factors from the library curvlinops, which knows `Linear` and `Conv2d`.
+    sums are in double precision, and any network works, with weights that are used in any way; `"kronecker"` knows
+    linear layers and convolutions, and takes the positions where one is applied as unrelated ("expand").
 
     Train the network first: at a point that is no maximum of the log joint density the approximation means little, and
     is refused. Predict by `mode="linearized"`, whose linear output the curvature belongs to.
@@ -85,7 +85,6 @@ def fit_laplace(
         TypeError: The guide is another.
         ValueError: The likelihood or a prior has no curvature known here, sites of the model are not in the guide, the
             data are not `num_data` examples, or the means are no maximum.
-        ImportError: `structure="kronecker"` without curvlinops.
 
     Example:
         >>> import pyrostoch as ps

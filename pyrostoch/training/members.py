@@ -8,14 +8,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.modules.batchnorm import _NormBase
 
 from pyrostoch._checks import name_list
 from pyrostoch._inputs import to_device
 from pyrostoch._manual import see
 from pyrostoch._seeds import generator_states, mixed_seed, set_generator_states
 from pyrostoch.effects.interpretation import UsageUnknownError
-from pyrostoch.guides import Amortised, Ensemble, GuideSet, Samples, Swag
+from pyrostoch.guides import Amortised, Ensemble, GuideSet, Laplace, Samples, Swag
+from pyrostoch.guides.delta import check_maximum
+from pyrostoch.guides.statistics import statistics_of
 from pyrostoch.infer.batches import Share
 from pyrostoch.model import BayesianModel
 from pyrostoch.staging import restore_tensors, unique
@@ -36,23 +37,26 @@ class _Shares(Share):
 
 
 def check_several(model: BayesianModel, guide: nn.Module, clip: float | None, schedule: object) -> None:
-    """Raise an error for a guide of several networks, where they would share something that each needs for itself.
+    """Raise an error for a guide of several networks that would share something, and for one without a maximum.
 
     Args:
         model: The model.
-        guide: The guide; one that is neither an ensemble nor a chain nor has SWAG as a part is left alone.
+        guide: The guide; one that is neither an ensemble nor a chain nor has SWAG or Laplace as a part is left alone.
         clip: Largest norm of the gradient.
         schedule: The schedule of the learning rate.
 
     Raises:
-        ValueError: The model trains parameters without a prior, or keeps running statistics; they are named. Or the
-            iterates of SWAG would stand still, or a set is within an `Amortised` guide.
+        ValueError: The model trains parameters without a prior; they are named. Or the iterates of SWAG would stand
+            still, a set is within an `Amortised` guide, or `Laplace` looks for a maximum under a prior that is fitted.
     """
     if isinstance(guide, Amortised) and isinstance(guide.weights, GuideSet):
         raise ValueError(
             f"fit: expected the {type(guide.weights).__name__} itself, got it within Amortised, in which a step would "
             f"train one member by chance; fit draws random activations without{see('how-to/ensembles')}"
         )
+    for part in guide.modules():
+        if isinstance(part, Laplace):
+            check_maximum(part, model)
     iterates = any(isinstance(part, Swag) for part in guide.modules())
     if not iterates and not isinstance(guide, (Ensemble, Samples)):
         return
@@ -62,18 +66,9 @@ def check_several(model: BayesianModel, guide: nn.Module, clip: float | None, sc
     if plain:
         raise ValueError(
             f"fit: {what} would share the parameters {name_list(plain)}, which have no prior; give "
-            "every one a prior, as prior={'*': priors.Normal(), 'a.bias': priors.Normal(0.0, 10.0)}, or fix them by "
-            f"requires_grad_(False){see('how-to/ensembles')}"
-        )
-    running = [
-        name
-        for name, module in model.net.named_modules()
-        if isinstance(module, _NormBase) and module.running_mean is not None
-    ]
-    if running:
-        raise ValueError(
-            f"fit: {what} would share the running statistics of {name_list(running)}; take "
-            f"normalization without, as GroupNorm or LayerNorm{see('how-to/ensembles')}"
+            "every one a prior, as prior={'*': priors.Normal(), 'bn1.*': priors.Normal(0.0, 10.0)} or, with "
+            "normalization layers, prior=lambda name, value: priors.Normal(), or fix them by requires_grad_(False)"
+            f"{see('how-to/ensembles')}"
         )
     if iterates and schedule in ("linear", "cosine"):
         raise ValueError(
@@ -124,7 +119,7 @@ class MembersTrainer(Trainer):
                     return self._loss_together(*batch)
                 except UsageUnknownError:
                     # A pass outside of vmap finds out how the network uses its weights, and leaves nothing else.
-                    with restore_tensors(unique(list(self.model.buffers()))):
+                    with restore_tensors(unique([*self.model.buffers(), *self.guide.buffers()])):
                         self._loss_of(self.guide.members[0], x[0], y[0], kl_weight, weight)
                     set_generator_states(self.device, states)
                     return self._loss_together(*batch)
@@ -137,9 +132,10 @@ class MembersTrainer(Trainer):
 
     def _loss_together(self, x: Tensor, y: Tensor, kl_weight: Tensor, weight: float | None) -> tuple[Tensor, Tensor]:
         members: Any = list(self.guide.members)
-        names = [f"guide.{name}" for name, _ in members[0].named_parameters()]
-        columns = zip(*(member.parameters() for member in members), strict=True)
-        stacked = {name: torch.stack(column) for name, column in zip(names, columns, strict=True)}
+        stacked = _stacked([dict(member.named_parameters()) for member in members])
+        own = [_own_buffers(member) for member in members]
+        buffers = _stacked(own)
+        stacked |= buffers
         member = _Member(members[0], self)
 
         def loss_of(parameters: dict[str, Tensor], x: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
@@ -147,6 +143,10 @@ class MembersTrainer(Trainer):
             return found[0], found[1]
 
         losses, terms = torch.vmap(loss_of, randomness="different")(stacked, x, y)
+        with torch.no_grad():  # into which the network has written
+            for name, values in buffers.items():
+                for mine, value in zip(own, values, strict=True):
+                    mine[name.removeprefix("guide.")].copy_(value)
         return losses.sum(), terms.mean(0)
 
     def _find_nonfinite(self, share: Any) -> list[str]:
@@ -166,6 +166,17 @@ class _Member(nn.Module):
 
     def forward(self, *args: Any) -> tuple[Tensor, Tensor]:
         return self._trainer._loss_of(self.guide, *args)
+
+
+def _own_buffers(member: nn.Module) -> dict[str, Tensor]:
+    """The network's buffers that belong to a member, by their names in it."""
+    found = statistics_of(member)
+    return {} if found is None else dict(found.held.named_buffers("own_statistics.held"))
+
+
+def _stacked(members: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """The tensors of all members, one member after the other, by their names in `_Member`."""
+    return {f"guide.{name}": torch.stack([member[name] for member in members]) for name in members[0]}
 
 
 def _alike(members: list[nn.Module]) -> bool:
