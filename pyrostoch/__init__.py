@@ -50,7 +50,18 @@ from pyrostoch.prediction import (
     prior_predictive,
 )
 from pyrostoch.report import write_report
-from pyrostoch.training import SGHMC, Fit, LaplaceFit, fit, fit_laplace, fit_last_layer, fit_two_steps, load, save
+from pyrostoch.training import (
+    SGHMC,
+    Fit,
+    LaplaceFit,
+    fit,
+    fit_laplace,
+    fit_last_layer,
+    fit_two_steps,
+    leave_out_fixed,
+    load,
+    save,
+)
 
 __all__ = [
     "ELBO",
@@ -84,6 +95,7 @@ __all__ = [
     "from_mcmc",
     "guides",
     "layers",
+    "leave_out_fixed",
     "likelihoods",
     "load",
     "metrics",
