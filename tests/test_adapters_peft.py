@@ -8,8 +8,6 @@ import pyrostoch as ps
 peft = pytest.importorskip("peft")
 transformers = pytest.importorskip("transformers")
 
-pytestmark = pytest.mark.filterwarnings("ignore:.is_gradient_checkpointing. is deprecated:FutureWarning")
-
 N, TOKENS, WORDS = 16, 6, 40
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 48, "num_labels": 3}
 SPECIAL = {"pad_token_id": 0, "bos_token_id": 1, "eos_token_id": 1}
