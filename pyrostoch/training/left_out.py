@@ -84,7 +84,7 @@ def fixed_text(model: nn.Module) -> list[str]:
     for name, tensor in sorted((clean_name(name), tensor) for name, tensor in tensors.items()):
         checksum.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
         numbers = tensor.detach().cpu().contiguous().reshape(-1)
-        checksum.update(memoryview(numbers.view(torch.uint8).numpy()))
+        checksum.update(numbers.view(torch.uint8).numpy().data)
     return [f"fixed parameters left out, of checksum {checksum.hexdigest()[:32]}"]
 
 
