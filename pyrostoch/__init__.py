@@ -59,6 +59,7 @@ from pyrostoch.training import (
     fit_last_layer,
     fit_statistics,
     fit_two_steps,
+    leave_out_fixed,
     load,
     save,
 )
@@ -96,6 +97,7 @@ __all__ = [
     "from_mcmc",
     "guides",
     "layers",
+    "leave_out_fixed",
     "likelihoods",
     "load",
     "metrics",

@@ -36,6 +36,7 @@ from pyrostoch.effects.usage import UsageCache, call_kind
 from pyrostoch.likelihoods import LikelihoodSpec, as_likelihood
 from pyrostoch.likelihoods.apart import densities_meet
 from pyrostoch.likelihoods.observe import observe
+from pyrostoch.likelihoods.parts import reads_in_its_own_way
 from pyrostoch.likelihoods.reading import LogDensities, full_precision, reading_of
 from pyrostoch.moments import Moments
 from pyrostoch.priors import Prior, PriorSpec, assign, clean_name, freeze_random, is_bias
@@ -199,7 +200,7 @@ class BayesianModel(nn.Module):
             return examples_meet(self.net, inputs, self.in_dims, self._reading(y))
         # What is found on so many examples holds for any number.
         size = min(count_examples(x, self.in_dims) or 0, MOST_EXAMPLES)
-        kind = (*call_kind(self.net, {}, inputs, {})[1:], size, y is None)
+        kind = (*call_kind(self.net, {}, inputs, {})[1:], size, y is not None and reads_in_its_own_way(self.likelihood))
         if kind not in self._meeting_cache:
             self._meeting_cache[kind] = (
                 densities_meet(self.net, self.likelihood, inputs, self.in_dims, y)
@@ -350,9 +351,8 @@ class BayesianModel(nn.Module):
             self.outputs(x, weights)
 
     def _plate(self, x: FlatInputs, y: Target | None, count: int | None) -> ExamplePlate:
-        size = self.num_data if y is not None else count or 0
-        shares = have_common_part(x, self.in_dims)
-        return ExamplePlate(size, count, y.device if y is not None else device_of_inputs(x), shares_inputs=shares)
+        size, device = (count or 0, device_of_inputs(x)) if y is None else (self.num_data, y.device)
+        return ExamplePlate(size, count, device, shares_inputs=have_common_part(x, self.in_dims))
 
     @contextlib.contextmanager
     def _calling(self, call: _Call) -> Iterator[None]:

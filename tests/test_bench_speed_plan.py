@@ -11,6 +11,7 @@ import pytest
 from test_bench_cli import call
 from test_bench_results import trial_record
 
+import pyrostoch as ps
 from pyrostoch.bench import Bench, Case, Setting
 from pyrostoch.bench.case import TrialContext
 from pyrostoch.bench.published import BENCHES
@@ -19,6 +20,7 @@ from pyrostoch.bench.results import collect
 from pyrostoch.bench.speed import SPEED, driver, measures, summary
 from pyrostoch.bench.speed.driver import Times, Worker, measure, peer_python
 from pyrostoch.bench.speed.implementations import IMPLEMENTATIONS, NETWORKS, RATIOS, TARGETS
+from pyrostoch.bench.speed.workers import adapters_worker
 from pyrostoch.bench.speed.workers.task import Task
 from pyrostoch.bench.tables import section, tables
 from pyrostoch.bench.trial import run_trial
@@ -154,6 +156,29 @@ def test_environment_beside_the_working_folder_is_found(tmp_path: Path, monkeypa
     python.parent.mkdir(parents=True)
     python.touch()
     assert peer_python() == python
+
+
+def test_adapters_take_turns_and_their_memory_is_reported(tmp_path: Path, log: list[str]) -> None:
+    found = measures.adapters(context_of("adapters", tmp_path, epochs=2))
+    assert sorted(log[:2]) == ["start adapters-plain", "start adapters-random"]
+    assert sorted(log[2:4]) == sorted(log[4:6]) == ["adapters-plain", "adapters-random"]
+    assert found["ratio/adapters-random/adapters-plain"] == 1.0
+    assert found["mib/adapters-random"] == found["mib/adapters-plain"] == 1.0
+
+
+def test_steps_of_both_kinds_of_adapters_train_the_same_network() -> None:
+    for name in measures.ADAPTERS:
+        step = adapters_worker.build(Task(name, examples=2)).step
+        losses = [step(0).item() for _ in range(6)]
+        assert losses[-1] < losses[0]
+    model = ps.BayesianModel(
+        adapters_worker.Encoder(),
+        prior={"*.lora_[AB].weight": ps.priors.Normal(0, 0.1)},
+        likelihood=ps.likelihoods.Categorical(),
+        num_data=2,
+    )
+    assert len(model.sites) == 24 and all(".lora_" in name for name in model.sites)
+    assert [n for n, p in model.net.named_parameters() if p.requires_grad] == ["head.weight", "head.bias"]
 
 
 def test_memory_is_measured_in_new_processes_in_turn(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -183,7 +183,7 @@ def test_models_that_count_examples_on_other_axes_do_not_share_results():
             x = torch.randn(8, 3)
             ps.effects.call_network(net, {"l.weight": value}, (x,), sites={"l.weight": "w"}, in_dims=in_dims)
         treatments.append(local.treatments["w"])
-    assert treatments == ["shared (an input belongs to all examples)", "local (exact)"]
+    assert treatments == ["shared (sequence)", "local (exact)"]
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32])

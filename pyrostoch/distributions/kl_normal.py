@@ -37,7 +37,10 @@ def normal_kl_sum(q: Distribution, p: Distribution) -> Tensor | None:
     if not isinstance(q, Normal) or not isinstance(p, Normal) or type(q) not in _NORMAL or type(p) not in _NORMAL:
         return None
     loc, scale = shared_value(p.loc), shared_value(p.scale)
-    if loc is None or scale is None or torch.broadcast_shapes(p.batch_shape, q.batch_shape) != q.batch_shape:
+    if loc is None or scale is None:
+        return None
+    # torch.broadcast_shapes takes as long as a small sum.
+    if p.batch_shape != q.batch_shape and torch.broadcast_shapes(p.batch_shape, q.batch_shape) != q.batch_shape:
         return None
     total: Tensor = _NormalSum.apply(q.loc, q.scale, loc, scale)
     return total

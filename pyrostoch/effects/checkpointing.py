@@ -12,6 +12,7 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint as torch_checkpoint
 
+from pyrostoch._manual import see
 from pyrostoch.effects.active import active_call, inside_network
 
 __all__ = ["checkpoint", "checkpointed_function", "explain_refusal", "inside_torch_checkpoint", "modules_of"]
@@ -126,5 +127,6 @@ def explain_refusal(reason: str) -> RuntimeError:
         f"torch.utils.checkpoint of a part with something random in it ({reason}) gives wrong gradients: it recomputes "
         "the forward pass after the drawn weights have been removed again. Replace it in the network by "
         "pyrostoch.effects.checkpoint, which recomputes with the same weights and noise (and also works outside "
-        "pyrostoch's models); in a network of HuggingFace, leave gradient_checkpointing_enable() out"
+        "pyrostoch's models); in a network of HuggingFace, leave gradient_checkpointing_enable() out, and "
+        f"hand it to the parts{see('how-to/adapters')}"
     )

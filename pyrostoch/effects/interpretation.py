@@ -346,7 +346,7 @@ class Interpretation(Messenger):
         elif uses[0].role == "other":
             reason = f"used in {uses[0].function}"
         else:
-            reason = (usage.obstacles or {}).get(parameter) or self.reason_not_supported(uses[0])
+            reason = self.reason_not_supported(uses[0]) or usage.obstacles.get(parameter)
         return Decision(Outcome.REPLACED) if reason is None else Decision(Outcome.NOT_SUPPORTED, reason)
 
     def _usage_of(self, call: NetworkCall) -> Usage:
@@ -357,23 +357,36 @@ class Interpretation(Messenger):
         if key not in call.usage_cache:
             call.usage_cache[key] = weight_usage(call.net, call.weights, call.args, call.kwargs, call.in_dims)
         usage = call.usage_cache[key]
-        # Examples that are further apart than those seen so far may meet, too.
-        if self._replaces and (usage.obstacles is None or self.batch > usage.batch):
-            if torch._C._functorch.maybe_current_level() is not None:
-                raise UsageUnknownError(
-                    f"{type(call.net).__name__}: the first call of a network, and the first with more examples, "
-                    "analyzes its weight usage, which torch.vmap and torch.func do not allow; call it outside of them"
-                    f"{see('how-to/convert_network')}"
-                )
-            single = [name for name, uses in usage.uses.items() if len(uses) == 1 and uses[0].role != "other"]
-            if sum(known.obstacles is not None for known in call.usage_cache.values()) > _MANY_KINDS:
-                usage.obstacles = dict.fromkeys(single, "its options or attributes differ from call to call")
-            else:
-                usage.obstacles = obstacles(
-                    call.net, single, call.args, call.kwargs, self.batch, call.in_dims, call.reading
-                )
-            usage.batch = self.batch
+        if self._replaces:
+            self._find_obstacles(call, usage)
         return usage
+
+    def _find_obstacles(self, call: NetworkCall, usage: Usage) -> None:
+        """Analyze the weights that this interpretation would replace, but for those that are known already."""
+        # Not those that keep their draw for another reason: the analysis takes many passes of the network.
+        single = [
+            name
+            for name, uses in usage.uses.items()
+            if len(uses) == 1 and uses[0].role != "other" and self.reason_not_supported(uses[0]) is None
+        ]
+        # Examples that are further apart than those seen so far may meet, too.
+        known = {} if self.batch > usage.batch else usage.obstacles
+        left = [name for name in single if name not in known]
+        if not left:
+            return
+        if torch._C._functorch.maybe_current_level() is not None:
+            raise UsageUnknownError(
+                f"{type(call.net).__name__}: the first call of a network, and the first with more examples, "
+                "analyzes its weight usage, which torch.vmap and torch.func do not allow; call it outside of them"
+                f"{see('how-to/convert_network')}"
+            )
+        found: dict[str, str]
+        if sum(bool(other.obstacles) for other in call.usage_cache.values()) > _MANY_KINDS:
+            found = dict.fromkeys(left, "its options or attributes differ from call to call")
+        else:
+            found = obstacles(call.net, left, call.args, call.kwargs, self.batch, call.in_dims, call.reading)
+        usage.obstacles = {**known, **dict.fromkeys(left), **found}
+        usage.batch = self.batch
 
     @property
     def _replaces(self) -> bool:

@@ -119,7 +119,8 @@ def scrambled_examples_meet(
     """
     count = count_examples(x, in_dims)
     axes = example_axes(x, in_dims)
-    if count is None or count < 2 or have_common_part(x, in_dims):
+    real = any(isinstance(part, Tensor) and part.is_floating_point() for part in x)
+    if count is None or count < 2 or not real or have_common_part(x, in_dims):
         return False
     net, device = plain(net)
     with quiet_evaluation(net):

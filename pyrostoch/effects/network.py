@@ -250,8 +250,7 @@ class _NetworkMode(TorchFunctionMode):
     def _refuse(self, names: Iterable[str], got: str) -> NoReturn:
         usage = self.call.usage
         if usage is not None:  # the next call will know
-            known = {} if usage.obstacles is None else usage.obstacles
-            usage.obstacles = known | dict.fromkeys(names, "its uses differ from pass to pass")
+            usage.obstacles.update(dict.fromkeys(names, "its uses differ from pass to pass"))
         raise RuntimeError(
             f"{type(self.call.net).__name__}: the uses of its weights differ from those in its first forward pass: "
             f"expected each in one linear operation, got {got}. The forward pass depends on its input or state, which "

@@ -75,5 +75,5 @@ def call_with(net: nn.Module, values: Mapping[str, Tensor], args: tuple[Any, ...
 def _uncompiled(net: nn.Module) -> AbstractContextManager[None]:
     # torch.compile would compile the interception of torch functions, anew for every draw, which is slower than no
     # compilation; `compile_step` compiles what the interception leaves.
-    wrapped = any(hasattr(part, "_orig_mod") or part._compiled_call_impl is not None for part in net.modules())
+    wrapped = any("_orig_mod" in part._modules or part._compiled_call_impl is not None for part in net.modules())
     return torch.compiler.set_stance("force_eager") if wrapped else contextlib.nullcontext()

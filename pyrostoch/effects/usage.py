@@ -64,8 +64,8 @@ class Usage:
 
     Args:
         uses: Uses of each weight, in order.
-        obstacles: Why weights may not be replaced by the distribution of their layer's output, as
-            `separation.obstacles` finds it; `None` while nobody has asked.
+        obstacles: Of each weight that was analyzed, why it may not be replaced by the distribution of its layer's
+            output, as `separation.obstacles` finds it; `None` where it may.
         batch: Number of examples on which that was found.
         writes_inputs: Whether the network writes into its inputs, so that it must be given copies.
 
@@ -75,7 +75,7 @@ class Usage:
     """
 
     uses: dict[str, tuple[Use, ...]]
-    obstacles: dict[str, str] | None = None
+    obstacles: dict[str, str | None] = field(default_factory=dict)
     batch: int = 0
     writes_inputs: bool = False
     unused: set[str] = field(default_factory=set)

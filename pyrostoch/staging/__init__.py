@@ -15,9 +15,19 @@ Nothing here depends on Pyro models: a step is any function of tensors that retu
 from __future__ import annotations
 
 from pyrostoch.staging.compiler import missing
-from pyrostoch.staging.graph import StagingError, restore_tensors, trace, unique
+from pyrostoch.staging.graph import StagingError, put_back, restore_tensors, trace, unique
 from pyrostoch.staging.python_state import restore_modules
 from pyrostoch.staging.step import StagedStep
 from pyrostoch.staging.update import Update
 
-__all__ = ["StagedStep", "StagingError", "Update", "missing", "restore_modules", "trace", "restore_tensors", "unique"]
+__all__ = [
+    "StagedStep",
+    "StagingError",
+    "Update",
+    "missing",
+    "put_back",
+    "restore_modules",
+    "trace",
+    "restore_tensors",
+    "unique",
+]

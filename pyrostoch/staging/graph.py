@@ -8,7 +8,7 @@ parameters, the optimizer's state) and the random generators are restored afterw
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -16,7 +16,7 @@ import pyro
 import torch
 from torch import Tensor, fx
 
-__all__ = ["Graph", "StagingError", "trace", "restore_tensors", "unique"]
+__all__ = ["Graph", "StagingError", "put_back", "restore_tensors", "trace", "unique"]
 
 
 class StagingError(RuntimeError):
@@ -63,9 +63,28 @@ def restore_tensors(tensors: Sequence[Tensor]) -> Iterator[None]:
         with torch.random.fork_rng(devices=devices), pyro.validation_enabled(False):
             yield
     finally:
-        with torch.no_grad():
-            for tensor, value in saved:
-                tensor.copy_(value)
+        put_back(saved)
+
+
+@torch.no_grad()
+def put_back(saved: Iterable[tuple[Tensor, Tensor]]) -> None:
+    """Write values back into tensors; whole numbers only where they have changed.
+
+    What is known of a network that holds indices is known for a version of them, and every write makes another one.
+
+    Args:
+        saved: Pairs of a tensor and its former value.
+
+    Example:
+        >>> indices = torch.arange(3)
+        >>> put_back([(indices, indices.clone())])
+        >>> indices._version
+        0
+    """
+    for tensor, value in saved:
+        whole = not (tensor.is_floating_point() or tensor.is_complex()) and tensor.layout is torch.strided
+        if not (whole and torch.equal(tensor, value)):
+            tensor.copy_(value)
 
 
 def _overlaps(tensor: Tensor) -> bool:

@@ -9,6 +9,7 @@ from pyrostoch.training.history import Fit
 from pyrostoch.training.laplace import fit_laplace
 from pyrostoch.training.laplace_fit import LaplaceFit
 from pyrostoch.training.last_layer import fit_last_layer
+from pyrostoch.training.left_out import leave_out_fixed
 from pyrostoch.training.sgmcmc import SGHMC
 from pyrostoch.training.statistics import fit_statistics
 from pyrostoch.training.trainer import NonFiniteLossError
@@ -26,6 +27,7 @@ __all__ = [
     "fit_last_layer",
     "fit_statistics",
     "fit_two_steps",
+    "leave_out_fixed",
     "load",
     "save",
 ]

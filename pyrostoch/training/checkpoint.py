@@ -23,6 +23,7 @@ from pyrostoch.model import BayesianModel
 from pyrostoch.priors import FromDistribution, clean_name
 from pyrostoch.safefile import CheckpointError, check_layouts, not_while_written, read_file, write_file
 from pyrostoch.sites import Site
+from pyrostoch.training.left_out import fixed_text
 from pyrostoch.training.resume import read_training
 from pyrostoch.training.state import form, module_state, overwrite
 from pyrostoch.training.statistics import give_members_statistics
@@ -50,9 +51,9 @@ _TYPES: dict[str, tuple[type, type | None]] = {
 def save(path: str | Path, model: BayesianModel, guide: nn.Module, **extra: object) -> None:
     """Save a model and its guide in one safetensors file.
 
-    The file holds every parameter and buffer of the network, its priors, its likelihood and the guide, a description by
-    which `load` recognizes the model, and a checksum of all of it. Writing is atomic: an existing file is replaced
-    completely or not at all.
+    The file holds every parameter and buffer of the network, but for those that `leave_out_fixed` leaves out, its
+    priors, its likelihood and the guide, a description by which `load` recognizes the model, and a checksum of all of
+    it. Writing is atomic: an existing file is replaced completely or not at all.
 
     Args:
         path: The file; its folder is made if it is missing.
@@ -156,7 +157,7 @@ def describe(model: BayesianModel, guide: nn.Module) -> dict[str, Any]:
         ],
         "likelihood": model.likelihood.identity(),
         "network": _network_text(model.net),
-        "model": _model_text(model)[0],
+        "model": [*_model_text(model)[0], *fixed_text(model)],
         "sites": {
             name: {"shape": list(site.init.shape), "prior": _prior_text(model, site)}
             for name, site in model.sites.items()

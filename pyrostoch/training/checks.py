@@ -32,6 +32,7 @@ from pyrostoch.prediction.validation import training_mode
 from pyrostoch.priors import fixed_parameters
 from pyrostoch.protocols import FlatInputs
 from pyrostoch.sites import trace_of
+from pyrostoch.staging import put_back
 from pyrostoch.training.batch_checks import check_last_batch
 
 __all__ = [
@@ -189,8 +190,7 @@ def check_data(
             with _UsageRecorder(centered) as recorder, model.likelihood.register_forward_pre_hook(_warn_of_softmax):
                 distribution = poutine.replay(model.observation, trace=trace)(x)
     finally:
-        for buffer, value in buffers:
-            buffer.copy_(value)
+        put_back(buffers)
         for generator, state in generators:
             generator.set_state(state)
 

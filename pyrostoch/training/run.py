@@ -28,6 +28,7 @@ from pyrostoch.protocols import FlatInputs
 from pyrostoch.safefile import check_storable, write_file
 from pyrostoch.training.checkpoint import check_fits, describe
 from pyrostoch.training.history import Fit, History, append_epoch
+from pyrostoch.training.left_out import check_unchanged, fixed_text
 from pyrostoch.training.resume import SavedTraining, check_state
 from pyrostoch.training.settings import check_same_run
 from pyrostoch.training.state import form, module_state, parameter_names
@@ -71,6 +72,7 @@ class Run:
 
     def __post_init__(self) -> None:
         trainer = self.trainer
+        self._fixed = fixed_text(trainer.model)
         if self.path is not None:
             # The working directory may change during the run.
             self._place = Path(os.path.abspath(self.path))
@@ -160,6 +162,7 @@ class Run:
             if self.path is not None and self.done:
                 error.add_note(f"The checkpoint {self.path} holds the end of epoch {self.done}.")
             raise
+        check_unchanged(trainer.model, self._fixed)
         self.done += 1
         for part in trainer.guide.modules():
             if isinstance(part, Swag):

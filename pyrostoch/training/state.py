@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pyrostoch.safefile import check_layouts
+from pyrostoch.training.left_out import left_out
 from pyrostoch.training.optimizer import optimizer_tensors, restore_optimizer
 from pyrostoch.training.other_generators import numpy_state, python_state, set_numpy_state, set_python_state
 
@@ -28,7 +29,7 @@ _OTHER_GENERATORS: dict[str, tuple[Callable[[], Tensor], Callable[[Tensor], None
 
 
 def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
-    """The state of model and guide: the tensors themselves, not copies.
+    """The state of model and guide, but for what `leave_out_fixed` leaves out: the tensors themselves, not copies.
 
     Args:
         model: The model.
@@ -45,6 +46,7 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
         ['model.weight', 'model.bias', 'guide.weight']
     """
     state = {}
+    left = {id(parameter) for parameter in left_out(model).values()}
     for prefix, module in (("model", model), ("guide", guide)):
         registered = (held for part in module.modules() for held in (part._parameters, part._buffers))
         own = {id(tensor) for held in registered for tensor in held.values()}
@@ -60,7 +62,8 @@ def module_state(model: nn.Module, guide: nn.Module) -> dict[str, Tensor]:
                     f"{prefix}: the state {key!r} is made anew by state_dict (extra state, a hook), so that writing "
                     "into it restores nothing. Register it as a buffer, or leave it out of the state_dict"
                 )
-            state[f"{prefix}.{key}"] = value
+            if id(value) not in left:
+                state[f"{prefix}.{key}"] = value
     return state
 
 

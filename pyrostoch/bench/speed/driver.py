@@ -139,10 +139,12 @@ class Times:
 
     Args:
         seconds: For each implementation and round, the seconds per step of each block.
+        peaks: For each implementation, the peak memory of its process in bytes.
         missing: For each implementation that was not run, why.
     """
 
     seconds: dict[str, list[list[float]]] = field(default_factory=dict)
+    peaks: dict[str, int] = field(default_factory=dict)
     missing: dict[str, str] = field(default_factory=dict)
 
 
@@ -188,7 +190,9 @@ def measure(
                 times.seconds[name] = []
         for number in range(1, rounds + 1):
             for name in generator.sample(list(workers), len(workers)):
-                times.seconds[name].append(workers[name].run(blocks, steps)["seconds"])
+                answer = workers[name].run(blocks, steps)
+                times.seconds[name].append(answer["seconds"])
+                times.peaks[name] = answer["peak"]
             progress({"epoch": number, "note": f"round {number}"})
     finally:
         for worker in workers.values():

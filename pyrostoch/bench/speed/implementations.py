@@ -5,7 +5,17 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["AVERAGING", "IMPLEMENTATIONS", "MEMORY", "NETWORKS", "RATIOS", "TARGETS", "Implementation", "Network"]
+__all__ = [
+    "ADAPTERS",
+    "AVERAGING",
+    "IMPLEMENTATIONS",
+    "MEMORY",
+    "NETWORKS",
+    "RATIOS",
+    "TARGETS",
+    "Implementation",
+    "Network",
+]
 
 
 @dataclass(frozen=True)
@@ -80,6 +90,9 @@ RATIOS: tuple[tuple[str, str], ...] = (
 #: The two ways to average predictions, and the modes whose peak memory is compared.
 AVERAGING, MEMORY = ("averaged", "calls"), ("mc:100", "mc:10")
 
+#: The two kinds of adapters.
+ADAPTERS = ("adapters-random", "adapters-plain")
+
 #: Upper limits that are aimed at, by case and metric, on two CPU cores.
 TARGETS: dict[str, dict[str, float]] = {
     "step/mlp": {
@@ -98,6 +111,7 @@ TARGETS: dict[str, dict[str, float]] = {
     "step/deep": {"ratio/pyrostoch-compiled-shared/pyro": 0.12, "ratio/pyrostoch-shared/pyro": 0.6},
     "averaging/lenet5/dense": {"ratio/averaged/calls": 0.15},
     "averaging/lenet5/all": {"ratio/averaged/calls": 0.8},
+    "adapters": {"ratio/adapters-random/adapters-plain": 1.15},
     "memory": {"ratio/mc:100/mc:10": 1.1},
     "import": {"seconds/added": 0.3},
 }

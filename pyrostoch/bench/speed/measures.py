@@ -12,12 +12,12 @@ import torch
 from pyrostoch.bench.case import TrialContext
 from pyrostoch.bench.recipe import Timing
 from pyrostoch.bench.speed.driver import Worker, measure, peer_python, python_environment
-from pyrostoch.bench.speed.implementations import AVERAGING, IMPLEMENTATIONS, MEMORY, NETWORKS, RATIOS
+from pyrostoch.bench.speed.implementations import ADAPTERS, AVERAGING, IMPLEMENTATIONS, MEMORY, NETWORKS, RATIOS
 from pyrostoch.bench.speed.summary import milliseconds, ratios, spread
 from pyrostoch.bench.speed.workers.task import Task
 from pyrostoch.staging import missing
 
-__all__ = ["averages", "imports", "memory", "steps"]
+__all__ = ["adapters", "averages", "imports", "memory", "steps"]
 
 _PACKAGE = Path(__file__).absolute().parents[3]
 
@@ -60,6 +60,25 @@ def steps(context: TrialContext) -> dict[str, float]:
         progress=context.progress,
     )
     return milliseconds(times.seconds) | ratios(times.seconds, RATIOS)
+
+
+def adapters(context: TrialContext) -> dict[str, float]:
+    """Milliseconds of a step with random adapters and with ordinary ones, their ratio, and the peak memory of both.
+
+    Args:
+        context: The trial.
+    """
+    timing, device = _timing(context), context.setting.device
+    times = measure(
+        {name: (Task(name, examples=timing.batch_size, device=device, seed=context.seed), None) for name in ADAPTERS},
+        rounds=timing.epochs,
+        blocks=timing.blocks,
+        steps=timing.steps,
+        seed=context.seed,
+        progress=context.progress,
+    )
+    peaks = {f"mib/{name}": peak / 2**20 for name, peak in times.peaks.items()}
+    return milliseconds(times.seconds) | ratios(times.seconds, [ADAPTERS]) | peaks
 
 
 def averages(context: TrialContext) -> dict[str, float]:

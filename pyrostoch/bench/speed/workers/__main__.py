@@ -26,6 +26,7 @@ _FILES = {
     **dict.fromkeys(("bayesian", "torchbnn"), "layers_worker"),
     **{"pyro": "pyro_worker", "numpyro": "numpyro_worker", "tyxe": "tyxe_worker"},
     **dict.fromkeys(("pyrostoch", "averaged", "calls"), "pyrostoch_worker"),
+    "adapters": "adapters_worker",
 }
 
 
