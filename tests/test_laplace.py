@@ -31,6 +31,7 @@ from torch.utils.data import DataLoader, TensorDataset
 import pyrostoch as ps
 from pyrostoch.guides import Laplace
 from pyrostoch.likelihoods import Bernoulli, Categorical, Gaussian
+from pyrostoch.staging import missing
 
 
 @pytest.mark.parametrize("structure", ["full", "last_layer"])
@@ -158,3 +159,23 @@ def test_constant_entries_cost_nothing() -> None:
     density = torch.distributions.Normal(*numbers).log_prob(flat(weights_of(model))[free]).sum()
     assert found.log_prior == pytest.approx(density.item(), rel=1e-10)
     assert (guide.site_distribution("0.weight").variance[1] == 0).all()
+
+
+@pytest.mark.skipif(missing(torch.device("cpu")) is not None, reason="nothing to compile with")
+@pytest.mark.parametrize("structure", ["full", "kronecker", "diagonal"])
+def test_after_a_compiled_training_in_single_precision(structure: Any) -> None:
+    """Means that compiled steps have trained are read like any others: the evidence by hand is found."""
+    x = torch.linspace(-1, 1, 60)[:, None]
+    net = nn.Sequential(nn.Linear(1, 4), nn.Tanh(), nn.Linear(4, 1))
+    model = ps.BayesianModel(net, prior={"*": ps.priors.Normal()}, likelihood=Gaussian(0.3), num_data=60)
+    guide = Laplace(model, structure, init_scale=1e-4)
+    found = ps.fit(
+        model, guide, (x, x.sin()), epochs=1500, batch_size=60, lr=2e-2, seed=0, compile=True, progress=False
+    )  # fmt: skip
+    assert found.compile_seconds
+    after = ps.fit_laplace(model, guide, (x, x.sin()))
+    double = copy.deepcopy(model).double()
+    twin = Laplace(double, structure, init_loc=lambda site: guide.site_distribution(site.name).mean.detach().double())
+    exact = ps.fit_laplace(double, twin, (x.double(), x.sin().double()))
+    assert after.log_marginal_likelihood == pytest.approx(exact.log_marginal_likelihood, abs=1e-3)
+    assert after.newton_gain < 0.1
