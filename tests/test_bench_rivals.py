@@ -5,6 +5,8 @@ from __future__ import annotations
 import dataclasses
 import math
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import numpy as np
 import pytest
@@ -97,6 +99,29 @@ def test_the_reference_is_scored_too_and_a_missing_one_is_named(tmp_path: Path) 
     for score in (reference_scores, method_trial):
         with pytest.raises(FileNotFoundError, match=r"no reference .*--only 'yacht/nuts'.*benchmarks/references"):
             score(trial)
+
+
+@pytest.mark.parametrize("member", ["point", "additive"])
+def test_an_ensemble_is_timed_beside_its_members(member: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[Any] = []
+
+    def fake(model: Any, guide: Any, data: Any, *, compile: bool, **settings: Any) -> Any:
+        calls.append((type(guide).__name__, compile))
+        clock[0] += 3.0 if type(guide).__name__ == "Ensemble" else 2.0
+        seconds = [100.0, 1.0, 1.0] if type(guide).__name__ == "Ensemble" else [50.0, 0.5, 0.5]
+        return SimpleNamespace(history={"seconds": seconds})
+
+    clock = [0.0]
+    where = "pyrostoch.bench.published.rivals_fits"
+    monkeypatch.setattr(f"{where}.fit", fake)
+    monkeypatch.setattr(f"{where}.time.perf_counter", lambda: clock[0])
+    case = RIVALS.case(f"fit/small-{member}")
+    trial = TrialContext(case, case.recipes["quick"], Setting("quick", tmp_path), 0, lambda row: None, None, tmp_path)
+    assert case.custom_trial is not None
+    found = case.custom_trial(trial)
+    assert found == pytest.approx({"fit/eager": 0.3, "fit/compiled": 0.3, "fit/compiled steps": 0.4})
+    assert [name for name, _ in calls[:4]] == [calls[0][0], "Ensemble"] * 2  # in turns
+    assert {compiled for _, compiled in calls} == {True, False}
 
 
 def test_a_gap_holds_the_middle_third_of_one_feature() -> None:
