@@ -18,6 +18,7 @@ from pyrostoch.bench.files import read_json
 from pyrostoch.bench.nuts import Reference, write_reference
 from pyrostoch.bench.published.posterior_trial import distances, reference_file
 from pyrostoch.bench.published.rivals import RIVALS
+from pyrostoch.bench.published.rivals_picture import SETS, draw_methods
 from pyrostoch.bench.published.rivals_stages import METHODS
 from pyrostoch.bench.published.rivals_trial import gap_split, log_density, method_trial, reference_scores
 from pyrostoch.data import DataSplit
@@ -122,6 +123,15 @@ def test_an_ensemble_is_timed_beside_its_members(member: str, tmp_path: Path, mo
     assert found == pytest.approx({"fit/eager": 0.3, "fit/compiled": 0.3, "fit/compiled steps": 0.4})
     assert [name for name, _ in calls[:4]] == [calls[0][0], "Ensemble"] * 2  # in turns
     assert {compiled for _, compiled in calls} == {True, False}
+
+
+def test_the_figure_shows_every_method_of_every_set() -> None:
+    rows = {f"{data}/{name}": {"distance": 1.0, "gap/nll": 20.0} for data in SETS for name in ("point", "swag")}
+    figure = draw_methods({**rows, "fit/small-point": {"fit/eager": 0.3}})
+    assert figure is not None and draw_methods({"fit/small-point": {"fit/eager": 0.3}}) is None
+    for axes in figure.axes:
+        assert [len(line.get_xdata()) for line in axes.lines] == [2, 2, 2]
+    assert [text.get_text() for text in figure.axes[0].get_yticklabels()] == ["a point (MAP)", "SWAG, rank 20"]
 
 
 def test_a_gap_holds_the_middle_third_of_one_feature() -> None:

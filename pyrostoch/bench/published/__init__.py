@@ -12,7 +12,7 @@
 | `layers` | stochastic layers by architecture, embodiment and distribution | `layers_networks` |
 | `conditional` | noise for each class, under selections by the input, static, or by label | `conditional_networks` |
 | `posteriors` | structured guides beside NUTS; time of their steps | `posterior_trial`, `posterior_steps` |
-| `rivals` | posteriors of every kind at equal training time | `rivals_stages`, `rivals_trial` |
+| `rivals` | posteriors of every kind at equal training time | `rivals_stages`, `rivals_trial`, `rivals_fits` |
 | `privacy` | training on few clean and many obfuscated examples | `conditional_networks` |
 
 `binary` has the networks of binary neurons of `moments` and `homeostasis`.

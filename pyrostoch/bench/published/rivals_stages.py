@@ -140,7 +140,7 @@ def _from_point(share: float, **then: Any) -> tuple[Stage, ...]:
 #: All methods by name.
 METHODS: dict[str, Method] = {
     "point": Method("a point (MAP)", (_POINT,)),
-    "dropout": Method("a point, MC dropout .02", (Stage("dropout", _new(guides.Delta), rate=0.5),), dropout=0.02),
+    "dropout": Method("a point, MC dropout .005", (Stage("dropout", _new(guides.Delta), rate=0.5),), dropout=0.005),
     "laplace-diagonal": Method(
         "Laplace, diagonal", (Stage("laplace", _laplace("diagonal"), rate=0.5),), _curvature, "linearized"
     ),
@@ -191,7 +191,7 @@ METHODS: dict[str, Method] = {
             0.8,
             name="sghmc",
             make=_chain,
-            rate=0.3,
+            rate=0.1,
             settings={"sampler": SGHMC(cycles=_CYCLES, explore=0.5)},
             absolute=True,
         ),
