@@ -63,6 +63,12 @@ def still(folder: Path) -> dict[str, Tensor]:
     return outcome(ps.fit(model, guide, data(), clip=1e3, **SETTINGS), model, guide)
 
 
+def in_parts(folder: Path) -> dict[str, Tensor]:
+    """Each rank computes its part of a batch in three parts; of the last batch, of one example, there is one."""
+    model, guide = build(seed=int(os.environ.get("RANK", "0")))
+    return outcome(ps.fit(model, guide, data(), clip=1e3, accumulate=3, **SETTINGS), model, guide)
+
+
 def noisy(folder: Path, **options: Any) -> dict[str, Tensor]:
     model, guide = build(0.1)
     return outcome(ps.fit(model, guide, data(), **{**SETTINGS, **options}), model, guide)
@@ -122,7 +128,7 @@ def broken(folder: Path) -> dict[str, Tensor]:
 
 
 SCENES: dict[str, Callable[[Path], dict[str, Tensor]]] = {
-    scene.__name__: scene for scene in (still, noisy, interrupted, held_out, loaded, broken)
+    scene.__name__: scene for scene in (still, in_parts, noisy, interrupted, held_out, loaded, broken)
 }
 
 
@@ -146,9 +152,10 @@ def test_ranks_end_alike(ranks: Any, scene: str) -> None:
         torch.testing.assert_close(first[name], second[name], rtol=0, atol=0, msg=name)
 
 
-def test_two_ranks_give_the_result_of_one(ranks: Any) -> None:
+@pytest.mark.parametrize("scene", ["still", "in_parts"])
+def test_two_ranks_give_the_result_of_one(ranks: Any, scene: str) -> None:
     """Without noise, the losses, terms and parameters of one process with the same batches."""
-    found, expected = ranks[1]["still.0"], still(Path())
+    found, expected = ranks[1][f"{scene}.0"], still(Path())
     assert found.keys() == expected.keys()
     for name, value in expected.items():
         torch.testing.assert_close(found[name], value, rtol=1e-6, atol=1e-6, msg=name)
