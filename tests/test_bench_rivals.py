@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from test_bench_posteriors import split
 
 from pyrostoch.bench import Setting
 from pyrostoch.bench.case import TrialContext
@@ -21,24 +22,6 @@ from pyrostoch.bench.published.rivals import RIVALS
 from pyrostoch.bench.published.rivals_picture import SETS, draw_methods
 from pyrostoch.bench.published.rivals_stages import METHODS
 from pyrostoch.bench.published.rivals_trial import gap_split, log_density, method_trial, reference_scores
-from pyrostoch.data import DataSplit
-
-
-def split(count: int = 40) -> DataSplit:
-    x, x_test = torch.randn(count, 3), torch.randn(5, 3)
-    return DataSplit(
-        name="uci:yacht",
-        title="Yacht",
-        task="regression",
-        x_train=x,
-        y_train=x[:, :1],
-        x_test=x_test,
-        y_test=x_test[:, :1],
-        num_classes=None,
-        input_shape=(3,),
-        source="made here",
-        target_scale=(1.0, 2.0),
-    )
 
 
 @pytest.fixture(autouse=True)

@@ -76,7 +76,7 @@ def check_memory(site: Site, numbers: int, guide: str) -> None:
         raise ValueError(
             f"guide {guide}: the covariance at site {site.name!r}, of shape {tuple(site.init.shape)}, has {numbers:,} "
             f"numbers; training it would take {needed / 2**30:,.1f} GiB, and there are {there / 2**30:,.1f} GiB of "
-            f"memory. Take LowRank, or cover the site by another guide by PerSite{see('how-to/choose_guide')}"
+            f"memory. Take LowRank, or cover the site by another guide by PerSite{see('how-to/which_posterior')}"
         )
 
 
