@@ -74,10 +74,10 @@ RIVALS = Bench(
         "those of the standardized targets, given the noise. Every method is trained on all data at once, with "
         "compiled steps, in the time of 10,000 steps of the guide with independent weights, whose rate of .04 falls as "
         "a cosine. The ratio of the times of their steps is measured before, in one process, in seconds of the "
-        "processor; compiling is not counted. Points, ensembles of points and Laplace approximations have half that "
-        "rate; what starts from another guide has .6 of the time for that one. SWAG takes SGD with momentum on an "
-        "eighth of the data, SGHMC four cycles; both start from a point. Their rates and that of dropout were "
-        "chosen by the NLL of held-out training examples of yacht.",
+        "processor; compiling is not counted. Points, at which Laplace approximations are made, and ensembles of "
+        "points have half that rate; what starts from another guide has .6 of the time for that one. SWAG takes SGD "
+        "with momentum on an eighth of the data, SGHMC four cycles; both start from a point. Their rates and that of "
+        "dropout were chosen by the NLL of held-out training examples of yacht.",
         "The distances are those of the function's marginal distributions at the test inputs, means over them: of "
         "quantiles (Wasserstein), and half the sum of absolute differences of frequencies between 20 quantiles of "
         "NUTS. For 2,000 draws of NUTS's own distribution the latter would be near .06.",
@@ -86,7 +86,8 @@ RIVALS = Bench(
         "noise is that of the standard split. Not run there: NUTS.",
         "The time of a fit of five members is that over five fits of one, one thread, 500 examples in batches of 100.",
         "Evidence: Laplace's log marginal likelihood at the point reached; what a Newton step would still gain tells "
-        "how far from a maximum it is. An exact last layer has features without a prior, and no ELBO is given for it.",
+        "how far from a maximum it is. That of a last layer is given its features, which have no prior; no ELBO is "
+        "given for it.",
     ),
     source="",
     figure=draw_methods,

@@ -59,7 +59,7 @@ class Method:
     Args:
         title: The row's title.
         stages: What is trained, one after another.
-        finish: What is done with model, guide and data at the end; returns further scores.
+        finish: What is done with model, guide and data at the end; returns the guide and further scores.
         mode: How predictions are drawn.
         dropout: Probability of dropout behind the hidden layer.
         last_layer: Whether only the weights of the last layer are random.
@@ -67,7 +67,7 @@ class Method:
 
     title: str
     stages: tuple[Stage, ...]
-    finish: Callable[[BayesianModel, Any, Any], Mapping[str, float]] | None = None
+    finish: Callable[[BayesianModel, Any, Any], tuple[Any, Mapping[str, float]]] | None = None
     mode: str = "mc"
     dropout: float = 0.0
     last_layer: bool = False
@@ -100,24 +100,19 @@ def _chain(model: BayesianModel, before: nn.Module | None, epochs: int) -> nn.Mo
     return guides.Samples.chain(model, max(_CYCLES, draws), init_loc=before)
 
 
-def _laplace(structure: str) -> Make:
-    def start(model: BayesianModel, before: nn.Module | None, epochs: int) -> nn.Module:
-        return guides.Laplace(model, structure, init_scale=1e-4)  # type: ignore[arg-type]
-
-    return start
-
-
-def _curvature(model: BayesianModel, guide: Any, data: Any) -> Mapping[str, float]:
+def _curvature(structure: Any, model: BayesianModel, point: Any, data: Any) -> tuple[Any, Mapping[str, float]]:
+    """The Laplace approximation at a point."""
+    guide = guides.Laplace(model, structure, init_loc=point)
     with warnings.catch_warnings():
         # After the time that all methods have, some weights are still on their way: how far is one of the scores.
         warnings.simplefilter("ignore", UserWarning)
         found = fit_laplace(model, guide, data, not_optimum="warn", curvature_steps=0)
-    return {"evidence": float(found.log_marginal_likelihood), "newton_gain": float(found.newton_gain)}
+    return guide, {"evidence": found.log_marginal_likelihood, "newton_gain": found.newton_gain}
 
 
-def _exact(model: BayesianModel, guide: Any, data: Any) -> Mapping[str, float]:
+def _exact(model: BayesianModel, guide: Any, data: Any) -> tuple[Any, Mapping[str, float]]:
     fit_last_layer(model, guide, data)
-    return {}
+    return guide, {}
 
 
 _ADDITIVE = Stage("additive", _new(guides.Additive, init_scale=0.05))
@@ -141,17 +136,16 @@ def _from_point(share: float, **then: Any) -> tuple[Stage, ...]:
 METHODS: dict[str, Method] = {
     "point": Method("a point (MAP)", (_POINT,)),
     "dropout": Method("a point, MC dropout .005", (Stage("dropout", _new(guides.Delta), rate=0.5),), dropout=0.005),
-    "laplace-diagonal": Method(
-        "Laplace, diagonal", (Stage("laplace", _laplace("diagonal"), rate=0.5),), _curvature, "linearized"
-    ),
+    "laplace-diagonal": Method("Laplace, diagonal", (_POINT,), partial(_curvature, "diagonal"), "linearized"),
+    "laplace-kronecker": Method("Laplace, Kronecker", (_POINT,), partial(_curvature, "kronecker"), "linearized"),
+    "laplace-full": Method("Laplace, full", (_POINT,), partial(_curvature, "full"), "linearized"),
     "laplace-last": Method(
         "Laplace, last layer",
-        (Stage("laplace-last", _laplace("last_layer"), rate=0.5),),
-        _curvature,
+        (Stage("point-last", _POINT.make, rate=_POINT.rate),),
+        partial(_curvature, "last_layer"),
         "linearized",
         last_layer=True,
     ),
-    "laplace-full": Method("Laplace, full", (Stage("laplace", _laplace("full"), rate=0.5),), _curvature, "linearized"),
     "last-layer": Method(
         "last layer, exact",
         (Stage("last-layer", _new(guides.LastLayer), settings={"estimator": "moments:bound"}),),

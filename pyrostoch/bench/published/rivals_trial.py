@@ -159,7 +159,9 @@ class _Trained:
         self.guide: Any = guide
         begin = time.process_time()
         with seeded(context.seed, _CPU):
-            finished = {} if method.finish is None else method.finish(self.model, self.guide, data)
+            finished: Mapping[str, float] = {}
+            if method.finish is not None:
+                self.guide, finished = method.finish(self.model, self.guide, data)
         self.scores = {**finished, "steps": float(steps), "ratio": pace, "cpu_seconds": spent}
         self.scores["finish_seconds"] = time.process_time() - begin
 
