@@ -16,6 +16,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import softplus
 
+from pyrostoch.distributions.bounded_ratio import BoundedRatio
+from pyrostoch.distributions.known_slope import with_slope
+from pyrostoch.distributions.log_uniform_slope import log_uniform_slope, log_uniform_slope_of_snr
+from pyrostoch.distributions.polynomial import polynomial
+
 # Coefficients of P and Q (see kl_log_uniform), from the constant term up, fitted in 50 digits to the integral of
 # Dawson's function for log alpha in [-20, 20].
 _NUMERATOR_32 = (
@@ -113,9 +118,7 @@ def kl_log_uniform(log_alpha: Tensor) -> Tensor:
         Kingma, Salimans, Welling 2015, "Variational Dropout and the Local Reparameterization Trick" (the prior);
         Hron, Matthews, Ghahramani 2018, "Variational Bayesian Dropout: Pitfalls and Fixes" (the integral).
     """
-    t = _at_least_float32(log_alpha)
-    v = torch.sigmoid(-t - math.log(_MIDPOINT))
-    return (_kl_ard(t) + _log_uniform_minus_ard(v)).to(log_alpha.dtype)
+    return _with_slope(_at_least_float32(log_alpha), _kl_log_uniform, log_uniform_slope).to(log_alpha.dtype)
 
 
 def kl_log_uniform_molchanov(log_alpha: Tensor) -> Tensor:
@@ -165,19 +168,18 @@ def kl_ard(log_alpha: Tensor) -> Tensor:
 
 def kl_log_uniform_of_snr(snr: Tensor) -> Tensor:
     """`kl_log_uniform` as a function of the signal-to-noise ratio `loc / scale`, smooth also at zero."""
-    ratio = _Ratio(snr)
-    return (ratio.half_log1p_square() + _log_uniform_minus_ard(ratio.odds(2.0, _MIDPOINT))).to(snr.dtype)
+    return _with_slope(_at_least_float32(snr), _kl_log_uniform_of_snr, log_uniform_slope_of_snr).to(snr.dtype)
 
 
 def kl_log_uniform_molchanov_of_snr(snr: Tensor) -> Tensor:
     """`kl_log_uniform_molchanov` as a function of the signal-to-noise ratio `loc / scale`."""
-    ratio = _Ratio(snr)
+    ratio = BoundedRatio(_at_least_float32(snr))
     return (ratio.half_log1p_square() + _K1 * ratio.odds(2 * _K3, math.exp(_K2))).to(snr.dtype)
 
 
 def kl_ard_of_snr(snr: Tensor) -> Tensor:
     """`kl_ard` as a function of the signal-to-noise ratio `loc / scale`."""
-    return _Ratio(snr).half_log1p_square().to(snr.dtype)
+    return BoundedRatio(_at_least_float32(snr)).half_log1p_square().to(snr.dtype)
 
 
 #: The two forms of a divergence: as a function of log alpha, and as a function of the signal-to-noise ratio.
@@ -185,6 +187,20 @@ AlphaKL = tuple[Callable[[Tensor], Tensor], Callable[[Tensor], Tensor]]
 LOG_UNIFORM_KL: AlphaKL = (kl_log_uniform, kl_log_uniform_of_snr)
 MOLCHANOV_KL: AlphaKL = (kl_log_uniform_molchanov, kl_log_uniform_molchanov_of_snr)
 ARD_KL: AlphaKL = (kl_ard, kl_ard_of_snr)
+
+
+def _with_slope(x: Tensor, value: Callable[[Tensor], Tensor], slope: Callable[[Tensor], Tensor]) -> Tensor:
+    """A divergence with its slope in closed form, which is known to single precision; torch finds it in double."""
+    return with_slope(x, value, slope) if x.dtype == torch.float32 else value(x)
+
+
+def _kl_log_uniform(t: Tensor) -> Tensor:
+    return _kl_ard(t) + _log_uniform_minus_ard(torch.sigmoid(-t - math.log(_MIDPOINT)))
+
+
+def _kl_log_uniform_of_snr(snr: Tensor) -> Tensor:
+    ratio = BoundedRatio(snr)
+    return ratio.half_log1p_square() + _log_uniform_minus_ard(ratio.odds(2.0, _MIDPOINT))
 
 
 def _at_least_float32(x: Tensor) -> Tensor:
@@ -195,40 +211,9 @@ def _kl_ard(t: Tensor) -> Tensor:
     return softplus(-t, threshold=_LINEAR_FROM) / 2
 
 
-class _Ratio:
-    """Functions of a ratio `r` that do not overflow.
-
-    `inside` is `r` where `|r| <= 1` and `1 / r` elsewhere, so that its powers do not overflow; `outside` is 1
-    where `|r| <= 1` and `r` elsewhere.
-    """
-
-    def __init__(self, r: Tensor) -> None:
-        r = _at_least_float32(r)
-        self.large = r.abs() > 1
-        self.outside = torch.where(self.large, r, 1.0)
-        self.inside = torch.where(self.large, 1 / self.outside, r)
-
-    def half_log1p_square(self) -> Tensor:
-        """`log(1 + r**2) / 2`."""
-        return self.outside.abs().log() + torch.log1p(self.inside.square()) / 2
-
-    def odds(self, power: float, half: float) -> Tensor:
-        """`|r|**power / (|r|**power + half)`."""
-        x = self.inside.square() if power == 2 else self.inside.abs().pow(power)
-        return torch.where(self.large, 1.0, x) / torch.where(self.large, 1 + half * x, x + half)
-
-
 def _log_uniform_minus_ard(v: Tensor) -> Tensor:
     """The log-uniform divergence minus the ARD divergence, as a function of `v = 1 / (1 + 12 alpha)`."""
     w = 2 * v - 1
     if v.dtype == torch.float64:
-        return v.square() * (_polynomial(_NUMERATOR_64, w) / _polynomial(_DENOMINATOR_64, w))
-    return v.square() * (_polynomial(_NUMERATOR_32, w) / _polynomial(_DENOMINATOR_32, w))
-
-
-def _polynomial(coefficients: tuple[float, ...], w: Tensor) -> Tensor:
-    """A polynomial by Horner's rule, coefficients from the constant term up."""
-    value = w * coefficients[-1] + coefficients[-2]
-    for coefficient in coefficients[-3::-1]:
-        value = value * w + coefficient
-    return value
+        return v.square() * (polynomial(_NUMERATOR_64, w) / polynomial(_DENOMINATOR_64, w))
+    return v.square() * (polynomial(_NUMERATOR_32, w) / polynomial(_DENOMINATOR_32, w))
