@@ -79,7 +79,7 @@ def test_parts_trained_at_different_temperatures_are_all_named() -> None:
     assert temperatures_of(mixed) == (0.25, 4.0)
     assert "parts trained at temperatures 0.25, 4" in str(ps.decompose(model, mixed, data()))
     run(model, mixed, temperature=0.5)  # the whole is now trained at one
-    assert temperatures_of(mixed) == (0.5,) and temperatures_of(first) == ()
+    assert temperatures_of(mixed) == (0.5,) and temperatures_of(first) == (0.5,)
 
 
 def test_it_survives_a_file_a_checkpoint_and_a_copy(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ from pyrostoch.guides.base import Guide
 from pyrostoch.guides.collecting import Collecting
 from pyrostoch.guides.starts import Start, start_value
 from pyrostoch.guides.statistics import Statistics, statistics_of
+from pyrostoch.guides.temperature import carry_temperatures
 from pyrostoch.sites import Site
 
 __all__ = ["NormalStart"]
@@ -47,6 +48,7 @@ class NormalStart(Guide):
         self._starts = {"init_loc": _start(init_loc, "mean"), "init_scale": _start(init_scale, "stddev")}
         super().__init__(model, sites=sites)
         self._starts.clear()  # they may hold another guide, or functions that cannot be pickled
+        carry_temperatures(self, init_loc, init_scale)
         own = statistics_of(init_loc)
         if own is not None:
             self.own_statistics = copy.deepcopy(own)

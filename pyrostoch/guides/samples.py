@@ -25,6 +25,7 @@ from pyrostoch.guides.statistics import (
     running_buffers,
     statistics_of,
 )
+from pyrostoch.guides.temperature import carry_temperatures
 from pyrostoch.sites import Site, announce_parameters, site_key
 
 __all__ = ["Samples"]
@@ -162,6 +163,7 @@ class Samples(Collecting, GuideSet):
         drawn = [parts[number % len(parts)].draw() for number in range(size)]
         found = cls(model, {name: torch.stack([draw[name] for draw in drawn]) for name in drawn[0]})
         found.make_statistics(getattr(model, "net", None))
+        carry_temperatures(found, guide)
         return found
 
     @classmethod

@@ -9,6 +9,7 @@ from typing import Any
 from torch import nn
 
 __all__ = [
+    "carry_temperatures",
     "check_temperatures",
     "mark_temperature",
     "marked_temperatures",
@@ -24,15 +25,30 @@ _ATTRIBUTE = "_trained_at_temperature"
 def mark_temperature(guide: nn.Module, temperature: float) -> None:
     """Note the temperature at which a guide is trained; an earlier note of it or of its parts is replaced.
 
+    Guides within it, such as the members of an ensemble, get the note, too: each may be read by itself.
+
     Args:
         guide: The guide.
         temperature: The temperature.
     """
-    set_temperatures(guide, {} if temperature == 1.0 else {"": temperature})
+    own = [name for name, part in guide.named_modules() if part is guide or hasattr(part, "site_names")]
+    set_temperatures(guide, {} if temperature == 1.0 else dict.fromkeys(own, temperature))
 
 
-def marked_temperatures(guide: nn.Module) -> dict[str, float]:
-    """The temperatures other than 1, by the name of the module that was trained at them.
+def carry_temperatures(guide: nn.Module, *sources: object) -> None:
+    """Note on a guide that was made from others the temperatures at which these were trained, until it is trained.
+
+    Args:
+        guide: The new guide; without a temperature other than 1 in its sources it is left as it is.
+        sources: What it was made from; anything that is no guide has no temperature.
+    """
+    found = sorted({value for source in sources for value in temperatures_of(source)})
+    if found:
+        vars(guide)[_ATTRIBUTE] = found[0] if len(found) == 1 else found
+
+
+def marked_temperatures(guide: nn.Module) -> dict[str, float | list[float]]:
+    """The temperatures other than 1, by the name of the module that was trained at them, or made from such.
 
     Args:
         guide: The guide.
@@ -54,11 +70,12 @@ def check_temperatures(guide: nn.Module, temperatures: Mapping[str, Any]) -> Non
     for name, value in temperatures.items():
         if name not in parts:
             raise ValueError(f"the guide has no part {name!r}")
-        if not isinstance(value, (int, float)) or not 0 < value < math.inf:
-            raise ValueError(f"expected a positive number, got {value!r}")
+        for number in value if isinstance(value, list) and value else [value]:
+            if not isinstance(number, (int, float)) or not 0 < number < math.inf:
+                raise ValueError(f"expected a positive number, got {number!r}")
 
 
-def set_temperatures(guide: nn.Module, temperatures: Mapping[str, float]) -> None:
+def set_temperatures(guide: nn.Module, temperatures: Mapping[str, float | list[float]]) -> None:
     """Put back what `marked_temperatures` gave; earlier notes are removed.
 
     Args:
@@ -68,7 +85,8 @@ def set_temperatures(guide: nn.Module, temperatures: Mapping[str, float]) -> Non
     for name, part in guide.named_modules():
         vars(part).pop(_ATTRIBUTE, None)
         if name in temperatures:
-            vars(part)[_ATTRIBUTE] = float(temperatures[name])
+            value = temperatures[name]
+            vars(part)[_ATTRIBUTE] = [float(one) for one in value] if isinstance(value, list) else float(value)
 
 
 def temperatures_of(guide: Any) -> tuple[float, ...]:
@@ -86,7 +104,8 @@ def temperatures_of(guide: Any) -> tuple[float, ...]:
         >>> temperatures_of(guide), temperature_text(temperatures_of(guide))
         ((0.5,), 'trained at temperature 0.5')
     """
-    return tuple(sorted(set(marked_temperatures(guide).values()))) if isinstance(guide, nn.Module) else ()
+    marks = marked_temperatures(guide).values() if isinstance(guide, nn.Module) else ()
+    return tuple(sorted({one for mark in marks for one in (mark if isinstance(mark, list) else [mark])}))
 
 
 def temperature_text(temperatures: tuple[float, ...]) -> str:

@@ -14,6 +14,7 @@ from pyrostoch.effects import base_distribution
 from pyrostoch.guides.base import Guide
 from pyrostoch.guides.per_site import PerSite
 from pyrostoch.guides.ratio import free_entries, is_zero_mean, weight_distributions
+from pyrostoch.guides.temperature import carry_temperatures
 from pyrostoch.guides.variance_only import VarianceOnly
 from pyrostoch.sites import Site
 
@@ -76,9 +77,10 @@ def to_variance_only(guide: Guide | PerSite, sites: str | Iterable[str] | None =
     normal = {name for name in chosen if isinstance(distributions[name], Normal)}
     parts = guide.parts if isinstance(guide, PerSite) else [guide]
     converted = [new for part in parts for new in _convert(part, normal)]  # type: ignore[arg-type]
-    if not isinstance(guide, PerSite) and len(converted) == 1:
-        return converted[0]
-    return PerSite.of(converted, sites=guide.site_names)
+    single = not isinstance(guide, PerSite) and len(converted) == 1
+    found = converted[0] if single else PerSite.of(converted, sites=guide.site_names)
+    carry_temperatures(found, guide)
+    return found
 
 
 def _convert(part: Guide, sites: set[str]) -> Iterator[Guide]:

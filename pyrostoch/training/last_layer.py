@@ -17,6 +17,7 @@ from pyrostoch._targets import Target
 from pyrostoch.distributions import RowsNormal
 from pyrostoch.effects import MeanPropagation, base_distribution
 from pyrostoch.guides import LastLayer
+from pyrostoch.guides.temperature import mark_temperature
 from pyrostoch.likelihoods import Gaussian
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.readouts import (
@@ -110,6 +111,8 @@ def fit_last_layer(model: BayesianModel, guide: LastLayer, data: Data, *, batch_
             )
         root = torch.linalg.cholesky(precision)
         guide.set_posterior(torch.cholesky_solve(shift.unsqueeze(2), root).squeeze(2), torch.cholesky_inverse(root))
+    if not any(parameter.requires_grad for parameter in model.parameters()):
+        mark_temperature(guide, 1.0)  # nothing is left of a cold fit, which could have trained features or noise
 
 
 def _prior(model: BayesianModel, guide: LastLayer) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,7 @@ from pyrostoch._seeds import forked
 from pyrostoch._targets import Target
 from pyrostoch.effects.usage import warn_of_unused
 from pyrostoch.guides import Samples, Swag
-from pyrostoch.guides.temperature import mark_temperature, marked_temperatures
+from pyrostoch.guides.temperature import mark_temperature, marked_temperatures, set_temperatures
 from pyrostoch.infer.batches import Batches
 from pyrostoch.infer.parallel import Ranks
 from pyrostoch.likelihoods.parts import parts_of
@@ -99,6 +99,7 @@ class Run:
     ) -> Fit:
         """Run the remaining epochs."""
         settings = self.trainer.settings
+        earlier = marked_temperatures(self.trainer.guide)
         mark_temperature(self.trainer.guide, settings.temperature)
         bar = tqdm(
             total=settings.epochs,
@@ -112,7 +113,12 @@ class Run:
             if self.trainer.step.staged:
                 bar.set_postfix_str("compiling the step, some 10 to 30 s", refresh=True)
             while self.stopped is None:
-                row = self._epoch(check)
+                try:
+                    row = self._epoch(check)
+                except Exception:
+                    if not self.done:  # the guide is what it was before the run
+                        set_temperatures(self.trainer.guide, earlier)
+                    raise
                 check = None
                 if self.path is not None:
                     self._ranks.run_on_first(lambda: self._write(self._place))
