@@ -36,8 +36,8 @@ _INSTALLED = tuple(
 )
 _PLAIN = (bool, int, float, complex, str, bytes, type(None), torch.dtype, torch.device, torch.Size)
 _CACHES = ("_inv", "_cached_x_y", "_cache_size", "_validate_args")
-# The note that a run makes on the guide it trains is none either: `pyrostoch.guides.temperature`.
-_NOT_SETTINGS = {*vars(nn.Module()), "training", "_trained_at_temperature"}
+# The notes of a run on what it trains are none either: `pyrostoch.guides.temperature`, `...statistics_owner`.
+_NOT_SETTINGS = {*vars(nn.Module()), "training", "_trained_at_temperature", "_statistics_of_run"}
 
 
 def describe_function(function: Callable[..., Any]) -> tuple[str, list[str]]:

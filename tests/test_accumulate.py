@@ -202,3 +202,16 @@ def test_parts_hold_every_example_once_and_weights_are_those_of_a_mean(size: int
     if len(parts) > 1:
         for part in parts:
             assert part.weight == pytest.approx(len(part.y) * len(parts) / size)
+
+
+@pytest.mark.parametrize(("batch_size", "parts"), [(6, 4), (5, 2)])  # the last of five has two examples
+def test_parts_of_one_example_are_refused_by_name_where_they_are_normalized(batch_size: int, parts: int) -> None:
+    net = nn.Sequential(nn.Linear(3, 4), nn.BatchNorm1d(4), nn.Linear(4, 1)).double()
+    model = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.3), num_data=22)
+    pair = (model, ps.guides.Delta(model))
+    with pytest.raises(ValueError, match=rf"accumulate={parts} leaves a part of one example.*BatchNorm1d '1'"):
+        run(pair, batch_size=batch_size, accumulate=parts)
+    run(pair, batch_size=11, accumulate=parts)
+    net[1].requires_grad_(False)  # which keeps its statistics
+    model = ps.BayesianModel(net, prior=ps.priors.Normal(), likelihood=ps.likelihoods.Gaussian(0.3), num_data=22)
+    run((model, ps.guides.Delta(model)), batch_size=batch_size, accumulate=parts)

@@ -18,6 +18,7 @@ from pyrostoch.guides.joint import check_memory, draw_tied, refuse_constants
 from pyrostoch.guides.last_layer import sites_of_layer
 from pyrostoch.guides.normal_start import NormalStart
 from pyrostoch.guides.starts import Start
+from pyrostoch.guides.statistics_owner import share_owner
 from pyrostoch.sites import Site, site_key
 
 __all__ = ["Laplace", "Structure"]
@@ -92,6 +93,7 @@ class Laplace(NormalStart):
             sites_of_layer(known, chosen, "Laplace(structure='last_layer')")
         self._scales: dict[str, Tensor] = {}
         super().__init__(model, init_loc=init_loc, init_scale=init_scale, sites=chosen)
+        share_owner(self, init_loc)
         self.register_buffer("fitted", torch.zeros((), dtype=torch.bool))
         #: What `distribution` makes of the means, a module of buffers for each site.
         self.spread = nn.ModuleDict()

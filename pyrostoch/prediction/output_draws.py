@@ -19,6 +19,7 @@ from pyrostoch._structure import flat_inputs
 from pyrostoch.effects import SharedSample
 from pyrostoch.effects.statistics import drawn_buffers, holding_buffers
 from pyrostoch.guides.amortised import weights_of
+from pyrostoch.guides.statistics_owner import warn_of_other_owner
 from pyrostoch.likelihoods import Joint, Likelihood, Weighted
 from pyrostoch.likelihoods.reading import full_precision
 from pyrostoch.likelihoods.select import select_output
@@ -150,6 +151,7 @@ def draws(
     if not isinstance(model, BayesianModel):
         raise TypeError(f"draws: expected a BayesianModel, got {type(model).__name__}")
     check_guide(guide)
+    warn_of_other_owner(model, guide)
     likelihood, part = _head(model.likelihood, head)
     num = check_count("num", num)
     flat = flat_inputs(x, model.target)

@@ -24,6 +24,7 @@ from pyrostoch.effects import Interpretation, Linearization, MeanPropagation, No
 from pyrostoch.effects.statistics import holding_buffers
 from pyrostoch.guides.amortised import weights_of
 from pyrostoch.guides.statistics import statistics_of
+from pyrostoch.guides.statistics_owner import warn_of_other_owner
 from pyrostoch.infer.batches import Batches, must_stay_whole
 from pyrostoch.infer.data_sets import as_batches
 from pyrostoch.infer.elbo import MOMENTS, interpretation
@@ -149,6 +150,8 @@ def evaluating(*modules: PyroCallable) -> Iterator[None]:
         >>> net.training
         True
     """
+    if len(modules) == 2:
+        warn_of_other_owner(*modules)
     with contextlib.ExitStack() as stack:
         stack.enter_context(training_mode(False, *(module for module in modules if isinstance(module, nn.Module))))
         stack.enter_context(torch.no_grad())

@@ -65,6 +65,7 @@ def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: 
             f"accumulate={accumulate}: expected an input with an axis of examples, got in_dims={model.in_dims}; leave "
             f"accumulate out{see('how-to/whole_batches')}"
         )
+    _check_parts(model, batches, accumulate)
     divided = ranks.is_distributed or (shuffle and len(batches) > 1) or accumulate > 1
     if not divided or not must_stay_whole(batches, model, also_of_loader=accumulate > 1):
         return
@@ -93,6 +94,23 @@ def check_batches(model: BayesianModel, batches: Batches, shuffle: bool, ranks: 
         f"in their own order with shuffle=False; or make the batches yourself by a DataLoader{declare}"
         f"{see('how-to/whole_batches')}"
     )
+
+
+def _check_parts(model: BayesianModel, batches: Batches, accumulate: int) -> None:
+    """Raise an error for parts of one example, by which a BatchNorm1d in training mode cannot normalize."""
+    if accumulate < 2 or batches.batch_size is None:
+        return
+    full, last = batches.batch_size, batches.num_data - (len(batches) - 1) * batches.batch_size
+    sizes = [min(full, batches.num_data), last] if 0 < last < full and not batches.is_stream else [full]
+    size = next((size for size in sizes if size // min(accumulate, size) == 1), None)
+    found = (name for name, part in model.net.named_modules() if isinstance(part, nn.BatchNorm1d) and part.training)
+    name = next(found, None)
+    if size is not None and name is not None:
+        raise ValueError(
+            f"accumulate={accumulate} leaves a part of one example of a batch of {size}, which the BatchNorm1d "
+            f"{name!r} cannot normalize; take fewer parts, at most {max(size // 2, 1)}, or another batch_size"
+            f"{see('how-to/several_devices')}"
+        )
 
 
 def check_last_batch(model: BayesianModel, batches: Batches) -> None:

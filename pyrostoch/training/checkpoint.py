@@ -18,6 +18,7 @@ from pyrostoch._checks import name_list
 from pyrostoch._descriptions import describe_function, describe_settings, describe_value
 from pyrostoch._manual import see
 from pyrostoch._version import __version__
+from pyrostoch.guides.statistics_owner import note_owner
 from pyrostoch.guides.temperature import check_temperatures, marked_temperatures, set_temperatures
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import FromDistribution, clean_name
@@ -137,6 +138,7 @@ def load(path: str | Path, model: BayesianModel, guide: nn.Module) -> dict[str, 
         read_training(path, tensors, content)
     overwrite(module_state(model, guide), tensors)
     set_temperatures(guide, content["temperatures"])
+    note_owner(model, guide)
     return content
 
 

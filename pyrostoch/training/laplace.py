@@ -14,6 +14,7 @@ from pyrostoch._checks import check_choice, name_list
 from pyrostoch._manual import see
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides import Laplace
+from pyrostoch.guides.statistics import layers_with_statistics
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.compare import compare
 from pyrostoch.priors import Normal
@@ -167,6 +168,16 @@ class _Fitter:
         self.passes.whitened_rows(self.weights, found.add)
         return found
 
+    def _of_batches(self) -> str:
+        """What batch normalization has to do with it: a run maximizes under the statistics of each batch."""
+        layers = layers_with_statistics(self.model.net)
+        if not layers:
+            return ""
+        return (
+            f". The layer(s) {name_list(layers)} are trained with the statistics of each batch, and read here with the "
+            "running ones: fix their parameters by requires_grad_(False), build the model again, and go on from there"
+        )
+
     def check_maximum(self, not_optimum: str, steps: int) -> tuple[float, float | None]:
         """Raise an error, or warn, where the means are no maximum; gain of a Newton step, and a negative curvature."""
         slopes = self.passes.gradient(self.weights)
@@ -181,7 +192,7 @@ class _Fitter:
                 not_optimum,
                 f"the means are no maximum of the log joint density: a Newton step would add about {gain:.4g} nats to "
                 f"it, where up to {limit:.4g} are taken for rounding and early stopping; the gradient is largest at "
-                f"{largest_sites(gradient)}",
+                f"{largest_sites(gradient)}{self._of_batches()}",
             )
 
         def product(vector: dict[str, Tensor]) -> dict[str, Tensor]:

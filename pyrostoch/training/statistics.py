@@ -19,7 +19,14 @@ from pyrostoch.effects.held_state import HeldState
 from pyrostoch.effects.statistics import holding_buffers
 from pyrostoch.guides import Ensemble, Samples, Swag
 from pyrostoch.guides.amortised import weights_of
-from pyrostoch.guides.statistics import Statistics, give_statistics, layers_with_statistics, statistics_of
+from pyrostoch.guides.statistics import (
+    Statistics,
+    give_statistics,
+    layers_with_statistics,
+    running_buffers,
+    statistics_of,
+)
+from pyrostoch.guides.statistics_owner import note_owner, owners, set_owners
 from pyrostoch.infer.batches import Batches
 from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.readouts import batches_for, batches_on_device, device_of
@@ -124,6 +131,8 @@ def training_statistics(model: BayesianModel, guide: nn.Module) -> Iterator[None
         guide: The guide.
     """
     own = give_members_statistics(model, guide)
+    notes, shared = owners(model, guide), {name: value.clone() for name, value in running_buffers(model.net).items()}
+    note_owner(model, guide)
     own += [found for part in guide.modules() if (found := statistics_of(part)) is not None and found not in own]
     before = [found.known.clone() for found in own]
     ends = [False if found is statistics_of(guide) and isinstance(guide, Samples) else True for found in own]
@@ -132,6 +141,8 @@ def training_statistics(model: BayesianModel, guide: nn.Module) -> Iterator[None
             found.known.fill_(end)
         yield
     except BaseException:
+        if all(torch.equal(shared[name], value) for name, value in running_buffers(model.net).items()):
+            set_owners(model, guide, notes)
         for found, known in zip(own, before, strict=True):
             found.known.copy_(known)
         raise
