@@ -55,14 +55,17 @@ def plain(net: nn.Module, state: dict[str, Tensor]) -> nn.Module:
 
 
 def passed(net: nn.Module, weights: dict[str, Tensor], x: Tensor, batch_size: int) -> nn.Module:
-    """A network of torch alone after a pass in training mode, with momentum=None."""
+    """A network of torch alone after a pass in training mode, with the mean over batches weighted by their size."""
     copied: Any = plain(net, weights)
-    for part in copied.modules():
-        if isinstance(part, nn.modules.batchnorm._NormBase):
-            part.reset_running_stats()
-            part.momentum = None
-            part.train()
+    norms = [part for part in copied.modules() if isinstance(part, nn.modules.batchnorm._NormBase)]
+    for part in norms:
+        part.reset_running_stats()
+        part.train()
+    seen = 0
     with torch.no_grad():
         for batch in x.split(batch_size):
+            seen += len(batch)
+            for part in norms:
+                part.momentum = len(batch) / seen
             copied(batch)
     return copied.eval()

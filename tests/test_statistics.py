@@ -286,3 +286,16 @@ def test_a_laplace_approximation_around_a_member_has_its_statistics(structure: A
         expected = ps.fit_laplace(twin, ps.guides.Laplace(twin, structure), (x, y), **settings)
         assert found[-1] == pytest.approx(expected.log_marginal_likelihood, abs=1e-8)
     assert found[0] != pytest.approx(found[1], abs=1.0)
+
+
+def test_a_short_last_batch_counts_by_its_size() -> None:
+    x, y = data()
+    x[-2:] += 100.0  # two examples, which would have half of the weight
+    model = model_of()
+    point = Delta(model)
+    ps.fit_statistics(model, point, (x, y), batch_size=38)
+    own: Any = statistics_of(point)
+    first = model.net[0](x)  # type: ignore[index]
+    torch.testing.assert_close(own.values()["1.running_mean"], first.mean(0))
+    variances = (38 * first[:38].var(0) + 2 * first[38:].var(0)) / 40
+    torch.testing.assert_close(own.values()["1.running_var"], variances)

@@ -42,9 +42,10 @@ __all__ = ["check_buffers", "fit_statistics", "give_members_statistics", "traini
 def fit_statistics(model: BayesianModel, guide: nn.Module, data: Data, *, batch_size: int = 100) -> None:
     """Compute the running statistics of batch normalization for each network of a guide, in one pass for each.
 
-    Normalization is in training mode, everything else in evaluation mode, and the statistics are plain means over the
-    batches, as with `momentum=None` in torch. They belong to the guide from then on: its draws run through the network
-    with them, and the network's own stay as they are. Spectral normalization goes on from the network's vectors.
+    Normalization is in training mode, everything else in evaluation mode, and the statistics are means over the
+    batches, weighted by their size; with `momentum=None` torch would give a short last batch the weight of the others.
+    They belong to the guide from then on: its draws run through the network with them, and the network's own stay as
+    they are. Spectral normalization goes on from the network's vectors.
 
     - `Samples`: each draw gets its own. For SWAG, keep some draws first: `Samples.of(model, guide, 30)`.
     - `Ensemble`: each member gets its own; members with a density are drawn once for each batch. Members that `fit` has
@@ -219,9 +220,11 @@ def _estimated(
                 layer.training = True
             for norm in norms:
                 norm.reset_running_stats()
-            for number, (x, _) in enumerate(batches_on_device(batches, device), 1):
+            seen = 0
+            for x, y in batches_on_device(batches, device):
+                seen += len(y)
                 for norm in norms:
-                    norm.momentum = 1.0 / number  # a plain mean over the batches
+                    norm.momentum = len(y) / seen  # the mean over batches, weighted by their size
                 with SharedSample():
                     drawn = guide.draw() if index is None else {n: guide.values(n)[index] for n in guide.site_names}
                     model.outputs(x, drawn)
