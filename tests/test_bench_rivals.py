@@ -74,6 +74,7 @@ def test_the_time_decides_the_number_of_steps(tmp_path: Path) -> None:
 def test_held_out_examples_have_no_reference(tmp_path: Path) -> None:
     found = method_trial(context(tmp_path, "yacht/point", holdout=True))
     assert set(found) == SCORES - {"distance", "total_variation", "shift", "spread"}
+    assert reference_scores(context(tmp_path, "yacht/nuts", holdout=True)) == {}
 
 
 def test_the_reference_is_scored_too_and_a_missing_one_is_named(tmp_path: Path) -> None:

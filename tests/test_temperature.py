@@ -114,7 +114,7 @@ def test_a_resumed_run_says_so(tmp_path: Path) -> None:
     assert temperatures_of(fresh) == (0.25,)
 
 
-@pytest.mark.parametrize("wrong", [{"": "cold"}, {"": -1.0}, {"": float("inf")}, {"elsewhere": 0.5}])
+@pytest.mark.parametrize("wrong", [{"": ["cold"]}, {"": [-1.0]}, {"": [float("inf")]}, {"": 0.5}, {"elsewhere": [0.5]}])
 def test_a_wrong_note_in_a_file_is_refused_and_changes_nothing(wrong: dict[str, Any], tmp_path: Path) -> None:
     model, guide = build()
     run(model, guide)

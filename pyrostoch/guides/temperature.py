@@ -32,7 +32,7 @@ def mark_temperature(guide: nn.Module, temperature: float) -> None:
         temperature: The temperature.
     """
     own = [name for name, part in guide.named_modules() if part is guide or hasattr(part, "site_names")]
-    set_temperatures(guide, {} if temperature == 1.0 else dict.fromkeys(own, temperature))
+    set_temperatures(guide, {} if temperature == 1.0 else dict.fromkeys(own, [temperature]))
 
 
 def carry_temperatures(guide: nn.Module, *sources: object) -> None:
@@ -44,10 +44,10 @@ def carry_temperatures(guide: nn.Module, *sources: object) -> None:
     """
     found = sorted({value for source in sources for value in temperatures_of(source)})
     if found:
-        vars(guide)[_ATTRIBUTE] = found[0] if len(found) == 1 else found
+        vars(guide)[_ATTRIBUTE] = found
 
 
-def marked_temperatures(guide: nn.Module) -> dict[str, float | list[float]]:
+def marked_temperatures(guide: nn.Module) -> dict[str, list[float]]:
     """The temperatures other than 1, by the name of the module that was trained at them, or made from such.
 
     Args:
@@ -61,7 +61,7 @@ def check_temperatures(guide: nn.Module, temperatures: Mapping[str, Any]) -> Non
 
     Args:
         guide: The guide.
-        temperatures: Temperature by name of the module.
+        temperatures: Temperatures by name of the module.
 
     Raises:
         ValueError: A name is unknown, or a temperature is no positive number.
@@ -70,23 +70,22 @@ def check_temperatures(guide: nn.Module, temperatures: Mapping[str, Any]) -> Non
     for name, value in temperatures.items():
         if name not in parts:
             raise ValueError(f"the guide has no part {name!r}")
-        for number in value if isinstance(value, list) and value else [value]:
-            if not isinstance(number, (int, float)) or not 0 < number < math.inf:
-                raise ValueError(f"expected a positive number, got {number!r}")
+        numbers = value if isinstance(value, list) else []
+        if not numbers or not all(isinstance(one, (int, float)) and 0 < one < math.inf for one in numbers):
+            raise ValueError(f"expected positive numbers, got {value!r}")
 
 
-def set_temperatures(guide: nn.Module, temperatures: Mapping[str, float | list[float]]) -> None:
+def set_temperatures(guide: nn.Module, temperatures: Mapping[str, list[float]]) -> None:
     """Put back what `marked_temperatures` gave; earlier notes are removed.
 
     Args:
         guide: A guide built in the same way.
-        temperatures: Temperature by name of the module.
+        temperatures: Temperatures by name of the module.
     """
     for name, part in guide.named_modules():
         vars(part).pop(_ATTRIBUTE, None)
         if name in temperatures:
-            value = temperatures[name]
-            vars(part)[_ATTRIBUTE] = [float(one) for one in value] if isinstance(value, list) else float(value)
+            vars(part)[_ATTRIBUTE] = [float(one) for one in temperatures[name]]
 
 
 def temperatures_of(guide: Any) -> tuple[float, ...]:
@@ -105,7 +104,7 @@ def temperatures_of(guide: Any) -> tuple[float, ...]:
         ((0.5,), 'trained at temperature 0.5')
     """
     marks = marked_temperatures(guide).values() if isinstance(guide, nn.Module) else ()
-    return tuple(sorted({one for mark in marks for one in (mark if isinstance(mark, list) else [mark])}))
+    return tuple(sorted({one for mark in marks for one in mark}))
 
 
 def temperature_text(temperatures: tuple[float, ...]) -> str:

@@ -51,12 +51,9 @@ class Settings:
     accumulate: int = 1
 
     def __post_init__(self) -> None:
-        for name, least in (
-            *(("epochs", 1), ("num_particles", 1), ("accumulate", 1)),
-            *(("patience", 1), ("seed", 0)),
-        ):
+        for name, least in (("epochs", 1), ("num_particles", 1), ("accumulate", 1), ("patience", 1), ("seed", 0)):
             value = getattr(self, name)
-            if value is not None or name in ("epochs", "num_particles", "accumulate"):
+            if value is not None or name not in ("patience", "seed"):
                 # As Python's own integer, which a checkpoint can hold.
                 object.__setattr__(self, name, check_count(name, value, least))
         check_positive("lr", self.lr)

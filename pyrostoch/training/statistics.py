@@ -136,7 +136,7 @@ def training_statistics(model: BayesianModel, guide: nn.Module) -> Iterator[None
     note_owner(model, guide)
     own += [found for part in guide.modules() if (found := statistics_of(part)) is not None and found not in own]
     before = [found.known.clone() for found in own]
-    ends = [False if found is statistics_of(guide) and isinstance(guide, Samples) else True for found in own]
+    ends = [not (found is statistics_of(guide) and isinstance(guide, Samples)) for found in own]
     try:
         for found, end in zip(own, ends, strict=True):
             found.known.fill_(end)
