@@ -167,7 +167,7 @@ def count_examples(x: object, in_dims: InDims = 0) -> int | None:
     axes = example_axes(x, in_dims)
     parts = x if isinstance(x, (tuple, list)) else (x,)
     counts: list[Any] = [size for size in _sizes(parts, axes) if size is not None]
-    if len(set(counts)) > 1:
+    if any(count != counts[0] for count in counts):
         if isinstance(parts[-1], Structure):
             sizes = {name: n for name, n in zip(parts[-1].names, _sizes(parts, axes), strict=False) if n is not None}
             counts = [f"{n} in x{name}" for name, n in sizes.items()]

@@ -31,6 +31,7 @@ LAYERS: dict[str, int] = {
             "_seeds",
             "_structure",
             "_targets",
+            "_tracing",
             "_user_file",
             "_version",
         ],

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 import pyrostoch as ps
-from pyrostoch.prediction.predict import Prediction, predict
+from pyrostoch.prediction import Prediction, predict
 from pyrostoch.prediction.readouts import parse_mode
 
 F64 = {"dtype": torch.float64}

@@ -9,6 +9,7 @@ from pyro.poutine.runtime import Message
 from pyro.poutine.util import site_is_subsample
 from torch._C._functorch import maybe_current_level
 
+from pyrostoch._tracing import being_traced
 from pyrostoch.distributions import JointWeights
 from pyrostoch.distributions.shared_draw import mark_pending
 from pyrostoch.effects.interpretation import Interpretation, base_distribution
@@ -97,7 +98,8 @@ def replace_by_mean(msg: Message) -> None:
         if mean is None:
             raise without from error
     # Others, such as the Cauchy, return NaN. In training the loss tells, and reading a value would wait for the device.
-    if not torch.is_grad_enabled() and maybe_current_level() is None and bool(torch.isnan(mean).any()):
+    can_read = not torch.is_grad_enabled() and maybe_current_level() is None and not being_traced()
+    if can_read and bool(torch.isnan(mean).any()):
         raise without
     # A copy, since a network may write into its weights, and the mean may be a parameter of the guide.
     msg["value"] = mean.expand(fn.shape()).clone()

@@ -8,6 +8,8 @@ from typing import Generic, Self, TypeVar
 import torch
 from torch import Tensor
 
+from pyrostoch._tracing import being_traced
+
 __all__ = ["StreamingMetric", "check_normalized"]
 
 Result = TypeVar("Result")
@@ -18,7 +20,7 @@ NORMALIZATION_TOLERANCE = 0.05
 
 def _readable_without_sync(tensor: Tensor) -> bool:
     """Whether a value can be read without waiting for an accelerator."""
-    return tensor.device.type == "cpu"
+    return tensor.device.type == "cpu" and not being_traced()
 
 
 def _deviation(log_probs: Tensor) -> Tensor:

@@ -107,6 +107,27 @@ class PredictiveAverage:
         self._add_entropies(_entropy(log_probs))
         self._mean.update(log_probs)
 
+    def update_all(self, log_probs: Tensor) -> None:
+        """Add several draws, which together cost less than one after another.
+
+        Args:
+            log_probs: Normalized log-probabilities of K draws, shape (K, n, C).
+
+        Raises:
+            ValueError: The shape is wrong, or (on the CPU) a row is not normalized.
+        """
+        if log_probs.ndim != 3:
+            raise ValueError(f"PredictiveAverage expects log_probs of shape (K, n, C), got {tuple(log_probs.shape)}")
+        shape = _same_shape("PredictiveAverage", "log_probs", self._shape, log_probs.shape[1:])
+        if len(log_probs) == 1:
+            self.update(log_probs[0])
+            return
+        log_probs = log_probs.detach().to(torch.float64)
+        check_normalized(log_probs)
+        self._shape = shape
+        self._add_entropies(_entropy(log_probs).sum(0))
+        self._mean.update(log_probs.logsumexp(0), len(log_probs))
+
     def merge(self, other: PredictiveAverage) -> None:
         """Add the draws of another average over the same examples; `other` is not changed.
 
@@ -261,6 +282,35 @@ class MomentAverage:
         self._shape = shape
         if log_density is not None:
             self._density.update(log_density)
+
+    def update_all(self, mean: Tensor, variance: Tensor) -> None:
+        """Add several draws, which together cost less than one after another.
+
+        Args:
+            mean: Predictive means of K draws, shape (K, n) or (K, n, d).
+            variance: Their predictive variances, in the shape of `mean`.
+
+        Raises:
+            ValueError: A shape is wrong, or log densities were given with other draws.
+        """
+        if mean.ndim < 2 or mean.shape != variance.shape or self._density.draws:
+            raise ValueError(
+                "MomentAverage expects means and variances of the same shape (K, n, ...), and no log densities with "
+                f"other draws, got {tuple(mean.shape)} and {tuple(variance.shape)}"
+            )
+        shape = _same_shape("MomentAverage", "mean", self._shape, mean.shape[1:])
+        mean, variances = mean.detach().to(torch.float64), variance.detach().to(torch.float64).sum(0)
+        count, own = len(mean), mean.mean(0)
+        squares = (mean - own).square().sum(0)
+        if self._mean is None or self._squares is None or self._variances is None:
+            self._mean, self._squares, self._variances = own, squares, variances
+        else:
+            delta = own - self._mean
+            self._mean = self._mean + delta * (count / (self.draws + count))
+            self._squares = self._squares + squares + delta.square() * (self.draws * count / (self.draws + count))
+            self._variances = self._variances + variances
+        self.draws += count
+        self._shape = shape
 
     @property
     def mean(self) -> Tensor:

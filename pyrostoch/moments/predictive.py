@@ -105,10 +105,22 @@ class OutputDistribution(TorchDistribution):
         """Support of the observations."""
         return getattr(self.base_dist, "support", constraints.real)
 
+    def points(self) -> Tensor:
+        """Points of the output with equal weights, (K, B, ...)."""
+        return gaussian_points(self.output)
+
+    def member(self, point: Tensor) -> Distribution:
+        """The distribution of the observations at a point of the output.
+
+        Args:
+            point: The point, (B, ...).
+        """
+        return self._distribution(point)
+
     def members(self) -> Iterator[Distribution]:
-        """The distribution of the observations at each of the points of the output, which have equal weights."""
-        for z in gaussian_points(self.output):
-            yield self._distribution(z)
+        """The distribution of the observations at each of the points of the output."""
+        for z in self.points():
+            yield self.member(z)
 
     def log_prob(self, value: Tensor) -> Tensor:
         """Log predictive density: the log of the density averaged over the output.

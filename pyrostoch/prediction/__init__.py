@@ -9,7 +9,9 @@ from pyrostoch.prediction.moments_error import LayerError, MomentsError, moments
 from pyrostoch.prediction.noise import NoiseRow, NoiseSummary, activation_noise
 from pyrostoch.prediction.output_draws import Draws, draws
 from pyrostoch.prediction.outputs import outputs
-from pyrostoch.prediction.predict import Prediction, predict
+from pyrostoch.prediction.predict import predict
+from pyrostoch.prediction.prediction import Prediction
+from pyrostoch.prediction.predictor import Predictor
 from pyrostoch.prediction.prior_predictive import PriorPredictive, prior_predictive
 
 __all__ = [
@@ -24,6 +26,7 @@ __all__ = [
     "NoiseRow",
     "NoiseSummary",
     "Prediction",
+    "Predictor",
     "PriorPredictive",
     "SiteRow",
     "accuracy_by_samples",

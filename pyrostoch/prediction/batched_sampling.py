@@ -119,8 +119,8 @@ class PosteriorSampler:
         if count is None:  # nothing can be split
             yield x, slice(None)
             return
-        size = max(1, limit // max(plan.shared_bytes, 1)) if self._guide_ignores_data else count
-        if plan.vectorized and self._guide_ignores_data:
+        size = max(1, limit // max(plan.shared_bytes, 1)) if self.guide_ignores_data else count
+        if plan.vectorized and self.guide_ignores_data:
             # Few examples with all draws are better than many examples with some of the draws, since activations shared
             # by all draws are then computed once. But sampled sites are drawn anew for each piece, so a piece should
             # not be much smaller than their values.
@@ -128,8 +128,8 @@ class PosteriorSampler:
             chunk_size = min(self.num_samples, max(1, half // max(plan.weight_bytes, 1)))
             enough = max(_MIN_EXAMPLES, half // (draw_bytes * chunk_size))
             size = min(size, max(enough, min(4 * plan.weight_bytes, 8 * half) // draw_bytes))
-        if plan.channels_last:
-            inputs = tuple(_channels_last(part) for part in inputs)
+        x = self.formatted(x)
+        inputs = x if isinstance(x, tuple) else (x,)
         if size < count and isinstance(self.model, BayesianModel) and self.model.examples_meet(x, y):
             size = count
         # Pieces of equal size: a small last one would take Python as long as any other.
@@ -138,25 +138,42 @@ class PosteriorSampler:
             rows = slice(start, start + size)
             yield take_examples(inputs if isinstance(x, tuple) else inputs[0], rows, self._in_dims), rows
 
+    def formatted(self, x: FlatInputs) -> FlatInputs:
+        """Inputs in the memory format in which the network is faster.
+
+        Args:
+            x: Inputs.
+        """
+        if not self.plan.channels_last:
+            return x
+        return tuple(map(_channels_last, x)) if isinstance(x, tuple) else _channels_last(x)
+
     def draw_chunks(self, x: FlatInputs) -> Iterator[DrawChunk]:
         """All draws from the guide, in chunks.
 
         Args:
             x: Inputs of the batch; of any batch where draws are joint.
         """
-        inputs = x if isinstance(x, tuple) else (x,)
         left = self.num_samples
         while left:
-            count = count_examples(x, self._in_dims) or 1
-            bytes_per_draw = max(self.plan.draw_bytes * count, self.plan.weight_bytes, 1)
-            # Half the limit, since several tensors of this size exist at a time, where elsewhere there is one.
-            fitting = max(1, self._max_bytes(inputs) // 2 // bytes_per_draw) if self.plan.vectorized else 1
-            size = min(left, self.max_chunk_size, fitting)
-            chunk = self._draw_chunk(x, size)
+            chunk = self.draw_chunk(x, min(left, self.chunk_size(x)))
             yield chunk
             # A trace refers to itself: without this, its tensors would live until Python's garbage collector runs.
             chunk.guide_trace.nodes.clear()
-            left -= size
+            left -= len(chunk.values)
+
+    def chunk_size(self, x: FlatInputs) -> int:
+        """The largest number of draws that run together on a piece.
+
+        Args:
+            x: Inputs of the piece.
+        """
+        inputs = x if isinstance(x, tuple) else (x,)
+        count = count_examples(x, self._in_dims) or 1
+        bytes_per_draw = max(self.plan.draw_bytes * count, self.plan.weight_bytes, 1)
+        # Half the limit, since several tensors of this size exist at a time, where elsewhere there is one.
+        fitting = max(1, self._max_bytes(inputs) // 2 // bytes_per_draw) if self.plan.vectorized else 1
+        return min(self.num_samples, self.max_chunk_size, fitting)
 
     def run(self, x: FlatInputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
         """Run the network and compute statistics of the observations, for each draw in turn.
@@ -168,10 +185,26 @@ class PosteriorSampler:
         for chunk in self.draw_chunks(x):
             yield from chunk.run(x, statistics)
 
+    def run_together(self, x: FlatInputs, statistics: Statistics) -> Iterator[dict[str, Tensor]]:
+        """As `run`, but the statistics of draws that run together are stacked.
+
+        Args:
+            x: Inputs of one batch.
+            statistics: Computes tensors from the distribution of the observations.
+        """
+        for chunk in self.draw_chunks(x):
+            yield from chunk.run_together(x, statistics)
+
     def _max_bytes(self, inputs: tuple[Tensor, ...]) -> int:
         return _MAX_BYTES.get(device_of_inputs(inputs).type, _MAX_BYTES["cuda"])
 
-    def _draw_chunk(self, x: FlatInputs, count: int) -> DrawChunk:
+    def draw_chunk(self, x: FlatInputs, count: int) -> DrawChunk:
+        """Some draws from the guide.
+
+        Args:
+            x: Inputs, which the guide may read.
+            count: Number of draws.
+        """
         first_trace: Any = None
         first_draws: dict[str, SiteDraw] = {}
         values: list[dict[str, Tensor]] = []
@@ -234,7 +267,7 @@ class PosteriorSampler:
         return isinstance(weights_of(self.guide), (guides.Guide, guides.PerSite)) or not plan.replaces_sites
 
     @property
-    def _guide_ignores_data(self) -> bool:
+    def guide_ignores_data(self) -> bool:
         """Whether the guide's draws do not depend on the batch, so that the batch may be split."""
         return isinstance(weights_of(self.guide), (guides.Guide, guides.PerSite, guides.GuideSet, AutoGuide))
 
@@ -261,7 +294,7 @@ class PosteriorSampler:
             try:
                 for few in examples:
                     with SizeRecorder() as recorder:
-                        self._draw_chunk(few, 2).run_vectorized(few, lambda distribution: {"none": torch.zeros(())})
+                        self.draw_chunk(few, 2).run_vectorized(few, lambda distribution: {"none": torch.zeros(())})
                     recorders.append(recorder)
             except Exception:  # a network may do anything that cannot be vectorized
                 return
@@ -286,7 +319,7 @@ class PosteriorSampler:
             for form in (x, converted if isinstance(x, tuple) else converted[0]):
                 set_generator_states(device_of_inputs(inputs), states)
                 try:
-                    results += self._draw_chunk(form, 1).run(form, output_summary)
+                    results += self.draw_chunk(form, 1).run(form, output_summary)
                 except Exception:  # most likely .view() of a tensor that is no longer contiguous
                     return False
         plain, other = results

@@ -113,8 +113,8 @@ def _scores_of(model: Model, sampler: PosteriorSampler, batches: Batches, device
         scores.labels = marked(model, batch)
         for x, examples in sampler.split_batch(batch, targets):
             average = average_for(model, targets[examples])
-            for statistics in sampler.run(x, average.statistics):
-                average.add(statistics)
+            for statistics in sampler.run_together(x, average.statistics):
+                average.add_all(statistics)
             scores.update(average)
         _synchronize(device)
         scores.seconds += time.perf_counter() - start

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from typing import Any
 
+import pyro
 import torch
 from torch import Tensor
 from torch.distributions import Bernoulli, Distribution
 
 from pyrostoch._targets import Target
+from pyrostoch._tracing import being_traced
 from pyrostoch.likelihoods.loss import LossDistribution
 from pyrostoch.likelihoods.pseudo import normalized
 from pyrostoch.likelihoods.several import without_weights
@@ -17,7 +20,7 @@ from pyrostoch.metrics import MomentAverage, PredictiveAverage
 from pyrostoch.metrics.uncertainty import LogMeanExp
 from pyrostoch.moments.predictive import OutputDistribution
 from pyrostoch.prediction.observed import class_log_probs, mean_and_variance, observed_mask, without_wrappers
-from pyrostoch.prediction.readouts import check_targets
+from pyrostoch.prediction.readouts import check_targets, has_valid_arguments
 from pyrostoch.protocols import Model
 
 __all__ = ["DrawAverage", "without_nan"]
@@ -35,6 +38,7 @@ class DrawAverage:
         targets: After the first draw: the targets without weights.
         classes: After the first draw: whether the observations are classes.
         observed: After a draw: which entries of the targets are observed; `None` where all are.
+        valid: While operations are traced: whether all arguments of distributions are within their constraints.
     """
 
     def __init__(self, model: Model, y: Target | None = None, *, checks: bool = True) -> None:
@@ -50,6 +54,7 @@ class DrawAverage:
         self._draws = 0
         self.classes = False
         self.observed: Tensor | None = None
+        self.valid = torch.ones((), dtype=torch.bool)
 
     def statistics(self, distribution: Distribution) -> dict[str, Tensor]:
         """The tensors of one draw that are averaged; within `torch.vmap`, those of several draws.
@@ -97,8 +102,7 @@ class DrawAverage:
         """The prediction of one pass of moments."""
         if distribution.closed is None:
             points = DrawAverage(self._model, self.targets, checks=False)
-            for member in distribution.members():
-                points.add(points.statistics(member))
+            points.add_all(self._at_points(points, distribution))
             fields = points.results()
             self._binary = points._binary
             if points.observed is not None:
@@ -109,6 +113,45 @@ class DrawAverage:
                 fields["log_density"] = distribution.log_prob(self.targets).to(torch.float64)
         names = {"log_probs": "classes", "log_density": "density"}
         return {names.get(name, name): value for name, value in fields.items() if name != "total"}
+
+    def _at_points(self, points: DrawAverage, distribution: OutputDistribution) -> dict[str, Tensor]:
+        """The statistics at each point of the output, all at once where that is possible."""
+        check = pyro.settings.get("validate_distributions_pyro")
+
+        def statistics(z: Tensor) -> dict[str, Tensor]:
+            member = distribution.member(z)
+            return points.statistics(member) | {"valid": has_valid_arguments(member)}
+
+        with contextlib.suppress(Exception), pyro.validation_enabled(False):  # a likelihood may be any function
+            found = torch.vmap(statistics)(distribution.points())
+            valid = found.pop("valid").all()
+            if being_traced():
+                self.valid = self.valid & valid
+                return found
+            if not check or bool(valid):
+                return found
+        rows = [points.statistics(member) for member in distribution.members()]
+        return {name: torch.stack([row[name] for row in rows]) for name in rows[0]}
+
+    def add_all(self, draws: Mapping[str, Tensor]) -> None:
+        """Add several draws.
+
+        Args:
+            draws: The tensors that `statistics` returned for each, stacked.
+        """
+        for name in ("aleatoric", "epistemic"):
+            if name in draws:
+                self._within[name] = self._within.get(name, 0.0) + draws[name].sum(0)
+        count = len(next(iter(draws.values())))
+        self._draws += count
+        self.observed = draws["observed"][-1] if "observed" in draws else None
+        if "density" in draws:
+            self._density.update(draws["density"].double().logsumexp(0), count)
+        if "classes" in draws:
+            self.classes, self._shape = True, draws["classes"].shape[1:]
+            self._classes.update_all(draws["classes"].flatten(1, -2))
+        elif "mean" in draws:
+            self._moments.update_all(draws["mean"], draws["variance"])
 
     def add(self, statistics: Mapping[str, Tensor]) -> None:
         """Add one draw.

@@ -82,6 +82,23 @@ class HeadAverages:
             if own:
                 self.heads[name].add(own)
 
+    def add_all(self, draws: Mapping[str, Tensor]) -> None:
+        """Add several draws.
+
+        Args:
+            draws: The tensors that `statistics` returned for each, stacked.
+        """
+        if "density" in draws:
+            self._density.update(draws["density"].double().logsumexp(0), len(draws["density"]))
+        for name, own in split_heads(draws, tuple(self.heads)).items():
+            if own:
+                self.heads[name].add_all(own)
+
+    @property
+    def valid(self) -> Tensor:
+        """While operations are traced: whether all arguments of distributions are within their constraints."""
+        return torch.stack([head.valid for head in self.heads.values()]).all()
+
     @property
     def targets(self) -> Any:
         """The targets of all heads."""

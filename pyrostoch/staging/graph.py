@@ -15,8 +15,12 @@ from typing import Any
 import pyro
 import torch
 from torch import Tensor, fx
+from torch.overrides import TorchFunctionMode
 
-__all__ = ["Graph", "StagingError", "put_back", "restore_tensors", "trace", "unique"]
+__all__ = ["Graph", "StagingError", "put_back", "restore_tensors", "trace", "unique", "written_arguments"]
+
+
+_READING: frozenset[Any] = frozenset((Tensor.numpy, Tensor.tolist, Tensor.__array__))
 
 
 class StagingError(RuntimeError):
@@ -145,14 +149,29 @@ def trace(function: Callable[[], Sequence[Tensor | None]], inputs: Sequence[Tens
     """
     from torch.fx.experimental.proxy_tensor import make_fx
 
+    def without_reading(*_: Tensor) -> tuple[Tensor | None, ...]:
+        with _NoReading():
+            return tuple(function())
+
     with restore_tensors(inputs), warnings.catch_warnings():
         warnings.simplefilter("ignore")  # the eager step has given the same warnings
         try:
-            module = make_fx(lambda *_: tuple(function()))(*inputs)
+            module = make_fx(without_reading)(*inputs)
         except Exception as error:  # code that cannot be traced may raise anything
             raise StagingError(_reason(error)) from error
     constants = _lift(module)
     return Graph(module, constants)
+
+
+class _NoReading(TorchFunctionMode):
+    """Refuses what reads values past the tracer, which would make constants of them."""
+
+    def __torch_function__(
+        self, func: Callable[..., Any], types: Any, args: tuple[Any, ...] = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        if func in _READING:
+            raise StagingError(f"it reads a tensor's value (.{func.__name__}()), which a graph cannot contain")
+        return func(*args, **(kwargs or {}))
 
 
 def _lift(module: fx.GraphModule) -> list[Tensor]:
@@ -174,7 +193,7 @@ def _lift(module: fx.GraphModule) -> list[Tensor]:
         graph.erase_node(node)
     constants = {node for _, node in lifted.values()}
     for node in graph.nodes:
-        if node.op == "call_function" and any(arg in constants for arg in _written_arguments(node)):
+        if node.op == "call_function" and any(arg in constants for arg in written_arguments(node)):
             raise StagingError(
                 f"it writes ({node.target}) into a tensor that is neither a parameter nor a buffer of model, guide or "
                 "optimizer; register it as a buffer"
@@ -184,7 +203,7 @@ def _lift(module: fx.GraphModule) -> list[Tensor]:
     return [stored for stored, _ in lifted.values()]
 
 
-def _written_arguments(node: fx.Node) -> Iterator[Any]:
+def written_arguments(node: fx.Node) -> Iterator[Any]:
     """The arguments of an operation that it writes to in place."""
     schema = getattr(node.target, "_schema", None)
     if schema is None or not schema.is_mutable:
@@ -195,6 +214,8 @@ def _written_arguments(node: fx.Node) -> Iterator[Any]:
 
 
 def _reason(error: Exception) -> str:
+    if isinstance(error, StagingError):
+        return str(error)
     text = str(error).strip()
     if "_local_scalar_dense" in text or "data-dependent" in text or "data dependent" in text:
         return "it reads a tensor's value (.item(), float(), if tensor: ...), which a graph cannot contain"

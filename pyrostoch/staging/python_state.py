@@ -5,6 +5,7 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from operator import is_
 from typing import Any
 
 import numpy as np
@@ -38,19 +39,21 @@ class ModuleSnapshot:
 
     def __init__(self, modules: Sequence[nn.Module], parameters: Sequence[Tensor]) -> None:
         # Flat lists, since they are compared at every step.
-        self._values = [
+        values = [
             (vars(module), name, value)
             for module in modules
             for name, value in vars(module).items()
             if isinstance(value, _PYTHON_VALUES) and name != "training"
         ]
-        self._objects = [
+        self._value_places, self._values = [entry[:2] for entry in values], [value for *_, value in values]
+        objects = [
             (holder, name, value)
             for module in modules
-            for holder in (vars(module), module._parameters, module._buffers)
+            for holder in (vars(module), module._parameters, module._buffers, module._modules)
             for name, value in holder.items()
-            if isinstance(value, Tensor)
+            if isinstance(value, (Tensor, nn.Module))
         ]
+        self._object_places, self._objects = [entry[:2] for entry in objects], [value for *_, value in objects]
         hooks = [vars(module).get(name) for module in modules for name in _HOOKS]
         self._hooks = [(registered, len(registered)) for registered in hooks if registered is not None]
         self._parameters = list(parameters)
@@ -59,8 +62,8 @@ class ModuleSnapshot:
     def is_unchanged(self) -> bool:
         """Whether the state is still the same."""
         return (
-            all(holder.get(name) == value for holder, name, value in self._values)
-            and all(holder.get(name) is value for holder, name, value in self._objects)
+            [holder.get(name) for holder, name in self._value_places] == self._values
+            and all(map(is_, [holder.get(name) for holder, name in self._object_places], self._objects))
             and all(len(registered) == count for registered, count in self._hooks)
             and not any(p._post_accumulate_grad_hooks for p in self._parameters)
             and self._held.change() is None
