@@ -70,13 +70,16 @@ def normal_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Args:
         x: Mean in standard deviations.
     """
-    above = x > 0
-    size = torch.where(above, x, -x)  # not abs, whose derivative at 0 is 0 in torch
+    # Without torch.where, which takes twice as long as the tail itself on a CPU. All derivatives at 0 are right: that of
+    # the size is -1 there, as below it.
+    positive = torch.relu(x)
+    negative = positive - x
+    size = positive + negative
     tail = normal_cdf(-size)
     # The smaller of the two means; the larger one is small + size, so that nothing cancels.
-    small = normal_pdf(size) - size * tail
-    large = small + size
-    return torch.where(above, 1.0 - tail, tail), torch.where(above, large, small), torch.where(above, small, large)
+    small = torch.addcmul(normal_pdf(size), size, tail, value=-1.0)
+    is_above = torch.relu(torch.sign(x.detach()))
+    return torch.addcmul(tail, is_above, 1.0 - 2.0 * tail), small + positive, small + negative
 
 
 def density_integral(a: Tensor, b: Tensor, rho: Tensor, order: int = 0) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -76,8 +77,9 @@ def tournament(loc: Tensor, var: Tensor, cov: Tensor | None = None) -> tuple[Ten
             column_weight = first.unsqueeze(-2)
             columns = column_weight * rows[..., one] + (1.0 - column_weight) * rows[..., other]
             cov = torch.cat([columns, rows[..., 2 * pairs :]], dim=-1)
-        odd = slice(2 * pairs, count)
-        loc, var = torch.cat([mean, loc[..., odd]], dim=-1), torch.cat([variance, var[..., odd]], dim=-1)
+        if count % 2:
+            mean, variance = torch.cat([mean, loc[..., -1:]], dim=-1), torch.cat([variance, var[..., -1:]], dim=-1)
+        loc, var = mean, variance
         if cov is not None:
             cov = torch.diagonal_scatter(cov, var, dim1=-2, dim2=-1)
     return loc[..., 0], var[..., 0], lambda: _weights(rounds, torch.ones_like(loc))
@@ -121,9 +123,17 @@ def _max_pool(
         """The k values of each window: (..., *space) to (..., *positions, k)."""
         if any(pad):
             values = F.pad(values, [side for width in reversed(pad) for side in (width, width)], value=fill)
-        for width, width_step in zip(size, step, strict=True):
-            values = values.unfold(-count, width, width_step)  # appends the window, so -count is the next spatial axis
-        return values.flatten(-count)
+        ends = [size_ - width for size_, width in zip(values.shape[-count:], size, strict=True)]
+        places = itertools.product(*map(range, size))
+        # In memory one place of all windows lies after the other, so that pairs of places are contiguous.
+        parts = [
+            values[(..., *(slice(i, i + end + 1, s) for i, end, s in zip(place, ends, step, strict=True)))]
+            for place in places
+        ]
+        last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
+        if last and not values.is_contiguous():
+            return torch.stack([part.permute(0, 2, 3, 1) for part in parts]).permute(1, 4, 2, 3, 0)
+        return torch.stack(parts).movedim(0, -1)
 
     locs = windows(input.loc, 0.0)
     if any(pad):

@@ -13,6 +13,7 @@ from pyrostoch.prediction.predict import predict
 from pyrostoch.prediction.prediction import Prediction
 from pyrostoch.prediction.predictor import Predictor
 from pyrostoch.prediction.prior_predictive import PriorPredictive, prior_predictive
+from pyrostoch.prediction.saved import SavedPrediction
 
 __all__ = [
     "Comparison",
@@ -28,6 +29,7 @@ __all__ = [
     "Prediction",
     "Predictor",
     "PriorPredictive",
+    "SavedPrediction",
     "SiteRow",
     "accuracy_by_samples",
     "activation_noise",

@@ -37,6 +37,7 @@ from pyrostoch.prediction.activation_sizes import (
 )
 from pyrostoch.prediction.draw_chunk import DrawChunk, Statistics
 from pyrostoch.prediction.observed import output_summary
+from pyrostoch.prediction.plans import known_plan
 from pyrostoch.prediction.readouts import MODES, check_mode
 from pyrostoch.protocols import FlatInputs, Guide, InDims, Model
 from pyrostoch.sites import latent_sites, trace_of
@@ -113,7 +114,13 @@ class PosteriorSampler:
         """
         inputs = x if isinstance(x, tuple) else (x,)
         if not self._has_plan:
-            self._has_plan, self.plan = True, self._make_plan(x)
+            settings = self.mode, self.num_samples, self.joint
+
+            def make() -> tuple[SamplingPlan, int]:
+                return self._make_plan(x), self.num_samples
+
+            self.plan, self.num_samples = known_plan(self.model, self.guide, settings, x, make)
+            self._has_plan = True
         plan, limit = self.plan, self._max_bytes(inputs)
         count = count_examples(x, self._in_dims)
         if count is None:  # nothing can be split

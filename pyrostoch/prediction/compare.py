@@ -26,6 +26,7 @@ from pyrostoch.prediction.readouts import (
     seeded,
 )
 from pyrostoch.prediction.scores import HeadScores, comparison_of
+from pyrostoch.prediction.settled_kind import SettledKind
 from pyrostoch.protocols import Data, Guide, Model
 
 __all__ = ["Comparison", "ComparisonRow", "accuracy_by_samples", "compare"]
@@ -96,7 +97,8 @@ def compare(
         for mode, (name, draws) in parsed.items():
             sampler = PosteriorSampler(model, guide, name, draws)
             with seeded(seed, device), evaluating(model, guide):
-                found[mode] = (sampler.num_samples, _scores_of(model, sampler, batches, device))
+                scores = _scores_of(model, SettledKind(sampler), batches, device)
+                found[mode] = (sampler.num_samples, scores)
     return replace(comparison_of(model, found), temperatures=temperatures_of(guide))
 
 
@@ -105,16 +107,13 @@ def _default_modes(guide: object) -> Sequence[str]:
     return ("mean", "mc:1", "mc:20") if members < 2 else ("mc:1", f"mc:{min(members, 100)}")
 
 
-def _scores_of(model: Model, sampler: PosteriorSampler, batches: Batches, device: torch.device | None) -> HeadScores:
+def _scores_of(model: Model, kind: SettledKind, batches: Batches, device: torch.device | None) -> HeadScores:
     """The scores of one mode on all examples."""
     scores = HeadScores(model)
     for batch, targets in batches_on_device(batches, device):
         start = time.perf_counter()
         scores.labels = marked(model, batch)
-        for x, examples in sampler.split_batch(batch, targets):
-            average = average_for(model, targets[examples])
-            for statistics in sampler.run_together(x, average.statistics):
-                average.add_all(statistics)
+        for average in kind.averages(batch, targets):
             scores.update(average)
         _synchronize(device)
         scores.seconds += time.perf_counter() - start

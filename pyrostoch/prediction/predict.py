@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
-from typing import Any
+from pathlib import Path
+from typing import Any, overload
 
 import torch
 from torch import Tensor
+from torch.utils.data import DataLoader
+from tqdm.auto import tqdm
 
 from pyrostoch._checks import check_finite
 from pyrostoch._inputs import count_examples, to_device
@@ -24,11 +28,16 @@ from pyrostoch.prediction.piece_graph import Fields
 from pyrostoch.prediction.prediction import Prediction
 from pyrostoch.prediction.predictor import Predictor, prediction_of
 from pyrostoch.prediction.readouts import check_guide, evaluating, parse_mode, seeded
+from pyrostoch.prediction.saved import SavedPrediction, parts_of, write_parts
 from pyrostoch.protocols import FlatInputs, GivenTargets, Guide, Inputs, Model
 
 __all__ = ["predict"]
 
+# Seconds after which a progress bar is shown.
+_DELAY = 10.0
 
+
+@overload
 def predict(
     model: Model,
     guide: Guide,
@@ -43,7 +52,44 @@ def predict(
     seed: int | None = None,
     labels: Tensor | None = None,
     covariance: bool = False,
-) -> Prediction:
+    out: None = None,
+    progress: bool = True,
+) -> Prediction: ...
+
+
+@overload
+def predict(
+    model: Model,
+    guide: Guide,
+    x: Inputs | DataLoader[Any],
+    *,
+    out: str | os.PathLike[str],
+    mode: str = "mc",
+    num_samples: int | None = None,
+    batch_size: int = 1000,
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+    progress: bool = True,
+) -> SavedPrediction: ...
+
+
+def predict(
+    model: Model,
+    guide: Guide,
+    x: Inputs | DataLoader[Any],
+    *,
+    y: GivenTargets | Target | None = None,
+    mode: str = "mc",
+    num_samples: int | None = None,
+    joint: bool = False,
+    batch_size: int = 1000,
+    device: str | torch.device | None = None,
+    seed: int | None = None,
+    labels: Tensor | None = None,
+    covariance: bool = False,
+    out: str | os.PathLike[str] | None = None,
+    progress: bool = True,
+) -> Prediction | SavedPrediction:
     r"""Predict with a Bayesian network.
 
     Mode `"mc"` averages probabilities (not logits) over draws, $p(y \mid x) \approx \frac1K \sum_k p(y \mid x, w_k)$.
@@ -82,15 +128,20 @@ def predict(
             pixels by them, boolean; the prediction then says so. `y` never reaches the network.
         covariance: With `joint=True`, whether to give the covariance of the predictive means between examples, from
             the same number of draws; it has the square of their number of entries.
+        out: A folder into which the prediction is written, part by part of `batch_size` examples, so that it need not
+            fit into memory; x may then be a `DataLoader` in a fixed order, whose targets are left out. After an
+            interruption, the same call makes the parts that are missing. Each part has a seed of its own.
+        progress: Whether to show a progress bar on stderr if it takes more than ten seconds.
 
     Returns:
-        The prediction.
+        The prediction; with `out`, what opens its files.
 
     Raises:
+        BlockingIOError: Another process writes into `out`.
         TypeError: Inputs are not tensors, the guide is not callable, or the model has no method `observation`.
         ValueError: The mode is unknown or contradicts `num_samples`; inputs are empty, not finite, or on another device
-            than the model; targets do not fit; the guide lacks a site; the prediction is NaN; or the observations have
-            no mean and no targets are given.
+            than the model; targets do not fit; the guide lacks a site; the prediction is NaN; the observations have
+            no mean and no targets are given; or `out` holds another prediction.
 
     Example:
         >>> import pyrostoch as ps
@@ -107,9 +158,24 @@ def predict(
     """
     check_guide(guide)
     name, draws = parse_mode(mode, num_samples)
+    settings: Any = {"mode": mode, "num_samples": num_samples, "batch_size": batch_size, "compile": False}
+    if out is not None:
+        if y is not None or labels is not None or joint or covariance:
+            raise ValueError("predict out=: it writes predictions of inputs; leave out y, labels, joint and covariance")
+        predictor = Predictor(model, guide, device=device, **settings)
+
+        def part(inputs: Any, own: int) -> Prediction:
+            return predictor(inputs, seed=own)
+
+        kept = {"mode": name, "num_samples": draws, "seed": seed, "batch_size": batch_size}
+        whole = x if isinstance(x, DataLoader) else flat_inputs(x, getattr(model, "target", None))
+        parts = tqdm(parts_of(model, whole, batch_size), "predict", delay=_DELAY, disable=not progress, unit="part")
+        return write_parts(Path(out), parts, part, (model, guide), kept)
+    if isinstance(x, DataLoader):
+        raise TypeError("predict: expected inputs, got a DataLoader; its predictions are written into a folder, out=")
     if not (joint and name == "mc") and not covariance:
-        settings: Any = {"mode": mode, "num_samples": num_samples, "batch_size": batch_size, "compile": False}
-        return Predictor(model, guide, device=device, seed=seed, **settings)(x, y=y, labels=labels)
+        predictor = Predictor(model, guide, device=device, seed=seed, **settings)
+        return predictor(x, y=y, labels=labels, progress=progress)
     given = flat_inputs(x, getattr(model, "target", None))
     targets = None if y is None else reader_of(model).read(y, "targets y")
     if labels is not None:

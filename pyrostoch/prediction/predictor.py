@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Hashable, Sequence
+from collections.abc import Hashable, Iterable, Sequence
 from typing import Any, Literal
 
 import torch
 from pyro.poutine.runtime import _PYRO_STACK
 from torch import Tensor, nn
 from torch._C._functorch import maybe_current_level
+from tqdm.auto import tqdm
 
 from pyrostoch._checks import check_choice, check_finite
 from pyrostoch._inputs import count_examples, device_of_inputs, to_device
@@ -45,6 +46,9 @@ _MANY_CHANGES = 3
 
 # Shapes of inputs for which a predictor remembers what was decided.
 _MANY_WAYS = 256
+
+# Seconds after which a progress bar is shown.
+_DELAY = 10.0
 
 
 class Predictor:
@@ -124,7 +128,13 @@ class Predictor:
                 self(example)
 
     def __call__(
-        self, x: Inputs, *, y: GivenTargets | Target | None = None, labels: Tensor | None = None
+        self,
+        x: Inputs,
+        *,
+        y: GivenTargets | Target | None = None,
+        labels: Tensor | None = None,
+        seed: int | None = None,
+        progress: bool = False,
     ) -> Prediction:
         """Predict.
 
@@ -132,6 +142,8 @@ class Predictor:
             x: Inputs, as for `predict`.
             y: Targets, for their `log_density`; the network's own code then runs.
             labels: Known classes, as for `predict`; the network's own code then runs.
+            seed: Seed of this call, in place of the predictor's.
+            progress: Whether to show a progress bar on stderr if it takes more than ten seconds.
 
         Returns:
             The prediction. Its tensors are those of torch's inference mode where a graph made them.
@@ -141,23 +153,26 @@ class Predictor:
             ValueError: As for `predict`.
         """
         given = flat_inputs(x, getattr(self.model, "target", None))
-        if y is None and labels is None and (found := self._as_before(given)) is not None:
+        if y is None and labels is None and (found := self._as_before(given, seed)) is not None:
             return found
         targets = None if y is None else reader_of(self.model).read(y, "targets y")
         if labels is not None:
             check_known_classes(labels, None, "labels")
             given = with_labels(given, labels)
         with _LOCK:
-            return self._decide(given, targets, labels)
+            return self._decide(given, targets, labels, self._seed if seed is None else seed, progress)
 
-    def _decide(self, given: FlatInputs, targets: Target | None, labels: Tensor | None) -> Prediction:
+    def _decide(
+        self, given: FlatInputs, targets: Target | None, labels: Tensor | None, seed: int | None, progress: bool
+    ) -> Prediction:
         """Predict by graphs or by the code, and settle what is not settled yet."""
         batches = split(self.model, given, targets, self._batch_size)
         target = compute_device(given, self.model, self.guide, self._device)
         check_finite("inputs x", given)
         first = to_device(batches[0][0], target)
+        shown = tqdm(batches, "predict", delay=_DELAY, disable=not progress, unit="batch")
         if targets is None and labels is None and self._is_plain_call():
-            found = self._by_graphs(first, batches, target)
+            found = self._by_graphs(first, shown, target, seed)
             if found is not None:
                 return found
         with known_labels(self.model, None if labels is None else "known"):
@@ -165,8 +180,8 @@ class Predictor:
             known = marked(self.model, given)
             kind = self._kind(first)
             rows: list[Fields] = []
-            with seeded(self._seed, target), evaluating(self.model, self.guide):
-                for inputs, own in batches:  # of which only one is on the device at a time
+            with seeded(seed, target), evaluating(self.model, self.guide):
+                for inputs, own in shown:  # of which only one is on the device at a time
                     part = to_device(inputs, target), None if own is None else own.to(target)
                     rows += [average.results() for average in kind.averages(*part)]
             return prediction_of(self.model, rows, kind.sampler, known)
@@ -196,7 +211,7 @@ class Predictor:
             self._kinds[key] = SettledKind(sampler, self._fixed, self._compile)
         return self._kinds[key]
 
-    def _as_before(self, x: FlatInputs) -> Prediction | None:
+    def _as_before(self, x: FlatInputs, seed: int | None) -> Prediction | None:
         """The prediction for inputs of shapes that were served by one graph before: all has been decided."""
         way = self._ways.get(_shapes(x))
         if way is None or not self._is_plain_call() or self._snapshot is None or not self._snapshot.is_unchanged():
@@ -209,14 +224,14 @@ class Predictor:
                 self._fixed.refresh(kind.sampler, x)
         piece = kind.sampler.formatted(x)
         if graph.random:
-            with _LOCK, seeded(self._seed, device_of_inputs(x)):
+            with _LOCK, seeded(self._seed if seed is None else seed, device_of_inputs(x)):
                 found = kind.run(graph, piece)
         else:
             found = kind.run(graph, piece)
         return prediction_of(self.model, [found], kind.sampler, None) if bool(found.pop(VALID)) else None
 
     def _by_graphs(
-        self, first: FlatInputs, batches: list[tuple[FlatInputs, Target | None]], target: torch.device
+        self, first: FlatInputs, batches: Iterable[Any], target: torch.device, seed: int | None
     ) -> Prediction | None:
         """The prediction by graphs, or `None` where the code itself has to run."""
         kind = self._kinds.get(kind_of(first, self._in_dims))
@@ -230,7 +245,7 @@ class Predictor:
             return None
         warn_of_other_owner(self.model, self.guide)
         rows: list[Fields] = []
-        with seeded(self._seed, target):
+        with seeded(seed, target):
             for inputs, _ in batches:
                 for piece, _ in kind.sampler.split_batch(to_device(inputs, target)):
                     kind.settle(piece)

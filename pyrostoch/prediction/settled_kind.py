@@ -45,7 +45,7 @@ class SettledKind:
         reason: Why there is no graph; `None` while it is not known.
     """
 
-    def __init__(self, sampler: PosteriorSampler, fixed: FixedDraws | None, compile: bool | str) -> None:
+    def __init__(self, sampler: PosteriorSampler, fixed: FixedDraws | None = None, compile: bool | str = False) -> None:
         self.sampler, self._fixed, self._compile = sampler, fixed, compile
         self.reason: str | None = None
         self._graphs: dict[tuple[bool, tuple[int, ...]], PieceGraph] = {}
