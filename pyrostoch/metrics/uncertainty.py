@@ -13,6 +13,9 @@ from pyrostoch.metrics.streaming import check_normalized
 
 __all__ = ["EntropyDecomposition", "MomentAverage", "PredictiveAverage", "decompose_entropy"]
 
+# The exponential of minus so much is 0, and so is its product with it.
+_LARGE = 1e300
+
 
 class LogMeanExp:
     """Log of the mean of exponentials over draws, added one draw at a time in the log domain (float64)."""
@@ -57,7 +60,8 @@ def _same_shape(name: str, what: str, expected: torch.Size | None, got: torch.Si
 
 
 def _entropy(log_probs: Tensor) -> Tensor:
-    return torch.special.entr(log_probs.exp()).sum(-1)
+    # In place of torch.special.entr, which takes the logarithm again: a probability of 0 has the logarithm -inf.
+    return (log_probs.exp() * (-log_probs).clamp_max(_LARGE)).sum(-1)
 
 
 class PredictiveAverage:

@@ -27,6 +27,9 @@ from pyrostoch.moments.table import rule
 
 __all__ = ["affine", "propagate_linear", "scaled"]
 
+# Up to so many products of weights of two outputs, their sums over inputs are one multiplication of matrices.
+_FEW_PRODUCTS = 2**20
+
 
 class WholeWeight(Protocol):
     """The distribution of a weight whose entries depend on each other; see `distributions.JointWeights`."""
@@ -114,6 +117,10 @@ def propagate_linear(
                 added = torch.diag_embed(torch.zeros_like(loc) if added_var is None else added_var)
             if weight_mean is None or fixed_input:
                 return added
+            outs, ins = weight_mean.shape
+            if outs * outs * ins <= _FEW_PRODUCTS:
+                products = (weight_mean.unsqueeze(1) * weight_mean).flatten(0, 1)
+                return (x.var @ products.T).unflatten(1, (outs, outs)) + added
             # Needs (B, out, in) numbers; the number of outputs is small where this is called.
             return torch.einsum("oi,bi,pi->bop", weight_mean, x.var, weight_mean) + added
 

@@ -18,6 +18,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from pyrostoch._tracing import being_traced
+
 __all__ = ["bivariate_cdf", "density_integral", "normal_cdf", "normal_parts", "normal_pdf", "rectified_mean"]
 
 # Gauss-Legendre nodes and weights on (0, 1). Up to the correlation _SWITCH the error is 1e-15 with 20 nodes and 1e-9
@@ -42,7 +44,8 @@ def normal_pdf(x: Tensor) -> Tensor:
         x: Argument.
     """
     # addcmul and exp_ make two passes over memory instead of four.
-    return torch.addcmul(x.new_full((), -0.5 * math.log(2.0 * math.pi)), x, x, value=-0.5).exp_()
+    exponent = torch.addcmul(x.new_full((), -0.5 * math.log(2.0 * math.pi)), x, x, value=-0.5)
+    return exponent.exp() if being_traced() else exponent.exp_()
 
 
 def normal_cdf(x: Tensor) -> Tensor:

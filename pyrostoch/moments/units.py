@@ -171,6 +171,167 @@ class Piecewise:
     def _mean_variance_of_one_knot(self, loc: Tensor, var: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
         """Mean and variance with fewer evaluations, for the most frequent functions (threshold, ReLU)."""
         (knot,) = self.knots
+        a = (loc - knot.at if _nonzero(knot.at) else loc) / s
+        above, over, under = normal_parts(a)
+        mean: Tensor | float = self.offset + self.slant * loc if _nonzero(self.slant) else self.offset
+        variance: Tensor | float = 0.0
+        if _nonzero(self.slant):
+            variance = self.slant * self.slant * var
+            variance = variance + 2.0 * self.slant * s * (knot.jump * normal_pdf(a) + knot.kink * s * above)
+        if _nonzero(knot.jump):
+            below = normal_cdf(-a)
+            mean = mean + knot.jump * above
+            variance = variance + knot.jump * below * (knot.jump * above + 2.0 * knot.kink * s * over)
+        if _nonzero(knot.kink):
+            bend = s if isinstance(knot.kink, float) and knot.kink == 1.0 else knot.kink * s
+            part = bend * over
+            mean = mean + part if _nonzero(mean) else part
+            own = bend.square() * torch.addcmul(above, over, under, value=-1.0)
+            variance = variance + own if _nonzero(variance) else own
+        mean, variance = torch.as_tensor(mean, dtype=loc.dtype, device=loc.device), torch.as_tensor(variance).to(loc)
+        return mean.expand_as(a), variance.clamp_min(0.0).expand_as(a)
+
+    def slope(self, loc: Tensor, var: Tensor) -> Tensor:
+        """Mean of f'(x) for x with the given mean and variance."""
+
+    def covariance(self, loc: tuple[Tensor, Tensor], var: tuple[Tensor, Tensor], cov: Tensor) -> Tensor:
+        """Covariance of f(x) and f(y) for x and y with the given means, variances and covariance."""
+
+
+def root(var: Tensor) -> Tensor:
+    """The standard deviation, bounded away from zero so that its derivative is finite.
+
+    Args:
+        var: Variance.
+    """
+    return var.clamp_min(_FLOOR.get(var.dtype, 1e-16)).sqrt()
+
+
+def correlation(var: tuple[Tensor, Tensor], cov: Tensor) -> Tensor:
+    """Correlation from variances and covariance, clipped to [-1, 1].
+
+    Args:
+        var: The two variances.
+        cov: The covariance.
+    """
+    return (cov / (root(var[0]) * root(var[1]))).clamp(-1.0, 1.0)
+
+
+def activate(x: Moments, unit: Unit) -> Moments:
+    """Moments after an activation function is applied to each entry.
+
+    Args:
+        x: The moments.
+        unit: The activation function.
+
+    Example:
+        >>> activate(Moments(torch.zeros(1, 2), torch.ones(1, 2)), Piecewise.threshold()).var
+        tensor([[0.2500, 0.2500]])
+    """
+    loc, var = unit.mean_variance(x.loc, x.var)
+    original_unit, inputs = unit, (x.loc, x.var)
+
+    @functools.cache
+    def gain() -> Tensor:
+        # Evaluated only where branches of the network meet again.
+        return original_unit.slope(*inputs)
+
+    cov = None
+    if x.cov is not None:
+        m, v = per_example(x.loc), per_example(x.var)
+        if isinstance(unit, Piecewise):
+            unit = unit.placed(x.loc.shape)
+        cov = unit.covariance((m.unsqueeze(2), m.unsqueeze(1)), (v.unsqueeze(2), v.unsqueeze(1)), x.cov)
+        cov = torch.diagonal_scatter(cov, per_example(var), dim1=1, dim2=2)
+    return Moments(loc, var, cov, x.settings, (Link(x, lambda rows: rows * gain().unsqueeze(1), gain),))
+
+
+@dataclass(frozen=True)
+class Knot:
+    """A point at which a piecewise linear function jumps or bends.
+
+    Args:
+        at: The point.
+        jump: Increase of the function's value there.
+        kink: Increase of the function's slope there.
+
+    Example:
+        >>> step = Piecewise((Knot(0.5, jump=2.0),))  # 0 below 0.5, 2 above
+        >>> activate(Moments(torch.full((1, 1), 0.5), torch.ones(1, 1)), step).loc
+        tensor([[1.]])
+    """
+
+    at: Tensor | float = 0.0
+    jump: Tensor | float = 0.0
+    kink: Tensor | float = 0.0
+
+
+@dataclass(frozen=True)
+class Piecewise:
+    r"""A piecewise linear function with exact moments for Gaussian inputs, given by its jumps and bends.
+
+    $$ f(x) = \mathrm{offset} + \mathrm{slant}\,x + \sum_k J_k [x > \theta_k] + K_k (x - \theta_k)^+ $$
+
+    Args:
+        knots: The points where it jumps ($J_k$) or bends ($K_k$).
+        offset: A constant.
+        slant: Slope to the left of all knots.
+        across: The function of the second variable in a covariance, if it is not the same function.
+
+    Example:
+        >>> zero, one = torch.zeros((), dtype=torch.float64), torch.ones((), dtype=torch.float64)
+        >>> relu = Piecewise((Knot(kink=1.0),))
+        >>> [round(value.item(), 6) for value in relu.mean_variance(zero, one)]
+        [0.398942, 0.340845]
+
+    References:
+        Price, "A useful theorem for nonlinear devices having Gaussian inputs", 1958; for the threshold: Macke, Berens,
+        Ecker, Tolias, Bethge, "Generating spike trains with specified correlation coefficients", 2009.
+    """
+
+    knots: tuple[Knot, ...]
+    offset: Tensor | float = 0.0
+    slant: Tensor | float = 0.0
+    across: Piecewise | None = None
+
+    @classmethod
+    def threshold(cls, at: Tensor | float = 0.0) -> Piecewise:
+        """The step function: 1 above a threshold, 0 below.
+
+        Args:
+            at: The threshold.
+        """
+        return cls((Knot(at, jump=1.0),))
+
+    @classmethod
+    def states(cls, values: Sequence[Tensor | float], thresholds: Sequence[Tensor | float]) -> Piecewise:
+        """A step function with several states: each threshold separates two successive values.
+
+        Args:
+            values: The values of the states, one more than thresholds.
+            thresholds: The points at which it changes from one state to the next, increasing.
+        """
+        steps = zip(values[:-1], values[1:], thresholds, strict=True)
+        return cls(tuple(Knot(at, jump=high - low) for low, high, at in steps), offset=values[0])
+
+    def mean_variance(self, loc: Tensor, var: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance; the variance is the covariance at correlation 1."""
+        s = root(var)
+        if len(self.knots) == 1:
+            return self._mean_variance_of_one_knot(loc, var, s)
+        mean = self.offset + self.slant * loc
+        for knot in self.knots:
+            a = (loc - knot.at) / s
+            if _nonzero(knot.jump):
+                mean = mean + knot.jump * normal_cdf(a)
+            if _nonzero(knot.kink):
+                mean = mean + knot.kink * s * rectified_mean(a)
+        variance = self._sum_over_pairs((loc, loc), (s, s), var, _integrals_at_correlation_one)
+        return mean, variance.clamp_min(0.0)
+
+    def _mean_variance_of_one_knot(self, loc: Tensor, var: Tensor, s: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and variance with fewer evaluations, for the most frequent functions (threshold, ReLU)."""
+        (knot,) = self.knots
         a = (loc - knot.at) / s
         above, over, under = normal_parts(a)
         mean, variance = self.offset + self.slant * loc, self.slant * self.slant * var

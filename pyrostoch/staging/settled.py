@@ -95,21 +95,33 @@ def _live(graph: fx.Graph, inputs: set[fx.Node]) -> set[fx.Node]:
                 live.add(node)
             written = [found for found in written_arguments(node) if isinstance(found, fx.Node)]
             if written and (node in live or any(found in live for found in written)):
-                live |= {node, *_ancestors(written)}
+                live |= {node, *_bases(written)}
         if len(live) == before:
             return live
 
 
-def _ancestors(nodes: Sequence[fx.Node]) -> set[fx.Node]:
-    """What the nodes were computed from, without the constants: one of these may share its memory with them."""
+def _bases(nodes: Sequence[fx.Node]) -> set[fx.Node]:
+    """What the nodes share their memory with, without the constants: they may be views, or views of views."""
     found: set[fx.Node] = set()
     left = [node for node in nodes if node.op != "placeholder"]
     while left:
         node = left.pop()
         if node not in found:
             found.add(node)
-            left += [argument for argument in node.all_input_nodes if argument.op != "placeholder"]
+            left += [argument for argument in _aliased_arguments(node) if argument.op != "placeholder"]
     return found
+
+
+def _aliased_arguments(node: fx.Node) -> list[fx.Node]:
+    """The arguments with which the result of an operation may share its memory."""
+    schema = getattr(node.target, "_schema", None)
+    if schema is None:
+        return list(node.all_input_nodes)
+    names = [argument.name for argument in schema.arguments if argument.alias_info is not None]
+    positions = [index for index, argument in enumerate(schema.arguments) if argument.name in names]
+    given = [node.args[index] for index in positions if index < len(node.args)]
+    given += [node.kwargs[name] for name in names if name in node.kwargs]
+    return [leaf for leaf in pytree.tree_leaves(given) if isinstance(leaf, fx.Node)]
 
 
 def _part(graph: fx.Graph, given: Sequence[fx.Node], chosen: Any, results: Any) -> fx.Graph:
