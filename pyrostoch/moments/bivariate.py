@@ -73,8 +73,8 @@ def normal_parts(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     Args:
         x: Mean in standard deviations.
     """
-    # Without torch.where, which takes twice as long as the tail itself on a CPU. All derivatives at 0 are right: that of
-    # the size is -1 there, as below it.
+    # Without torch.where, which takes twice as long as the tail itself on a CPU. All derivatives at 0 are right: that
+    # of the size is -1 there, as below it.
     positive = torch.relu(x)
     negative = positive - x
     size = positive + negative

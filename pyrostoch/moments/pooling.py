@@ -124,12 +124,13 @@ def _max_pool(
         if any(pad):
             values = F.pad(values, [side for width in reversed(pad) for side in (width, width)], value=fill)
         ends = [size_ - width for size_, width in zip(values.shape[-count:], size, strict=True)]
-        places = itertools.product(*map(range, size))
         # In memory one place of all windows lies after the other, so that pairs of places are contiguous.
-        parts = [
-            values[(..., *(slice(i, i + end + 1, s) for i, end, s in zip(place, ends, step, strict=True)))]
-            for place in places
-        ]
+        parts = []
+        for place in itertools.product(*map(range, size)):
+            part = values
+            for axis, (i, end, width_step) in enumerate(zip(place, ends, step, strict=True), -count):
+                part = part.movedim(axis, 0)[i : i + end + 1 : width_step].movedim(0, axis)
+            parts.append(part)
         last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
         if last and not values.is_contiguous():
             return torch.stack([part.permute(0, 2, 3, 1) for part in parts]).permute(1, 4, 2, 3, 0)
