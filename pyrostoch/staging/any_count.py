@@ -2,7 +2,8 @@
 
 Each whole number of the graph that differs between the two traces must be a linear function of the number of examples,
 such as the 20 n rows of 20 draws together. Code that reads sizes as Python's numbers can so be traced, too. What cannot
-be seen is code that branches at a number of examples; a caller compares the graph with the function for that.
+be seen is code that branches at a number of examples, or whose sizes grow otherwise; a caller compares the graph with
+the function for that.
 """
 
 from __future__ import annotations
