@@ -1,8 +1,8 @@
 """Predictions of a server
 =======================
 
-A `Predictor` settles once what does not depend on the inputs. Here is what a call costs, beside `predict` and beside the plain
-network, by the number of examples.
+A `Predictor` settles once what does not depend on the inputs. Here is what a call costs, beside `predict` and beside
+the plain network, by the number of examples.
 """
 
 import time
