@@ -11,6 +11,7 @@ _NAMES = (
     "reading_an_elbo",
     "variance_networks",
     "moments_in_one_pass",
+    "predictions_of_a_server",
     "prune_and_convert",
     "arviz_diagnostics",
     "svi_script",
