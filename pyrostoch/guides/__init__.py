@@ -63,6 +63,7 @@ from pyrostoch.guides.low_rank import LowRank
 from pyrostoch.guides.matrix_normal import MatrixNormal
 from pyrostoch.guides.multinomial import MultinomialWeights
 from pyrostoch.guides.per_site import PerSite
+from pyrostoch.guides.plain import plain_network
 from pyrostoch.guides.prune import Pruning, PruningRow, magnitude_masks, prune
 from pyrostoch.guides.prune_groups import GroupPruning, GroupPruningRow, prune_groups
 from pyrostoch.guides.rank_one import RankOne
@@ -111,6 +112,7 @@ __all__ = [
     "load_pruned",
     "load_smaller",
     "magnitude_masks",
+    "plain_network",
     "prune",
     "prune_groups",
     "refresh_batch_norm",

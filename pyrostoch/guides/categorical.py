@@ -11,7 +11,8 @@ from torch.distributions import Distribution
 from pyrostoch._checks import check_positive, is_rising
 from pyrostoch.distributions import Levels, matching_scale
 from pyrostoch.guides.base import Guide
-from pyrostoch.guides.export import most_probable, with_weights
+from pyrostoch.guides.export import most_probable
+from pyrostoch.guides.plain import with_weights
 from pyrostoch.guides.starts import weights_with_a_scale
 from pyrostoch.sites import Site
 
@@ -81,15 +82,18 @@ class CategoricalWeights(Guide):
         """The categorical distribution over the scaled levels."""
         return Levels(parameters["logits"].movedim(0, -1), self.levels, parameters["log_scale"].exp())
 
-    def export(self, model: nn.Module) -> nn.Module:
-        """A copy of the network, an ordinary module, whose weights are their most probable levels.
+    def export(self, model: nn.Module, *, draw: int | None = None) -> nn.Module:
+        """A copy of the network, an ordinary module, whose weights are their most probable levels, or a draw of them.
 
         Args:
-            model: The `BayesianModel`, or the network itself.
+            model: The `BayesianModel`, or, without a draw, the network itself.
+            draw: Seed of the draw.
 
         Returns:
             The copy, in evaluation mode, with nothing random in it.
         """
+        if draw is not None:
+            return super().export(model, draw=draw)
         return with_weights(model, most_probable(self))
 
     def extra_repr(self) -> str:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from typing import Any
 
@@ -11,14 +10,15 @@ from torch import Tensor, nn
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
+from pyrostoch.guides.plain import with_weights
 from pyrostoch.guides.ratio import free_entries, weight_distributions
 from pyrostoch.guides.sparse import SparseConv2d, SparseLinear, csr_bytes
 from pyrostoch.layers import Conv2d, Linear
 from pyrostoch.model import BayesianModel
-from pyrostoch.priors import Prior, clean_name
+from pyrostoch.priors import clean_name
 from pyrostoch.protocols import SiteGuide
 
-__all__ = ["load_pruned", "make_sparse", "most_probable", "with_weights"]
+__all__ = ["load_pruned", "make_sparse", "most_probable"]
 
 # Exactly these types: a subclass may use its weight in another way.
 _SPARSE: dict[type, type[SparseLinear] | type[SparseConv2d]] = {
@@ -28,57 +28,6 @@ _SPARSE: dict[type, type[SparseLinear] | type[SparseConv2d]] = {
     Conv2d: SparseConv2d,
 }
 _HOOKS = ("_forward_hooks", "_forward_pre_hooks", "_backward_hooks", "_backward_pre_hooks")
-
-
-def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
-    """A copy of a network with other weights, as an ordinary module in evaluation mode.
-
-    Nothing in it is random or frozen: parameters that a `BayesianModel` froze can be trained again, and layers of
-    `pyrostoch.layers` have no priors anymore, so that they act like torch's.
-
-    Args:
-        model: A `BayesianModel`, or the network itself.
-        weights: New values by site name (the parameter's name).
-
-    Returns:
-        The copy.
-
-    Raises:
-        ValueError: A name or shape does not fit the network, or a random weight of the model has no new value.
-    """
-    net = model
-    if isinstance(model, BayesianModel):
-        missing = [site.name for site in model.sites.values() if site.role != "scale" and site.name not in weights]
-        if missing:
-            raise ValueError(
-                f"export: no value is given for random weight(s) {name_list(missing)} of the model: the guide that was "
-                "pruned does not cover them"
-                f"{see('how-to/prune_and_export')}"
-            )
-        net = model.net
-    copied = copy.deepcopy(net)
-    parameters = {clean_name(name): parameter for name, parameter in copied.named_parameters()}
-    for name, value in weights.items():
-        if name not in parameters:
-            raise ValueError(f"export: the network has no parameter {name!r}; it has {name_list(parameters)}")
-        if parameters[name].shape != value.shape:
-            raise ValueError(
-                f"export: expected parameter {name!r} of shape {tuple(value.shape)}, as it was pruned, got "
-                f"{tuple(parameters[name].shape)} in the network"
-            )
-        with torch.no_grad():
-            parameters[name].copy_(value)
-    for module in copied.modules():
-        for last in module.__dict__.pop("_pyrostoch_frozen", ()):
-            getattr(module, last).requires_grad_(True)
-        priors = module.__dict__.get("priors")
-        if isinstance(priors, dict) and priors and all(isinstance(prior, Prior) for prior in priors.values()):
-            for last in priors:
-                nn.Module.get_parameter(module, last).requires_grad_(True)
-            module.priors = {}  # type: ignore[assignment]
-    for parameter in copied.parameters():
-        parameter.grad = None
-    return copied.eval()
 
 
 def most_probable(guide: SiteGuide) -> dict[str, Tensor]:

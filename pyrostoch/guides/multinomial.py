@@ -13,7 +13,7 @@ from pyrostoch._checks import check_count
 from pyrostoch.distributions import SignedMultinomial
 from pyrostoch.effects import base_distribution
 from pyrostoch.guides.base import Guide
-from pyrostoch.guides.export import with_weights
+from pyrostoch.guides.plain import with_weights
 from pyrostoch.guides.starts import weights_with_a_scale
 from pyrostoch.guides.statistics import refuse_own
 from pyrostoch.sites import Site
@@ -98,18 +98,21 @@ class MultinomialWeights(Guide):
         n = _TRIALS_A_WEIGHT * shape.numel() // (shape[out_axis] if shape else 1) if self.n is None else self.n
         return SignedMultinomial(logits, n, parameters["log_scale"].exp(), out_axis=out_axis)
 
-    def export(self, model: nn.Module) -> nn.Module:
+    def export(self, model: nn.Module, *, draw: int | None = None) -> nn.Module:
         """A copy of the network, an ordinary module, whose weights are their means, rounded to multiples of s / n.
 
         Such a kernel need not be one that can be drawn, since its counts may not add up to n. The most probable counts
         would be no better a choice: many cells are then equally probable, and which of them has a trial is arbitrary.
 
         Args:
-            model: The `BayesianModel`, or the network itself.
+            model: The `BayesianModel`, or, without a draw, the network itself.
+            draw: Seed of a draw, which takes the place of the means.
 
         Returns:
             The copy, in evaluation mode, with nothing random in it.
         """
+        if draw is not None:
+            return super().export(model, draw=draw)
         refuse_own(self, "export")
         weights = {}
         for name in self.weight_names:

@@ -14,7 +14,8 @@ from torch.distributions import Normal
 
 from pyrostoch._checks import check_choice, name_list
 from pyrostoch._manual import see
-from pyrostoch.guides.export import make_sparse, with_weights
+from pyrostoch.guides.export import make_sparse
+from pyrostoch.guides.plain import with_weights
 from pyrostoch.guides.ratio import free_entries, is_zero_mean, log_alpha, weight_distributions
 from pyrostoch.model import BayesianModel
 from pyrostoch.priors import clean_name

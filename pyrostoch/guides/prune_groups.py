@@ -18,9 +18,9 @@ from pyrostoch._inputs import count_examples
 from pyrostoch._manual import see
 from pyrostoch._seeds import forked
 from pyrostoch._structure import flat_inputs
-from pyrostoch.guides.export import with_weights
 from pyrostoch.guides.group_scores import scores_by_layer, weight_means
 from pyrostoch.guides.layer_probe import call_plain
+from pyrostoch.guides.plain import with_weights
 from pyrostoch.guides.smaller import largest_difference, masked_network, smaller_network
 from pyrostoch.guides.units import Wires, wires_of
 from pyrostoch.model import BayesianModel

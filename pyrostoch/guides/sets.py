@@ -10,6 +10,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pyrostoch._manual import see
+from pyrostoch.guides.plain import plain_network
+
 __all__ = ["GuideSet"]
 
 
@@ -67,6 +70,26 @@ class GuideSet(nn.Module, ABC):
             self._left = tuple(torch.randperm(len(self)).tolist())
         index, self._left = self._left[0], self._left[1:]
         return index
+
+    def export(self, model: nn.Module, *, draw: int | None = None) -> nn.Module:
+        """A copy of the model's network, an ordinary module, with one draw of the weights: those of a member.
+
+        Args:
+            model: The `BayesianModel`.
+            draw: Seed of the draw.
+
+        Returns:
+            The copy, in evaluation mode, with nothing random in it.
+
+        Raises:
+            ValueError: No draw is asked for, or a layer of the network is random itself.
+        """
+        if draw is None and len(self) > 1:
+            raise ValueError(
+                f"export: the members of {type(self).__name__} are different networks, and the mean of their weights "
+                f"is none of them; give draw=, the seed of a draw{see('how-to/take_it_out')}"
+            )
+        return plain_network(model, self, 0 if draw is None else draw)
 
     @contextlib.contextmanager
     def in_turn(self) -> Iterator[None]:

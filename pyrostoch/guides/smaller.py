@@ -12,8 +12,8 @@ from torch.utils import _pytree as pytree
 
 from pyrostoch._checks import name_list
 from pyrostoch._manual import see
-from pyrostoch.guides.export import with_weights
 from pyrostoch.guides.layer_probe import call_plain, is_cut
+from pyrostoch.guides.plain import with_weights
 from pyrostoch.guides.units import Wires
 from pyrostoch.model import BayesianModel
 from pyrostoch.protocols import FlatInputs

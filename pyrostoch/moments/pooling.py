@@ -127,10 +127,9 @@ def _max_pool(
         # In memory one place of all windows lies after the other, so that pairs of places are contiguous.
         parts = []
         for place in itertools.product(*map(range, size)):
-            part = values
-            for axis, (i, end, width_step) in enumerate(zip(place, ends, step, strict=True), -count):
-                part = part.movedim(axis, 0)[i : i + end + 1 : width_step].movedim(0, axis)
-            parts.append(part)
+            # Slices and no other views, which a runtime without strides would make copies of.
+            rows: Any = (slice(i, i + end + 1, by) for i, end, by in zip(place, ends, step, strict=True))
+            parts.append(values[(..., *rows)])
         last = values.dim() == 4 and values.is_contiguous(memory_format=torch.channels_last)
         if last and not values.is_contiguous():
             return torch.stack([part.permute(0, 2, 3, 1) for part in parts]).permute(1, 4, 2, 3, 0)

@@ -6,13 +6,14 @@ after it gave what the code itself gives: with each number up to the next power 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, fx
 
 from pyrostoch._inputs import count_examples, device_of_inputs, example_axes, take_examples
 from pyrostoch._seeds import generator_states, set_generator_states
+from pyrostoch._structure import Structure
 from pyrostoch._tracing import traced
 from pyrostoch.protocols import FlatInputs, InDims
 from pyrostoch.staging import Graph, SettledGraph, StagingError, trace, trace_any_count
@@ -63,7 +64,8 @@ class PieceGraph:
         # Other values than those for which it is compared.
         other = _with_tensors(x, [leaf * 0.9 if leaf.is_floating_point() else leaf for leaf in leaves])
         whole = zip(_parts(x), example_axes(x, in_dims), strict=True)
-        axes = [axis for part, axis in whole if isinstance(part, Tensor)]
+        #: The axis of each tensor among the inputs that counts the examples.
+        self.axes = [axis for part, axis in whole if isinstance(part, Tensor)]
 
         def compute(inputs: Sequence[Tensor]) -> list[Tensor]:
             found = function(_with_tensors(x, inputs))
@@ -77,7 +79,12 @@ class PieceGraph:
                 graph: Graph = trace(lambda: compute(copies), copies)
             else:
                 some, more = (_tensors(repeated(other, size, in_dims)) for size in TRACED_COUNTS)
-                graph = trace_any_count(compute, some, more, axes)
+                graph = trace_any_count(compute, some, more, self.axes)
+        few = x if count is None or count == 1 else repeated(x, max(TRACED_COUNTS), in_dims)
+        #: The tensors among inputs of the kind, with a few examples.
+        self.example = [leaf.clone() for leaf in _tensors(few)]
+        self._form = _with_tensors(few, self.example)
+        self._formats = [_format(leaf) for leaf in leaves]
         self._graph = SettledGraph(graph, len(leaves))
         self.random = self._graph.random
         self._settled: list[list[Tensor]] = []
@@ -94,9 +101,46 @@ class PieceGraph:
         return self._all_runs(self._graph.live.forward, x)
 
     def _all_runs(self, run: Callable[..., Sequence[Tensor]], x: FlatInputs) -> Fields:
-        inputs, settled = _tensors(x), self._settle()
+        inputs, settled = _tensors(x), self.settled()
         with torch.inference_mode():
-            return self._collect(dict(zip(self._names, run(*inputs, *own), strict=True)) for own in settled)
+            return self.collected(run(*inputs, *own) for own in settled)
+
+    @property
+    def live(self) -> fx.GraphModule:
+        """The part of the graph that depends on the inputs: a function of them and of one run's `settled`."""
+        return self._graph.live
+
+    def collected(self, results: Iterable[Sequence[Tensor]]) -> Fields:
+        """The prediction, from the results of each run of `live`.
+
+        Args:
+            results: The results.
+        """
+        return self._collect(dict(zip(self._names, row, strict=True)) for row in results)
+
+    @property
+    def names(self) -> list[str]:
+        """Names of the tensors among the inputs."""
+        last = _parts(self._form)[-1]
+        known = [name.strip("[]'\"") for name in last.names] if isinstance(last, Structure) else []
+        return known or ["x"] if len(self.axes) == 1 else known or [f"x{k}" for k in range(len(self.axes))]
+
+    def inputs_of(self, tensors: Sequence[Tensor]) -> FlatInputs:
+        """Inputs with these tensors, and the options of the piece.
+
+        Args:
+            tensors: The tensors.
+        """
+        return _with_tensors(self._form, tensors)
+
+    def formatted(self, inputs: Sequence[Tensor]) -> list[Tensor]:
+        """Inputs in the memory format for which the graph was traced.
+
+        Args:
+            inputs: The tensors among the inputs.
+        """
+        pairs = zip(inputs, self._formats, strict=True)
+        return [value.contiguous(memory_format=form) for value, form in pairs]
 
     def compiled(self, x: FlatInputs, count: int) -> Fields:
         """The same by compiled code, for a piece that is filled up to a number of examples.
@@ -111,7 +155,7 @@ class PieceGraph:
         own = count_examples(x, self._in_dims)
         full = x if own == count else repeated(x, count, self._in_dims)
         if count not in self._compiled:
-            run = lower(self._graph.live, [*_tensors(full), *self._settle()[0]])
+            run = lower(self._graph.live, [*_tensors(full), *self.settled()[0]])
             device = device_of_inputs(x)
             before = generator_states(device)
             expected = self(full)
@@ -157,7 +201,7 @@ class PieceGraph:
         self._compared.add(_size_class(x, self._in_dims))
         return expected
 
-    def _settle(self) -> list[list[Tensor]]:
+    def settled(self) -> list[list[Tensor]]:
         """What does not depend on the inputs, of the present parameters, for each run."""
         read = [*self._graph.constants, *(tensor for variant in self._variants for tensor in variant)]
         versions = tuple((found.data_ptr(), 0 if found.is_inference() else found._version) for found in read)

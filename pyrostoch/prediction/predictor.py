@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import threading
 from collections.abc import Hashable, Iterable, Sequence
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -14,6 +16,7 @@ from tqdm.auto import tqdm
 
 from pyrostoch._checks import check_choice, check_finite
 from pyrostoch._inputs import count_examples, device_of_inputs, to_device
+from pyrostoch._manual import see
 from pyrostoch._structure import flat_inputs, with_labels
 from pyrostoch._targets import Target
 from pyrostoch.effects.frozen import noise_is_frozen
@@ -26,6 +29,7 @@ from pyrostoch.model import BayesianModel
 from pyrostoch.prediction.batched_sampling import PosteriorSampler
 from pyrostoch.prediction.draw_average import without_nan
 from pyrostoch.prediction.draw_chunk import VALID
+from pyrostoch.prediction.exported import Program, export_program
 from pyrostoch.prediction.fixed_draws import FixedDraws
 from pyrostoch.prediction.head_averages import split_heads
 from pyrostoch.prediction.inputs import compute_device, split
@@ -185,6 +189,54 @@ class Predictor:
                     part = to_device(inputs, target), None if own is None else own.to(target)
                     rows += [average.results() for average in kind.averages(*part)]
             return prediction_of(self.model, rows, kind.sampler, known)
+
+    def export(self, path: str | os.PathLike[str], *, format: Literal["torch", "onnx"] = "torch") -> tuple[str, ...]:
+        """Write the predictor as a program that needs neither this library nor the network's code.
+
+        It takes any number of examples. Its outputs are the fields of the prediction, in float64, and for classes
+        `probs`; arguments of distributions are not checked. Before it is written, it is compared with the network's
+        code for one, two and five examples, an ONNX program in onnxruntime.
+
+        Args:
+            path: The file; `.pt2` and `.onnx` are customary.
+            format: `"torch"` for a program that `torch.export.load` opens, `"onnx"` for any ONNX runtime (needs the
+                extra `onnx`).
+
+        Returns:
+            The names of the outputs.
+
+        Raises:
+            ImportError: The extra `onnx` is not installed.
+            ValueError: There is no graph, since no example was given or the network's code cannot be one; it draws
+                random numbers; or it cannot be exported.
+
+        Example:
+            >>> import tempfile
+            >>> import pyrostoch as ps
+            >>> model = ps.BayesianModel(torch.nn.Linear(2, 3), prior=ps.priors.Normal(),
+            ...                          likelihood=ps.likelihoods.Categorical(), num_data=10)
+            >>> predictor = Predictor(model, ps.guides.Additive(model), mode="moments", example=torch.zeros(4, 2))
+            >>> with tempfile.TemporaryDirectory() as folder:
+            ...     predictor.export(f"{folder}/net.pt2")
+            ('probs', 'log_probs', 'total', 'aleatoric', 'epistemic')
+        """
+        check_choice("format", format, ("torch", "onnx"))
+        graph = next((found for kind in self._kinds.values() if (found := kind.graph_for_several) is not None), None)
+        if graph is None:
+            why = self.reason or "no inputs are known; give example= with at least two examples to the Predictor"
+            raise ValueError(f"export: there is no graph: {why}{see('how-to/take_it_out')}")
+        if graph.random:
+            raise ValueError(
+                "export: the graph draws random numbers; use mode 'mean' or 'moments', or draws='fixed'; random "
+                f"activations and dropout of the network are drawn anew in any case{see('how-to/take_it_out')}"
+            )
+        kind = next(found for found in self._kinds.values() if found.graph_for_several is graph)
+        about = {"mode": self.mode, "num_samples": kind.sampler.num_samples}
+        with _LOCK:
+            graph = kind.graph_to_export(graph)
+            program = Program(graph)
+            export_program(program, Path(path), format, graph.names, graph.axes, kind.by_code, about)
+        return program.names
 
     @property
     def reason(self) -> str | None:

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pyrostoch._inputs import count_examples, device_of_inputs, have_common_part
 from pyrostoch._seeds import forked
@@ -91,6 +92,17 @@ class SettledKind:
                 self._graphs.clear()
         return self._eager(x)
 
+    def by_code(self, inputs: Sequence[Tensor]) -> Fields:
+        """The prediction of a few examples by the code of guide and network.
+
+        Args:
+            inputs: The tensors among the inputs, as those of the graph's example.
+        """
+        graph = self.graph_for_several
+        x = inputs[0] if graph is None else graph.inputs_of(inputs)
+        with evaluating(self.sampler.model, self.sampler.guide):
+            return self._average(x, None).results()
+
     def settle(self, x: FlatInputs) -> None:
         """Make the graph for pieces like this one, unless there is one, or find out why there is none.
 
@@ -99,11 +111,9 @@ class SettledKind:
         """
         if self.reason is not None or self._key(x) in self._graphs:
             return
-        model, guide = self.sampler.model, self.sampler.guide
-        parts = [part for module in (model, guide) if isinstance(module, nn.Module) for part in module.modules()]
         try:
             self._check_possible(x)
-            with evaluating(model, guide), restore_modules(list(dict.fromkeys(parts)), caches=False):
+            with self._tracing():
                 if 1 < (count_examples(x, self._in_dims) or 0) < max(TRACED_COUNTS):
                     # How weights are used is analyzed again for more examples than before, which cannot be traced.
                     with forked(device_of_inputs(x)):
@@ -112,6 +122,29 @@ class SettledKind:
             self._graphs[self._key(x)] = graph
         except StagingError as error:
             self.reason = str(error)
+
+    @property
+    def graph_for_several(self) -> PieceGraph | None:
+        """A graph for any number of examples, if there is one."""
+        return next((graph for (single, _), graph in self._graphs.items() if not single), None)
+
+    def graph_to_export(self, graph: PieceGraph) -> PieceGraph:
+        """The graph for inputs in the usual memory format: a runtime knows no other, and would transpose at each layer.
+
+        Args:
+            graph: That for several examples.
+        """
+        if all(leaf.is_contiguous() for leaf in graph.example):
+            return graph
+        with self._tracing():
+            return self._traced(graph.inputs_of([leaf.contiguous() for leaf in graph.example]))
+
+    @contextlib.contextmanager
+    def _tracing(self) -> Iterator[None]:
+        model, guide = self.sampler.model, self.sampler.guide
+        parts = [part for module in (model, guide) if isinstance(module, nn.Module) for part in module.modules()]
+        with evaluating(model, guide), restore_modules(list(dict.fromkeys(parts)), caches=False):
+            yield
 
     @property
     def _in_dims(self) -> Any:

@@ -295,3 +295,18 @@ def test_constants_of_torch_are_neither_drawn_nor_trained(name: str) -> None:
     for parameter in guide.parameters_for("0.weight").values():
         if parameter.grad is not None and parameter.shape == table.weight.shape:
             assert (parameter.grad[1] == 0).all()
+
+
+@each_guide
+def test_a_draw_is_an_ordinary_network(name: str) -> None:
+    model, guide = build(name)
+    if GUIDES[name].amortised:
+        return  # its layers are random themselves
+    x = torch.randn(5, 3, dtype=torch.float64)
+    plain = guide.export(model, draw=3)
+    with torch.no_grad():
+        expected = ps.draws(model, guide, x, 1, seed=3).outputs[0]
+        torch.testing.assert_close(plain(x), expected)
+        if GUIDES[name].moments and not name.endswith(("CategoricalWeights", "Weights", "binomial")):
+            found, mean = guide.export(model)(x), ps.predict(model, guide, x, mode="mean").mean
+            torch.testing.assert_close(found, mean)
