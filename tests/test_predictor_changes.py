@@ -161,3 +161,53 @@ def test_around_a_call() -> None:
     with Note():
         predictor(x)
     assert "0.weight" in seen
+
+
+def test_inputs_of_many_lengths_and_of_other_kinds() -> None:
+    torch.manual_seed(14)
+
+    class Pooled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(3, 2)
+
+        def forward(self, x: Tensor, options: Any = None) -> Tensor:
+            dense = x.to_dense() if x.layout is not torch.strided else x
+            return self.layer(dense).mean(1) if dense.dim() == 3 else self.layer(dense)
+
+    model, guide = made(Pooled())
+    predictor = Predictor(model, guide, mode="mean")
+    for length in range(2, 40):
+        x = torch.randn(3, length, 3)
+        assert_same(predictor(x), predict(model, guide, x, mode="mean"))
+    assert len(predictor._kinds) == 32 and "keep changing" in str(predictor.reason)
+
+    sparse = torch.eye(5, 3).to_sparse_coo()
+    other = Predictor(model, guide, mode="mean")
+    for _ in range(3):
+        assert_same(other(sparse), predict(model, guide, sparse, mode="mean"))
+    listed = ps.BayesianModel(
+        Pooled(), prior=priors.Normal(), likelihood=likelihoods.Categorical(), num_data=9, in_dims=(0, None)
+    )
+    own = guides.Additive(listed)
+    third = Predictor(listed, own, mode="mean")
+    for _ in range(3):
+        inputs = torch.randn(5, 3), {"unhashable": [1]}
+        assert_same(third(inputs), predict(listed, own, inputs, mode="mean"))
+
+
+def test_a_graph_that_fails_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    torch.manual_seed(15)
+    model, guide = made(mlp())
+    x = torch.randn(6, 4)
+    predictor = Predictor(model, guide, mode="mean", example=x)
+
+    def fail(*args: Any) -> None:
+        raise RuntimeError("shape '[3]' is invalid")
+
+    (kind,) = predictor._kinds.values()
+    (graph,) = kind._graphs.values()
+    monkeypatch.setattr(graph._graph.live, "forward", fail)
+    more = torch.randn(50, 4)
+    assert_same(predictor(more), predict(model, guide, more, mode="mean"))
+    assert "other numbers of examples" in str(predictor.reason)

@@ -19,7 +19,7 @@ from pyrostoch.protocols import FlatInputs, InDims
 from pyrostoch.staging import Graph, SettledGraph, StagingError, trace, trace_any_count
 from pyrostoch.staging.compiler import Compiled, lower
 
-__all__ = ["TRACED_COUNTS", "Fields", "PieceGraph", "kind_of", "repeated"]
+__all__ = ["TRACED_COUNTS", "Fields", "PieceGraph", "kind_of", "repeated", "shapes_of"]
 
 #: The tensors of a prediction by name.
 Fields = dict[str, Tensor]
@@ -192,7 +192,7 @@ class PieceGraph:
         after = generator_states(device)
         set_generator_states(device, before)
         try:
-            found = self(x)
+            found = self._tried(x)
             if not all(map(torch.equal, after, generator_states(device))):
                 raise StagingError("its graph draws other random numbers")
         finally:
@@ -200,6 +200,12 @@ class PieceGraph:
         _check_equal(found, expected, _TOLERANCE, "traced")
         self._compared.add(_size_class(x, self._in_dims))
         return expected
+
+    def _tried(self, x: FlatInputs) -> Fields:
+        try:
+            return self(x)
+        except Exception as error:  # its operations may not fit this number of examples
+            raise StagingError(f"its graph fails for other numbers of examples: {type(error).__name__}") from error
 
     def settled(self) -> list[list[Tensor]]:
         """What does not depend on the inputs, of the present parameters, for each run."""
@@ -228,8 +234,28 @@ def kind_of(x: FlatInputs, in_dims: InDims) -> Hashable:
             shape = tuple(size for index, size in enumerate(part.shape) if index != axis)
             found.append((shape, axis, part.dtype, part.device, _format(part)))
         else:
-            found.append((type(part), part))
+            found.append(_option(part))
     return (count_examples(x, in_dims) == 1, *found)
+
+
+def shapes_of(x: FlatInputs) -> Hashable:
+    """All that decides how inputs are computed, but for their values.
+
+    Args:
+        x: Inputs.
+    """
+    return tuple(
+        (part.shape, part.stride() if part.layout is torch.strided else part.layout, part.dtype, part.device)
+        if isinstance(part, Tensor)
+        else _option(part)
+        for part in _parts(x)
+    )
+
+
+def _option(part: object) -> Hashable:
+    """An input that is no tensor: a value, or any object, which is known by its identity."""
+    plain = part is None or isinstance(part, (bool, int, float, str, Structure))
+    return type(part), part if plain else id(part)
 
 
 def _parts(x: FlatInputs) -> tuple[object, ...]:

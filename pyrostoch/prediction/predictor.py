@@ -33,7 +33,7 @@ from pyrostoch.prediction.exported import Program, export_program
 from pyrostoch.prediction.fixed_draws import FixedDraws
 from pyrostoch.prediction.head_averages import split_heads
 from pyrostoch.prediction.inputs import compute_device, split
-from pyrostoch.prediction.piece_graph import Fields, PieceGraph, kind_of
+from pyrostoch.prediction.piece_graph import Fields, PieceGraph, kind_of, shapes_of
 from pyrostoch.prediction.prediction import Prediction
 from pyrostoch.prediction.readouts import check_guide, check_mode, evaluating, parse_mode, seeded
 from pyrostoch.prediction.settled_kind import SettledKind
@@ -47,6 +47,9 @@ _LOCK = threading.RLock()
 
 # Changes of a module's Python state after which a predictor no longer makes graphs.
 _MANY_CHANGES = 3
+
+# Kinds of inputs (numbers of examples apart) for which a predictor makes graphs.
+_MANY_KINDS = 32
 
 # Shapes of inputs for which a predictor remembers what was decided.
 _MANY_WAYS = 256
@@ -127,6 +130,7 @@ class Predictor:
         self._snapshot: _Snapshot | None = None
         self._ways: dict[Hashable, tuple[SettledKind, PieceGraph]] = {}
         self._changes = 0
+        self._reason: str | None = None
         if example is not None:
             for _ in range(2):
                 self(example)
@@ -243,7 +247,7 @@ class Predictor:
         """Why the code of guide and network runs in place of a graph; `None` where a graph does, or may do later."""
         if self._changes > _MANY_CHANGES:
             return "an attribute of a module keeps changing; keep a number that changes in a buffer"
-        return next((kind.reason for kind in self._kinds.values() if kind.reason is not None), None)
+        return next((kind.reason for kind in self._kinds.values() if kind.reason is not None), self._reason)
 
     @property
     def _in_dims(self) -> Any:
@@ -260,12 +264,16 @@ class Predictor:
         key = kind_of(x, self._in_dims)
         if key not in self._kinds:
             sampler = PosteriorSampler(self.model, self.guide, self.mode, self.num_samples, self._fixed is not None)
-            self._kinds[key] = SettledKind(sampler, self._fixed, self._compile)
+            kind = SettledKind(sampler, self._fixed, self._compile)
+            if len(self._kinds) >= _MANY_KINDS:
+                kind.reason = self._reason = "the shapes of its inputs keep changing"
+                return kind
+            self._kinds[key] = kind
         return self._kinds[key]
 
     def _as_before(self, x: FlatInputs, seed: int | None) -> Prediction | None:
         """The prediction for inputs of shapes that were served by one graph before: all has been decided."""
-        way = self._ways.get(_shapes(x))
+        way = self._ways.get(shapes_of(x))
         if way is None or not self._is_plain_call() or self._snapshot is None or not self._snapshot.is_unchanged():
             return None
         check_finite("inputs x", x)
@@ -307,7 +315,7 @@ class Predictor:
         self._snapshot = self._snapshot or _Snapshot(self.model, self.guide)
         graph = kind.graph_of(piece)
         if len(rows) == 1 and graph is not None and len(self._ways) < _MANY_WAYS:
-            self._ways[_shapes(first)] = kind, graph
+            self._ways[shapes_of(first)] = kind, graph
         return prediction_of(self.model, rows, kind.sampler, None)
 
 
@@ -328,15 +336,6 @@ class _Snapshot:
 
 def _attributes(model: BayesianModel) -> tuple[Any, ...]:
     return model.net, model.likelihood, model.in_dims, model.target, model.labels_from
-
-
-def _shapes(x: FlatInputs) -> Hashable:
-    """All that decides how inputs are computed, but for their values."""
-    parts = x if isinstance(x, tuple) else (x,)
-    return tuple(
-        (part.shape, part.stride(), part.dtype, part.device) if isinstance(part, Tensor) else (type(part), part)
-        for part in parts
-    )
 
 
 def prediction_of(

@@ -90,6 +90,8 @@ class SettledKind:
             except StagingError as error:
                 self.reason = str(error)
                 self._graphs.clear()
+            except torch.OutOfMemoryError:
+                pass  # the code runs fewer draws at a time
         return self._eager(x)
 
     def by_code(self, inputs: Sequence[Tensor]) -> Fields:
@@ -120,8 +122,8 @@ class SettledKind:
                         self._average(repeated(x, max(TRACED_COUNTS), self._in_dims), None)
                 graph = self._traced(x)
             self._graphs[self._key(x)] = graph
-        except StagingError as error:
-            self.reason = str(error)
+        except Exception as error:  # inputs of some kinds cannot be taken apart, and any code may be traced
+            self.reason = str(error) if isinstance(error, StagingError) else f"{type(error).__name__}: {error}"
 
     @property
     def graph_for_several(self) -> PieceGraph | None:
