@@ -211,3 +211,22 @@ def test_a_graph_that_fails_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None
     more = torch.randn(50, 4)
     assert_same(predictor(more), predict(model, guide, more, mode="mean"))
     assert "other numbers of examples" in str(predictor.reason)
+
+
+class Hidden(nn.Linear):
+    """A network on which `torch.vmap` fails once it has more than three examples."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        found = super().forward(x)
+        return found + float(found.detach().sum()) * 0.0 if len(x) > 3 else found
+
+
+def test_draws_that_turn_out_not_to_run_together_are_the_same_each_time() -> None:
+    torch.manual_seed(16)
+    model = ps.BayesianModel(Hidden(4, 3), prior=priors.Normal(), likelihood=likelihoods.Categorical(), num_data=9)
+    guide, x = guides.LowRank(model, rank=1, init_scale=0.5), torch.randn(8, 4)
+    first = predict(model, guide, x, mode="mc:30", seed=0)
+    assert_same(predict(model, guide, x, mode="mc:30", seed=0), first)
+    predictor = Predictor(model, guide, mode="mc:30", seed=0)
+    for _ in range(4):
+        assert_same(predictor(x), first)

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -90,6 +90,7 @@ class PosteriorSampler:
     max_chunk_size: int = 2**31
     plan: SamplingPlan = field(default_factory=SamplingPlan)
     _has_plan: bool = False
+    _made: SamplingPlan = field(default_factory=SamplingPlan)
 
     def __post_init__(self) -> None:
         check_mode(self.guide, self.mode)
@@ -119,8 +120,9 @@ class PosteriorSampler:
             def make() -> tuple[SamplingPlan, int]:
                 return self._make_plan(x), self.num_samples
 
-            self.plan, self.num_samples = known_plan(self.model, self.guide, settings, x, make)
+            self._made, self.num_samples = known_plan(self.model, self.guide, settings, x, make)
             self._has_plan = True
+            self.restart()
         plan, limit = self.plan, self._max_bytes(inputs)
         count = count_examples(x, self._in_dims)
         if count is None:  # nothing can be split
@@ -144,6 +146,11 @@ class PosteriorSampler:
         for start in range(0, count, size):
             rows = slice(start, start + size)
             yield take_examples(inputs if isinstance(x, tuple) else inputs[0], rows, self._in_dims), rows
+
+    def restart(self) -> None:
+        """Forget what went wrong with the plan so far, so that a seed gives the same draws as for the first time."""
+        if self._has_plan:
+            self.plan = replace(self._made)
 
     def formatted(self, x: FlatInputs) -> FlatInputs:
         """Inputs in the memory format in which the network is faster.

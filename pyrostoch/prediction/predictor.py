@@ -188,6 +188,7 @@ class Predictor:
             known = marked(self.model, given)
             kind = self._kind(first)
             rows: list[Fields] = []
+            kind.sampler.restart()
             with seeded(seed, target), evaluating(self.model, self.guide):
                 for inputs, own in shown:  # of which only one is on the device at a time
                     part = to_device(inputs, target), None if own is None else own.to(target)
