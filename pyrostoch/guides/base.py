@@ -19,7 +19,7 @@ from pyrostoch._manual import see
 from pyrostoch.distributions import PartlyFixed
 from pyrostoch.effects import independent
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
-from pyrostoch.guides.plain import plain_network
+from pyrostoch.guides.plain import Exportable
 from pyrostoch.guides.starts import nudge_from_zero
 from pyrostoch.guides.statistics import announce_buffers_of, layers_with_statistics
 from pyrostoch.sites import Site, announce_parameters, site_key
@@ -46,7 +46,7 @@ def sites_of(model: nn.Module, guide: str) -> dict[str, Site]:
     return sites
 
 
-class Guide(nn.Module):
+class Guide(Exportable, nn.Module):
     """A mean-field guide: an independent distribution for each site of a model.
 
     This is the base class for a guide of your own. Any Pyro distribution on the weights takes two methods, as in the
@@ -241,21 +241,6 @@ class Guide(nn.Module):
         for name, parameter in self.named_parameters():
             groups["alpha" if name.rpartition(".")[2] in self.alpha_parameters else "main"].append(parameter)
         return groups
-
-    def export(self, model: nn.Module, *, draw: int | None = None) -> nn.Module:
-        """A copy of the model's network, an ordinary module, with the mean weights or one draw of them.
-
-        Args:
-            model: The `BayesianModel`.
-            draw: Seed of the draw; the means by default.
-
-        Returns:
-            The copy, in evaluation mode, with nothing random in it.
-
-        Raises:
-            ValueError: A layer of the network is random itself; it is named.
-        """
-        return plain_network(model, self, draw)
 
     def zero_mean_gap(self) -> ZeroMeanGap:
         """The cost in nats of setting all means to zero, and the bound it gives; see `ZeroMeanGap`.

@@ -14,14 +14,14 @@ from pyrostoch._checks import name_list
 from pyrostoch._manual import see
 from pyrostoch.guides.base import Guide, sites_of
 from pyrostoch.guides.gap import ZeroMeanGap, zero_mean_gap
-from pyrostoch.guides.plain import plain_network
+from pyrostoch.guides.plain import Exportable
 from pyrostoch.guides.statistics import announce_buffers_of, statistics_of
 from pyrostoch.sites import announce_parameters
 
 __all__ = ["PerSite"]
 
 
-class PerSite(nn.Module):
+class PerSite(Exportable, nn.Module):
     """A guide composed of guides: each covers the sites whose names its pattern matches.
 
     Args:
@@ -118,21 +118,6 @@ class PerSite(nn.Module):
     def site_shapes(self) -> dict[str, torch.Size]:
         """The shape of each site."""
         return {name: self._part(name).site_shapes[name] for name in self.site_names}
-
-    def export(self, model: nn.Module, *, draw: int | None = None) -> nn.Module:
-        """A copy of the model's network, an ordinary module, with the mean weights or one draw of them.
-
-        Args:
-            model: The `BayesianModel`.
-            draw: Seed of the draw; the means by default.
-
-        Returns:
-            The copy, in evaluation mode, with nothing random in it.
-
-        Raises:
-            ValueError: A layer of the network is random itself; it is named.
-        """
-        return plain_network(model, self, draw)
 
     def site_distribution(self, site: str) -> Distribution:
         """The present distribution of one site, with all its axes declared as one event.

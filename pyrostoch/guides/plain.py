@@ -18,7 +18,7 @@ from pyrostoch.model import BayesianModel
 from pyrostoch.priors import Prior, clean_name
 from pyrostoch.sites import latent_sites, trace_of
 
-__all__ = ["plain_network", "with_weights"]
+__all__ = ["Exportable", "plain_network", "with_weights"]
 
 
 def with_weights(model: nn.Module, weights: dict[str, Tensor]) -> nn.Module:
@@ -120,3 +120,22 @@ def plain_network(model: nn.Module, guide: Any, draw: int | None = None) -> nn.M
 def _draws(part: nn.Module) -> bool:
     """Whether a module draws activations: each such layer says what it is without its noise, or on average."""
     return isinstance(part, MCDropout) or (hasattr(part, "expected") and hasattr(part, "noise_free"))
+
+
+class Exportable:
+    """What guides have in common whose means and draws make ordinary networks."""
+
+    def export(self, model: nn.Module, *, draw: int | None = None) -> nn.Module:
+        """A copy of the model's network, an ordinary module, with the mean weights or one draw of them.
+
+        Args:
+            model: The `BayesianModel`.
+            draw: Seed of the draw; the means by default.
+
+        Returns:
+            The copy, in evaluation mode, with nothing random in it.
+
+        Raises:
+            ValueError: A layer of the network is random itself; it is named.
+        """
+        return plain_network(model, self, draw)

@@ -49,6 +49,7 @@ class Program(nn.Module):
 
     Attributes:
         names: The names of the outputs; classes also have `probs`.
+        example: Inputs with a few examples.
     """
 
     def __init__(self, graph: PieceGraph) -> None:
@@ -59,7 +60,8 @@ class Program(nn.Module):
         for k, run in enumerate(self._runs):
             for i, value in enumerate(run):
                 self.register_buffer(f"settled_{k}_{i}", value.detach().clone())
-        fields = self._fields(*graph.example)
+        self.example = tuple(graph.example)
+        fields = self._fields(*self.example)
         self.names = tuple(fields)
 
     def forward(self, *inputs: Tensor) -> tuple[Tensor, ...]:
@@ -72,8 +74,7 @@ class Program(nn.Module):
         with traced(), torch.no_grad():
             found = self._graph.collected(self.live(*given, *own) for own in runs)
         found.pop(VALID)
-        probs = {f"{name.removesuffix('log_probs')}probs": found[name].exp() for name in found if "log_probs" in name}
-        return probs | found
+        return _with_probs(found)
 
 
 def export_program(
@@ -102,7 +103,7 @@ def export_program(
     """
     if format == "onnx" and (missing := [name for name in _NEEDED if importlib.util.find_spec(name) is None]):
         raise ImportError(f"export format='onnx': {name_list(missing)} not installed: pip install 'pyrostoch[onnx]'")
-    examples = tuple(program._graph.example)
+    examples = program.example
     batch = torch.export.Dim("batch", min=1)
     shapes = (tuple({} if axis is None else {axis: batch} for axis in axes),)
     with _quiet(), torch.no_grad():

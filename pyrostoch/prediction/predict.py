@@ -26,15 +26,12 @@ from pyrostoch.prediction.inputs import compute_device, split
 from pyrostoch.prediction.output_draws import draws as draws_of
 from pyrostoch.prediction.piece_graph import Fields
 from pyrostoch.prediction.prediction import Prediction
-from pyrostoch.prediction.predictor import Predictor, prediction_of
+from pyrostoch.prediction.predictor import BAR_DELAY, Predictor, prediction_of
 from pyrostoch.prediction.readouts import check_guide, evaluating, parse_mode, seeded
 from pyrostoch.prediction.saved import SavedPrediction, parts_of, write_parts
 from pyrostoch.protocols import FlatInputs, GivenTargets, Guide, Inputs, Model
 
 __all__ = ["predict"]
-
-# Seconds after which a progress bar is shown.
-_DELAY = 10.0
 
 
 @overload
@@ -169,7 +166,7 @@ def predict(
 
         kept = {"mode": name, "num_samples": draws, "seed": seed, "batch_size": batch_size}
         whole = x if isinstance(x, DataLoader) else flat_inputs(x, getattr(model, "target", None))
-        parts = tqdm(parts_of(model, whole, batch_size), "predict", delay=_DELAY, disable=not progress, unit="part")
+        parts = tqdm(parts_of(model, whole, batch_size), "predict", delay=BAR_DELAY, disable=not progress, unit="part")
         return write_parts(Path(out), parts, part, (model, guide), kept)
     if isinstance(x, DataLoader):
         raise TypeError("predict: expected inputs, got a DataLoader; its predictions are written into a folder, out=")

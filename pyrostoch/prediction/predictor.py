@@ -40,7 +40,7 @@ from pyrostoch.prediction.settled_kind import SettledKind
 from pyrostoch.protocols import FlatInputs, GivenTargets, Guide, Inputs, Model
 from pyrostoch.staging import ModuleSnapshot
 
-__all__ = ["Predictor", "prediction_of"]
+__all__ = ["BAR_DELAY", "Predictor", "prediction_of"]
 
 # Pyro's handlers are those of the whole process, and torch's generators too.
 _LOCK = threading.RLock()
@@ -54,8 +54,8 @@ _MANY_KINDS = 32
 # Shapes of inputs for which a predictor remembers what was decided.
 _MANY_WAYS = 256
 
-# Seconds after which a progress bar is shown.
-_DELAY = 10.0
+#: Seconds after which a progress bar is shown.
+BAR_DELAY = 10.0
 
 
 class Predictor:
@@ -178,7 +178,7 @@ class Predictor:
         target = compute_device(given, self.model, self.guide, self._device)
         check_finite("inputs x", given)
         first = to_device(batches[0][0], target)
-        shown = tqdm(batches, "predict", delay=_DELAY, disable=not progress, unit="batch")
+        shown = tqdm(batches, "predict", delay=BAR_DELAY, disable=not progress, unit="batch")
         if targets is None and labels is None and self._is_plain_call():
             found = self._by_graphs(first, shown, target, seed)
             if found is not None:

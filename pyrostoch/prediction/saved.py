@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import torch
@@ -191,7 +191,7 @@ def write_parts(
         wanted["seed"] = int(torch.randint(2**31, ())) if seed is None else seed
         if index is None:
             index = {"settings": wanted, "fields": [], "parts": [], "complete": False}
-            _write(folder / _INDEX, json.dumps(index, indent=1).encode())
+            _write_index(folder, index)
         changed = [name for name in wanted if wanted[name] != index["settings"].get(name)]
         if changed:
             raise ValueError(
@@ -207,13 +207,13 @@ def write_parts(
                 _write_part(folder, k, index, predict(x, mixed_seed(wanted["seed"], k)))
                 index["parts"].append(part)
                 index["complete"] = False
-                _write(folder / _INDEX, json.dumps(index, indent=1).encode())
+                _write_index(folder, index)
             done = k + 1
         if done != len(index["parts"]) or not done:
             raise ValueError(f"{place}: expected {len(index['parts']) or 'some'} parts of inputs, got {done}")
         if not index["complete"]:
             index["complete"] = True
-            _write(folder / _INDEX, json.dumps(index, indent=1).encode())
+            _write_index(folder, index)
     return SavedPrediction.read(folder)
 
 
@@ -226,23 +226,22 @@ def _write_part(folder: Path, number: int, index: dict[str, Any], found: Predict
         raise ValueError(f"prediction {folder}: part {number} has {', '.join(values)}, the first {index['fields']}")
     index["fields"] = list(values)
     for name, value in values.items():
-        path = _file(folder, number, name)
-        temporary = temporary_name(path)
-        with open(temporary, "xb") as stream:
-            np.save(stream, value.cpu().numpy())
-            stream.flush()
-            os.fsync(stream.fileno())
-        os.replace(temporary, path)
+        _write(_file(folder, number, name), lambda stream, value=value: np.save(stream, value.cpu().numpy()))  # type: ignore[misc]
 
 
 def _file(folder: Path, number: int, field: str) -> Path:
     return folder / f"{number:05d}.{field}.npy"
 
 
-def _write(path: Path, data: bytes) -> None:
+def _write_index(folder: Path, index: Mapping[str, Any]) -> None:
+    _write(folder / _INDEX, lambda stream: stream.write(json.dumps(index, indent=1).encode()))
+
+
+def _write(path: Path, fill: Callable[[BinaryIO], object]) -> None:
+    """Write a file whole or not at all."""
     temporary = temporary_name(path)
     with open(temporary, "xb") as stream:
-        stream.write(data)
+        fill(stream)
         stream.flush()
         os.fsync(stream.fileno())
     os.replace(temporary, path)
