@@ -41,6 +41,7 @@ class Delta(NormalStart):
 
     Example:
         >>> import torch, pyrostoch as ps
+        >>> _ = torch.manual_seed(0)
         >>> model = ps.BayesianModel(nn.Linear(1, 1), prior=ps.priors.Normal(),
         ...                          likelihood=ps.likelihoods.Gaussian(0.1), num_data=10)
         >>> x = torch.linspace(-1, 1, 10)[:, None]
